@@ -1,0 +1,66 @@
+"""The one seam under the namespace: a transactional, ordered key-value engine.
+
+Promise: strict serializability. A transaction reads a snapshot; what it read (unless `snapshot=True`) and what it wrote are its
+conflict sets; `commit` fails with CONFLICT when another transaction committed a write into its read set after its
+snapshot. `add` and `max` are blind: they commute and are in no conflict set. The limits below are those of the smallest engine
+(FoundationDB); the in-memory model enforces them in every test.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+TRANSACTION_SECONDS_MAX = 5.0  # older transactions fail with CONFLICT
+TRANSACTION_BYTES_MAX = 10_000_000  # keys and values written, and keys of the read set
+VALUE_BYTES_MAX = 100_000
+KEY_BYTES_MAX = 10_000
+
+Pair = tuple[bytes, bytes]
+
+
+class Transaction(Protocol):
+    """Used by one task. After `commit` or an error it is spent."""
+
+    async def get(self, key: bytes, *, snapshot: bool = False) -> bytes | None:
+        """The value as of the snapshot with this transaction's own writes applied; None if absent."""
+
+    async def get_many(self, keys: list[bytes], *, snapshot: bool = False) -> list[bytes | None]:
+        """Several keys in one round trip, in order."""
+
+    async def scan(self, begin: bytes, end: bytes, limit: int, *, reverse: bool = False, snapshot: bool = False) -> list[Pair]:
+        """At most `limit` pairs with begin <= key < end, in order (own writes applied). The part of the range that was looked at is read."""
+
+    def put(self, key: bytes, value: bytes) -> None: ...
+
+    def delete(self, key: bytes) -> None: ...
+
+    def delete_range(self, begin: bytes, end: bytes) -> None: ...
+
+    def add(self, key: bytes, delta: int) -> None:
+        """Add to a counter (8 bytes, little-endian, two's complement; absent is 0). Blind: no conflict."""
+
+    def max(self, key: bytes, value: int) -> None:
+        """Raise a counter to at least `value`. Blind."""
+
+    def put_versionstamped(self, prefix: bytes, suffix: bytes, value: bytes) -> None:
+        """Put under prefix + 10 bytes that rise with the commit order + suffix. Its key is known only after the commit."""
+
+    def conflict_read(self, key: bytes) -> None:
+        """Put a key into the read set without reading it."""
+
+    def conflict_write(self, key: bytes) -> None:
+        """Put a key into the write set without writing it."""
+
+    async def commit(self, *, durable: bool = False) -> int:
+        """Make it so, and return the commit version (rising). It survives kill -9 when this returns, power loss within a second,
+        or at once with `durable`. Raises CONFLICT (nothing happened), MAYBE_COMMITTED, TOO_LARGE."""
+
+
+class Engine(Protocol):
+    def begin(self) -> Transaction:
+        """A transaction on the newest snapshot."""
+
+    async def sync(self) -> None:
+        """Everything committed before is durable when this returns."""
+
+    async def close(self) -> None: ...

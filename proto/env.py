@@ -1,0 +1,109 @@
+"""The environment: all that the cores may await. Three drivers implement it: blocking, asyncio, simulated.
+
+Client logic is written once, as `async def` over an `Environment`. Under the blocking driver no method ever suspends, so `drive(coro)`
+runs a whole operation in the caller's thread with one `send(None)`; under asyncio the same code awaits for real; in the
+simulator time, network and disks come from a seed. A core awaits nothing else and imports no asyncio, threading, socket or time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+from .errors import StatusError
+from .region import Region, Slice
+from .rpc import Method
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(slots=True)
+class Call:
+    """One request to one server. `address` is "unix:/path", "tcp:host:port" or "local:name"."""
+
+    address: str
+    method: Method
+    request: Message
+    timeout: float  # seconds, for everything: connecting, sending, waiting
+    source: Sequence[Slice] = ()  # bulk to the server, concatenated
+    target: Sequence[Slice] = ()  # bulk from the server, concatenated
+
+
+class Ticket(Protocol):
+    """A call that was started and not yet collected."""
+
+
+class Pool(Protocol):
+    """The client's own registered memory, of bounded size, handed out in slices."""
+
+    def take(self, length: int) -> Slice:
+        """A slice of at least one page alignment. Raises BUSY at the limit."""
+
+    def give(self, slice_: Slice) -> None:
+        """Back to the pool. A slice that is quarantined is kept aside until its peer can no longer move into it."""
+
+
+class Environment(Protocol):
+    pool: Pool
+
+    async def call(self, call: Call) -> Any:
+        """The reply message. Raises StatusError: UNAVAILABLE (nothing was sent), MAYBE_COMMITTED, DEADLINE, or the server's."""
+
+    async def call_many(self, calls: Sequence[Call]) -> list[Any]:
+        """All at once; per call the reply or the StatusError, in order. Never raises for one of them."""
+
+    def start(self, call: Call) -> Ticket:
+        """Send now, collect later (readahead, write-behind). Sends before it returns as far as the socket takes it."""
+
+    async def collect(self, ticket: Ticket) -> Any:
+        """The reply of a started call; raises as `call` does. A ticket is collected or abandoned once."""
+
+    def abandon(self, ticket: Ticket) -> None:
+        """Nobody wants the answer any more: cancel at the server; its target slices are quarantined until that is certain."""
+
+    def shares_memory(self, address: str) -> bool:
+        """Whether pool slices reach this server without passing through a socket (shm, rdma)."""
+
+    def reachable(self, address: str) -> bool:
+        """Whether this address can be tried from here: a Unix socket needs the same host."""
+
+    def register(self, buffer: Any) -> Region:
+        """Make the caller's memory a region. It stays valid until `unregister`."""
+
+    def unregister(self, region: Region) -> None: ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+    def now(self) -> float:
+        """Seconds on CLOCK_BOOTTIME (leases count while a laptop sleeps)."""
+
+    def wall_ns(self) -> int:
+        """Nanoseconds since the epoch, for file times only; never compared between hosts."""
+
+    def random(self) -> float:
+        """[0, 1), for jitter."""
+
+    def lock(self) -> AbstractAsyncContextManager[None]:
+        """A mutual exclusion usable with `async with` by the tasks or threads of this environment."""
+
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Any:
+        """Run a background worker (the keeper): a daemon thread, a task or a simulated task. It stops by `close`."""
+
+    def close(self) -> Awaitable[None] | None: ...
+
+
+def drive(coro: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run a core coroutine to its end in this thread; it must not suspend (blocking driver only)."""
+    try:
+        coro.send(None)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
+    coro.close()
+    raise RuntimeError("a core suspended under the blocking driver: it awaited something outside its environment")
+
+
+__all__ = ["Call", "Environment", "Pool", "StatusError", "Ticket", "drive"]

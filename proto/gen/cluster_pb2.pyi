@@ -1,0 +1,199 @@
+from emberfs.proto.gen import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class NodeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NODE_KIND_UNSPECIFIED: _ClassVar[NodeKind]
+    NODE_KIND_META: _ClassVar[NodeKind]
+    NODE_KIND_STORAGE: _ClassVar[NodeKind]
+
+class LocalState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOCAL_STATE_UNSPECIFIED: _ClassVar[LocalState]
+    LOCAL_STATE_UPTODATE: _ClassVar[LocalState]
+    LOCAL_STATE_ONLINE: _ClassVar[LocalState]
+    LOCAL_STATE_OFFLINE: _ClassVar[LocalState]
+NODE_KIND_UNSPECIFIED: NodeKind
+NODE_KIND_META: NodeKind
+NODE_KIND_STORAGE: NodeKind
+LOCAL_STATE_UNSPECIFIED: LocalState
+LOCAL_STATE_UPTODATE: LocalState
+LOCAL_STATE_ONLINE: LocalState
+LOCAL_STATE_OFFLINE: LocalState
+
+class Node(_message.Message):
+    __slots__ = ("id", "kind", "addresses", "host", "name", "process", "software")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    kind: NodeKind
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    host: str
+    name: str
+    process: int
+    software: str
+    def __init__(self, id: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., addresses: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., name: _Optional[str] = ..., process: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
+
+class Target(_message.Message):
+    __slots__ = ("id", "node", "incarnation", "capacity", "used", "state", "path")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    node: int
+    incarnation: int
+    capacity: int
+    used: int
+    state: LocalState
+    path: str
+    def __init__(self, id: _Optional[int] = ..., node: _Optional[int] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[int] = ..., used: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., path: _Optional[str] = ...) -> None: ...
+
+class ChainTable(_message.Message):
+    __slots__ = ("id", "version", "chains")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    version: int
+    chains: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, id: _Optional[int] = ..., version: _Optional[int] = ..., chains: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Routing(_message.Message):
+    __slots__ = ("version", "since", "cluster", "nodes", "targets", "chains", "tables", "removed_nodes", "ended_clients", "capability_epoch", "capability_key")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_NODES_FIELD_NUMBER: _ClassVar[int]
+    ENDED_CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_KEY_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    since: int
+    cluster: str
+    nodes: _containers.RepeatedCompositeFieldContainer[Node]
+    targets: _containers.RepeatedCompositeFieldContainer[Target]
+    chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
+    tables: _containers.RepeatedCompositeFieldContainer[ChainTable]
+    removed_nodes: _containers.RepeatedScalarFieldContainer[int]
+    ended_clients: _containers.RepeatedScalarFieldContainer[bytes]
+    capability_epoch: int
+    capability_key: bytes
+    def __init__(self, version: _Optional[int] = ..., since: _Optional[int] = ..., cluster: _Optional[str] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[ChainTable, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[int]] = ..., ended_clients: _Optional[_Iterable[bytes]] = ..., capability_epoch: _Optional[int] = ..., capability_key: _Optional[bytes] = ...) -> None: ...
+
+class GetRoutingRequest(_message.Message):
+    __slots__ = ("since",)
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    since: int
+    def __init__(self, since: _Optional[int] = ...) -> None: ...
+
+class RegisterNodeRequest(_message.Message):
+    __slots__ = ("node", "targets")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    node: Node
+    targets: _containers.RepeatedCompositeFieldContainer[Target]
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ...) -> None: ...
+
+class RegisterNodeReply(_message.Message):
+    __slots__ = ("node", "routing", "lease_ms")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_FIELD_NUMBER: _ClassVar[int]
+    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    routing: Routing
+    lease_ms: int
+    def __init__(self, node: _Optional[int] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., lease_ms: _Optional[int] = ...) -> None: ...
+
+class HeartbeatRequest(_message.Message):
+    __slots__ = ("node", "process", "routing_version", "targets", "chain", "chain_version")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    process: int
+    routing_version: int
+    targets: _containers.RepeatedCompositeFieldContainer[Target]
+    chain: _containers.RepeatedScalarFieldContainer[int]
+    chain_version: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, node: _Optional[int] = ..., process: _Optional[int] = ..., routing_version: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class HeartbeatReply(_message.Message):
+    __slots__ = ("routing", "lease_ms")
+    ROUTING_FIELD_NUMBER: _ClassVar[int]
+    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    routing: Routing
+    lease_ms: int
+    def __init__(self, routing: _Optional[_Union[Routing, _Mapping]] = ..., lease_ms: _Optional[int] = ...) -> None: ...
+
+class RenewClientRequest(_message.Message):
+    __slots__ = ("open_inodes", "acknowledged_request", "routing_version", "name")
+    OPEN_INODES_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    open_inodes: _containers.RepeatedScalarFieldContainer[int]
+    acknowledged_request: int
+    routing_version: int
+    name: str
+    def __init__(self, open_inodes: _Optional[_Iterable[int]] = ..., acknowledged_request: _Optional[int] = ..., routing_version: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
+
+class RenewClientReply(_message.Message):
+    __slots__ = ("lease_ms", "epoch", "routing")
+    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_FIELD_NUMBER: _ClassVar[int]
+    lease_ms: int
+    epoch: int
+    routing: Routing
+    def __init__(self, lease_ms: _Optional[int] = ..., epoch: _Optional[int] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ...) -> None: ...
+
+class EndClientRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class EndClientReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("routing", "clients", "inodes", "primary", "started_ns", "gc_pending")
+    ROUTING_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    PRIMARY_FIELD_NUMBER: _ClassVar[int]
+    STARTED_NS_FIELD_NUMBER: _ClassVar[int]
+    GC_PENDING_FIELD_NUMBER: _ClassVar[int]
+    routing: Routing
+    clients: int
+    inodes: int
+    primary: str
+    started_ns: int
+    gc_pending: int
+    def __init__(self, routing: _Optional[_Union[Routing, _Mapping]] = ..., clients: _Optional[int] = ..., inodes: _Optional[int] = ..., primary: _Optional[str] = ..., started_ns: _Optional[int] = ..., gc_pending: _Optional[int] = ...) -> None: ...

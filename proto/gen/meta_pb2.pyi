@@ -1,0 +1,396 @@
+from emberfs.proto.gen import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class RemoveKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REMOVE_KIND_UNSPECIFIED: _ClassVar[RemoveKind]
+    REMOVE_KIND_UNLINK: _ClassVar[RemoveKind]
+    REMOVE_KIND_RMDIR: _ClassVar[RemoveKind]
+    REMOVE_KIND_TREE: _ClassVar[RemoveKind]
+REMOVE_KIND_UNSPECIFIED: RemoveKind
+REMOVE_KIND_UNLINK: RemoveKind
+REMOVE_KIND_RMDIR: RemoveKind
+REMOVE_KIND_TREE: RemoveKind
+
+class Place(_message.Message):
+    __slots__ = ("parent", "path")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    parent: int
+    path: bytes
+    def __init__(self, parent: _Optional[int] = ..., path: _Optional[bytes] = ...) -> None: ...
+
+class StatRequest(_message.Message):
+    __slots__ = ("caller", "places", "follow")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    places: _containers.RepeatedCompositeFieldContainer[Place]
+    follow: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., follow: bool = ...) -> None: ...
+
+class StatReply(_message.Message):
+    __slots__ = ("statuses", "attributes")
+    STATUSES_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    statuses: _containers.RepeatedScalarFieldContainer[int]
+    attributes: _containers.RepeatedCompositeFieldContainer[_common_pb2.Attributes]
+    def __init__(self, statuses: _Optional[_Iterable[int]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ...) -> None: ...
+
+class OpenRequest(_message.Message):
+    __slots__ = ("caller", "request_id", "place", "flags", "mode", "chunk_size", "stripe", "parents", "unnamed")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    STRIPE_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    UNNAMED_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    request_id: int
+    place: Place
+    flags: int
+    mode: int
+    chunk_size: int
+    stripe: int
+    parents: bool
+    unnamed: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., flags: _Optional[int] = ..., mode: _Optional[int] = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ..., parents: bool = ..., unnamed: bool = ...) -> None: ...
+
+class OpenReply(_message.Message):
+    __slots__ = ("attributes", "created", "session", "capability", "capability_ms")
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_MS_FIELD_NUMBER: _ClassVar[int]
+    attributes: _common_pb2.Attributes
+    created: bool
+    session: int
+    capability: bytes
+    capability_ms: int
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., created: bool = ..., session: _Optional[int] = ..., capability: _Optional[bytes] = ..., capability_ms: _Optional[int] = ...) -> None: ...
+
+class CloseRequest(_message.Message):
+    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "mtime_ns", "discard")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    DISCARD_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    inode: int
+    session: int
+    written: bool
+    length: int
+    truncate_version: int
+    sparse: bool
+    mtime_ns: int
+    discard: bool
+    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., mtime_ns: _Optional[int] = ..., discard: bool = ...) -> None: ...
+
+class CloseReply(_message.Message):
+    __slots__ = ("attributes",)
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    attributes: _common_pb2.Attributes
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
+
+class SyncFileRequest(_message.Message):
+    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "durable")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    inode: int
+    session: int
+    written: bool
+    length: int
+    truncate_version: int
+    sparse: bool
+    durable: bool
+    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., durable: bool = ...) -> None: ...
+
+class SyncFileReply(_message.Message):
+    __slots__ = ("attributes",)
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    attributes: _common_pb2.Attributes
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
+
+class CreateRequest(_message.Message):
+    __slots__ = ("caller", "request_id", "entries", "parents", "exist_ok")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    EXIST_OK_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    request_id: int
+    entries: _containers.RepeatedCompositeFieldContainer[NewEntry]
+    parents: bool
+    exist_ok: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[NewEntry, _Mapping]]] = ..., parents: bool = ..., exist_ok: bool = ...) -> None: ...
+
+class NewEntry(_message.Message):
+    __slots__ = ("place", "type", "mode", "target", "rdev", "chunk_size", "stripe")
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    RDEV_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    STRIPE_FIELD_NUMBER: _ClassVar[int]
+    place: Place
+    type: _common_pb2.FileType
+    mode: int
+    target: bytes
+    rdev: int
+    chunk_size: int
+    stripe: int
+    def __init__(self, place: _Optional[_Union[Place, _Mapping]] = ..., type: _Optional[_Union[_common_pb2.FileType, str]] = ..., mode: _Optional[int] = ..., target: _Optional[bytes] = ..., rdev: _Optional[int] = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ...) -> None: ...
+
+class CreateReply(_message.Message):
+    __slots__ = ("statuses", "attributes")
+    STATUSES_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    statuses: _containers.RepeatedScalarFieldContainer[int]
+    attributes: _containers.RepeatedCompositeFieldContainer[_common_pb2.Attributes]
+    def __init__(self, statuses: _Optional[_Iterable[int]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ...) -> None: ...
+
+class RemoveRequest(_message.Message):
+    __slots__ = ("caller", "request_id", "places", "kind")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    request_id: int
+    places: _containers.RepeatedCompositeFieldContainer[Place]
+    kind: RemoveKind
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., kind: _Optional[_Union[RemoveKind, str]] = ...) -> None: ...
+
+class RemoveReply(_message.Message):
+    __slots__ = ("statuses",)
+    STATUSES_FIELD_NUMBER: _ClassVar[int]
+    statuses: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, statuses: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class RenameRequest(_message.Message):
+    __slots__ = ("caller", "request_id", "source", "target", "flags")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    request_id: int
+    source: Place
+    target: Place
+    flags: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., source: _Optional[_Union[Place, _Mapping]] = ..., target: _Optional[_Union[Place, _Mapping]] = ..., flags: _Optional[int] = ...) -> None: ...
+
+class RenameReply(_message.Message):
+    __slots__ = ("attributes",)
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    attributes: _common_pb2.Attributes
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
+
+class LinkRequest(_message.Message):
+    __slots__ = ("caller", "request_id", "source", "target", "follow")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    request_id: int
+    source: Place
+    target: Place
+    follow: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., source: _Optional[_Union[Place, _Mapping]] = ..., target: _Optional[_Union[Place, _Mapping]] = ..., follow: bool = ...) -> None: ...
+
+class LinkReply(_message.Message):
+    __slots__ = ("attributes",)
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    attributes: _common_pb2.Attributes
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
+
+class SetAttributesRequest(_message.Message):
+    __slots__ = ("caller", "request_id", "place", "follow", "mode", "uid", "gid", "atime_ns", "mtime_ns", "atime_now", "mtime_now", "chunk_size", "stripe")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    ATIME_NS_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    ATIME_NOW_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NOW_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    STRIPE_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    request_id: int
+    place: Place
+    follow: bool
+    mode: int
+    uid: int
+    gid: int
+    atime_ns: int
+    mtime_ns: int
+    atime_now: bool
+    mtime_now: bool
+    chunk_size: int
+    stripe: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., follow: bool = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_now: bool = ..., mtime_now: bool = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ...) -> None: ...
+
+class SetAttributesReply(_message.Message):
+    __slots__ = ("attributes",)
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    attributes: _common_pb2.Attributes
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
+
+class TruncateRequest(_message.Message):
+    __slots__ = ("caller", "request_id", "place", "length", "session")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    request_id: int
+    place: Place
+    length: int
+    session: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., length: _Optional[int] = ..., session: _Optional[int] = ...) -> None: ...
+
+class TruncateReply(_message.Message):
+    __slots__ = ("attributes",)
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    attributes: _common_pb2.Attributes
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
+
+class ReadDirectoryRequest(_message.Message):
+    __slots__ = ("caller", "place", "cookie", "entries_max", "attributes")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    COOKIE_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_MAX_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    place: Place
+    cookie: bytes
+    entries_max: int
+    attributes: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., cookie: _Optional[bytes] = ..., entries_max: _Optional[int] = ..., attributes: bool = ...) -> None: ...
+
+class ReadDirectoryReply(_message.Message):
+    __slots__ = ("names", "inodes", "types", "attributes", "cookie", "end", "directory")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    TYPES_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    COOKIE_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[bytes]
+    inodes: _containers.RepeatedScalarFieldContainer[int]
+    types: _containers.RepeatedScalarFieldContainer[_common_pb2.FileType]
+    attributes: _containers.RepeatedCompositeFieldContainer[_common_pb2.Attributes]
+    cookie: bytes
+    end: bool
+    directory: _common_pb2.Attributes
+    def __init__(self, names: _Optional[_Iterable[bytes]] = ..., inodes: _Optional[_Iterable[int]] = ..., types: _Optional[_Iterable[_Union[_common_pb2.FileType, str]]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ..., cookie: _Optional[bytes] = ..., end: bool = ..., directory: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
+
+class FindRequest(_message.Message):
+    __slots__ = ("caller", "place", "depth_max", "cookie", "entries_max")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_MAX_FIELD_NUMBER: _ClassVar[int]
+    COOKIE_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_MAX_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    place: Place
+    depth_max: int
+    cookie: bytes
+    entries_max: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., depth_max: _Optional[int] = ..., cookie: _Optional[bytes] = ..., entries_max: _Optional[int] = ...) -> None: ...
+
+class FindReply(_message.Message):
+    __slots__ = ("paths", "attributes", "cookie", "end", "denied")
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    COOKIE_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    DENIED_FIELD_NUMBER: _ClassVar[int]
+    paths: _containers.RepeatedScalarFieldContainer[bytes]
+    attributes: _containers.RepeatedCompositeFieldContainer[_common_pb2.Attributes]
+    cookie: bytes
+    end: bool
+    denied: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, paths: _Optional[_Iterable[bytes]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ..., cookie: _Optional[bytes] = ..., end: bool = ..., denied: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class StatFsRequest(_message.Message):
+    __slots__ = ("caller",)
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ...) -> None: ...
+
+class StatFsReply(_message.Message):
+    __slots__ = ("bytes_total", "bytes_free", "inodes_used", "name_bytes_max")
+    BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FREE_FIELD_NUMBER: _ClassVar[int]
+    INODES_USED_FIELD_NUMBER: _ClassVar[int]
+    NAME_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    bytes_total: int
+    bytes_free: int
+    inodes_used: int
+    name_bytes_max: int
+    def __init__(self, bytes_total: _Optional[int] = ..., bytes_free: _Optional[int] = ..., inodes_used: _Optional[int] = ..., name_bytes_max: _Optional[int] = ...) -> None: ...
+
+class PublishRequest(_message.Message):
+    __slots__ = ("caller", "request_id", "inodes", "targets", "exclusive")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    EXCLUSIVE_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    request_id: int
+    inodes: _containers.RepeatedScalarFieldContainer[int]
+    targets: _containers.RepeatedCompositeFieldContainer[Place]
+    exclusive: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., inodes: _Optional[_Iterable[int]] = ..., targets: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., exclusive: bool = ...) -> None: ...
+
+class PublishReply(_message.Message):
+    __slots__ = ("attributes",)
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    attributes: _containers.RepeatedCompositeFieldContainer[_common_pb2.Attributes]
+    def __init__(self, attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ...) -> None: ...
+
+class SyncNamespaceRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SyncNamespaceReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

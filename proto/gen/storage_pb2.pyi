@@ -1,0 +1,242 @@
+from emberfs.proto.gen import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ReadRequest(_message.Message):
+    __slots__ = ("chain", "chain_version", "inode", "index", "offset", "length", "capabilities", "capability", "tenant")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    chain: _containers.RepeatedScalarFieldContainer[int]
+    chain_version: _containers.RepeatedScalarFieldContainer[int]
+    inode: _containers.RepeatedScalarFieldContainer[int]
+    index: _containers.RepeatedScalarFieldContainer[int]
+    offset: _containers.RepeatedScalarFieldContainer[int]
+    length: _containers.RepeatedScalarFieldContainer[int]
+    capabilities: _containers.RepeatedScalarFieldContainer[bytes]
+    capability: _containers.RepeatedScalarFieldContainer[int]
+    tenant: int
+    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., index: _Optional[_Iterable[int]] = ..., offset: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., capabilities: _Optional[_Iterable[bytes]] = ..., capability: _Optional[_Iterable[int]] = ..., tenant: _Optional[int] = ...) -> None: ...
+
+class ReadReply(_message.Message):
+    __slots__ = ("status", "returned", "checksums", "checksum", "unit", "commit_version", "chains")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    RETURNED_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    status: _containers.RepeatedScalarFieldContainer[int]
+    returned: _containers.RepeatedScalarFieldContainer[int]
+    checksums: _containers.RepeatedScalarFieldContainer[int]
+    checksum: _containers.RepeatedScalarFieldContainer[int]
+    unit: _containers.RepeatedScalarFieldContainer[int]
+    commit_version: _containers.RepeatedScalarFieldContainer[int]
+    chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
+    def __init__(self, status: _Optional[_Iterable[int]] = ..., returned: _Optional[_Iterable[int]] = ..., checksums: _Optional[_Iterable[int]] = ..., checksum: _Optional[_Iterable[int]] = ..., unit: _Optional[_Iterable[int]] = ..., commit_version: _Optional[_Iterable[int]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
+
+class WriteRequest(_message.Message):
+    __slots__ = ("chain", "chain_version", "inode", "index", "offset", "length", "checksum", "channel", "sequence", "truncate_version", "chunk_size", "capabilities", "capability", "tenant", "client")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    chain: _containers.RepeatedScalarFieldContainer[int]
+    chain_version: _containers.RepeatedScalarFieldContainer[int]
+    inode: _containers.RepeatedScalarFieldContainer[int]
+    index: _containers.RepeatedScalarFieldContainer[int]
+    offset: _containers.RepeatedScalarFieldContainer[int]
+    length: _containers.RepeatedScalarFieldContainer[int]
+    checksum: _containers.RepeatedScalarFieldContainer[int]
+    channel: _containers.RepeatedScalarFieldContainer[int]
+    sequence: _containers.RepeatedScalarFieldContainer[int]
+    truncate_version: _containers.RepeatedScalarFieldContainer[int]
+    chunk_size: _containers.RepeatedScalarFieldContainer[int]
+    capabilities: _containers.RepeatedScalarFieldContainer[bytes]
+    capability: _containers.RepeatedScalarFieldContainer[int]
+    tenant: int
+    client: bytes
+    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., index: _Optional[_Iterable[int]] = ..., offset: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., checksum: _Optional[_Iterable[int]] = ..., channel: _Optional[_Iterable[int]] = ..., sequence: _Optional[_Iterable[int]] = ..., truncate_version: _Optional[_Iterable[int]] = ..., chunk_size: _Optional[_Iterable[int]] = ..., capabilities: _Optional[_Iterable[bytes]] = ..., capability: _Optional[_Iterable[int]] = ..., tenant: _Optional[int] = ..., client: _Optional[bytes] = ...) -> None: ...
+
+class WriteReply(_message.Message):
+    __slots__ = ("status", "commit_version", "chunk_length", "chains")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    status: _containers.RepeatedScalarFieldContainer[int]
+    commit_version: _containers.RepeatedScalarFieldContainer[int]
+    chunk_length: _containers.RepeatedScalarFieldContainer[int]
+    chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
+    def __init__(self, status: _Optional[_Iterable[int]] = ..., commit_version: _Optional[_Iterable[int]] = ..., chunk_length: _Optional[_Iterable[int]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
+
+class TruncateChunkRequest(_message.Message):
+    __slots__ = ("chain", "chain_version", "inode", "index", "length", "truncate_version", "channel", "sequence", "tenant", "chunk_size")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    chain: _containers.RepeatedScalarFieldContainer[int]
+    chain_version: _containers.RepeatedScalarFieldContainer[int]
+    inode: _containers.RepeatedScalarFieldContainer[int]
+    index: _containers.RepeatedScalarFieldContainer[int]
+    length: _containers.RepeatedScalarFieldContainer[int]
+    truncate_version: _containers.RepeatedScalarFieldContainer[int]
+    channel: _containers.RepeatedScalarFieldContainer[int]
+    sequence: _containers.RepeatedScalarFieldContainer[int]
+    tenant: int
+    chunk_size: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., index: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., truncate_version: _Optional[_Iterable[int]] = ..., channel: _Optional[_Iterable[int]] = ..., sequence: _Optional[_Iterable[int]] = ..., tenant: _Optional[int] = ..., chunk_size: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class TruncateChunkReply(_message.Message):
+    __slots__ = ("status", "chains")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    status: _containers.RepeatedScalarFieldContainer[int]
+    chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
+    def __init__(self, status: _Optional[_Iterable[int]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
+
+class RemoveChunksRequest(_message.Message):
+    __slots__ = ("chain", "chain_version", "inode", "first", "last", "chunks_max", "tenant")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_MAX_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    chain: _containers.RepeatedScalarFieldContainer[int]
+    chain_version: _containers.RepeatedScalarFieldContainer[int]
+    inode: _containers.RepeatedScalarFieldContainer[int]
+    first: _containers.RepeatedScalarFieldContainer[int]
+    last: _containers.RepeatedScalarFieldContainer[int]
+    chunks_max: int
+    tenant: int
+    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., first: _Optional[_Iterable[int]] = ..., last: _Optional[_Iterable[int]] = ..., chunks_max: _Optional[int] = ..., tenant: _Optional[int] = ...) -> None: ...
+
+class RemoveChunksReply(_message.Message):
+    __slots__ = ("status", "removed", "more", "chains")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    status: _containers.RepeatedScalarFieldContainer[int]
+    removed: _containers.RepeatedScalarFieldContainer[int]
+    more: _containers.RepeatedScalarFieldContainer[bool]
+    chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
+    def __init__(self, status: _Optional[_Iterable[int]] = ..., removed: _Optional[_Iterable[int]] = ..., more: _Optional[_Iterable[bool]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
+
+class QueryLastRequest(_message.Message):
+    __slots__ = ("chain", "chain_version", "inode", "truncate_version", "tenant")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    chain: _containers.RepeatedScalarFieldContainer[int]
+    chain_version: _containers.RepeatedScalarFieldContainer[int]
+    inode: _containers.RepeatedScalarFieldContainer[int]
+    truncate_version: _containers.RepeatedScalarFieldContainer[int]
+    tenant: int
+    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., truncate_version: _Optional[_Iterable[int]] = ..., tenant: _Optional[int] = ...) -> None: ...
+
+class QueryLastReply(_message.Message):
+    __slots__ = ("status", "found", "index", "length", "chunks", "bytes", "chains")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    status: _containers.RepeatedScalarFieldContainer[int]
+    found: _containers.RepeatedScalarFieldContainer[bool]
+    index: _containers.RepeatedScalarFieldContainer[int]
+    length: _containers.RepeatedScalarFieldContainer[int]
+    chunks: _containers.RepeatedScalarFieldContainer[int]
+    bytes: _containers.RepeatedScalarFieldContainer[int]
+    chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
+    def __init__(self, status: _Optional[_Iterable[int]] = ..., found: _Optional[_Iterable[bool]] = ..., index: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., chunks: _Optional[_Iterable[int]] = ..., bytes: _Optional[_Iterable[int]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
+
+class SyncRequest(_message.Message):
+    __slots__ = ("chain", "chain_version")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    chain: _containers.RepeatedScalarFieldContainer[int]
+    chain_version: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class SyncReply(_message.Message):
+    __slots__ = ("status", "chains")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    status: _containers.RepeatedScalarFieldContainer[int]
+    chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
+    def __init__(self, status: _Optional[_Iterable[int]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
+
+class SpaceRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SpaceReply(_message.Message):
+    __slots__ = ("target", "capacity", "used", "chunks", "bytes_read", "bytes_written")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_READ_FIELD_NUMBER: _ClassVar[int]
+    BYTES_WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    target: _containers.RepeatedScalarFieldContainer[int]
+    capacity: _containers.RepeatedScalarFieldContainer[int]
+    used: _containers.RepeatedScalarFieldContainer[int]
+    chunks: _containers.RepeatedScalarFieldContainer[int]
+    bytes_read: _containers.RepeatedScalarFieldContainer[int]
+    bytes_written: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, target: _Optional[_Iterable[int]] = ..., capacity: _Optional[_Iterable[int]] = ..., used: _Optional[_Iterable[int]] = ..., chunks: _Optional[_Iterable[int]] = ..., bytes_read: _Optional[_Iterable[int]] = ..., bytes_written: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ReportCorruptionRequest(_message.Message):
+    __slots__ = ("chain", "target", "inode", "index", "tenant")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    chain: _containers.RepeatedScalarFieldContainer[int]
+    target: _containers.RepeatedScalarFieldContainer[int]
+    inode: _containers.RepeatedScalarFieldContainer[int]
+    index: _containers.RepeatedScalarFieldContainer[int]
+    tenant: int
+    def __init__(self, chain: _Optional[_Iterable[int]] = ..., target: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., index: _Optional[_Iterable[int]] = ..., tenant: _Optional[int] = ...) -> None: ...
+
+class ReportCorruptionReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

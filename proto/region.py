@@ -1,0 +1,38 @@
+"""Memory that bulk bytes move to and from.
+
+A `Region` is one piece of memory: a sealed memfd (any transport; shared with servers on this host), or any buffer of the user's
+(`fd` is -1: its bytes travel behind the frame). A `Slice` names part of one. File reads and hedged reads use slices of
+the client's own `Pool`, because a slice whose request was never answered must be quarantined: the peer may still move bytes
+into it (DECISIONS 5).
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+_ids = itertools.count(1)
+
+
+@dataclass(eq=False, slots=True)
+class Region:
+    view: memoryview  # writable, one-dimensional, of bytes
+    fd: int = -1  # memfd, or -1
+    sealed: bool = False  # cannot shrink
+    id: int = field(default_factory=lambda: next(_ids))
+    dead: bool = False  # an unanswered request may still write here: register new memory
+
+    @property
+    def size(self) -> int:
+        return self.view.nbytes
+
+
+class Slice(NamedTuple):
+    region: Region
+    offset: int
+    length: int
+
+    @property
+    def view(self) -> memoryview:
+        return self.region.view[self.offset : self.offset + self.length]

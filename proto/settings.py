@@ -1,0 +1,78 @@
+"""Where things lie and how long they may take: data directories, URLs, the one time scale.
+
+`ember://host:port/path` names a metadata server over TCP; `ember:///path` is the default cluster: `$EMBERFS_URL` if that is set,
+otherwise the one-node cluster in the default data directory, reached over its Unix socket.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from .errors import Status, error
+
+SCHEME = "ember"
+CLUSTER_FILE = "cluster.json"  # in a data directory, written by `emberfs up`: {"cluster", "addresses", "secret_file", "version"}
+PORT_DEFAULT = 9440
+
+
+def time_scale() -> float:
+    """EMBERFS_TIME_SCALE: every lease and time-out is multiplied by it, so that emulated machines see no false failures."""
+    try:
+        return max(0.001, float(os.environ.get("EMBERFS_TIME_SCALE", "1")))
+    except ValueError as bad:
+        raise error(Status.INVALID, f"EMBERFS_TIME_SCALE={os.environ['EMBERFS_TIME_SCALE']!r}: must be a number") from bad
+
+
+def default_data_dir() -> Path:
+    """EMBERFS_DATA, or `emberfs` under the XDG data directory."""
+    if path := os.environ.get("EMBERFS_DATA"):
+        return Path(path)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "emberfs"
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """What a URL says: how to reach a metadata server, and which path is meant."""
+
+    addresses: tuple[str, ...]  # of metadata servers, to be tried in order
+    path: str  # absolute
+    cluster: str = ""  # id, if known: another one is refused
+    secret_file: str = ""  # the cluster secret, for TCP
+
+
+def parse_url(url: str) -> Location:
+    """Resolve an `ember://` URL (or a bare absolute path in the default cluster). Raises INVALID, or NOT_FOUND without a cluster."""
+    parts = urlsplit(url if "://" in url else f"{SCHEME}://{url if url.startswith('/') else '/' + url}")
+    if parts.scheme != SCHEME:
+        raise error(Status.INVALID, f"{url!r}: not an {SCHEME}:// URL")
+    if parts.username or parts.password:
+        raise error(Status.INVALID, "secrets do not belong into a URL; use EMBERFS_SECRET_FILE")
+    path = url.split("://", 1)[1].partition("/")[2] if "://" in url else url.lstrip("/")
+    if parts.netloc:
+        try:
+            port = parts.port or PORT_DEFAULT
+        except ValueError as bad:
+            raise error(Status.INVALID, f"{url!r}: the port is not a number up to 65535") from bad
+        host = parts.hostname or ""
+        address = f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
+        return Location((address,), "/" + path, secret_file=os.environ.get("EMBERFS_SECRET_FILE", ""))
+    if default := os.environ.get("EMBERFS_URL"):
+        if not urlsplit(default).netloc:
+            return _from_data_dir(Path(unquote(urlsplit(default).path)), "/" + path)
+        found = parse_url(default)
+        return Location(found.addresses, "/" + path, found.cluster, found.secret_file)
+    return _from_data_dir(default_data_dir(), "/" + path)
+
+
+def _from_data_dir(data: Path, path: str) -> Location:
+    try:
+        found = json.loads((data / CLUSTER_FILE).read_text())
+        return Location(tuple(found["addresses"]), path, found["cluster"], found.get("secret_file", ""))
+    except FileNotFoundError as missing:
+        raise error(Status.NOT_FOUND, f"no cluster in {data}: start one with 'emberfs up', or name one in EMBERFS_URL") from missing
+    except (ValueError, KeyError, TypeError) as bad:
+        raise error(Status.BAD_FORMAT, f"{data / CLUSTER_FILE} is damaged: 'emberfs up' writes it anew") from bad
