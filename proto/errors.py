@@ -93,11 +93,17 @@ class Status(enum.IntEnum):
 TABLE: dict[Status, Row] = {
     Status.OK: Row(0, False, False, Blame.CALLER, "it worked"),
     Status.INVALID: Row(_errno.EINVAL, False, False, Blame.CALLER, "an argument is outside what the operation takes"),
-    Status.PERMISSION_DENIED: Row(_errno.EACCES, False, False, Blame.CALLER, "the mode of a file or directory forbids it"),
+    Status.PERMISSION_DENIED: Row(
+        _errno.EACCES, False, False, Blame.CALLER, "the mode of a file or directory forbids it"
+    ),
     Status.NOT_PERMITTED: Row(_errno.EPERM, False, False, Blame.CALLER, "only the owner or root may do this"),
     Status.BAD_HANDLE: Row(_errno.EBADF, False, False, Blame.CALLER, "the file is not open, or not for this"),
-    Status.TOO_LARGE: Row(_errno.EMSGSIZE, False, False, Blame.CALLER, "the request is over a limit; send less at once"),
-    Status.NAME_TOO_LONG: Row(_errno.ENAMETOOLONG, False, False, Blame.CALLER, "a name is over 255 bytes or a path over 4095"),
+    Status.TOO_LARGE: Row(
+        _errno.EMSGSIZE, False, False, Blame.CALLER, "the request is over a limit; send less at once"
+    ),
+    Status.NAME_TOO_LONG: Row(
+        _errno.ENAMETOOLONG, False, False, Blame.CALLER, "a name is over 255 bytes or a path over 4095"
+    ),
     Status.UNSUPPORTED: Row(_errno.EOPNOTSUPP, False, False, Blame.CALLER, "the server does not do this"),
     Status.UNAUTHENTICATED: Row(_errno.EACCES, False, False, Blame.CALLER, "the peer did not prove the cluster secret"),
     Status.NOT_FOUND: Row(_errno.ENOENT, False, False, Blame.STATE, "no such file or directory"),
@@ -106,10 +112,14 @@ TABLE: dict[Status, Row] = {
     Status.IS_DIRECTORY: Row(_errno.EISDIR, False, False, Blame.STATE, "it is a directory"),
     Status.NOT_EMPTY: Row(_errno.ENOTEMPTY, False, False, Blame.STATE, "the directory is not empty"),
     Status.SYMLINK_LOOP: Row(_errno.ELOOP, False, False, Blame.STATE, "more than 40 symlinks on the way"),
-    Status.CROSS_DEVICE: Row(_errno.EXDEV, False, False, Blame.STATE, "source and target are on different file systems"),
+    Status.CROSS_DEVICE: Row(
+        _errno.EXDEV, False, False, Blame.STATE, "source and target are on different file systems"
+    ),
     Status.NO_SPACE: Row(_errno.ENOSPC, False, False, Blame.DISK, "no space left; remove files or add a target"),
     Status.QUOTA_EXCEEDED: Row(_errno.EDQUOT, False, False, Blame.STATE, "a quota is used up"),
-    Status.FILE_TOO_BIG: Row(_errno.EFBIG, False, False, Blame.CALLER, "the file would be larger than its layout can hold"),
+    Status.FILE_TOO_BIG: Row(
+        _errno.EFBIG, False, False, Blame.CALLER, "the file would be larger than its layout can hold"
+    ),
     Status.TOO_MANY_LINKS: Row(_errno.EMLINK, False, False, Blame.STATE, "the inode has too many names"),
     Status.READ_ONLY: Row(_errno.EROFS, False, False, Blame.STATE, "the file system or target is read-only"),
     Status.NO_DATA: Row(_errno.ENODATA, False, False, Blame.STATE, "no such attribute"),
@@ -119,21 +129,31 @@ TABLE: dict[Status, Row] = {
     Status.DEADLOCK: Row(_errno.EDEADLK, False, False, Blame.STATE, "waiting for this lock would never end"),
     Status.WOULD_BLOCK: Row(_errno.EAGAIN, False, False, Blame.STATE, "somebody else holds the lock"),
     Status.RANGE: Row(_errno.ERANGE, False, False, Blame.CALLER, "the buffer is too small for the value"),
-    Status.UNAVAILABLE: Row(_errno.EHOSTUNREACH, True, False, Blame.PEER, "the server cannot be reached; is it running?"),
+    Status.UNAVAILABLE: Row(
+        _errno.EHOSTUNREACH, True, False, Blame.PEER, "the server cannot be reached; is it running?"
+    ),
     Status.DEADLINE: Row(_errno.ETIMEDOUT, False, True, Blame.PEER, "no answer within the time allowed"),
     Status.BUSY: Row(_errno.EAGAIN, True, False, Blame.PEER, "the server is at a limit and took nothing"),
     Status.CONFLICT: Row(_errno.EAGAIN, True, False, Blame.PEER, "another transaction was faster"),
     Status.CANCELLED: Row(_errno.ECANCELED, False, True, Blame.CALLER, "the caller gave up"),
-    Status.PROTOCOL: Row(_errno.EPROTO, False, True, Blame.PEER, "the peer does not speak the protocol, or a frame was damaged"),
+    Status.PROTOCOL: Row(
+        _errno.EPROTO, False, True, Blame.PEER, "the peer does not speak the protocol, or a frame was damaged"
+    ),
     Status.WRONG_CLUSTER: Row(_errno.EPROTO, False, False, Blame.CALLER, "the server belongs to another cluster"),
-    Status.STALE_CHAIN_VERSION: Row(_errno.EAGAIN, True, False, Blame.PEER, "the chain has changed; the newer entry is attached"),
+    Status.STALE_CHAIN_VERSION: Row(
+        _errno.EAGAIN, True, False, Blame.PEER, "the chain has changed; the newer entry is attached"
+    ),
     Status.STALE_ROUTING: Row(_errno.EAGAIN, True, False, Blame.PEER, "the routing has changed; ask the manager"),
     Status.NOT_PRIMARY: Row(_errno.EAGAIN, True, False, Blame.PEER, "another manager leads"),
     Status.NOT_COMMITTED: Row(_errno.EAGAIN, True, False, Blame.PEER, "a write is on its way; read from the tail"),
     Status.SESSION_ENDED: Row(_errno.EIO, False, False, Blame.PEER, "the client's lease ran out; open the file again"),
-    Status.DUPLICATE: Row(_errno.EIO, False, True, Blame.CALLER, "an update with a lower sequence number than the last"),
+    Status.DUPLICATE: Row(
+        _errno.EIO, False, True, Blame.CALLER, "an update with a lower sequence number than the last"
+    ),
     Status.FENCED: Row(_errno.EAGAIN, True, True, Blame.PEER, "the server lost its lease and serves nothing"),
-    Status.REGION_DEAD: Row(_errno.EFAULT, False, True, Blame.CALLER, "the memory region shrank, went away or is quarantined"),
+    Status.REGION_DEAD: Row(
+        _errno.EFAULT, False, True, Blame.CALLER, "the memory region shrank, went away or is quarantined"
+    ),
     Status.MAYBE_COMMITTED: Row(_errno.EIO, True, True, Blame.PEER, "the connection broke before the answer"),
     Status.STALE_TRUNCATE_VERSION: Row(_errno.ESTALE, True, False, Blame.STATE, "the file was truncated in between"),
     Status.CHUNK_NOT_FOUND: Row(_errno.ENOENT, False, False, Blame.STATE, "the target holds no such chunk"),
@@ -141,7 +161,9 @@ TABLE: dict[Status, Row] = {
     Status.LOST_DATA: Row(_errno.EIO, False, False, Blame.DISK, "a chunk below the file's length is missing"),
     Status.IO_ERROR: Row(_errno.EIO, False, True, Blame.DISK, "the disk answered with an error"),
     Status.TARGET_OFFLINE: Row(_errno.EIO, True, False, Blame.DISK, "the target is offline"),
-    Status.BAD_FORMAT: Row(_errno.EIO, False, False, Blame.DISK, "what lies there was written by another version or is damaged"),
+    Status.BAD_FORMAT: Row(
+        _errno.EIO, False, False, Blame.DISK, "what lies there was written by another version or is damaged"
+    ),
     Status.INTERNAL: Row(_errno.EIO, False, True, Blame.PEER, "a bug; the server's log has the details"),
 }
 
@@ -172,7 +194,9 @@ _CLASSES: dict[type[OSError], type[StatusError]] = {OSError: StatusError}
 for _row in TABLE.values():
     _base = type(OSError(_row.errno, ""))
     if _base not in _CLASSES:
-        _CLASSES[_base] = type(f"Status{_base.__name__}", (StatusError, _base), {"__doc__": f"A StatusError that is a {_base.__name__}."})
+        _CLASSES[_base] = type(
+            f"Status{_base.__name__}", (StatusError, _base), {"__doc__": f"A StatusError that is a {_base.__name__}."}
+        )
 
 
 def error(status: Status, message: str = "", filename: str | None = None, detail: Any = None) -> StatusError:

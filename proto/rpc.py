@@ -70,7 +70,9 @@ def _spec(module: Any, name: str, number: int, bulk: dict[str, Bulk] | None = No
         request = getattr(_module_of(descriptor.input_type), descriptor.input_type.name)
         reply = getattr(_module_of(descriptor.output_type), descriptor.output_type.name)
         way = (bulk or {}).get(descriptor.name, Bulk.NONE)
-        methods.append(Method(number * 256 + i + 1, name, descriptor.name, request, reply, way, _snake(descriptor.name)))
+        methods.append(
+            Method(number * 256 + i + 1, name, descriptor.name, request, reply, way, _snake(descriptor.name))
+        )
     return ServiceSpec(name, number, tuple(methods))
 
 
@@ -103,7 +105,9 @@ class PeerInfo:
     identity: Identity
     transport: str  # "shm", "tcp", "local", "rdma", "grpc"
     name: str = ""  # for logs: "pid 71" or "10.0.0.2:4711"
-    attachments: dict[str, Any] = field(default_factory=dict)  # what a service remembers per connection (checked capabilities)
+    attachments: dict[str, Any] = field(
+        default_factory=dict
+    )  # what a service remembers per connection (checked capabilities)
 
 
 class Sink(Protocol):

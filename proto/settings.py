@@ -15,7 +15,9 @@ from urllib.parse import unquote, urlsplit
 from .errors import Status, error
 
 SCHEME = "ember"
-CLUSTER_FILE = "cluster.json"  # in a data directory, written by `emberfs up`: {"cluster", "addresses", "secret_file", "version"}
+CLUSTER_FILE = (
+    "cluster.json"  # in a data directory, written by `emberfs up`: {"cluster", "addresses", "secret_file", "version"}
+)
 PORT_DEFAULT = 9440
 
 
@@ -24,7 +26,9 @@ def time_scale() -> float:
     try:
         return max(0.001, float(os.environ.get("EMBERFS_TIME_SCALE", "1")))
     except ValueError as bad:
-        raise error(Status.INVALID, f"EMBERFS_TIME_SCALE={os.environ['EMBERFS_TIME_SCALE']!r}: must be a number") from bad
+        raise error(
+            Status.INVALID, f"EMBERFS_TIME_SCALE={os.environ['EMBERFS_TIME_SCALE']!r}: must be a number"
+        ) from bad
 
 
 def default_data_dir() -> Path:
@@ -73,6 +77,8 @@ def _from_data_dir(data: Path, path: str) -> Location:
         found = json.loads((data / CLUSTER_FILE).read_text())
         return Location(tuple(found["addresses"]), path, found["cluster"], found.get("secret_file", ""))
     except FileNotFoundError as missing:
-        raise error(Status.NOT_FOUND, f"no cluster in {data}: start one with 'emberfs up', or name one in EMBERFS_URL") from missing
+        raise error(
+            Status.NOT_FOUND, f"no cluster in {data}: start one with 'emberfs up', or name one in EMBERFS_URL"
+        ) from missing
     except (ValueError, KeyError, TypeError) as bad:
         raise error(Status.BAD_FORMAT, f"{data / CLUSTER_FILE} is damaged: 'emberfs up' writes it anew") from bad

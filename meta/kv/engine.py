@@ -27,7 +27,9 @@ class Transaction(Protocol):
     async def get_many(self, keys: list[bytes], *, snapshot: bool = False) -> list[bytes | None]:
         """Several keys in one round trip, in order."""
 
-    async def scan(self, begin: bytes, end: bytes, limit: int, *, reverse: bool = False, snapshot: bool = False) -> list[Pair]:
+    async def scan(
+        self, begin: bytes, end: bytes, limit: int, *, reverse: bool = False, snapshot: bool = False
+    ) -> list[Pair]:
         """At most `limit` pairs with begin <= key < end, in order (own writes applied). The part of the range that was looked at is read."""
 
     def put(self, key: bytes, value: bytes) -> None: ...
