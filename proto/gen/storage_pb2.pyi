@@ -126,7 +126,7 @@ class TruncateChunkReply(_message.Message):
     def __init__(self, status: _Optional[_Iterable[int]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
 
 class RemoveChunksRequest(_message.Message):
-    __slots__ = ("chain", "chain_version", "inode", "first", "last", "chunks_max", "tenant")
+    __slots__ = ("chain", "chain_version", "inode", "first", "last", "chunks_max", "tenant", "truncate_version")
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +134,7 @@ class RemoveChunksRequest(_message.Message):
     LAST_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_MAX_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
     chain: _containers.RepeatedScalarFieldContainer[int]
     chain_version: _containers.RepeatedScalarFieldContainer[int]
     inode: _containers.RepeatedScalarFieldContainer[int]
@@ -141,7 +142,8 @@ class RemoveChunksRequest(_message.Message):
     last: _containers.RepeatedScalarFieldContainer[int]
     chunks_max: int
     tenant: int
-    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., first: _Optional[_Iterable[int]] = ..., last: _Optional[_Iterable[int]] = ..., chunks_max: _Optional[int] = ..., tenant: _Optional[int] = ...) -> None: ...
+    truncate_version: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., first: _Optional[_Iterable[int]] = ..., last: _Optional[_Iterable[int]] = ..., chunks_max: _Optional[int] = ..., tenant: _Optional[int] = ..., truncate_version: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RemoveChunksReply(_message.Message):
     __slots__ = ("status", "removed", "more", "chains")
