@@ -1,0 +1,404 @@
+"""The blocking client: `emberfs.connect()` gives a `Client`, `Client.open()` a `File`.
+
+A thin face: every operation is the core's coroutine (client/core), run to its end in the caller's thread. Clients and files
+may be used from many threads at once, and survive `os.fork()`: the child gets a new identity, and files that it inherited reopen
+when they are used.
+
+Paths are `str`, `bytes` or `os.PathLike`, absolute in the cluster. Every failure is a `StatusError`, which is an `OSError` of the class that
+the standard library would use: `FileNotFoundError`, `PermissionError`, `TimeoutError` and so on.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+from ..proto.drivers.blocking import BlockingEnvironment
+from ..proto.env import drive
+from ..proto.errors import Status, StatusError, error
+from ..proto.settings import parse_url
+from . import forking
+from .core.attributes import Stat, StatFs
+from .core.client import Core
+from .core.file import Handle
+from .core.options import Options, parse_mode, umask_of_process
+from .core.paths import PathLike, text
+
+_Item = TypeVar("_Item")
+_END = object()
+
+
+def connect(url: str = "ember:///", **options: Any) -> Client:
+    """Connect to the cluster that `url` names: "ember://host:port/", or "ember:///" for the default one (see proto/settings.py).
+
+    Options (see `Options`): `timeout` (seconds for one operation, 30), `readahead` and `write_back` (bytes a file may have in flight; 0
+    switches it off), `memory` (bytes of buffers in all). Raises NOT_FOUND when there is no such cluster, UNAVAILABLE when it does
+    not answer, WRONG_CLUSTER, UNAUTHENTICATED.
+    """
+    chosen = Options.of(options)
+    location = parse_url(url)
+    env = BlockingEnvironment(cluster=location.cluster, secret_file=location.secret_file, pool_bytes=chosen.memory)
+    core = Core(env, location.addresses, chosen, umask_of_process())
+    try:
+        drive(core.connect())
+    except BaseException:
+        env.close()
+        raise
+    forking.track(core)
+    return Client(core)
+
+
+class Client:
+    """A connection to a cluster: its namespace and its files. Use it as a context manager, or call `close()`.
+
+    The class is long because it is the list of what a file system can do; each method is one line.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    # --- looking ------------------------------------------------------------------------------------------------------------------
+
+    def stat(self, path: PathLike, *, follow: bool = True) -> Stat:
+        """The attributes of a path; of the symlink itself with `follow=False`. Raises FileNotFoundError and so on."""
+        return drive(self.core.stat(path, follow=follow))
+
+    def stat_many(self, paths: Iterable[PathLike], *, follow: bool = True) -> list[Stat | StatusError]:
+        """Per path its attributes or the error, in order; one round trip for many paths."""
+        return drive(self.core.stat_many(paths, follow=follow))
+
+    def exists(self, path: PathLike) -> bool:
+        """Whether the path leads to something (a dangling symlink does not)."""
+        return drive(self.core.exists(path))
+
+    def listdir(self, path: PathLike = "/") -> list[str]:
+        """The names in a directory, in byte order."""
+        return drive(self.core.listdir(path))
+
+    def scandir(self, path: PathLike = "/") -> Iterator[tuple[str, Stat]]:
+        """The entries of a directory with their attributes, in byte order of the names, page by page."""
+        return _pages(self.core.scandir_page, path)
+
+    def find(self, path: PathLike = "/", max_depth: int | None = None) -> Iterator[tuple[str, Stat]]:
+        """Everything below a directory as (path relative to it, attributes), depth first, page by page. `max_depth` 1 is the
+        directory's own entries. Directories that may not be read are listed but not entered."""
+        return _pages(self.core.find_page, path, max_depth)
+
+    def readlink(self, path: PathLike) -> str:
+        """Where a symlink points. Raises INVALID for anything else."""
+        return drive(self.core.readlink(path))
+
+    def statfs(self) -> StatFs:
+        """Space and inodes of the file system."""
+        return drive(self.core.statfs())
+
+    # --- changing the namespace -----------------------------------------------------------------------------------------------------
+
+    def mkdir(self, path: PathLike, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False) -> Stat:
+        """Make a directory (the process's umask applies), with `parents` those on the way too."""
+        return drive(self.core.mkdir(path, mode, parents=parents, exist_ok=exist_ok))
+
+    def rmdir(self, path: PathLike) -> None:
+        """Remove an empty directory."""
+        drive(self.core.rmdir(path))
+
+    def unlink(self, path: PathLike) -> None:
+        """Remove a name of anything but a directory."""
+        drive(self.core.unlink(path))
+
+    def unlink_many(self, paths: Iterable[PathLike]) -> list[StatusError | None]:
+        """Remove many names in few transactions: per path None, or why it is still there."""
+        return drive(self.core.unlink_many(paths))
+
+    def remove_tree(self, path: PathLike) -> None:
+        """Remove a file, or a directory with all that is below it. Gone at once; its space is freed in the background."""
+        drive(self.core.remove_tree(path))
+
+    def rename(self, source: PathLike, target: PathLike, *, replace: bool = True, exchange: bool = False) -> None:
+        """Give `source` the name `target`, atomically. An existing target is replaced by POSIX's rules, refused with
+        `replace=False`, or swapped with `exchange=True`."""
+        drive(self.core.rename(source, target, replace=replace, exchange=exchange))
+
+    def link(self, source: PathLike, target: PathLike) -> None:
+        """Make `target` another name of the file `source`."""
+        drive(self.core.link(source, target))
+
+    def symlink(self, target: PathLike, path: PathLike) -> None:
+        """Make `path` a symlink that points to `target` (which is stored as it is given)."""
+        drive(self.core.symlink(target, path))
+
+    def chmod(self, path: PathLike, mode: int, *, follow: bool = True) -> None:
+        """Set the permission bits."""
+        drive(self.core.chmod(path, mode, follow=follow))
+
+    def chown(self, path: PathLike, uid: int = -1, gid: int = -1, *, follow: bool = True) -> None:
+        """Set owner and group; -1 leaves one as it is."""
+        drive(self.core.chown(path, uid, gid, follow=follow))
+
+    def utime(
+        self, path: PathLike, *, atime_ns: int | None = None, mtime_ns: int | None = None, follow: bool = True
+    ) -> None:
+        """Set access and modification time, in nanoseconds since the epoch; both to the server's now when neither is given."""
+        drive(self.core.utime(path, atime_ns=atime_ns, mtime_ns=mtime_ns, follow=follow))
+
+    def set_layout(self, path: PathLike, *, chunk_size: int | None = None, stripe: int | None = None) -> None:
+        """Choose what new files of a directory get: bytes of a chunk (a power of two, 64 KiB to 64 MiB), chains to spread over."""
+        drive(self.core.set_layout(path, chunk_size=chunk_size, stripe=stripe))
+
+    def truncate(self, path: PathLike, length: int) -> None:
+        """Cut or extend a file to `length` bytes."""
+        drive(self.core.truncate(path, length))
+
+    def create_many(self, paths: Iterable[PathLike], mode: int = 0o666) -> list[Stat | StatusError]:
+        """Make many empty files in few transactions: per path its attributes or the error."""
+        return drive(self.core.create_many(paths, mode))
+
+    def publish(self, files: Sequence[File], targets: Sequence[PathLike], *, exclusive: bool = False) -> None:
+        """Give files that were opened with `unnamed=True` their names, all in one transaction, after their data was written out;
+        then close them. Existing targets are replaced, or with `exclusive` make the whole call fail (the files stay open)."""
+        drive(self.core.publish([file.handle for file in files], targets, exclusive=exclusive))
+        for file in files:
+            io.BufferedIOBase.close(file)
+
+    # --- files ----------------------------------------------------------------------------------------------------------------------
+
+    def open(
+        self,
+        path: PathLike,
+        mode: str = "rb",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        *,
+        chunk_size: int | None = None,
+        stripe: int | None = None,
+        permissions: int = 0o666,
+        parents: bool = False,
+        unnamed: bool = False,
+    ) -> Any:
+        """Open a file as the built-in `open` does, but binary unless `mode` contains "t" or an encoding is given.
+
+        Binary modes give a `File`, text modes an `io.TextIOWrapper` around one. `buffering=0` switches readahead and write-back off for this
+        file. For a new file: `chunk_size` in bytes and `stripe` in chains (default: the directory's), `permissions` before the
+        umask, `parents` to make missing directories. `unnamed` makes a new file without a name in the directory `path`, for `publish`.
+        """
+        parsed = parse_mode(mode, as_text=encoding is not None)
+        handle = drive(
+            self.core.open(
+                path,
+                parsed,
+                buffered=buffering != 0,
+                chunk_size=chunk_size,
+                stripe=stripe,
+                permissions=permissions,
+                parents=parents,
+                unnamed=unnamed,
+            )
+        )
+        file = File(handle, text(path), parsed.binary)
+        if not parsed.text:
+            return file
+        return io.TextIOWrapper(file, encoding or "utf-8", errors, newline)
+
+    def read_bytes(self, path: PathLike, start: int | None = None, end: int | None = None) -> bytes:
+        """The content of a file, or of its range [start, end); negative positions count from the end."""
+        return drive(self.core.read_bytes(path, start, end))
+
+    def write_bytes(self, path: PathLike, data: Any, *, exclusive: bool = False) -> Stat:
+        """Make the buffer `data` the content of a file, which is created or emptied; with `exclusive` it must not exist yet."""
+        return drive(self.core.write_bytes(path, data, exclusive=exclusive))
+
+    def read_ranges(self, ranges: Iterable[tuple[PathLike, int | None, int | None]]) -> list[bytes | StatusError]:
+        """Per (path, start, end) the bytes or the error, in order: one plan over all files and chains, one request per server."""
+        return drive(self.core.read_ranges(ranges))
+
+    def copy_file(self, source: PathLike, target: PathLike) -> Stat:
+        """Copy the content of a file to `target`, which is created or emptied."""
+        return drive(self.core.copy_file(source, target))
+
+    # --- the whole --------------------------------------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Write out and make durable all that this client has written or changed."""
+        drive(self.core.sync())
+
+    def status(self) -> Any:
+        """The manager's view of the cluster: a `StatusReply` (nodes, targets, chains, clients)."""
+        return drive(self.core.status())
+
+    @property
+    def cluster_id(self) -> str:
+        return self.core.cluster_id
+
+    @property
+    def closed(self) -> bool:
+        return self.core.closed
+
+    def close(self) -> None:
+        """Write out and close every file, and end the session. Raises the first error of a write that was still on its way."""
+        forking.forget(self.core)
+        drive(self.core.close())
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<emberfs.Client of cluster {self.cluster_id}{', closed' if self.closed else ''}>"
+
+
+class File(io.BufferedIOBase):
+    """An open file, binary, with buffering of its own: bounded write-back and readahead.
+
+    `read` returns as much as was asked for unless the file ends, `write` takes everything. Errors of data that is written in the
+    background come once, from the next `flush`, `fsync` or `close` (or a read of the same bytes). Other clients see what was written
+    after `flush`, `fsync` or `close`.
+    """
+
+    def __init__(self, handle: Handle, name: str, mode: str) -> None:
+        self.handle = handle
+        self._name = name
+        self._mode = mode
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def mode(self) -> str:
+        return self._mode
+
+    @property
+    def size(self) -> int:
+        """Bytes, as this client knows it (its own writes included)."""
+        return self.handle.size
+
+    def stat(self) -> Stat:
+        """The attributes now, after what was written through this client was published."""
+        return drive(self.handle.stat())
+
+    # --- at the position --------------------------------------------------------------------------------------------------------------
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """`size` bytes from the position on, fewer at the end of the file; all of them for None or a negative size."""
+        return drive(self.handle.read(-1 if size is None else size))
+
+    def read1(self, size: int = -1, /) -> bytes:
+        """Some bytes, with at most one round trip; for `io.TextIOWrapper`."""
+        return drive(self.handle.read1(size))
+
+    def readall(self) -> bytes:
+        """Everything from the position to the end."""
+        return self.read()
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill a writable buffer from the position on; returns how many bytes, fewer only at the end of the file."""
+        return drive(self.handle.readinto(buffer))
+
+    readinto1 = readinto
+
+    def peek(self, size: int = 0, /) -> bytes:
+        """At least one byte after the position, if there is one, without moving on."""
+        return drive(self.handle.peek(size))
+
+    def write(self, data: Any, /) -> int:
+        """Write a whole buffer at the position (in append mode: at the end); returns its length in bytes."""
+        return drive(self.handle.write(data))
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Move the position; returns it. Raises INVALID for a negative one."""
+        return self.handle.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.handle.tell()
+
+    # --- anywhere -----------------------------------------------------------------------------------------------------------------------
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """`length` bytes from `offset`, fewer at the end of the file. The position stays."""
+        return drive(self.handle.pread(length, offset))
+
+    def pread_into(self, buffer: Any, offset: int) -> int:
+        """Fill a writable buffer from `offset` on; returns how many bytes."""
+        return drive(self.handle.pread_into(buffer, offset))
+
+    def preadv_batch(self, ranges: Sequence[tuple[int, int]], buffer: Any = None) -> list[memoryview]:
+        """Many (offset, length) ranges in one request per server, for random access: per range a view, shorter at the end of the file.
+        The views lie one after the other in `buffer` (writable, at least as long as all lengths), or in a new one."""
+        return drive(self.handle.preadv_batch(ranges, buffer))
+
+    def pwrite(self, data: Any, offset: int) -> int:
+        """Write a whole buffer at `offset`. The position stays."""
+        return drive(self.handle.pwrite(data, offset))
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Cut or extend the file to `size` bytes (default: the position); returns it."""
+        return drive(self.handle.truncate(size))
+
+    # --- getting it out -----------------------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Send what was written to storage and publish the length to other clients. Not power-loss durable: see `fsync`."""
+        if not self.closed:
+            drive(self.handle.flush())
+
+    def fsync(self) -> None:
+        """`flush`, then make data and length durable on every replica."""
+        drive(self.handle.fsync())
+
+    def close(self) -> None:
+        """`flush` and give the file back. Raises once what went wrong with earlier writes; the file is closed even then."""
+        if not self.closed:
+            try:
+                drive(self.handle.close())
+            finally:
+                # The base class would flush again; a closed handle has nothing left.
+                super().close()
+
+    def discard(self) -> None:
+        """Close without writing out what is still buffered; an unnamed file is dropped."""
+        if not self.closed:
+            try:
+                drive(self.handle.discard())
+            finally:
+                super().close()
+
+    def readable(self) -> bool:
+        self._check_open()
+        return self.handle.can_read
+
+    def writable(self) -> bool:
+        self._check_open()
+        return self.handle.can_write
+
+    def seekable(self) -> bool:
+        self._check_open()
+        return True
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+
+    def __repr__(self) -> str:
+        return f"<emberfs.File {self._name!r} mode={self._mode!r}{', closed' if self.closed else ''}>"
+
+
+def _pages(fetch: Any, *args: Any) -> Iterator[Any]:
+    """The items of a paged listing; the first page is fetched at once, so that its errors come from the call."""
+    page, cookie = drive(fetch(*args, b""))
+    return _rest(page, cookie, fetch, args)
+
+
+def _rest(page: list[Any], cookie: bytes | None, fetch: Any, args: tuple[Any, ...]) -> Iterator[Any]:
+    yield from page
+    while cookie is not None:
+        page, cookie = drive(fetch(*args, cookie))
+        yield from page
+
+
+__all__ = ["Client", "File", "Stat", "StatFs", "Status", "StatusError", "connect", "error"]
