@@ -1,12 +1,84 @@
-"""Pytest plug-in: the root of the checkout is a package, which pytest must not import under the clone's name."""
+"""Pytest plug-in of the project: module names, long tests, and a table of what was skipped.
+
+The root of the checkout is the package `emberfs`. Left alone, pytest imports test modules (and the root's `__init__`) a second time under
+the clone's directory name, and every class exists twice. A finder therefore answers pytest's names with the modules of the
+package: `tests/proto/test_frame.py` is `emberfs.tests.proto.test_frame` in every clone, whatever it is called, so that spawned processes
+can import it too.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import tomllib
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from emberfs_cluster import cluster, fresh_cluster
+
+__all__ = ["cluster", "fresh_cluster"]  # fixtures of every test
 
 ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = Path(__file__).resolve().parent
+
+
+class _Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Answers `CLONE.tests.x` and `tests.x` with the module `emberfs.tests.x`."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        parts = fullname.split(".")
+        if parts[0] == ROOT.name and ROOT.name != "emberfs":
+            parts = parts[1:]
+        elif parts[0] != "tests":
+            return None
+        place = ROOT.joinpath(*parts)
+        for file in (place.with_suffix(".py") if parts else place, place / "__init__.py"):
+            if file.is_file():
+                spec = importlib.machinery.ModuleSpec(
+                    fullname, self, origin=str(file), is_package=file.name == "__init__.py"
+                )
+                spec.loader_state = ".".join(["emberfs", *parts])
+                return spec
+        return None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        module = importlib.import_module(spec.loader_state)
+        self._own = module.__spec__  # the import machinery is about to replace it
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._own
+
+
+sys.meta_path.insert(0, _Alias())
+
+
+def misnamed_modules() -> list[str]:
+    """Modules loaded from the checkout under another name than the package's, so that their classes exist twice."""
+    wrong = []
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "/")
+        if not file.is_relative_to(ROOT) or file.is_relative_to(PLUGINS) or "site-packages" in file.parts:
+            continue
+        own = getattr(module.__spec__, "name", name)
+        if own.split(".")[0] != "emberfs" or module is not sys.modules.get(own):
+            wrong.append(f"{name} ({file})")
+    return wrong
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    spec = importlib.util.find_spec("emberfs")
+    if spec is None or Path(spec.origin or "/").resolve().parent != ROOT:
+        found = spec.origin if spec else "nothing"
+        raise pytest.UsageError(f"'import emberfs' finds {found}, not this checkout: pip install -e {ROOT}")
 
 
 def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector | None:
@@ -17,6 +89,7 @@ def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Col
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="also run the long tests")
+    parser.addoption("--strict-skips", action="store_true", help="fail on a skip that tests/skips.toml does not allow")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -26,3 +99,48 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if soak:
         config.hook.pytest_deselected(items=soak)
         items[:] = [item for item in items if item not in soak]
+
+
+# --- skips: each is listed at the end, and with --strict-skips one that nobody allowed is a failure --------------------------------
+
+_skipped: dict[str, str] = {}  # node id -> reason
+
+
+def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail") and isinstance(report.longrepr, tuple):
+        _skipped[report.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
+
+
+pytest_runtest_logreport = _note_skip
+pytest_collectreport = _note_skip
+
+
+def _allowed() -> list[tuple[str, str]]:
+    rules = tomllib.loads((ROOT / "tests" / "skips.toml").read_text()).get("skip", [])
+    return [(rule["test"], rule["reason"]) for rule in rules]
+
+
+def _unexpected() -> dict[str, str]:
+    """Skipped tests that no row of tests/skips.toml allows (both the test and the reason must match)."""
+    rules = _allowed()
+    return {
+        test: reason
+        for test, reason in _skipped.items()
+        if not any(fnmatch(test, tests) and fnmatch(reason, reasons) for tests, reasons in rules)
+    }
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    strict = session.config.getoption("--strict-skips")
+    if (strict and _unexpected()) or misnamed_modules():
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _skipped:
+        unexpected = _unexpected()
+        terminalreporter.section("skipped")
+        for test, reason in sorted(_skipped.items()):
+            terminalreporter.line(f"{'NOT ALLOWED' if test in unexpected else 'allowed    '}  {test}: {reason}")
+    for name in misnamed_modules():
+        terminalreporter.line(f"ERROR: loaded under a name outside the package: {name}", red=True)
