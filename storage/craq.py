@@ -24,12 +24,38 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from ..proto.errors import Status
 from ..proto.gen.common_pb2 import TARGET_STATE_SERVING, TARGET_STATE_SYNCING, Chain
+from .events import (
+    ChannelRow,
+    Checkpoint,
+    ChunkRow,
+    ClientsEnded,
+    Commit,
+    CommitDone,
+    Effect,
+    Event,
+    Forward,
+    ForwardAck,
+    Kind,
+    Persist,
+    PersistDone,
+    Recovered,
+    Reply,
+    Result,
+    RoutingChanged,
+    Rows,
+    Suspect,
+    SyncRequest,
+    Tick,
+    Update,
+    Version,
+    WriteRequest,
+)
 
 UPDATES_MAX = 4096  # of one request
 LINE_MAX = 32  # batches that wait for one chunk or channel
@@ -37,199 +63,13 @@ BATCHES_MAX = 4096  # admitted and not yet answered, per replica
 FORWARD_RETRY_S = 0.1  # after a forward that failed
 
 
-class Kind(enum.IntEnum):
-    """What an update does to its chunk."""
-
-    WRITE = 1  # `length` bytes at `offset`
-    TRUNCATE = 2  # cut or extend with zeros to `length`
-    REMOVE = 3
-
-
-class Version(NamedTuple):
-    """The name of a chunk's content."""
-
-    chain_version: int  # under which the head assigned it
-    number: int  # + 1 with every update of the chunk
-
-
-class Update(NamedTuple):
-    """One change of one chunk."""
-
-    kind: Kind
-    chunk: bytes  # packed chunk id
-    offset: int  # bytes into the chunk
-    length: int  # bytes
-    checksum: int  # CRC32C of the bytes
-    client: bytes  # 16 bytes; empty: not numbered (removes, which are idempotent)
-    channel: int
-    sequence: int
-    truncate_version: int
-    chunk_size: int  # bytes
-    data: Any = None  # the payload, or where to find it: opaque to the machine
-    version: Version | None = None  # None: comes from a client, the head assigns it
-
-
-class Result(NamedTuple):
-    """What became of one update."""
-
-    status: int
-    number: int = 0  # of the version
-    length: int = 0  # of the chunk afterwards, bytes
-    checksum: int = 0  # of the whole chunk, where it is known
-
-
-class ChunkRow(NamedTuple):
-    """What the index knows of a chunk."""
-
-    committed: Version
-    length: int
-    truncate_version: int
-
-
-class ChannelRow(NamedTuple):
-    """The last update of a client's channel."""
-
-    sequence: int
-    number: int
-    length: int
-
-
-class Rows(Protocol):
-    """Synchronous look-ups in the target's index."""
-
-    def chunk(self, key: bytes) -> ChunkRow | None: ...
-
-    def channel(self, client: bytes, channel: int) -> ChannelRow | None: ...
-
-
-# --- events ---
-
-
-@dataclass(frozen=True, slots=True)
-class RoutingChanged:
-    """The chain's newest entry, or None when this target is a member of no chain."""
-
-    chain: Chain | None
-
-
-@dataclass(frozen=True, slots=True)
-class ClientsEnded:
-    """Sessions that are over."""
-
-    clients: Iterable[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class WriteRequest:
-    """Updates from one client, or from the predecessor (then each has a version). `ticket` comes back in the Reply."""
-
-    ticket: Any
-    chain_version: int
-    updates: Sequence[Update]
-    forwarded: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class SyncRequest:
-    """Make everything that was acknowledged durable, here and down the chain."""
-
-    ticket: Any
-    chain_version: int
-    forwarded: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PersistDone:
-    """A Persist or Checkpoint was carried out; one result per update that it named."""
-
-    batch: int
-    results: Sequence[Result]
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardAck:
-    """The successor's answer: one result per update, or None when it could not be reached."""
-
-    batch: int
-    results: Sequence[Result] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """Updates found persisted but not committed when the target was opened."""
-
-    updates: Sequence[Update]
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = RoutingChanged | ClientsEnded | WriteRequest | SyncRequest | PersistDone | ForwardAck | Recovered | Tick
-
-# --- effects ---
-
-
-@dataclass(frozen=True, slots=True)
-class Persist:
-    """Write the updates so that they survive kill -9, with their channel rows; commit them in the same write if `commit`."""
-
-    batch: int
-    updates: Sequence[Update]
-    commit: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """Send to the successor under the chain version; an answer or the lack of one comes back as ForwardAck."""
-
-    batch: int
-    target: int
-    chain_version: int
-    updates: Sequence[Update]  # empty: a sync
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """Make persisted updates the chunks' committed content."""
-
-    batch: int
-    updates: Sequence[Update]
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """Make everything persisted so far survive power loss."""
-
-    batch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """Answer the request with this ticket: one result per update, in order."""
-
-    ticket: Any
-    results: Sequence[Result]
-
-
-@dataclass(frozen=True, slots=True)
-class Suspect:
-    """The successor holds other bytes under the same version: tell the manager; it is not committed over."""
-
-    target: int
-    chunk: bytes
-
-
-Effect = Persist | Forward | Commit | Checkpoint | Reply | Suspect
-
-
 class Stage(enum.Enum):
-    """Where a batch is. WAITING -> PERSISTING -> FORWARDING -> answered; without a successor FORWARDING is skipped."""
+    """Where a batch is: each state follows the one before, or the batch is answered. Without a successor the last two are skipped."""
 
     WAITING = 1  # in line for its chunks and channels
     PERSISTING = 2
     FORWARDING = 3
+    COMMITTING = 4
 
 
 @dataclass(eq=False, slots=True)
@@ -270,6 +110,7 @@ class Replica:
             WriteRequest: self._write_request,
             SyncRequest: self._sync_request,
             PersistDone: self._persist_done,
+            CommitDone: self._commit_done,
             ForwardAck: self._forward_ack,
             Recovered: self._recovered,
             Tick: self._tick,
@@ -371,7 +212,9 @@ class Replica:
         batch = self._new_batch(ticket, chain_version, updates, forwarded)
         lines = self._lines
         for i, update in enumerate(updates):
-            mine: tuple[Any, ...] = (update.chunk, (update.client, update.channel)) if update.client else (update.chunk,)
+            mine: tuple[Any, ...] = (
+                (update.chunk, (update.client, update.channel)) if update.client else (update.chunk,)
+            )
             status = self._joinable(batch, mine)
             if status is not Status.OK:
                 batch.results[i] = Result(status)
@@ -393,7 +236,9 @@ class Replica:
             if line is None:
                 continue
             if line[-1] is batch:
-                return Status.INVALID  # a request updates a chunk once, and uses a channel once: the retry could not be told apart
+                return (
+                    Status.INVALID
+                )  # a request updates a chunk once, and uses a channel once: the retry could not be told apart
             if len(line) >= LINE_MAX:
                 return Status.BUSY
         return Status.OK
@@ -425,23 +270,25 @@ class Replica:
 
     def _decide(self, update: Update) -> Result | Version:
         """The version under which the update runs, or its result if it does not run (again)."""
-        if update.client:
-            if update.client in self.ended:
-                return Result(Status.SESSION_ENDED)
-            last = self._rows.channel(update.client, update.channel)
-            if last is not None and update.sequence <= last.sequence:
-                if update.sequence == last.sequence:
-                    return Result(Status.OK, last.number, last.length)
-                return Result(Status.DUPLICATE)
+        last = self._rows.channel(update.client, update.channel) if update.client else None
         row = self._rows.chunk(update.chunk)
         if update.version is not None:
-            return self._decide_forwarded(update.version, row)
+            return self._decide_forwarded(update.version, update.sequence, row, last)
+        if update.client in self.ended:
+            return Result(Status.SESSION_ENDED)
+        if last is not None and update.sequence <= last.sequence:
+            same = update.sequence == last.sequence
+            return Result(Status.OK, last.number, last.length) if same else Result(Status.DUPLICATE)
         if row is None:
             # Nothing to cut: a truncate that would only leave a chunk of zeros is a hole, which needs no chunk.
             return Result(Status.OK) if update.kind is not Kind.WRITE else self._name(0)
         if update.kind is Kind.REMOVE:
             # A truncate's remove names the version that it made: chunks written since belong to the regrown file.
-            return Result(Status.OK) if row.truncate_version >= update.truncate_version else self._name(row.committed.number)
+            return (
+                Result(Status.OK)
+                if row.truncate_version >= update.truncate_version
+                else self._name(row.committed.number)
+            )
         if update.truncate_version < row.truncate_version:
             return Result(Status.STALE_TRUNCATE_VERSION)
         return self._name(row.committed.number)
@@ -450,9 +297,12 @@ class Replica:
         assert self.chain is not None
         return Version(self.chain.version, committed + 1)
 
-    def _decide_forwarded(self, version: Version, row: ChunkRow | None) -> Result | Version:
+    def _decide_forwarded(
+        self, version: Version, sequence: int, row: ChunkRow | None, last: ChannelRow | None
+    ) -> Result | Version:
+        # The head decided already; refusing here what it persisted would leave it pending for ever. Old news is a success.
         committed = row.committed.number if row is not None else 0
-        if version.number <= committed:
+        if version.number <= committed or (last is not None and sequence <= last.sequence):
             return Result(Status.OK, version.number, row.length if row is not None else 0)
         if version.number > committed + 1 and self.serving:
             return Result(Status.NOT_COMMITTED)  # the one before is missing here: the predecessor sends it first
@@ -491,8 +341,16 @@ class Replica:
         if self.successor:
             assert self.chain is not None
             return [Forward(batch.id, self.successor, self.chain.version, batch.staged)]
-        done: list[Effect] = [Commit(batch.id, batch.staged)] if batch.staged else []
-        return done + self._answer(batch)
+        return self._commit(batch)
+
+    def _commit(self, batch: _Batch) -> list[Effect]:
+        if not batch.staged:
+            return self._answer(batch)
+        batch.stage = Stage.COMMITTING
+        return [Commit(batch.id, batch.staged)]
+
+    def _commit_done(self, now: float, event: CommitDone) -> list[Effect]:
+        return self._answer(self._batches[event.batch])
 
     def _abandon(self, batch: _Batch) -> list[Effect]:
         # This member left the chain: whether the others have the update it cannot know. Resync overwrites what is pending here.
@@ -510,14 +368,18 @@ class Replica:
         if event.results is None or suspects or any(r.status != Status.OK for r in event.results):
             batch.retry_at = now + FORWARD_RETRY_S
             return list(suspects)
-        effects: list[Effect] = [Commit(batch.id, batch.staged)] if batch.staged else []
-        return effects + self._answer(batch)
+        return self._commit(batch)
 
     def _compare(self, batch: _Batch, theirs: Sequence[Result]) -> list[Suspect]:
         suspects = []
         for i, update, other in zip(batch.live, batch.staged, theirs, strict=False):
             mine = batch.results[i]
-            if other.status == Status.OK and mine is not None and mine.checksum and other.checksum not in (0, mine.checksum):
+            if (
+                other.status == Status.OK
+                and mine is not None
+                and mine.checksum
+                and other.checksum not in (0, mine.checksum)
+            ):
                 suspects.append(Suspect(self.successor, update.chunk))
         return suspects
 
@@ -529,7 +391,9 @@ class Replica:
             done = finished.pop()
             del self._batches[done.id]
             if done.ticket is not None:
-                effects.append(Reply(done.ticket, [r if r is not None else Result(Status.INTERNAL) for r in done.results]))
+                effects.append(
+                    Reply(done.ticket, [r if r is not None else Result(Status.INTERNAL) for r in done.results])
+                )
             for ready in self._leave(done):
                 persist = self._prepare(ready)
                 if persist is None:

@@ -1,0 +1,214 @@
+"""What a replica is told (events) and what it wants done (effects): the vocabulary of storage/craq.py and of its shells."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from ..proto.gen.common_pb2 import Chain
+
+
+class Kind(enum.IntEnum):
+    """What an update does to its chunk."""
+
+    WRITE = 1  # `length` bytes at `offset`
+    TRUNCATE = 2  # cut or extend with zeros to `length`
+    REMOVE = 3
+
+
+class Version(NamedTuple):
+    """The name of a chunk's content."""
+
+    chain_version: int  # under which the head assigned it
+    number: int  # + 1 with every update of the chunk
+
+
+class Update(NamedTuple):
+    """One change of one chunk."""
+
+    kind: Kind
+    chunk: bytes  # packed chunk id
+    offset: int  # bytes into the chunk
+    length: int  # bytes
+    checksum: int  # CRC32C of the bytes
+    client: bytes  # 16 bytes; empty: not numbered (removes, which are idempotent)
+    channel: int
+    sequence: int
+    truncate_version: int
+    chunk_size: int  # bytes
+    data: Any = None  # the payload, or where to find it: opaque to the machine
+    version: Version | None = None  # None: comes from a client, the head assigns it
+
+
+class Result(NamedTuple):
+    """What became of one update."""
+
+    status: int
+    number: int = 0  # of the version
+    length: int = 0  # of the chunk afterwards, bytes
+    checksum: int = 0  # of the whole chunk, where it is known
+
+
+class ChunkRow(NamedTuple):
+    """What the index knows of a chunk."""
+
+    committed: Version
+    length: int
+    truncate_version: int
+
+
+class ChannelRow(NamedTuple):
+    """The last update of a client's channel."""
+
+    sequence: int
+    number: int
+    length: int
+
+
+class Rows(Protocol):
+    """Synchronous look-ups in the target's index."""
+
+    def chunk(self, key: bytes) -> ChunkRow | None: ...
+
+    def channel(self, client: bytes, channel: int) -> ChannelRow | None: ...
+
+
+# --- events ---
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingChanged:
+    """The chain's newest entry, or None when this target is a member of no chain."""
+
+    chain: Chain | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientsEnded:
+    """Sessions that are over."""
+
+    clients: Iterable[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRequest:
+    """Updates from one client, or from the predecessor (then each has a version). `ticket` comes back in the Reply."""
+
+    ticket: Any
+    chain_version: int
+    updates: Sequence[Update]
+    forwarded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SyncRequest:
+    """Make everything that was acknowledged durable, here and down the chain."""
+
+    ticket: Any
+    chain_version: int
+    forwarded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PersistDone:
+    """A Persist or Checkpoint was carried out; one result per update that it named."""
+
+    batch: int
+    results: Sequence[Result]
+
+
+@dataclass(frozen=True, slots=True)
+class CommitDone:
+    """A Commit was carried out. Until then the chunk's next update has to wait: `Rows` would still answer the version before."""
+
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardAck:
+    """The successor's answer: one result per update, or None when it could not be reached."""
+
+    batch: int
+    results: Sequence[Result] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """Updates found persisted but not committed when the target was opened."""
+
+    updates: Sequence[Update]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    RoutingChanged
+    | ClientsEnded
+    | WriteRequest
+    | SyncRequest
+    | PersistDone
+    | CommitDone
+    | ForwardAck
+    | Recovered
+    | Tick
+)
+
+# --- effects ---
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Write the updates so that they survive kill -9, with their channel rows; commit them in the same write if `commit`."""
+
+    batch: int
+    updates: Sequence[Update]
+    commit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Send to the successor under the chain version; an answer or the lack of one comes back as ForwardAck."""
+
+    batch: int
+    target: int
+    chain_version: int
+    updates: Sequence[Update]  # empty: a sync
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Make persisted updates the chunks' committed content."""
+
+    batch: int
+    updates: Sequence[Update]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Make everything persisted so far survive power loss."""
+
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Answer the request with this ticket: one result per update, in order."""
+
+    ticket: Any
+    results: Sequence[Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """The successor holds other bytes under the same version: tell the manager; it is not committed over."""
+
+    target: int
+    chunk: bytes
+
+
+Effect = Persist | Forward | Commit | Checkpoint | Reply | Suspect

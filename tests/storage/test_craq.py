@@ -1,0 +1,548 @@
+"""The replica as a machine: each rule of its docstring by itself, then chains of machines in every order that hypothesis finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emberfs.proto.errors import Status
+from emberfs.proto.gen.common_pb2 import (
+    TARGET_STATE_OFFLINE,
+    TARGET_STATE_SERVING,
+    TARGET_STATE_SYNCING,
+    Chain,
+    ChainMember,
+)
+from emberfs.storage import craq
+from emberfs.storage.craq import Replica
+from emberfs.storage.events import (
+    ChannelRow,
+    Checkpoint,
+    ChunkRow,
+    ClientsEnded,
+    Commit,
+    CommitDone,
+    Effect,
+    Forward,
+    ForwardAck,
+    Kind,
+    Persist,
+    PersistDone,
+    Recovered,
+    Reply,
+    Result,
+    RoutingChanged,
+    Suspect,
+    SyncRequest,
+    Tick,
+    Update,
+    Version,
+    WriteRequest,
+)
+
+CLIENT = b"c" * 16
+OTHER = b"d" * 16
+
+
+class Rows:
+    """An index in memory: what was persisted survives the machine."""
+
+    def __init__(self) -> None:
+        self.chunks: dict[bytes, ChunkRow] = {}
+        self.channels: dict[tuple[bytes, int], ChannelRow] = {}
+        self.pending: dict[bytes, Update] = {}
+        self.history: dict[bytes, list[tuple[bytes, int]]] = {}  # chunk -> the updates that made it, in order
+
+    def chunk(self, key: bytes) -> ChunkRow | None:
+        return self.chunks.get(key)
+
+    def channel(self, client: bytes, channel: int) -> ChannelRow | None:
+        return self.channels.get((client, channel))
+
+    def persist(self, update: Update, commit: bool) -> Result:
+        assert update.version is not None
+        self.pending[update.chunk] = update
+        if update.client:
+            self.channels[update.client, update.channel] = ChannelRow(
+                update.sequence, update.version.number, update.length
+            )
+        if commit:
+            self.commit(update)
+        return Result(Status.OK, update.version.number, update.length)
+
+    def commit(self, update: Update) -> None:
+        assert update.version is not None
+        if self.pending.get(update.chunk) == update:
+            del self.pending[update.chunk]
+        if update.kind is Kind.REMOVE:
+            self.chunks.pop(update.chunk, None)
+            return
+        self.chunks[update.chunk] = ChunkRow(update.version, update.length, update.truncate_version)
+        self.history.setdefault(update.chunk, []).append((update.client, update.sequence))
+
+
+def chain(*states: int, version: int = 1) -> Chain:
+    """Targets 1, 2, 3, … in these states."""
+    return Chain(id=1, version=version, members=[ChainMember(target=i + 1, state=s) for i, s in enumerate(states)])
+
+
+SERVING, SYNCING, OFFLINE = TARGET_STATE_SERVING, TARGET_STATE_SYNCING, TARGET_STATE_OFFLINE
+
+
+def replica(*states: int, target: int = 1, rows: Rows | None = None) -> tuple[Replica, Rows]:
+    rows = rows or Rows()
+    machine = Replica(target, rows)
+    machine.step(0, RoutingChanged(chain(*states or (SERVING,))))
+    return machine, rows
+
+
+def write(
+    sequence: int,
+    chunk: bytes = b"a",
+    *,
+    client: bytes = CLIENT,
+    channel: int = 1,
+    truncate: int = 0,
+    version: Version | None = None,
+) -> Update:
+    return Update(Kind.WRITE, chunk, 0, 10, 0, client, channel, sequence, truncate, 1 << 20, None, version)
+
+
+def request(*updates: Update, ticket: object = "t", version: int = 1, forwarded: bool = False) -> WriteRequest:
+    return WriteRequest(ticket, version, updates, forwarded)
+
+
+def perform(machine: Replica, rows: Rows, effects: list[Effect]) -> list[Reply]:
+    """Carry out the effects of a chain of one to the end; the replies."""
+    replies = []
+    while effects:
+        effect = effects.pop(0)
+        if isinstance(effect, Persist):
+            effects += machine.step(
+                0, PersistDone(effect.batch, [rows.persist(u, effect.commit) for u in effect.updates])
+            )
+        elif isinstance(effect, Commit):
+            for update in effect.updates:
+                rows.commit(update)
+            effects += machine.step(0, CommitDone(effect.batch))
+        elif isinstance(effect, Checkpoint):
+            effects += machine.step(0, PersistDone(effect.batch, [Result(Status.OK)]))
+        elif isinstance(effect, Reply):
+            replies.append(effect)
+    return replies
+
+
+def submit(machine: Replica, rows: Rows, *updates: Update, version: int = 1) -> list[Status]:
+    (reply,) = perform(machine, rows, machine.step(0, request(*updates, version=version)))
+    return [Status(r.status) for r in reply.results]
+
+
+def test_alone_an_update_is_persisted_and_committed_in_one_write_before_the_reply() -> None:
+    # Rule 3: "Without a successor (the tail; a chain of one) persisting and committing are one write of the index."
+    machine, rows = replica()
+    (persist,) = machine.step(0, request(write(1)))
+    assert isinstance(persist, Persist)
+    assert persist.commit
+    assert persist.updates[0].version == Version(1, 1)
+    (reply,) = machine.step(0, PersistDone(persist.batch, [rows.persist(persist.updates[0], True)]))
+    assert reply == Reply("t", [Result(Status.OK, 1, 10)])
+    assert machine.in_flight == 0
+
+
+def test_another_chain_version_is_refused() -> None:
+    # Rule 1: "under the exact chain version".
+    machine, rows = replica()
+    assert submit(machine, rows, write(1), version=2) == [Status.STALE_CHAIN_VERSION]
+    assert machine.may_read(1) is Status.OK
+    assert machine.may_read(2) is Status.STALE_CHAIN_VERSION
+    assert not rows.chunks
+
+
+def test_a_target_of_no_chain_and_one_that_is_not_serving_refuse() -> None:
+    rows = Rows()
+    assert Replica(1, rows).may_read(1) is Status.TARGET_OFFLINE
+    machine, _ = replica(SERVING, OFFLINE, target=2)
+    assert machine.may_read(1) is Status.TARGET_OFFLINE
+    machine, _ = replica(SERVING, SYNCING, target=2)
+    assert machine.may_read(1) is Status.TARGET_OFFLINE  # SYNCING members take writes but answer no reads
+
+
+def test_a_client_write_belongs_to_the_head() -> None:
+    # Rule 1: "A client's update enters at the head".
+    machine, _ = replica(SERVING, SERVING, target=2)
+    (reply,) = machine.step(0, request(write(1)))
+    assert isinstance(reply, Reply)
+    assert reply.results[0].status == Status.STALE_ROUTING
+
+
+def test_one_update_in_flight_per_chunk_the_next_waits() -> None:
+    # Rule 2: "a chunk has one update in flight".
+    machine, rows = replica()
+    (first,) = machine.step(0, request(write(1), ticket=1))
+    assert machine.step(0, request(write(1, client=OTHER), ticket=2)) == []
+    assert isinstance(first, Persist)
+    effects = machine.step(0, PersistDone(first.batch, [rows.persist(first.updates[0], True)]))
+    assert isinstance(effects[0], Reply)
+    assert effects[0].ticket == 1
+    assert isinstance(effects[1], Persist)
+    assert effects[1].updates[0].version == Version(1, 2)
+
+
+def test_a_batch_waits_for_all_its_chunks_and_others_pass() -> None:
+    machine, rows = replica()
+    (first,) = machine.step(0, request(write(1, b"a", channel=1), ticket=1))
+    assert (
+        machine.step(
+            0, request(write(1, b"a", client=OTHER, channel=1), write(1, b"b", client=OTHER, channel=2), ticket=2)
+        )
+        == []
+    )
+    assert machine.step(0, request(write(5, b"b", channel=5), ticket=3)) == []  # behind 2, which is behind 1
+    (free,) = machine.step(0, request(write(6, b"c", channel=6), ticket=4))
+    assert isinstance(free, Persist)
+    assert isinstance(first, Persist)
+    replies = perform(machine, rows, [first, free])
+    assert sorted(r.ticket for r in replies) == [1, 2, 3, 4]
+    assert rows.history == {
+        b"a": [(CLIENT, 1), (OTHER, 1)],
+        b"b": [(OTHER, 1), (CLIENT, 5)],
+        b"c": [(CLIENT, 6)],
+    }
+
+
+def test_lines_are_bounded() -> None:
+    machine, _ = replica()
+    machine.step(0, request(write(1)))
+    for i in range(craq.LINE_MAX - 1):
+        assert machine.step(0, request(write(2 + i))) == []
+    (reply,) = machine.step(0, request(write(99)))
+    assert isinstance(reply, Reply)
+    assert reply.results[0].status == Status.BUSY
+    (reply,) = machine.step(
+        0, request(*[write(1, bytes([i % 256, i // 256]), channel=i) for i in range(craq.UPDATES_MAX + 1)])
+    )
+    assert isinstance(reply, Reply)
+    assert reply.results[0].status == Status.TOO_LARGE
+
+
+def test_a_request_names_a_chunk_and_a_channel_once() -> None:
+    machine, rows = replica()
+    assert submit(machine, rows, write(1, b"a"), write(2, b"a", channel=2)) == [Status.OK, Status.INVALID]
+    assert submit(machine, rows, write(3, b"b"), write(4, b"c")) == [Status.OK, Status.INVALID]
+
+
+def test_the_same_sequence_gets_the_same_answer_also_from_a_new_machine() -> None:
+    # Rule 5: "the same sequence gets the same answer, a lower one is refused, also after a restart".
+    machine, rows = replica()
+    assert submit(machine, rows, write(7)) == [Status.OK]
+    for each in (machine, replica(rows=rows)[0]):
+        (reply,) = each.step(0, request(write(7)))
+        assert reply == Reply("t", [Result(Status.OK, 1, 10)])
+        assert submit(each, rows, write(6)) == [Status.DUPLICATE]
+    assert rows.history == {b"a": [(CLIENT, 7)]}
+    assert submit(machine, rows, write(8)) == [Status.OK]
+
+
+def test_a_late_write_does_not_revert_a_newer_one() -> None:
+    # The scenario behind rule 5: W1 sits in the socket of a stopped head, the client gives up and writes W2 to the same chunk.
+    machine, rows = replica()
+    assert submit(machine, rows, write(2)) == [Status.OK]
+    assert submit(machine, rows, write(1)) == [Status.DUPLICATE]
+
+
+def test_ended_clients_are_refused() -> None:
+    # Rule 6.
+    machine, rows = replica()
+    assert submit(machine, rows, write(1)) == [Status.OK]
+    machine.step(0, ClientsEnded([CLIENT]))
+    assert submit(machine, rows, write(2)) == [Status.SESSION_ENDED]
+    assert submit(machine, rows, write(1, client=OTHER)) == [Status.OK]
+
+
+def test_writes_from_before_a_truncate_are_refused() -> None:
+    # Rule 6: "updates from before a truncate that the chunk has seen".
+    machine, rows = replica()
+    cut = Update(Kind.TRUNCATE, b"a", 0, 5, 0, OTHER, 1, 1, 3, 1 << 20)
+    assert submit(machine, rows, write(1)) == [Status.OK]
+    assert submit(machine, rows, cut) == [Status.OK]
+    assert submit(machine, rows, write(2, truncate=2)) == [Status.STALE_TRUNCATE_VERSION]
+    assert submit(machine, rows, write(3, truncate=3)) == [Status.OK]
+
+
+def test_a_remove_takes_what_is_older_than_its_truncate() -> None:
+    machine, rows = replica()
+    remove = Update(Kind.REMOVE, b"a", 0, 0, 0, b"", 0, 0, 2, 0)
+    assert submit(machine, rows, remove) == [Status.OK]  # nothing there
+    assert submit(machine, rows, write(1, truncate=1)) == [Status.OK]
+    assert submit(machine, rows, remove) == [Status.OK]
+    assert not rows.chunks
+    assert submit(machine, rows, write(2, truncate=2)) == [Status.OK]
+    assert submit(machine, rows, remove) == [Status.OK]  # a late one: the file has grown again since
+    assert rows.chunks
+
+
+def test_what_cannot_be_persisted_is_refused_alone() -> None:
+    machine, rows = replica()
+    (persist,) = machine.step(0, request(write(1, b"a"), write(2, b"b", channel=2)))
+    assert isinstance(persist, Persist)
+    done = PersistDone(persist.batch, [Result(Status.NO_SPACE), rows.persist(persist.updates[1], True)])
+    (reply,) = machine.step(0, done)
+    assert isinstance(reply, Reply)
+    assert [r.status for r in reply.results] == [Status.NO_SPACE, Status.OK]
+    assert submit(machine, rows, write(1, b"a")) == [Status.OK]  # the sequence was not used up
+
+
+def test_sync_is_a_checkpoint_before_the_reply() -> None:
+    machine, _ = replica()
+    (checkpoint,) = machine.step(0, SyncRequest("s", 1))
+    assert isinstance(checkpoint, Checkpoint)
+    assert machine.step(0, PersistDone(checkpoint.batch, [Result(Status.OK)])) == [Reply("s", [Result(Status.OK)])]
+    (reply,) = machine.step(0, SyncRequest("s", 9))
+    assert isinstance(reply, Reply)
+    assert reply.results[0].status == Status.STALE_CHAIN_VERSION
+
+
+def test_with_a_successor_persist_then_forward_then_commit_then_reply() -> None:
+    # Rule 3: "persists an update before it forwards it, commits it after its successor acknowledged it, and only then answers".
+    machine, rows = replica(SERVING, SERVING)
+    (persist,) = machine.step(0, request(write(1)))
+    assert isinstance(persist, Persist)
+    assert not persist.commit
+    (forward,) = machine.step(0, PersistDone(persist.batch, [rows.persist(persist.updates[0], False)]))
+    assert isinstance(forward, Forward)
+    assert (forward.target, forward.chain_version, forward.updates[0].version) == (2, 1, Version(1, 1))
+    assert machine.undecided(b"a")
+    (commit,) = machine.step(0, ForwardAck(forward.batch, [Result(Status.OK, 1, 10)]))
+    assert isinstance(commit, Commit)
+    assert machine.undecided(b"a")
+    (reply,) = machine.step(0, CommitDone(commit.batch))
+    assert isinstance(reply, Reply)
+    assert not machine.undecided(b"a")
+
+
+def test_pending_is_only_resolved_forward() -> None:
+    # Rule 4: "forwarded again until acknowledged, committed when the successor is gone".
+    machine, rows = replica(SERVING, SERVING)
+    (persist,) = machine.step(0, request(write(1)))
+    assert isinstance(persist, Persist)
+    (forward,) = machine.step(0, PersistDone(persist.batch, [rows.persist(persist.updates[0], False)]))
+    assert isinstance(forward, Forward)
+    assert machine.step(0, ForwardAck(forward.batch, None)) == []
+    assert machine.step(0, Tick()) == []
+    assert machine.step(craq.FORWARD_RETRY_S, Tick()) == [forward]
+    (commit,) = machine.step(1, RoutingChanged(chain(SERVING, OFFLINE, version=2)))
+    assert isinstance(commit, Commit)
+    assert machine.step(1, CommitDone(commit.batch)) == [Reply("t", [Result(Status.OK, 1, 10)])]
+    assert machine.step(1, ForwardAck(forward.batch, [Result(Status.OK, 1, 10)])) == []  # too late, harmless
+
+
+def test_who_leaves_the_chain_says_maybe() -> None:
+    machine, rows = replica(SERVING, SERVING)
+    (persist,) = machine.step(0, request(write(1)))
+    assert isinstance(persist, Persist)
+    machine.step(0, PersistDone(persist.batch, [rows.persist(persist.updates[0], False)]))
+    (reply,) = machine.step(0, RoutingChanged(chain(OFFLINE, SERVING, version=2)))
+    assert isinstance(reply, Reply)
+    assert reply.results[0].status == Status.MAYBE_COMMITTED
+
+
+def test_other_bytes_at_the_successor_are_reported_and_not_committed_over() -> None:
+    machine, _ = replica(SERVING, SERVING)
+    (persist,) = machine.step(0, request(write(1)))
+    assert isinstance(persist, Persist)
+    (forward,) = machine.step(0, PersistDone(persist.batch, [Result(Status.OK, 1, 10, checksum=77)]))
+    assert isinstance(forward, Forward)
+    assert machine.step(0, ForwardAck(forward.batch, [Result(Status.OK, 1, 10, checksum=78)])) == [Suspect(2, b"a")]
+    assert machine.in_flight == 1
+
+
+def test_a_restarted_tail_commits_what_it_had_pending() -> None:
+    # "after a change ... a new tail (and a reviver) commits all of its own"
+    rows = Rows()
+    pending = write(1, version=Version(1, 1))
+    rows.persist(pending, False)
+    machine = Replica(1, rows)
+    assert machine.step(0, Recovered([pending])) == []
+    assert machine.undecided(b"a")
+    (commit,) = machine.step(0, RoutingChanged(chain(SERVING, version=2)))
+    assert commit == Commit(1, [pending])
+
+
+def test_forwarded_updates_old_news_is_a_success_and_a_gap_is_not() -> None:
+    machine, rows = replica(SERVING, SERVING, target=2)
+    machine.step(0, ClientsEnded([CLIENT]))  # the head decided that; refusing here would wedge it
+
+    def forwarded(update: Update) -> Status:
+        (reply,) = perform(machine, rows, machine.step(0, request(update, forwarded=True)))
+        return Status(reply.results[0].status)
+
+    assert forwarded(write(1, version=Version(1, 1))) is Status.OK
+    assert forwarded(write(1, version=Version(1, 1))) is Status.OK
+    assert rows.history[b"a"] == [(CLIENT, 1)]
+    assert forwarded(write(3, version=Version(1, 3))) is Status.NOT_COMMITTED
+    assert forwarded(write(2, version=Version(1, 2))) is Status.OK
+
+
+def test_a_long_row_of_waiting_duplicates_is_no_recursion() -> None:
+    machine, rows = replica()
+    (first,) = machine.step(0, request(write(1, b"0", channel=0), write(1, b"1", channel=1), ticket=0))
+    for i in range(1, 1500):  # each shares one chunk with the one before
+        updates = [write(1, str(i).encode(), channel=i), write(1, str(i + 1).encode(), channel=i + 1)]
+        assert machine.step(0, request(*updates, ticket=i)) == []
+    machine.step(0, ClientsEnded([CLIENT]))
+    assert isinstance(first, Persist)
+    assert len(perform(machine, rows, [first])) == 1500
+    assert machine.in_flight == 0
+
+
+# --- chains of machines ---
+
+
+@dataclass
+class Member:
+    """A machine with its disk and what it has still to do; a crash loses everything but the disk."""
+
+    target: int
+    rows: Rows = field(default_factory=Rows)
+    machine: Replica = field(init=False)
+    todo: list[Effect] = field(default_factory=list)
+
+    def start(self, entry: Chain) -> None:
+        self.machine = Replica(self.target, self.rows)
+        self.todo = self.machine.step(0, Recovered(list(self.rows.pending.values())))
+        self.todo += self.machine.step(0, RoutingChanged(entry))
+
+
+class Cluster:
+    """A chain of members and clients that repeat each write until it is acknowledged."""
+
+    def __init__(self, members: int) -> None:
+        self.now = 0.0
+        self.version = 1
+        self.members = {i + 1: Member(i + 1) for i in range(members)}
+        self.alive = list(self.members)
+        self.wanted: dict[tuple[bytes, int], Update] = {}  # (client, channel) -> the write that is not acknowledged yet
+        self.sequences: dict[tuple[bytes, int], int] = {}
+        self.acknowledged: list[Update] = []
+        for member in self.members.values():
+            member.start(self.entry())
+
+    def entry(self) -> Chain:
+        states = [SERVING if t in self.alive else OFFLINE for t in self.members]
+        ordered = sorted(zip(self.members, states, strict=True), key=lambda pair: pair[1] != SERVING)
+        return Chain(id=1, version=self.version, members=[ChainMember(target=t, state=s) for t, s in ordered])
+
+    def client_writes(self, client: bytes, chunk: int) -> None:
+        slot = (client, chunk)  # one channel per chunk
+        if slot not in self.wanted:
+            self.sequences[slot] = self.sequences.get(slot, 0) + 1
+            self.wanted[slot] = write(self.sequences[slot], bytes([chunk]), client=client, channel=chunk)
+        head = self.members[self.alive[0]]
+        head.todo += head.machine.step(self.now, request(self.wanted[slot], ticket=slot, version=self.version))
+
+    def advance(self, target: int) -> bool:
+        """One effect of one member is carried out."""
+        member = self.members[target]
+        if not member.todo or target not in self.alive:
+            return False
+        effect = member.todo.pop(0)
+        if isinstance(effect, Persist):
+            done = PersistDone(effect.batch, [member.rows.persist(u, effect.commit) for u in effect.updates])
+            member.todo += member.machine.step(self.now, done)
+        elif isinstance(effect, Commit):
+            for update in effect.updates:
+                member.rows.commit(update)
+            member.todo += member.machine.step(self.now, CommitDone(effect.batch))
+        elif isinstance(effect, Forward):
+            peer = self.members[effect.target]
+            ticket = (member, effect.batch, member.machine)
+            peer.todo += peer.machine.step(
+                self.now, request(*effect.updates, ticket=ticket, version=effect.chain_version, forwarded=True)
+            )
+        elif isinstance(effect, Reply):
+            self.reply(member, effect)
+        return True
+
+    def reply(self, member: Member, effect: Reply) -> None:
+        if len(effect.ticket) == 3:
+            predecessor, batch, machine = effect.ticket
+            if predecessor.machine is machine:  # otherwise it has been restarted and does not remember
+                predecessor.todo += machine.step(self.now, ForwardAck(batch, effect.results))
+        elif effect.results[0].status == Status.OK and effect.ticket in self.wanted:
+            self.acknowledged.append(self.wanted.pop(effect.ticket))
+
+    def crash(self, target: int) -> None:
+        """kill -9 and restart within the lease; whoever waited for its answer sees the connection break."""
+        if target not in self.alive:
+            return
+        crashed = self.members[target]
+        crashed.start(self.entry())
+        place = self.alive.index(target)
+        if place:
+            before = self.members[self.alive[place - 1]]
+            for batch in list(before.machine._batches.values()):
+                if batch.stage is craq.Stage.FORWARDING:
+                    before.todo += before.machine.step(self.now, ForwardAck(batch.id, None))
+
+    def drop(self, target: int) -> None:
+        """The manager takes a member out for good."""
+        if len(self.alive) == 1 or target not in self.alive:
+            return
+        self.alive.remove(target)
+        self.version += 1
+        for other in self.alive:
+            member = self.members[other]
+            member.todo += member.machine.step(self.now, RoutingChanged(self.entry()))
+
+    def settle(self) -> None:
+        for _ in range(200):
+            self.now += 1
+            for slot in list(self.wanted):
+                self.client_writes(*slot)
+            for target in self.alive:
+                member = self.members[target]
+                member.todo += member.machine.step(self.now, Tick())
+            while sum(self.advance(t) for t in self.alive):
+                pass
+            if not self.wanted and not any(self.members[t].machine.in_flight for t in self.alive):
+                return
+        raise AssertionError("the chain does not come to rest")
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("write"), st.sampled_from([CLIENT, OTHER]), st.integers(1, 3)),
+    st.tuples(st.just("advance"), st.integers(1, 3), st.integers(1, 4)),
+    st.tuples(st.just("crash"), st.integers(1, 3), st.just(0)),
+    st.tuples(st.just("drop"), st.integers(1, 3), st.just(0)),
+)
+
+
+@pytest.mark.parametrize("members", [1, 2, 3])
+@settings(max_examples=150, deadline=None)
+@given(steps=st.lists(STEPS, max_size=60))
+def test_every_acknowledged_write_is_on_every_member_once_and_in_one_order(members: int, steps: list) -> None:
+    cluster = Cluster(members)
+    for step, first, second in steps:
+        if step == "write":
+            cluster.client_writes(first, second)
+        elif first <= members:
+            if step == "advance":
+                for _ in range(second):
+                    cluster.advance(first)
+            elif step == "crash":
+                cluster.crash(first)
+            else:
+                cluster.drop(first)
+    cluster.settle()
+    histories = [cluster.members[t].rows.history for t in cluster.alive]
+    assert all(h == histories[0] for h in histories)
+    for updates in histories[0].values():
+        assert len(updates) == len(set(updates))  # exactly once
+        for client in (CLIENT, OTHER):
+            mine = [sequence for c, sequence in updates if c == client]
+            assert mine == sorted(mine)
+    for update in cluster.acknowledged:
+        assert (update.client, update.sequence) in histories[0][update.chunk]
