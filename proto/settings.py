@@ -1,7 +1,7 @@
 """Where things lie and how long they may take: data directories, URLs, the one time scale.
 
-`ember://host:port/path` names a metadata server over TCP; `ember:///path` is the default cluster: `$EMBERFS_URL` if that is set,
-otherwise the one-node cluster in the default data directory, reached over its Unix socket.
+`ember://host:port/path` names a metadata server over TCP; `ember://%2Fdata%2Fdir/path` the one-node cluster in a data directory, reached
+over its Unix socket; `ember:///path` is the default cluster: `$EMBERFS_URL` if that is set, otherwise the default data directory's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from .errors import Status, error
 
@@ -56,6 +56,8 @@ def parse_url(url: str) -> Location:
     if parts.username or parts.password:
         raise error(Status.INVALID, "secrets do not belong into a URL; use EMBERFS_SECRET_FILE")
     path = url.split("://", 1)[1].partition("/")[2] if "://" in url else url.lstrip("/")
+    if parts.netloc.lower().startswith("%2f"):
+        return _from_data_dir(Path(unquote(parts.netloc)), "/" + path)
     if parts.netloc:
         try:
             port = parts.port or PORT_DEFAULT
@@ -66,10 +68,17 @@ def parse_url(url: str) -> Location:
         return Location((address,), "/" + path, secret_file=os.environ.get("EMBERFS_SECRET_FILE", ""))
     if default := os.environ.get("EMBERFS_URL"):
         if not urlsplit(default).netloc:
-            return _from_data_dir(Path(unquote(urlsplit(default).path)), "/" + path)
+            raise error(
+                Status.INVALID, f"EMBERFS_URL={default!r}: must name a host or a data directory (ember://%2Fdata%2Fdir)"
+            )
         found = parse_url(default)
         return Location(found.addresses, "/" + path, found.cluster, found.secret_file)
     return _from_data_dir(default_data_dir(), "/" + path)
+
+
+def data_url(data: Path | str, path: str = "/") -> str:
+    """The URL of a path in the one-node cluster of a data directory."""
+    return f"{SCHEME}://{quote(str(Path(data).absolute()), safe='')}{path}"
 
 
 def _from_data_dir(data: Path, path: str) -> Location:

@@ -80,8 +80,12 @@ class TestUrls:
             assert settings.parse_url(url) == settings.Location(("unix:/run/meta.sock",), "/x/y?z#w", "c1", "s")
         monkeypatch.setenv("EMBERFS_URL", "ember://h:1/")
         assert settings.parse_url("ember:///x").addresses == ("tcp:h:1",)
-        (tmp_path / settings.CLUSTER_FILE).write_text("{")
         monkeypatch.delenv("EMBERFS_URL")
+        monkeypatch.delenv("EMBERFS_DATA")
+        assert settings.parse_url(settings.data_url(tmp_path, "/a b")).path == "/a b"
+        assert settings.parse_url(settings.data_url(tmp_path)).cluster == "c1"
+        monkeypatch.setenv("EMBERFS_DATA", str(tmp_path))
+        (tmp_path / settings.CLUSTER_FILE).write_text("{")
         with pytest.raises(StatusError, match="damaged"):
             settings.parse_url("/x")
 
