@@ -1,0 +1,77 @@
+"""`bench`: how fast is it here? Ratios against the bare machine, measured in the same run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .output import console, say, write_json
+
+
+class What(str, Enum):  # noqa: UP042 -- typer before 0.16 wants it so
+    net = "net"
+    target = "target"
+    meta = "meta"
+    fs = "fs"
+    memory = "memory"
+    all = "all"
+
+
+def bench(
+    what: Annotated[
+        What, typer.Argument(help="net: messages and bulk; target: one storage target; meta: the namespace; fs: files.")
+    ] = What.fs,
+    quick: Annotated[bool, typer.Option("--quick", help="A few seconds, rough figures.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
+    keep: Annotated[str, typer.Option(help="Write the JSON into this folder too.", show_default=False)] = "",
+) -> None:
+    """Measure. Starts servers of its own in a temporary directory; a running cluster is left alone."""
+    names = [item.value for item in What if item is not What.all] if what is What.all else [what.value]
+    results = []
+    for name in names:
+        begin = time.monotonic()
+        # Any benchmark is a module of deploy/bench with run(quick=...) -> {"bench", "rows": [{"what", "value", "unit", ...}]}.
+        result: dict[str, Any] = importlib.import_module(f"emberfs.deploy.bench.{name}").run(quick=quick)
+        result = {"bench": name, **result, "seconds": round(time.monotonic() - begin, 1)}
+        results.append(result)
+        if not as_json:
+            _print(result)
+        if keep:
+            folder = Path(keep)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    if as_json:
+        write_json(results)
+
+
+def _print(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    say(f"{result['bench']} ({result['seconds']} s)")
+    table = Table("what", "measured", "bare machine", "ratio", "aim", box=None)
+    for row in result["rows"]:
+        table.add_row(*cells(row))
+    console().print(table)
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row for people: measured and baseline with their unit, the ratio, the aim; the aim is red where it is missed."""
+
+    def number(value: Any) -> str:
+        if not isinstance(value, (int, float)):
+            return str(value or "")
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+    unit = row.get("unit", "")
+    baseline = f"{number(row['baseline'])} {row.get('baseline_unit', unit)}" if row.get("baseline") is not None else ""
+    ratio = f"{row['ratio']:.2f}" if row.get("ratio") is not None else ""
+    aim = str(row.get("aim", "") or "")
+    if aim and row.get("met") is False:
+        aim = f"[red]{aim}[/]"
+    return str(row["what"]), f"{number(row['value'])} {unit}", baseline, ratio, aim

@@ -1,0 +1,331 @@
+"""Copying trees between this machine and the cluster: first a plan (what goes where), then the work, several files at a time.
+
+What cannot be read or written is noted and the rest goes on; the caller gets one sentence per failure. Directories are made first,
+files are copied by threads over one client, and with `preserve` directories get their times last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import stat as bits
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from ..client.blocking import Client
+
+JOBS_DEFAULT = 4
+BLOCK_BYTES = 4 << 20  # moved at a time; each thread has one buffer of this size
+
+
+@dataclass(slots=True)
+class Item:
+    """One thing to copy."""
+
+    source: str
+    target: str
+    size: int = 0  # bytes
+    mode: int = 0o644  # permission bits
+    atime_ns: int = 0
+    mtime_ns: int = 0
+    link: str = ""  # where a symlink points
+
+
+@dataclass
+class Plan:
+    """What a copy consists of, and what could not even be looked at."""
+
+    directories: list[Item] = field(default_factory=list)  # parents before children
+    files: list[Item] = field(default_factory=list)
+    symlinks: list[Item] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(item.size for item in self.files)
+
+
+class Progress(Protocol):
+    """Told what was done; called from several threads."""
+
+    def add(self, size: int) -> None: ...
+
+    def file_done(self) -> None: ...
+
+
+class Quiet:
+    """A progress that nobody sees."""
+
+    def add(self, size: int) -> None: ...
+
+    def file_done(self) -> None: ...
+
+
+def plan_local(plan: Plan, source: str, target: str, recursive: bool) -> None:
+    """Add a local file, or with `recursive` a directory, to be put at `target`. Symlinks below a directory stay symlinks."""
+    try:
+        found = os.stat(source)
+    except OSError as failed:
+        plan.failures.append(f"{source}: {failed.strerror}")
+        return
+    if not bits.S_ISDIR(found.st_mode):
+        _plan_local_entry(plan, source, target, found)
+        return
+    if not recursive:
+        plan.failures.append(f"{source} is a directory: add -r to copy it and all that is in it")
+        return
+    plan.directories.append(_local_item(source, target, found))
+    stack = [(source, target)]
+    while stack:
+        folder, goal = stack.pop()
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as failed:
+            plan.failures.append(f"{folder}: {failed.strerror}")
+            continue
+        for entry in entries:
+            path = posixpath.join(goal, entry.name)
+            try:
+                found = entry.stat(follow_symlinks=False)
+            except OSError as failed:
+                plan.failures.append(f"{entry.path}: {failed.strerror}")
+                continue
+            if bits.S_ISDIR(found.st_mode):
+                plan.directories.append(_local_item(entry.path, path, found))
+                stack.append((entry.path, path))
+            else:
+                _plan_local_entry(plan, entry.path, path, found)
+
+
+def _local_item(source: str, target: str, found: os.stat_result) -> Item:
+    return Item(source, target, found.st_size, bits.S_IMODE(found.st_mode), found.st_atime_ns, found.st_mtime_ns)
+
+
+def _plan_local_entry(plan: Plan, source: str, target: str, found: os.stat_result) -> None:
+    if bits.S_ISREG(found.st_mode):
+        plan.files.append(_local_item(source, target, found))
+    elif bits.S_ISLNK(found.st_mode):
+        item = _local_item(source, target, found)
+        item.link = os.readlink(source)
+        plan.symlinks.append(item)
+    else:
+        plan.failures.append(f"{source} is neither file, directory nor symlink: it was left out")
+
+
+def plan_remote(plan: Plan, client: Client, source: str, target: str, recursive: bool) -> None:
+    """Add a file of the cluster, or with `recursive` a directory, to be copied to `target` (local or in the cluster)."""
+    try:
+        top = client.stat(source)
+    except OSError as failed:
+        plan.failures.append(f"{source}: {failed.strerror}")
+        return
+    if not top.is_dir:
+        _plan_remote_entry(plan, source, target, top)
+        return
+    if not recursive:
+        plan.failures.append(f"{source} is a directory: add -r to copy it and all that is in it")
+        return
+    plan.directories.append(_remote_item(source, target, top))
+    for name, found in client.find(source):
+        paths = posixpath.join(source, name), posixpath.join(target, name)
+        if found.is_dir:
+            plan.directories.append(_remote_item(*paths, found))
+        else:
+            _plan_remote_entry(plan, *paths, found)
+
+
+def _remote_item(source: str, target: str, found: Any) -> Item:
+    return Item(source, target, found.size, found.mode, found.atime_ns, found.mtime_ns, found.target)
+
+
+def _plan_remote_entry(plan: Plan, source: str, target: str, found: Any) -> None:
+    if found.is_file:
+        plan.files.append(_remote_item(source, target, found))
+    elif found.is_symlink:
+        plan.symlinks.append(_remote_item(source, target, found))
+    else:
+        plan.failures.append(f"{source} is a {found.type}: it was left out")
+
+
+class Way:
+    """One direction of copying. `exclusive` refuses existing files, `preserve` keeps modes and times."""
+
+    title: ClassVar[str]
+
+    def __init__(self, client: Client, *, preserve: bool = False, exclusive: bool = False) -> None:
+        self.client = client
+        self.preserve = preserve
+        self.exclusive = exclusive
+        self._buffers = threading.local()
+
+    def buffer(self) -> memoryview:
+        """This thread's block."""
+        if not hasattr(self._buffers, "block"):
+            self._buffers.block = memoryview(bytearray(BLOCK_BYTES))
+        block: memoryview = self._buffers.block
+        return block
+
+    def directory(self, item: Item) -> None:
+        raise NotImplementedError
+
+    def file(self, item: Item, progress: Progress) -> None:
+        raise NotImplementedError
+
+    def symlink(self, item: Item) -> None:
+        raise NotImplementedError
+
+    def finish(self, item: Item) -> None:
+        """Modes and times of a directory, after all in it was written."""
+        raise NotImplementedError
+
+
+class _IntoCluster(Way):
+    def directory(self, item: Item) -> None:
+        self.client.mkdir(item.target, exist_ok=True)
+
+    def symlink(self, item: Item) -> None:
+        try:
+            self.client.symlink(item.link, item.target)
+        except FileExistsError:
+            if self.exclusive:
+                raise
+            self.client.unlink(item.target)
+            self.client.symlink(item.link, item.target)
+
+    def finish(self, item: Item) -> None:
+        if self.preserve:
+            self.client.chmod(item.target, item.mode)
+            self.client.utime(item.target, atime_ns=item.atime_ns, mtime_ns=item.mtime_ns)
+
+    def create(self, item: Item) -> Any:
+        return self.client.open(item.target, "xb" if self.exclusive else "wb", permissions=item.mode & 0o777)
+
+
+class Put(_IntoCluster):
+    """From this machine into the cluster."""
+
+    title = "put"
+
+    def file(self, item: Item, progress: Progress) -> None:
+        block = self.buffer()
+        with open(item.source, "rb", buffering=0) as source, self.create(item) as target:
+            while count := source.readinto(block):
+                target.write(block[:count])
+                progress.add(count)
+        self.finish(item)
+
+
+class Copy(_IntoCluster):
+    """Within the cluster."""
+
+    title = "cp"
+
+    def file(self, item: Item, progress: Progress) -> None:
+        if self.exclusive:
+            self.create(item).close()
+        self.client.copy_file(item.source, item.target)
+        progress.add(item.size)
+        self.finish(item)
+
+
+class Get(Way):
+    """From the cluster to this machine. A file is written beside its target and renamed when it is complete."""
+
+    title = "get"
+
+    def directory(self, item: Item) -> None:
+        os.makedirs(item.target, exist_ok=True)
+
+    def file(self, item: Item, progress: Progress) -> None:
+        if self.exclusive and os.path.lexists(item.target):
+            raise FileExistsError(17, "the file exists", item.target)
+        folder, name = os.path.split(item.target)
+        temporary = os.path.join(folder, f".{name[:200]}.{os.getpid()}.{threading.get_ident()}")
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, item.mode & 0o777)
+            with open(fd, "wb", buffering=0) as target, self.client.open(item.source) as source:
+                block = self.buffer()
+                while count := source.readinto(block):
+                    target.write(block[:count])
+                    progress.add(count)
+            if self.preserve:
+                self._preserve(item, temporary)
+            os.replace(temporary, item.target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    def symlink(self, item: Item) -> None:
+        if not self.exclusive:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(item.target)
+        os.symlink(item.link, item.target)
+
+    def finish(self, item: Item) -> None:
+        if self.preserve:
+            self._preserve(item, item.target)
+
+    def _preserve(self, item: Item, path: str) -> None:
+        os.chmod(path, item.mode & 0o777)
+        os.utime(path, ns=(item.atime_ns, item.mtime_ns))
+
+
+def carry_out(plan: Plan, way: Way, jobs: int = JOBS_DEFAULT, progress: Progress | None = None) -> list[str]:
+    """Do it; one sentence per thing that failed. What lies below a directory that could not be made fails quietly with it."""
+    told = progress or Quiet()
+    failures: list[str] = []
+    lost = _attempt(failures, plan.directories, way.directory)
+
+    def wanted(items: list[Item]) -> list[Item]:
+        return [item for item in items if not lost or not item.target.startswith(tuple(f"{path}/" for path in lost))]
+
+    for item, failed in _in_parallel(way, wanted(plan.files), jobs, told):
+        failures.append(_sentence(item, failed))
+    _attempt(failures, wanted(plan.symlinks), way.symlink)
+    _attempt(failures, [item for item in reversed(plan.directories) if item.target not in lost], way.finish)
+    return failures
+
+
+def _attempt(failures: list[str], items: list[Item], act: Any) -> list[str]:
+    """Run `act` for each; the targets for which it failed."""
+    lost: list[str] = []
+    for item in items:
+        if lost and item.target.startswith(tuple(f"{path}/" for path in lost)):
+            continue
+        try:
+            act(item)
+        except OSError as failed:
+            failures.append(_sentence(item, failed))
+            lost.append(item.target)
+    return lost
+
+
+def _in_parallel(way: Way, items: list[Item], jobs: int, progress: Progress) -> Iterator[tuple[Item, OSError]]:
+    """Copy files with several threads; those that failed, as they fail. Ctrl-C lets running ones end and starts no more."""
+
+    def one(item: Item) -> None:
+        way.file(item, progress)
+        progress.file_done()
+
+    pool = ThreadPoolExecutor(max(1, min(jobs, len(items))), thread_name_prefix="copy")
+    try:
+        running = {pool.submit(one, item): item for item in items}
+        for done in as_completed(running):
+            try:
+                done.result()
+            except OSError as failed:
+                yield running[done], failed
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _sentence(item: Item, failed: OSError) -> str:
+    text = failed.strerror or str(failed)
+    return f"{item.source} -> {item.target}: {text}"
