@@ -1,0 +1,142 @@
+"""What the manager keeps in the KV engine, and the only place that reads and writes it.
+
+Keys are the letters CLUS and one of:
+
+CLUS s → JSON: cluster id, capability key (hex) and epoch, routing version, floor, next ids
+    Written with every change, in the same transaction, so its version is never older than any record's.
+CLUS n node:u32 → Node                      CLUS t target:u32 → Target (capacity and use as of the last registration)
+CLUS c chain:u32 → Chain                    CLUS b table:u32 version:u32 → ChainTable; a version never changes
+CLUS e client:16 → (empty)                  its lease is over; goes when no capability of its can be good any more
+    These values begin with: format u8, routing version of the last change u64, capability epoch u32 (of ended clients). An empty
+    message is a tombstone.
+CLUS l client:16 → name                     a client with a lease; goes with the change that ends the client
+
+Invariants: a chain's members are targets with records; a target's node has a record; every chain of a table exists.
+Everything is durable (survives power loss) before the manager acts on it.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+
+from ...proto.errors import Status, error
+from ..kv.engine import Engine, Transaction
+from ..kv.retry import transact
+from .routing import MESSAGES, Draft, Key, Kind, Row, State
+
+PREFIX = b"CLUS"
+STATE = PREFIX + b"s"
+LEASE = PREFIX + b"l"
+FORMAT = 1
+PAGE = 1000  # records read at once
+
+_HEAD = struct.Struct(">BQI")
+
+
+def _key(key: Key) -> bytes:
+    return PREFIX + key[0].value.encode() + key[1]
+
+
+def _encode_row(row: Row) -> bytes:
+    return _HEAD.pack(FORMAT, row.version, row.epoch) + (row.message.SerializeToString() if row.message else b"")
+
+
+def _decode_row(key: Key, value: bytes) -> Row:
+    format_version, version, epoch = _HEAD.unpack_from(value)
+    _check_format(_key(key), format_version)
+    body = value[_HEAD.size :]
+    message = MESSAGES[key[0]].FromString(body) if body and key[0] in MESSAGES else None
+    return Row(version, message, epoch)
+
+
+def _check_format(key: bytes, found: int) -> None:
+    if found != FORMAT:
+        message = f"cluster record {key!r} has format {found}, and this emberfs knows {FORMAT}; upgrade emberfs on this server"
+        raise error(Status.BAD_FORMAT, message)
+
+
+def _encode_state(state: State) -> bytes:
+    record = {
+        "format": FORMAT,
+        "cluster": state.cluster,
+        "capability_key": state.capability_key.hex(),
+        "capability_epoch": state.capability_epoch,
+        "version": state.version,
+        "floor": state.floor,
+        "next_ids": dict(state.next_ids),
+    }
+    return json.dumps(record).encode()
+
+
+def _decode_state(value: bytes) -> State:
+    record = json.loads(value)
+    _check_format(STATE, record["format"])
+    return State(
+        cluster=record["cluster"],
+        capability_key=bytes.fromhex(record["capability_key"]),
+        capability_epoch=record["capability_epoch"],
+        version=record["version"],
+        floor=record["floor"],
+        next_ids=record["next_ids"],
+    )
+
+
+class Store:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def load(self) -> tuple[State, dict[Key, Row]] | None:
+        """Everything, or None in a new engine. Raises BAD_FORMAT for records of a newer emberfs."""
+        value = await self._engine.begin().get(STATE, snapshot=True)
+        if value is None:
+            return None
+        rows: dict[Key, Row] = {}
+        for kind in Kind:
+            for name, row in await self._scan(PREFIX + kind.value.encode()):
+                rows[kind, name] = _decode_row((kind, name), row)
+        return _decode_state(value), rows
+
+    async def leases(self) -> dict[bytes, str]:
+        """Clients with a lease on record, with their names."""
+        return {client: name.decode("utf-8", "replace") for client, name in await self._scan(LEASE)}
+
+    async def _scan(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
+        # Nothing else writes these keys, so pages from different snapshots fit together.
+        begin, end, found = prefix, prefix[:-1] + bytes([prefix[-1] + 1]), []
+        while page := await self._engine.begin().scan(begin, end, PAGE, snapshot=True):
+            found += [(key[len(prefix) :], value) for key, value in page]
+            begin = page[-1][0] + b"\0"
+        return found
+
+    async def create(self, state: State) -> None:
+        """The first record of a cluster. Raises EXISTS if there is one."""
+
+        async def work(txn: Transaction) -> None:
+            if await txn.get(STATE) is not None:
+                raise error(Status.EXISTS, "another process made this cluster at the same moment; start again")
+            txn.put(STATE, _encode_state(state))
+
+        await transact(self._engine, work, durable=True)
+
+    async def save(self, draft: Draft) -> None:
+        """Make a change durable."""
+
+        async def work(txn: Transaction) -> None:
+            txn.put(STATE, _encode_state(draft.state))
+            for key, row in draft.rows.items():
+                txn.put(_key(key), _encode_row(row))
+            for key in draft.dropped:
+                txn.delete(_key(key))
+            for client in draft.ended_leases:
+                txn.delete(LEASE + client)
+
+        await transact(self._engine, work, durable=True)
+
+    async def put_lease(self, client: bytes, name: str) -> None:
+        """Remember a client, so that a restarted manager knows whose lease it has to end."""
+
+        async def work(txn: Transaction) -> None:
+            txn.put(LEASE + client, name.encode())
+
+        await transact(self._engine, work, durable=True)
