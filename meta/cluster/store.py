@@ -21,8 +21,8 @@ import json
 import struct
 
 from ...proto.errors import Status, error
+from ..kv import retry
 from ..kv.engine import Engine, Transaction
-from ..kv.retry import transact
 from .routing import MESSAGES, Draft, Key, Kind, Row, State
 
 PREFIX = b"CLUS"
@@ -117,7 +117,7 @@ class Store:
                 raise error(Status.EXISTS, "another process made this cluster at the same moment; start again")
             txn.put(STATE, _encode_state(state))
 
-        await transact(self._engine, work, durable=True)
+        await retry.run(self._engine, work, durable=True)
 
     async def save(self, draft: Draft) -> None:
         """Make a change durable."""
@@ -131,7 +131,7 @@ class Store:
             for client in draft.ended_leases:
                 txn.delete(LEASE + client)
 
-        await transact(self._engine, work, durable=True)
+        await retry.run(self._engine, work, durable=True)
 
     async def put_lease(self, client: bytes, name: str) -> None:
         """Remember a client, so that a restarted manager knows whose lease it has to end."""
@@ -139,4 +139,4 @@ class Store:
         async def work(txn: Transaction) -> None:
             txn.put(LEASE + client, name.encode())
 
-        await transact(self._engine, work, durable=True)
+        await retry.run(self._engine, work, durable=True)
