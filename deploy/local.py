@@ -48,10 +48,13 @@ class ClusterOptions:
     host: str = "127.0.0.1"
     capacity: int | None = None  # bytes a target may hold; None: what the disk has
     direct: bool = False  # O_DIRECT
+    tcp_only: bool = False  # storage listens on TCP alone, so that local clients take the way that remote ones take
 
     def __post_init__(self) -> None:
         if self.port is not None and not 0 <= self.port <= 65535:
             raise error(Status.INVALID, f"port {self.port}: must be from 0 to 65535")
+        if self.tcp_only and self.port is None:
+            raise error(Status.INVALID, "tcp_only needs a port (0: any free one)")
         if self.capacity is not None and self.capacity < 64 << 20:
             raise error(Status.INVALID, f"capacity of {self.capacity} bytes: a target needs at least 64 MiB")
 
@@ -70,6 +73,7 @@ class LocalCluster:
         host: str | None = None,
         capacity: int | None = None,
         direct: bool | None = None,
+        tcp_only: bool | None = None,
         replicas: int = 1,
         log_level: str = "info",
     ) -> None:
@@ -77,7 +81,13 @@ class LocalCluster:
             message = f"{replicas} replicas: a cluster keeps one copy of each chunk for now, replication over chains is not there yet"
             raise error(Status.UNSUPPORTED if replicas > 1 else Status.INVALID, message)
         self.data = Path(data or default_data_dir()).absolute()
-        given = {"port": port, "host": host, "capacity": capacity, "direct": direct}
+        given: dict[str, Any] = {
+            "port": port,
+            "host": host,
+            "capacity": capacity,
+            "direct": direct,
+            "tcp_only": tcp_only,
+        }
         self.asked = {name: value for name, value in given.items() if value is not None}
         ClusterOptions(**self.asked)  # refuse impossible ones at once
         self.log_level = log_level
@@ -163,7 +173,7 @@ class LocalCluster:
                 continue
             path = sockets / f"{role}.sock"
             path.unlink(missing_ok=True)  # of a killed server: nobody listens there, and bind would fail
-            listen = [f"unix:{path}"]
+            listen = [f"unix:{path}"] if role == META or not options.tcp_only else []
             if options.port is not None:
                 listen.append(f"tcp:{options.host}:{options.port if role == META else 0}")
             report = self.servers[role].start(self._arguments(role, listen, options, servers))

@@ -1,0 +1,140 @@
+"""Files over the blocking client and one storage server, against the bare machine: sequential and random I/O, latency, tcp."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from .measure import (
+    MIB,
+    echo,
+    in_turns,
+    median_us,
+    peer,
+    ping_us,
+    rate,
+    row,
+    stream,
+    stream_mib,
+    temporary_cluster,
+    warm,
+    write_file,
+)
+
+BATCH = 64
+SMALL = 4096
+AIM_READ, AIM_IOPS, AIM_TCP, AIM_WRITE, AIM_LATENCY = 0.6, 150_000, 0.8, 0.4, 3.0
+
+
+def run(quick: bool = False) -> dict[str, Any]:
+    """Measure; takes about 40 s, or 10 with `quick`."""
+    mib, rounds, count = (64, 3, 400) if quick else (256, 7, 3000)
+    with ExitStack() as stack:
+        # Forked before any client exists: the process must not inherit its connections.
+        pinger = stack.enter_context(peer(echo))
+        cluster, folder = stack.enter_context(temporary_cluster(port=0))
+        local = folder / "file"
+        write_file(local, mib)
+        warm(local)
+
+        from ...client.blocking import connect
+
+        client = stack.enter_context(connect(cluster.url))
+        client.write_bytes("/file", local.read_bytes())
+        rows = [_sequential_read(client, local, mib, rounds), _random_read(client, local, mib, rounds, quick)]
+        rows.append(_write(client, folder, mib, rounds))
+        rows += _latency(client, pinger, rounds, count)
+    with ExitStack() as stack:
+        streamer = stack.enter_context(peer(stream, socket.AF_INET))
+        cluster, _ = stack.enter_context(temporary_cluster(port=0, tcp_only=True))
+        client = stack.enter_context(connect(cluster.url))
+        client.write_bytes("/file", os.urandom(mib * MIB))
+        rows.append(_tcp_read(client, streamer, mib, rounds))
+    return {"rows": rows, "file_mib": mib}
+
+
+def _read_all(file: Any) -> None:
+    buffer = memoryview(bytearray(MIB))
+    file.seek(0)
+    while file.readinto(buffer):
+        pass
+
+
+def _sequential_read(client: Any, local: Path, mib: int, rounds: int) -> dict[str, Any]:
+    with client.open("/file") as ours, open(local, "rb", buffering=0) as bare:
+        buffer = bytearray(MIB)
+
+        def preadv() -> None:
+            for i in range(mib):
+                os.preadv(bare.fileno(), [buffer], i * MIB)
+
+        value, base = in_turns([lambda: rate(mib, lambda: _read_all(ours)), lambda: rate(mib, preadv)], rounds)
+    return row("sequential read, 1 MiB, warm, shm", value, "MiB/s", base, aim=AIM_READ)
+
+
+def _random_read(client: Any, local: Path, mib: int, rounds: int, quick: bool) -> dict[str, Any]:
+    batches = 100 if quick else 500
+    choose = random.Random(1)  # noqa: S311
+    plans = [[(choose.randrange(mib * MIB // SMALL) * SMALL, SMALL) for _ in range(BATCH)] for _ in range(batches)]
+    buffer = bytearray(BATCH * SMALL)
+    view = memoryview(buffer)
+    with client.open("/file") as ours, open(local, "rb", buffering=0) as bare:
+
+        def batched() -> None:
+            for plan in plans:
+                ours.preadv_batch(plan, buffer)
+
+        def single() -> None:
+            for plan in plans:
+                for i, (offset, _) in enumerate(plan):
+                    os.preadv(bare.fileno(), [view[i * SMALL : (i + 1) * SMALL]], offset)
+
+        value, base = in_turns([lambda: rate(batches * BATCH, batched), lambda: rate(batches * BATCH, single)], rounds)
+    made = row(f"random read, 4 KiB, batches of {BATCH}, shm", value, "IOPS", aim=AIM_IOPS)
+    return {**made, "baseline": round(base), "ratio": round(value / base, 3)}
+
+
+def _write(client: Any, folder: Path, mib: int, rounds: int) -> dict[str, Any]:
+    block = os.urandom(MIB)
+
+    def ours() -> None:
+        with client.open("/written", "wb") as file:
+            for _ in range(mib):
+                file.write(block)
+
+    def bare() -> None:
+        with open(folder / "written", "wb", buffering=0) as file:
+            for i in range(mib):
+                os.pwrite(file.fileno(), block, i * MIB)
+
+    value, base = in_turns([lambda: rate(mib, ours), lambda: rate(mib, bare)], rounds)
+    return row("sequential write, 1 MiB, checksums on, shm", value, "MiB/s", base, aim=AIM_WRITE)
+
+
+def _latency(client: Any, pinger: socket.socket, rounds: int, count: int) -> list[dict[str, Any]]:
+    client.write_bytes("/small", bytes(1 << 20))
+    buffer = bytearray(SMALL)
+    with client.open("/small", buffering=0) as file:
+        stat_us, read_us, base = in_turns(
+            [
+                lambda: median_us(lambda: client.stat("/small"), count),
+                lambda: median_us(lambda: file.pread_into(buffer, 8192), count),
+                lambda: ping_us(pinger, count),
+            ],
+            rounds,
+        )
+    return [
+        row("stat, one in flight, median", stat_us, "µs", base, aim=AIM_LATENCY, least=False),
+        row("read of 4 KiB, one in flight, median", read_us, "µs", base, aim=AIM_LATENCY, least=False),
+    ]
+
+
+def _tcp_read(client: Any, streamer: socket.socket, mib: int, rounds: int) -> dict[str, Any]:
+    with client.open("/file") as ours:
+        ways = [lambda: rate(mib, lambda: _read_all(ours)), lambda: rate(mib, lambda: stream_mib(streamer, mib))]
+        value, base = in_turns(ways, rounds)
+    return row("sequential read, 1 MiB, tcp", value, "MiB/s", base, aim=AIM_TCP)
