@@ -1,0 +1,269 @@
+"""The metadata server's own access to chunks: cut, remove, measure and sync files on whatever storage servers the routing names.
+
+Every operation here may safely be done again, so there is one loop for all of them: send what is pending to the heads of its chains,
+learn newer chains from refusals, and try again what may work later, until it is done or the time is up.
+
+Truncates are numbered like any client's updates (channel, sequence): one in flight per channel, and a retry repeats its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, NamedTuple
+
+from google.protobuf.message import Message
+
+from ..proto.env import Call, Environment
+from ..proto.errors import Status, StatusError, error, status_of
+from ..proto.gen.storage_pb2 import (
+    QueryLastRequest,
+    RemoveChunksRequest,
+    SyncRequest,
+    TruncateChunkRequest,
+)
+from ..proto.ids import CHUNK_INDEX_MAX, boot_id, channel_of
+from ..proto.layout import stripe_chains
+from ..proto.routing import RoutingTable
+from ..proto.rpc import STORAGE, Method
+from ..proto.settings import time_scale
+from .namespace.seams import DeadFile, Layout, Space
+
+CALL_SECONDS = 10.0  # one request; scaled
+TOTAL_SECONDS = 30.0  # one operation with all its retries; scaled
+PAUSE_SECONDS_MIN = 0.01  # between tries, doubling, with jitter
+PAUSE_SECONDS_MAX = 1.0
+OPERATIONS_MAX = 512  # in one request
+CHUNKS_PER_REMOVE_MAX = 1024  # removed by one operation of a request, so that a large file does not block the target
+FILES_PER_REMOVE_MAX = 256  # handled at once by `remove`
+
+# Tried again although the table says no: everything here is idempotent.
+_AGAIN = {Status.DEADLINE, Status.CANCELLED}
+# Not tried again although the table says yes: a later cut has been there, the chunk will not change its mind.
+_FINAL = {Status.STALE_TRUNCATE_VERSION}
+
+
+class Answer(NamedTuple):
+    """What became of one operation: its row in a reply, or why there is none."""
+
+    reply: Any
+    row: int
+    failure: StatusError | None = None
+
+
+Build = Callable[[Sequence[int], Sequence[int]], Message]  # (positions, chain versions) -> request
+
+
+class StorageChunks:
+    """Implements `namespace.seams.Chunks`. `table` is kept up to date by its owner (the manager in this process)."""
+
+    def __init__(self, env: Environment, table: RoutingTable, space: Callable[[], Space], host: str = "") -> None:
+        self._env = env
+        self._table = table
+        self._space = space
+        self._host = host or boot_id()
+        self._locks: dict[int, AbstractAsyncContextManager[None]] = {}
+        self._sequences: dict[int, int] = {}
+
+    def space(self) -> Space:
+        return self._space()
+
+    def _chains(self, layout: Layout) -> list[int]:
+        table = self._table.table(layout.table, layout.table_version)
+        return stripe_chains(table, layout.base, layout.stripe, layout.seed)
+
+    async def truncate(
+        self, inode: int, layout: Layout, old_length: int, new_length: int, truncate_version: int
+    ) -> None:
+        """See the seam."""
+        chains = self._chains(layout)
+        index, rest = divmod(new_length, layout.chunk_size)
+        if rest:
+            await self._truncate_chunk(inode, index, rest, chains[index % len(chains)], layout, truncate_version)
+            index += 1
+        if index > CHUNK_INDEX_MAX:
+            return
+        removed = await self._remove([(chain, inode) for chain in chains], index, truncate_version)
+        _raise_first(removed)
+
+    async def _truncate_chunk(
+        self, inode: int, index: int, length: int, chain: int, layout: Layout, truncate_version: int
+    ) -> None:
+        channel = channel_of(inode, index)
+        async with self._locks.setdefault(channel, self._env.lock()):
+            sequence = self._sequences[channel] = self._sequences.get(channel, 0) + 1
+
+            def build(_: Sequence[int], versions: Sequence[int]) -> Message:
+                return TruncateChunkRequest(
+                    chain=[chain],
+                    chain_version=versions,
+                    inode=[inode],
+                    index=[index],
+                    length=[length],
+                    truncate_version=[truncate_version],
+                    channel=[channel],
+                    sequence=[sequence],
+                    chunk_size=[layout.chunk_size],
+                )
+
+            [answer] = await self._run(STORAGE.Truncate, [chain], build)
+        done = (Status.CHUNK_NOT_FOUND, Status.STALE_TRUNCATE_VERSION)  # nothing is there, or a later cut was faster
+        if answer.failure is not None and answer.failure.status not in done:
+            raise answer.failure
+
+    async def remove(self, files: Sequence[DeadFile]) -> list[StatusError | None]:
+        """See the seam."""
+        results: list[StatusError | None] = [None] * len(files)
+        for start in range(0, len(files), FILES_PER_REMOVE_MAX):
+            operations: list[tuple[int, int]] = []
+            owners: list[int] = []
+            for place, file in enumerate(files[start : start + FILES_PER_REMOVE_MAX], start):
+                try:
+                    chains = self._chains(file.layout)
+                except StatusError as unknown:
+                    results[place] = unknown
+                    continue
+                operations += [(chain, file.inode) for chain in chains]
+                owners += [place] * len(chains)
+            for place, failure in zip(owners, await self._remove(operations, 0, None), strict=True):
+                results[place] = results[place] or failure
+        return results
+
+    async def _remove(
+        self, operations: Sequence[tuple[int, int]], first: int, truncate_version: int | None
+    ) -> list[StatusError | None]:
+        """Remove chunks `first` and up of (chain, inode) pairs, again while there are more."""
+        results: list[StatusError | None] = [None] * len(operations)
+        left = list(range(len(operations)))
+        while left:
+            now = left
+
+            def build(positions: Sequence[int], versions: Sequence[int], now: list[int] = now) -> Message:
+                chosen = [operations[now[p]] for p in positions]
+                return RemoveChunksRequest(
+                    chain=[chain for chain, _ in chosen],
+                    chain_version=versions,
+                    inode=[inode for _, inode in chosen],
+                    first=[first] * len(chosen),
+                    last=[CHUNK_INDEX_MAX + 1] * len(chosen),
+                    chunks_max=CHUNKS_PER_REMOVE_MAX,
+                    truncate_version=None if truncate_version is None else [truncate_version] * len(chosen),
+                )
+
+            answers = await self._run(STORAGE.Remove, [operations[i][0] for i in now], build)
+            left = []
+            for i, answer in zip(now, answers, strict=True):
+                results[i] = answer.failure
+                if answer.failure is None and answer.row < len(answer.reply.more) and answer.reply.more[answer.row]:
+                    left.append(i)
+        return results
+
+    async def query_last(self, inode: int, layout: Layout, truncate_version: int) -> int:
+        """See the seam."""
+        chains = self._chains(layout)
+
+        def build(positions: Sequence[int], versions: Sequence[int]) -> Message:
+            return QueryLastRequest(
+                chain=[chains[p] for p in positions],
+                chain_version=versions,
+                inode=[inode] * len(positions),
+                truncate_version=[truncate_version] * len(positions),
+            )
+
+        answers = await self._run(STORAGE.QueryLast, chains, build)
+        _raise_first([a.failure for a in answers])
+        return max(
+            (a.reply.index[a.row] * layout.chunk_size + a.reply.length[a.row] for a in answers if a.reply.found[a.row]),
+            default=0,
+        )
+
+    async def sync(self, inode: int, layout: Layout) -> None:
+        """See the seam."""
+        chains = self._chains(layout)
+
+        def build(positions: Sequence[int], versions: Sequence[int]) -> Message:
+            return SyncRequest(chain=[chains[p] for p in positions], chain_version=versions)
+
+        _raise_first([a.failure for a in await self._run(STORAGE.Sync, chains, build)])
+
+    # The loop.
+
+    async def _run(self, method: Method, chains: Sequence[int], build: Build) -> list[Answer]:
+        """One operation per entry of `chains`, each sent to its chain's head until it is answered for good."""
+        answers: list[Answer] = [Answer(None, 0, error(Status.DEADLINE))] * len(chains)
+        end = self._env.now() + TOTAL_SECONDS * time_scale()
+        pause = PAUSE_SECONDS_MIN
+        pending, attempt = list(range(len(chains))), 0
+        while pending:
+            batches, pending = self._plan(chains, pending, answers, attempt)
+            calls = [
+                Call(address, method, build(positions, versions), CALL_SECONDS * time_scale())
+                for address, positions, versions in batches
+            ]
+            for (_, positions, _), reply in zip(batches, await self._env.call_many(calls), strict=True):
+                pending += self._take(positions, reply, answers)
+            attempt += 1
+            if pending and self._env.now() + pause >= end:
+                break
+            if pending:
+                await self._env.sleep(pause * (0.5 + self._env.random()))
+                pause = min(2 * pause, PAUSE_SECONDS_MAX)
+        return answers
+
+    def _plan(
+        self, chains: Sequence[int], pending: Sequence[int], answers: list[Answer], attempt: int
+    ) -> tuple[list[tuple[str, list[int], list[int]]], list[int]]:
+        """(address, positions, chain versions) per request, and the positions that nobody can take at the moment."""
+        by_address: dict[str, list[tuple[int, int]]] = {}
+        stuck = []
+        for position in pending:
+            try:
+                address = self._address(chains[position], attempt)
+            except StatusError as nobody:
+                answers[position] = Answer(None, 0, nobody)
+                stuck.append(position)
+                continue
+            by_address.setdefault(address, []).append((position, self._table.route(chains[position]).version))
+        batches = []
+        for address, entries in by_address.items():
+            for start in range(0, len(entries), OPERATIONS_MAX):
+                part = entries[start : start + OPERATIONS_MAX]
+                batches.append((address, [p for p, _ in part], [v for _, v in part]))
+        return batches, stuck
+
+    def _address(self, chain: int, attempt: int) -> str:
+        head = self._table.head(chain)
+        usable = [a for a in self._table.node_addresses(head.node, self._host) if self._env.reachable(a)]
+        if not usable:
+            raise error(
+                Status.UNAVAILABLE, f"node {head.node} has no address that this server can reach; see its --listen"
+            )
+        return usable[attempt % len(usable)]
+
+    def _take(self, positions: Sequence[int], reply: Any, answers: list[Answer]) -> list[int]:
+        """Note the answers of one reply; the positions to be tried again."""
+        if isinstance(reply, StatusError):
+            if isinstance(reply.detail, Message):
+                self._table.learn_chain(reply.detail)  # type: ignore[arg-type]
+            for position in positions:
+                answers[position] = Answer(None, 0, reply)
+            return list(positions) if _try_again(reply) else []
+        for chain in reply.chains:
+            self._table.learn_chain(chain)
+        again = []
+        for row, (position, code) in enumerate(zip(positions, reply.status, strict=True)):
+            failure = error(status_of(code), f"storage answered {status_of(code).name}") if code else None
+            answers[position] = Answer(reply, row, failure)
+            if failure is not None and _try_again(failure):
+                again.append(position)
+        return again
+
+
+def _try_again(failure: StatusError) -> bool:
+    return (failure.retryable and failure.status not in _FINAL) or failure.status in _AGAIN
+
+
+def _raise_first(failures: Sequence[StatusError | None]) -> None:
+    for failure in failures:
+        if failure is not None:
+            raise failure
