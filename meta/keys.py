@@ -1,0 +1,184 @@
+"""The key space of the namespace: every key, its columns, its invariants, and what repairs a broken one.
+
+A key is four ASCII letters and big-endian columns, so that what is scanned together lies together. Values are `struct` records
+that begin with a version byte: an older one is read, a newer one is refused with BAD_FORMAT. Counters (marked *) are the engine's own:
+8 bytes, little-endian, changed by blind `add` and `max`, in no conflict set. `meta/namespace/check.py` verifies what is said here.
+
+INOD inode:u64 → the inode (namespace/inode.py)
+    Exists from creation until the garbage collector freed it. Every inode is below the `inode` allocator's next number, and a
+    number is never used twice. nlink of anything but a directory is the number of DENT records that name it; at 0 a DEADf
+    record names it instead. A directory has exactly one DENT, in the directory that its `parent` column names; the root is its own
+    parent; parent 0 means that a recursive removal detached it and a DEADt record names it.
+    Repair: recount nlink from DENT; an inode without name that is in no queue goes to the queue (a file) or to lost+found (a directory).
+DENT directory:u64 name → type, inode (namespace/dentry.py)
+    Its directory and its inode exist, the type is the inode's. Repair: delete a name without inode.
+DCNT directory:u64 column:1 → counter*   column e: entries, s: subdirectories, t: the newest change (ns since the epoch)
+    Blind, so that creators in one directory never conflict. nlink of a directory is 2 + s. Its mtime is t where t is later than the
+    ctime in INOD, else the mtime in INOD; its ctime is the later of the two: so `utimes` sets an old mtime and the next entry moves it.
+    Repair: recount e and s.
+SESS inode:u64 session:u64 → client, uid, opened (namespace/session.py)
+    One per open for writing. While one exists the inode's chunks may reach beyond its length, and nothing frees them. Goes at close,
+    or when the client's lease ended and the length was settled from the chunks. Repair: settle.
+HOLD inode:u64 client:16 → (empty)
+    The client reported that it holds the inode open for reading; nothing frees the chunks. Goes with a later report, or the client.
+IDEM client:16 request:u64 → method, time, reply (namespace/idempotency.py)
+    Written by the transaction that carried the request out. Goes when the client says that it has the reply, when the client is gone,
+    or after an hour.
+DEADf versionstamp:10 inode:u64 → (version)   a file whose nlink reached 0, or that never had a name (namespace/gc.py)
+DEADt versionstamp:10 inode:u64 → (version)   a directory that a recursive removal detached
+DEADc versionstamp:10 inode:u64 → layout      the inode is gone, its chunks are going
+    Three garbage queues in the order of commits. A record of the first is stale, and dropped, when a link or publish gave the file a
+    name meanwhile. Repair: put what nothing names into its queue.
+TRIM inode:u64 → old length, new length, truncate version (namespace/trim.py)
+    The inode was cut and chunks behind the new end may still be there. Exists exactly while the inode's TRIMMING flag is set.
+    The length does not grow meanwhile. Repair: finish it.
+NEXT allocator → next number*   allocators: "inode", "chain" (namespace/allocate.py)
+    Everything below was handed out, or was in a range that its server did not use up.
+STAT column → counter*   columns: "inodes"   Repair: recount.
+DIRV → counter*
+    Raised, and put into the write set, by whatever changes a directory's place, permissions or defaults: rename, rmdir, recursive
+    removal, chmod, chown of a directory. Every transaction reads it; what was learned about directories holds for one value of it.
+META "format" → version of this key space; "clean" → the last server to write closed it in order.
+
+Letters that are kept for what comes: INLN inode (bytes of a small file), XATR inode name, ACLS inode, LOCK inode, QUOT and USED scope
+(limits, usage counters*), TRSH day inode, EVNT versionstamp. Ranges by inode are freed by the garbage collector together with INOD.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from ..proto.errors import Status, StatusError, error
+
+KEY_SPACE_VERSION = 1
+
+INODE = b"INOD"
+DENTRY = b"DENT"
+DIRECTORY_COUNTER = b"DCNT"
+SESSION = b"SESS"
+HOLD = b"HOLD"
+IDEMPOTENCY = b"IDEM"
+DEAD_FILE = b"DEADf"
+DEAD_TREE = b"DEADt"
+DEAD_CHUNKS = b"DEADc"
+TRIM = b"TRIM"
+
+DIRECTORY_VERSION = b"DIRV"
+FORMAT = b"METAformat"
+CLEAN = b"METAclean"
+INODES_USED = b"STATinodes"
+NEXT = b"NEXT"
+NEXT_INODE = b"NEXTinode"
+
+VERSIONSTAMP_BYTES = 10
+
+_U64 = struct.Struct(">Q")
+_ONE = struct.Struct(">4sQ")
+_TWO = struct.Struct(">4sQQ")
+_LETTER = struct.Struct(">4sQc")
+_COUNTER = struct.Struct("<q")
+
+
+def inode_key(inode: int) -> bytes:
+    return _ONE.pack(INODE, inode)
+
+
+def dentry_key(directory: int, name: bytes) -> bytes:
+    return _ONE.pack(DENTRY, directory) + name
+
+
+def dentry_range(directory: int) -> tuple[bytes, bytes]:
+    """Begin and end of all names of a directory."""
+    return _ONE.pack(DENTRY, directory), _ONE.pack(DENTRY, directory + 1)
+
+
+DENTRY_NAME_AT = _ONE.size  # where the name begins in a DENT key
+
+
+def entries_key(directory: int) -> bytes:
+    return _LETTER.pack(DIRECTORY_COUNTER, directory, b"e")
+
+
+def subdirectories_key(directory: int) -> bytes:
+    return _LETTER.pack(DIRECTORY_COUNTER, directory, b"s")
+
+
+def changed_key(directory: int) -> bytes:
+    return _LETTER.pack(DIRECTORY_COUNTER, directory, b"t")
+
+
+def session_key(inode: int, session: int) -> bytes:
+    return _TWO.pack(SESSION, inode, session)
+
+
+def session_range(inode: int) -> tuple[bytes, bytes]:
+    return _ONE.pack(SESSION, inode), _ONE.pack(SESSION, inode + 1)
+
+
+def split_session_key(key: bytes) -> tuple[int, int]:
+    """(inode, session)."""
+    _, inode, session = _TWO.unpack(key)
+    return inode, session
+
+
+def hold_key(inode: int, client: bytes) -> bytes:
+    return _ONE.pack(HOLD, inode) + client
+
+
+def hold_range(inode: int) -> tuple[bytes, bytes]:
+    return _ONE.pack(HOLD, inode), _ONE.pack(HOLD, inode + 1)
+
+
+def split_hold_key(key: bytes) -> tuple[int, bytes]:
+    """(inode, client)."""
+    return inode_of(key), key[_ONE.size :]
+
+
+def idempotency_key(client: bytes, request: int) -> bytes:
+    return IDEMPOTENCY + client + _U64.pack(request)
+
+
+def idempotency_range(client: bytes, last: int = (1 << 64) - 1) -> tuple[bytes, bytes]:
+    """Begin and end of a client's records up to and including request `last`."""
+    return IDEMPOTENCY + client, IDEMPOTENCY + client + _U64.pack(last) + b"\0"
+
+
+def dead_suffix(inode: int) -> bytes:
+    """What follows the versionstamp in a DEAD key."""
+    return _U64.pack(inode)
+
+
+def dead_inode(key: bytes) -> int:
+    return int.from_bytes(key[-8:], "big")
+
+
+def trim_key(inode: int) -> bytes:
+    return _ONE.pack(TRIM, inode)
+
+
+def inode_of(key: bytes) -> int:
+    """The inode column of an INOD, DENT, DCNT, SESS, HOLD or TRIM key (the column behind the letters)."""
+    return int.from_bytes(key[4:12], "big")
+
+
+def prefix_range(letters: bytes) -> tuple[bytes, bytes]:
+    """Begin and end of all keys with these letters."""
+    return letters, letters[:-1] + bytes([letters[-1] + 1])
+
+
+def counter(value: bytes | None) -> int:
+    """The number in a counter's value; an absent counter is 0."""
+    return _COUNTER.unpack(value)[0] if value is not None else 0
+
+
+def counter_value(number: int) -> bytes:
+    """The value of a counter that stands at `number` (to put it, rather than add to it)."""
+    return _COUNTER.pack(number)
+
+
+def refused(what: str, version: int) -> StatusError:
+    """The error for a record of a version that this software does not know."""
+    return error(
+        Status.BAD_FORMAT,
+        f"{what} has format version {version}, newer than this software reads; upgrade emberfs on this server",
+    )

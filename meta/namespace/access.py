@@ -1,0 +1,93 @@
+"""Who may do what: the permission rules of POSIX, decided from an owner and a mode. Pure functions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from ...proto.errors import Status, error
+
+READ = 4
+WRITE = 2
+EXECUTE = 1
+
+SUID = 0o4000
+SGID = 0o2000
+STICKY = 0o1000
+
+
+class Credentials(NamedTuple):
+    """Whom an operation acts for."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+    @property
+    def is_root(self) -> bool:
+        return self.uid == 0
+
+    def member_of(self, gid: int) -> bool:
+        return gid == self.gid or gid in self.groups
+
+
+ROOT = Credentials(0, 0)
+
+
+class Owned(Protocol):
+    """An inode or a cached directory."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def mode(self) -> int: ...
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+
+
+def permits(node: Owned, caller: Credentials, want: int, *, is_directory: bool = False) -> bool:
+    """Whether the mode grants every right in `want`. The first class that fits the caller decides, as POSIX says: an owner without
+    the bit is refused even where the group has it. Root lacks only the right to execute what nobody may execute."""
+    mode = node.mode
+    if caller.uid == 0:
+        return not want & EXECUTE or is_directory or bool(mode & 0o111)
+    if caller.uid == node.uid:
+        return mode >> 6 & want == want
+    if caller.gid == node.gid or node.gid in caller.groups:
+        return mode >> 3 & want == want
+    return mode & want == want
+
+
+_NAMES = {READ: "read", WRITE: "write", EXECUTE: "search", READ | WRITE: "read and write", WRITE | EXECUTE: "change"}
+
+
+def require(node: Owned, caller: Credentials, want: int, *, is_directory: bool = False, what: str = "") -> None:
+    """Raise PERMISSION_DENIED unless the mode grants `want`. `what` names the thing for people."""
+    if not permits(node, caller, want, is_directory=is_directory):
+        raise error(
+            Status.PERMISSION_DENIED,
+            f"{what or f'inode {node.id:x}'}: its mode {node.mode:04o} of {node.uid}:{node.gid} does not let user {caller.uid} "
+            f"{_NAMES.get(want, 'use')} it",
+        )
+
+
+def require_owner(node: Owned, caller: Credentials, what: str) -> None:
+    """Raise NOT_PERMITTED unless the caller owns the inode or is root."""
+    if caller.uid not in (0, node.uid):
+        raise error(Status.NOT_PERMITTED, f"only user {node.uid}, who owns inode {node.id:x}, or root may {what}")
+
+
+def require_removable(directory: Owned, entry_uid: int, caller: Credentials, name: bytes) -> None:
+    """Raise PERMISSION_DENIED or NOT_PERMITTED unless the caller may take this name out of the directory: write and search there, and
+    in a sticky directory only the owner of the entry or of the directory."""
+    require(directory, caller, WRITE | EXECUTE, is_directory=True)
+    if directory.mode & STICKY and caller.uid not in (0, entry_uid, directory.uid):
+        raise error(
+            Status.NOT_PERMITTED, f"{name!r} belongs to user {entry_uid} in a sticky directory of user {directory.uid}"
+        )
+
+
+def without_set_ids(mode: int) -> int:
+    """The mode after somebody wrote to the file, or changed its owner: no suid; no sgid where it means "run as the group"."""
+    return mode & ~SUID & ~(SGID if mode & 0o010 else 0)

@@ -1,0 +1,48 @@
+"""Numbers out of ranges: inode ids, which are never used twice, and the round-robin over the chain table."""
+
+from __future__ import annotations
+
+from .. import keys
+from ..kv import retry
+from ..kv.engine import Engine, Transaction
+
+INODES_PER_RANGE = 1 << 16  # one synced commit per so many new files
+PLACES_PER_RANGE = 1 << 10
+
+
+class RangeAllocator:
+    """Hands out rising numbers; takes a range of them from the engine in one transaction of its own when it has none left.
+
+    What is left of a range when the process stops is lost, never given out again: a number is used at most once even if the
+    transactions that used it were lost in a power failure, because the range itself was synced before its first use.
+    """
+
+    def __init__(self, engine: Engine, name: bytes, size: int, *, first: int = 0, durable: bool = True) -> None:
+        self._engine = engine
+        self._key = keys.NEXT + name
+        self._size = size
+        self._first = first
+        self._durable = durable
+        self._next = 0
+        self._end = 0
+
+    async def take(self) -> int:
+        """A number that nobody else gets."""
+        if self._next >= self._end:
+            begin = await self.reserve()
+            # Somebody else's range may have arrived while we waited. It is used first, and ours is dropped: numbers are plenty.
+            if self._next >= self._end:
+                self._next, self._end = begin, begin + self._size
+        number = self._next
+        self._next = number + 1
+        return number
+
+    async def reserve(self) -> int:
+        """Take a range out of the engine for good; its first number."""
+
+        async def work(txn: Transaction) -> int:
+            begin = max(keys.counter(await txn.get(self._key)), self._first)
+            txn.put(self._key, keys.counter_value(begin + self._size))
+            return begin
+
+        return await retry.run(self._engine, work, durable=self._durable)

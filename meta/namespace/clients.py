@@ -1,0 +1,173 @@
+"""What clients leave behind: replies they have received, files they hold open, sessions of those that are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ...proto.errors import Status, StatusError
+from .. import keys
+from ..kv.engine import Transaction
+from . import idempotency, session, trim
+from . import inode as inodes
+
+if TYPE_CHECKING:
+    from .namespace import Namespace
+
+IDLE_SECONDS = 0.5
+FAILED_SECONDS = 5.0
+SWEEP_SECONDS = 600.0  # between looks at all idempotency records
+PAGE = 1000  # records per read
+HOLDS_PER_CLIENT_MAX = 100_000  # inodes that one client may report open
+ENDED_MAX = 100_000  # clients waiting to be cleaned up after
+
+_log = structlog.get_logger("emberfs.meta.clients")
+
+
+class Clients:
+    """Housekeeping by client. One worker: ended clients first, then unfinished trims, then old records."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._holds: dict[bytes, frozenset[int]] = {}  # as the HOLD records are
+        self._acknowledged: dict[bytes, int] = {}
+        self._ended: dict[bytes, None] = {}  # in order
+        self._swept = 0.0
+
+    async def load(self) -> None:
+        """Read which client holds what (at start)."""
+        found: dict[bytes, set[int]] = {}
+        begin, end = keys.prefix_range(keys.HOLD)
+        async for page in self._namespace.pages(begin, end, PAGE):
+            for key, _ in page:
+                inode, client = keys.split_hold_key(key)
+                found.setdefault(client, set()).add(inode)
+        self._holds = {client: frozenset(numbers) for client, numbers in found.items()}
+        self._swept = self._namespace.clock.now()
+
+    async def renewed(self, client: bytes, open_inodes: Iterable[int], acknowledged: int) -> None:
+        """A lease renewal: what the client holds open for reading, and up to which request it has the replies."""
+        held = frozenset(list(open_inodes)[:HOLDS_PER_CLIENT_MAX])
+        before = self._holds.get(client, frozenset())
+        last = self._acknowledged.get(client, 0)
+        if held == before and acknowledged <= last:
+            return
+
+        async def work(txn: Transaction) -> None:
+            for inode in held - before:
+                txn.put(keys.hold_key(inode, client), b"")
+            for inode in before - held:
+                txn.delete(keys.hold_key(inode, client))
+            if acknowledged > last:
+                txn.delete_range(*keys.idempotency_range(client, acknowledged))
+
+        await self._namespace.transact(work)
+        self._acknowledged[client] = max(acknowledged, last)
+        if held:
+            self._holds[client] = held
+        else:
+            self._holds.pop(client, None)
+
+    def ended(self, client: bytes) -> None:
+        """The client's lease is over: clean up after it, in the background. Its writes must already be refused by storage."""
+        if len(self._ended) < ENDED_MAX:  # beyond that a restart finds them by their records
+            self._ended[client] = None
+
+    async def with_records(self) -> list[bytes]:
+        """The clients that have sessions or holds here."""
+        found = set(self._holds)
+        begin, end = keys.prefix_range(keys.SESSION)
+        async for page in self._namespace.pages(begin, end, PAGE):
+            found.update(session.unpack(value).client for _, value in page)
+        return sorted(found)
+
+    async def run(self) -> None:
+        """Work until the namespace closes. An error is logged and tried again later."""
+        namespace = self._namespace
+        while not namespace.closing:
+            pause = IDLE_SECONDS
+            try:
+                await self.step()
+            except StatusError as failure:
+                if namespace.closing:
+                    return
+                _log.warning("cleaning up after clients is delayed", error=str(failure))
+                pause = FAILED_SECONDS
+            await namespace.clock.sleep(pause * namespace.time_scale)
+
+    async def step(self) -> None:
+        """All that is to be done now."""
+        while self._ended:
+            client = next(iter(self._ended))
+            await self._clean_up(client)
+            self._ended.pop(client, None)
+        await self._finish_trims()
+        if self._namespace.clock.now() - self._swept >= SWEEP_SECONDS * self._namespace.time_scale:
+            await self.sweep()
+
+    async def _clean_up(self, client: bytes) -> None:
+        begin, end = keys.prefix_range(keys.SESSION)
+        async for page in self._namespace.pages(begin, end, PAGE):
+            for key, value in page:
+                if session.unpack(value).client == client:
+                    await settle_session(self._namespace, *keys.split_session_key(key))
+        await self.renewed(client, (), (1 << 64) - 1)
+        self._acknowledged.pop(client, None)
+
+    async def _finish_trims(self) -> None:
+        # A trim that is under way in a request is done twice, harmlessly; one that failed is taken up here.
+        begin, end = keys.prefix_range(keys.TRIM)
+        async for page in self._namespace.pages(begin, end, PAGE):
+            for key, _ in page:
+                await trim.finish(self._namespace, keys.inode_of(key))
+
+    async def sweep(self) -> None:
+        """Drop idempotency records that nobody will ask for any more, whoever's they are."""
+        now_ns = self._namespace.clock.wall_ns()
+        begin, end = keys.prefix_range(keys.IDEMPOTENCY)
+        async for page in self._namespace.pages(begin, end, PAGE):
+            old = [key for key, value in page if idempotency.expired(value, now_ns)]
+
+            async def work(txn: Transaction, old: list[bytes] = old) -> None:
+                for key in old:
+                    txn.delete(key)
+
+            if old:
+                await self._namespace.transact(work)
+        self._swept = self._namespace.clock.now()
+
+
+async def settle_session(namespace: Namespace, number: int, session_number: int) -> None:
+    """End the session of a writer that is gone: the file is as long as its chunks say, under the current truncate version. Raises what
+    storage raises; the session then stays, and the chunks with it."""
+    record = await namespace.engine.begin().get(keys.inode_key(number), snapshot=True)
+    version, end = -1, 0
+    if record is not None and inodes.unpack(number, record).nlink > 0:
+        try:
+            version, end = await trim.measure(namespace, number)
+        except StatusError as failure:
+            if failure.status is not Status.STALE_HANDLE:
+                raise
+
+    async def work(txn: Transaction) -> bool:
+        txn.delete(keys.session_key(number, session_number))
+        record = await txn.get(keys.inode_key(number))
+        if record is None:
+            return True
+        inode = inodes.unpack(number, record)
+        if not inode.nlink:
+            return True  # nobody will open it by name again
+        if inode.truncate_version != version or inode.flags & inodes.TRIMMING:
+            return False
+        if end > inode.length:
+            inode.length = end
+            inode.flags |= inodes.SPARSE  # what the writer left out between is not lost, it was never written
+            inode.mtime_ns = namespace.clock.wall_ns()
+            inode.touched(inode.mtime_ns)
+            txn.put(keys.inode_key(number), inode.pack())
+        return True
+
+    if not await namespace.transact_if(work):
+        await settle_session(namespace, number, session_number)  # it was truncated meanwhile: measure again

@@ -1,0 +1,227 @@
+"""Garbage: what nothing names any more is freed in the background, in three durable queues (keys.py, DEAD*).
+
+Trees are dismantled name by name: files go to the queue of files, subdirectories to the queue of trees, until the directory is empty.
+Files wait for a grace period, because a reader reports what it holds open only with its next lease renewals; then for writers and
+reported readers. The inode ceases to exist in one transaction, which leaves its layout in the queue of chunks; only when that is
+synced are the chunks removed, so that a power failure never shows a file whose chunks are gone. Every step is a transaction, so a
+crash anywhere, or another server doing the same work, is harmless.
+
+The grace period is counted without clocks in the records: keys rise in the order of commits, so what lies before the end of the queue
+as it was seen G seconds ago is older than G. After a restart it starts anew, which is also when readers report anew.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ...proto.errors import StatusError
+from .. import keys
+from ..kv.engine import Pair, Transaction
+from . import dentry as dentries
+from . import inode as inodes
+from . import session
+from .attempt import DEAD_RECORD
+from .inode import Inode
+from .seams import DeadFile, Layout
+
+if TYPE_CHECKING:
+    from .namespace import Namespace
+
+FILES_PER_STEP = 256  # records of one transaction
+NAMES_PER_STEP = 256
+IDLE_SECONDS = 0.5  # between looks at empty queues
+FAILED_SECONDS = 5.0  # after storage or the engine refused
+MARK_SECONDS = 1.0  # between two marks of the end of the queue
+CHUNKS_VERSION = 1
+
+_LAYOUT = struct.Struct(
+    ">BBBIIIIQ"
+)  # version, redundancy, log2 of the chunk size, table, its version, base, stripe, seed
+
+_log = structlog.get_logger("emberfs.meta.gc")
+
+
+def pack_layout(layout: Layout) -> bytes:
+    """The value of a record in the queue of chunks."""
+    redundancy, chunk_size, *rest = layout
+    return _LAYOUT.pack(CHUNKS_VERSION, redundancy, chunk_size.bit_length() - 1, *rest)
+
+
+def unpack_layout(data: bytes) -> Layout:
+    """Raises BAD_FORMAT for a record of a newer version."""
+    version, redundancy, bits, *rest = _LAYOUT.unpack(data)
+    if version > CHUNKS_VERSION:
+        raise keys.refused("a record of dead chunks", version)
+    return Layout(redundancy, 1 << bits, *rest)
+
+
+class Collector:
+    """The garbage collector of one server. `step` does one piece of work; `run` repeats it for ever."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._marks: deque[tuple[float, bytes]] = deque()  # (when, last key of the queue of files then)
+        self._due = b""  # keys up to this one have waited long enough
+
+    async def run(self) -> None:
+        """Work until the namespace closes. An error is logged and tried again later."""
+        clock = self._namespace.clock
+        while not self._namespace.closing:
+            try:
+                pause = 0.0 if await self.step() else IDLE_SECONDS
+            except StatusError as failure:
+                if self._namespace.closing:
+                    return
+                _log.warning("garbage collection is delayed", error=str(failure))
+                pause = FAILED_SECONDS * self._namespace.time_scale
+            await clock.sleep(pause)
+
+    async def step(self) -> bool:
+        """Some of each queue; whether there was anything to do."""
+        await self._mark()
+        worked = await self._dismantle()
+        worked |= await self._free_files()
+        worked |= await self._remove_chunks()
+        return worked
+
+    async def pending(self) -> int:
+        """How many records the queues hold; counts at most 100,000 of each."""
+        txn = self._namespace.engine.begin()
+        total = 0
+        for letters in (keys.DEAD_FILE, keys.DEAD_TREE, keys.DEAD_CHUNKS):
+            total += len(await txn.scan(*keys.prefix_range(letters), 100_000, snapshot=True))
+        return total
+
+    # the queue of files
+
+    async def _mark(self) -> None:
+        now = self._namespace.clock.now()
+        while self._marks and now - self._marks[0][0] >= self._namespace.grace_seconds:
+            self._due = self._marks.popleft()[1]
+        if self._marks and now - self._marks[-1][0] < MARK_SECONDS * self._namespace.time_scale:
+            return
+        begin, end = keys.prefix_range(keys.DEAD_FILE)
+        last = await self._namespace.engine.begin().scan(begin, end, 1, reverse=True, snapshot=True)
+        if not last or last[0][0] <= self._due or (self._marks and self._marks[-1][1] == last[0][0]):
+            return
+        if self._namespace.grace_seconds <= 0:
+            self._due = last[0][0]
+        else:
+            self._marks.append((now, last[0][0]))
+
+    async def _free_files(self) -> bool:
+        begin = keys.DEAD_FILE
+        if self._due <= begin:
+            return False
+
+        async def work(txn: Transaction) -> int:
+            page = await txn.scan(begin, self._due + b"\0", FILES_PER_STEP)
+            records = await txn.get_many([keys.inode_key(keys.dead_inode(key)) for key, _ in page])
+            for (key, _), record in zip(page, records, strict=True):
+                txn.delete(key)
+                if record is not None:
+                    await self._free_file(txn, inodes.unpack(keys.dead_inode(key), record))
+            return len(page)
+
+        return bool(await self._namespace.transact(work))
+
+    async def _free_file(self, txn: Transaction, inode: Inode) -> None:
+        if inode.nlink > 0:
+            return  # it got a name after it came here
+        if await session.any_holder(txn, inode.id):
+            txn.put_versionstamped(keys.DEAD_FILE, keys.dead_suffix(inode.id), DEAD_RECORD)
+            return
+        txn.delete(keys.inode_key(inode.id))
+        txn.add(keys.INODES_USED, -1)
+        if inode.flags & inodes.TRIMMING:
+            txn.delete(keys.trim_key(inode.id))
+        if inode.layout is not None:
+            txn.put_versionstamped(keys.DEAD_CHUNKS, keys.dead_suffix(inode.id), pack_layout(inode.layout))
+
+    # the queue of trees
+
+    async def _dismantle(self) -> bool:
+        begin, end = keys.prefix_range(keys.DEAD_TREE)
+        page = await self._namespace.engine.begin().scan(begin, end, 1, snapshot=True)
+        if not page:
+            return False
+        number = keys.dead_inode(page[0][0])
+
+        async def work(txn: Transaction) -> None:
+            if await txn.get(page[0][0]) is None:
+                return  # another server was faster
+            names = await txn.scan(*keys.dentry_range(number), NAMES_PER_STEP)
+            await self._drop_names(txn, names)
+            if len(names) < NAMES_PER_STEP:
+                self._erase(txn, number)
+                txn.delete(page[0][0])
+
+        await self._namespace.transact(work)
+        return True
+
+    async def _drop_names(self, txn: Transaction, names: list[Pair]) -> None:
+        # The directory's own counters are left alone: they go with it.
+        now_ns = self._namespace.clock.wall_ns()
+        entries = [dentries.unpack(value) for _, value in names]
+        for key, _ in names:
+            txn.delete(key)
+        links: dict[int, int] = {}  # two names of one file may lie in one page
+        for entry in entries:
+            if entry.is_directory:
+                txn.put_versionstamped(keys.DEAD_TREE, keys.dead_suffix(entry.inode), DEAD_RECORD)
+            else:
+                links[entry.inode] = links.get(entry.inode, 0) + 1
+        numbers = list(links)
+        records = await txn.get_many([keys.inode_key(number) for number in numbers])
+        for number, record in zip(numbers, records, strict=True):
+            if record is not None:
+                inode = inodes.unpack(number, record)
+                inode.nlink -= links[number]
+                inode.touched(now_ns)
+                self._put_unlinked(txn, inode)
+
+    def _put_unlinked(self, txn: Transaction, inode: Inode) -> None:
+        if inode.nlink > 0:
+            txn.put(keys.inode_key(inode.id), inode.pack())
+        elif inode.layout is None:
+            txn.delete(keys.inode_key(inode.id))
+            txn.add(keys.INODES_USED, -1)
+        else:
+            txn.put(keys.inode_key(inode.id), inode.pack())
+            txn.put_versionstamped(keys.DEAD_FILE, keys.dead_suffix(inode.id), DEAD_RECORD)
+
+    def _erase(self, txn: Transaction, number: int) -> None:
+        txn.delete(keys.inode_key(number))
+        for counter in (keys.entries_key(number), keys.subdirectories_key(number), keys.changed_key(number)):
+            txn.delete(counter)
+        txn.add(keys.INODES_USED, -1)
+
+    # the queue of chunks
+
+    async def _remove_chunks(self) -> bool:
+        begin, end = keys.prefix_range(keys.DEAD_CHUNKS)
+        page = await self._namespace.engine.begin().scan(begin, end, FILES_PER_STEP, snapshot=True)
+        if not page:
+            return False
+        await self._namespace.engine.sync()
+        files = [DeadFile(keys.dead_inode(key), unpack_layout(value)) for key, value in page]
+        results = await self._namespace.chunks.remove(files)
+        await self._settle(page, results)
+        failures = [result for result in results if result is not None]
+        if failures:
+            raise failures[0]
+        return True
+
+    async def _settle(self, page: list[Pair], results: list[StatusError | None]) -> None:
+        # What failed goes to the end of the queue, so that one chain that is down does not hold up the others.
+        async def work(txn: Transaction) -> None:
+            for (key, value), result in zip(page, results, strict=True):
+                txn.delete(key)
+                if result is not None:
+                    txn.put_versionstamped(keys.DEAD_CHUNKS, keys.dead_suffix(keys.dead_inode(key)), value)
+
+        await self._namespace.transact(work)

@@ -1,0 +1,191 @@
+"""Inodes: the record, and how it becomes `Attributes`.
+
+A record is a fixed head (version, type, flags, mode, owner, links, length, times, change, truncate version) and a tail by type: a
+regular file's layout, a directory's parent and defaults, a symlink's target, a device's number.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ...proto.gen import common_pb2
+from .. import keys
+from .seams import Layout
+
+VERSION = 1
+
+REGULAR = int(common_pb2.FILE_TYPE_REGULAR)
+DIRECTORY = int(common_pb2.FILE_TYPE_DIRECTORY)
+SYMLINK = int(common_pb2.FILE_TYPE_SYMLINK)
+FIFO = int(common_pb2.FILE_TYPE_FIFO)
+SOCKET = int(common_pb2.FILE_TYPE_SOCKET)
+CHARACTER = int(common_pb2.FILE_TYPE_CHARACTER)
+BLOCK = int(common_pb2.FILE_TYPE_BLOCK)
+SPECIAL = frozenset((FIFO, SOCKET, CHARACTER, BLOCK))
+
+LINKS_MAX = (1 << 31) - 1  # names of one inode
+MODE_BITS = 0o7777
+
+
+class Flag(enum.IntFlag):
+    """Columns of one bit each."""
+
+    SPARSE = 1  # a missing chunk below the length is a hole, not lost data
+    TRIMMING = 2  # a TRIM record exists: chunks behind the length may still be there
+    UNNAMED = 4  # never had a name yet: publish and link may give it one
+
+
+# Plain integers: `&` of an IntFlag costs a microsecond.
+SPARSE = int(Flag.SPARSE)
+TRIMMING = int(Flag.TRIMMING)
+UNNAMED = int(Flag.UNNAMED)
+
+_HEAD_FORMAT = ">BBHHIIIQqqqqQI"
+_HEAD = struct.Struct(_HEAD_FORMAT)
+_FILE = struct.Struct(
+    _HEAD_FORMAT + "BBIIIIQ"
+)  # redundancy, log2 of the chunk size, table, its version, base, stripe, seed
+_DIRECTORY = struct.Struct(_HEAD_FORMAT + "QII")  # parent, default chunk size, default stripe
+_DEVICE = struct.Struct(_HEAD_FORMAT + "Q")  # rdev
+
+
+@dataclass(slots=True)
+class Inode:
+    """One inode, as it is in a transaction. Times are nanoseconds since the epoch."""
+
+    id: int
+    type: int
+    flags: int
+    mode: int  # 07777
+    uid: int
+    gid: int
+    nlink: int  # of a directory: unused, counted in DCNT
+    length: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    birth_ns: int
+    change: int
+    truncate_version: int
+    layout: Layout | None = None  # of a regular file
+    parent: int = 0  # of a directory; 0: detached
+    chunk_size: int = 0  # of a directory: default of its new files, 0: the cluster's
+    stripe: int = 0
+    target: bytes = b""  # of a symlink
+    rdev: int = 0  # of a special file
+
+    @property
+    def is_directory(self) -> bool:
+        return self.type == DIRECTORY
+
+    def touched(self, now_ns: int) -> None:
+        """Attributes changed: ctime and the change counter say so."""
+        self.ctime_ns = now_ns
+        self.change += 1
+
+    def pack(self) -> bytes:
+        head = (
+            VERSION,
+            self.type,
+            self.flags,
+            self.mode,
+            self.uid,
+            self.gid,
+            self.nlink,
+            self.length,
+            self.atime_ns,
+            self.mtime_ns,
+            self.ctime_ns,
+            self.birth_ns,
+            self.change,
+            self.truncate_version,
+        )
+        if self.layout is not None:
+            redundancy, chunk_size, table, version, base, stripe, seed = self.layout
+            return _FILE.pack(*head, redundancy, chunk_size.bit_length() - 1, table, version, base, stripe, seed)
+        if self.type == DIRECTORY:
+            return _DIRECTORY.pack(*head, self.parent, self.chunk_size, self.stripe)
+        if self.type == SYMLINK:
+            return _HEAD.pack(*head) + self.target
+        return _DEVICE.pack(*head, self.rdev)
+
+
+_made: Callable[..., Inode] = Inode  # struct's fields have no static types
+
+
+def unpack(inode: int, data: bytes) -> Inode:
+    """The inode of a record. Raises BAD_FORMAT for one of a newer version."""
+    if data[0] > VERSION:
+        raise keys.refused(f"inode {inode:x}", data[0])
+    kind = data[1]
+    if kind == REGULAR:
+        fields = _FILE.unpack(data)
+        redundancy, bits, table, version, base, stripe, seed = fields[14:]
+        return _made(inode, *fields[1:14], Layout(redundancy, 1 << bits, table, version, base, stripe, seed))
+    if kind == DIRECTORY:
+        fields = _DIRECTORY.unpack(data)
+        return _made(inode, *fields[1:14], None, *fields[14:])
+    if kind == SYMLINK:
+        return _made(inode, *_HEAD.unpack_from(data)[1:], target=data[_HEAD.size :])
+    fields = _DEVICE.unpack(data)
+    return _made(inode, *fields[1:14], rdev=fields[14])
+
+
+def with_counters(inode: Inode, subdirectories: int, changed_ns: int) -> Inode:
+    """A directory as the caller sees it: links and times from its blind counters (keys.py, DCNT)."""
+    return replace(
+        inode,
+        nlink=2 + subdirectories if inode.parent else 0,
+        mtime_ns=changed_ns if changed_ns > inode.ctime_ns else inode.mtime_ns,
+        ctime_ns=max(changed_ns, inode.ctime_ns),
+        change=max(changed_ns, inode.ctime_ns),
+    )
+
+
+def layout_message(layout: Layout) -> common_pb2.Layout:
+    redundancy, chunk_size, table, version, base, stripe, seed = layout
+    return common_pb2.Layout(
+        redundancy=redundancy,  # type: ignore[arg-type]  # open enum: the number as it was stored
+        chunk_size=chunk_size,
+        table=table,
+        table_version=version,
+        base=base,
+        stripe=stripe,
+        seed=seed,
+    )
+
+
+def attributes(inode: Inode) -> common_pb2.Attributes:
+    """The message. A directory must have passed through `with_counters`."""
+    made = common_pb2.Attributes(
+        inode=inode.id,
+        type=inode.type,  # type: ignore[arg-type]
+        mode=inode.mode,
+        uid=inode.uid,
+        gid=inode.gid,
+        nlink=inode.nlink,
+        length=inode.length,
+        atime_ns=inode.atime_ns,
+        mtime_ns=inode.mtime_ns,
+        ctime_ns=inode.ctime_ns,
+        birth_ns=inode.birth_ns,
+        change=inode.change,
+        truncate_version=inode.truncate_version,
+        sparse=bool(inode.flags & SPARSE),
+    )
+    if inode.layout is not None:
+        made.layout.CopyFrom(layout_message(inode.layout))
+    elif inode.type == DIRECTORY:
+        made.parent = inode.parent
+        if inode.chunk_size or inode.stripe:
+            made.layout.chunk_size = inode.chunk_size
+            made.layout.stripe = inode.stripe
+    elif inode.type == SYMLINK:
+        made.target = inode.target
+        made.length = len(inode.target)
+    else:
+        made.rdev = inode.rdev
+    return made

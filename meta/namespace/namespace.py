@@ -1,0 +1,214 @@
+"""The namespace of one server: what operations share, how they are run, and the workers in the background."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from ...proto.errors import Status, error
+from ...proto.ids import FIRST_INODE, ROOT_INODE, new_u64
+from ...proto.rpc import Method
+from ...proto.settings import time_scale
+from .. import keys
+from ..kv import retry
+from ..kv.engine import Engine, Pair, Transaction
+from . import idempotency
+from . import inode as inodes
+from .allocate import INODES_PER_RANGE, PLACES_PER_RANGE, RangeAllocator
+from .attempt import Attempt, Detour, Task
+from .clients import Clients
+from .directories import Memory
+from .gc import Collector
+from .inode import Inode
+from .seams import Capabilities, Chunks, Clock, Layout, Layouts
+
+STRIPE_DEFAULT = 16  # chains that a file is spread over, unless its directory says otherwise
+GRACE_SECONDS = 20.0  # two lease renewals: by then readers have reported what they hold open
+DETOURS_MAX = 16  # of one request; each waits for storage, so this is about livelock
+ROOT_MODE = 0o755
+
+_Request = TypeVar("_Request", bound=Message)
+_Reply = TypeVar("_Reply", bound=Message)
+_Result = TypeVar("_Result")
+
+Operation = Callable[[Attempt, _Request], Awaitable[_Reply]]
+
+
+class Namespace:
+    """See the module. `start` it before use; `grace_seconds` is how long an unlinked file waits for its readers to report."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        chunks: Chunks,
+        layouts: Layouts,
+        capabilities: Capabilities,
+        clock: Clock,
+        *,
+        random_u64: Callable[[], int] = new_u64,
+        grace_seconds: float | None = None,
+    ) -> None:
+        self.engine = engine
+        self.chunks = chunks
+        self.layouts = layouts
+        self.capabilities = capabilities
+        self.clock = clock
+        self.random_u64 = random_u64
+        self.time_scale = time_scale()
+        self.grace_seconds = GRACE_SECONDS * self.time_scale if grace_seconds is None else grace_seconds
+        self.closing = False
+        self.memory = Memory()
+        self.inode_numbers = RangeAllocator(engine, b"inode", INODES_PER_RANGE, first=FIRST_INODE)
+        self.places = RangeAllocator(engine, b"chain", PLACES_PER_RANGE, durable=False)
+        self.collector = Collector(self)
+        self.clients = Clients(self)
+
+    # life
+
+    async def start(self, owner: tuple[int, int] = (0, 0)) -> None:
+        """Make the namespace, with a root directory of that user and group, or take up the one that is there. Raises BAD_FORMAT for
+        one that a newer emberfs wrote."""
+
+        async def work(txn: Transaction) -> bool:
+            found, clean = await txn.get_many([keys.FORMAT, keys.CLEAN])
+            if found is None:
+                self._make(txn, owner)
+                return True
+            if (version := int.from_bytes(found, "big")) > keys.KEY_SPACE_VERSION:
+                raise keys.refused("the namespace", version)
+            txn.delete(keys.CLEAN)
+            return clean is not None
+
+        if not await retry.run(self.engine, work, self.clock, durable=True):
+            await self.inode_numbers.reserve()  # the last server did not close: skip what it may have given out
+        await self.clients.load()
+
+    def _make(self, txn: Transaction, owner: tuple[int, int]) -> None:
+        now_ns = self.clock.wall_ns()
+        root = Inode(ROOT_INODE, inodes.DIRECTORY, 0, ROOT_MODE, *owner, 1, 0, now_ns, now_ns, now_ns, now_ns, 1, 0)
+        root.parent = ROOT_INODE
+        txn.put(keys.inode_key(root.id), root.pack())
+        txn.add(keys.INODES_USED, 1)
+        txn.put(keys.FORMAT, keys.KEY_SPACE_VERSION.to_bytes(2, "big"))
+
+    def run_workers(self) -> None:
+        """Start the background workers."""
+        self.clock.spawn(self.collector.run, "garbage")
+        self.clock.spawn(self.clients.run, "clients")
+
+    async def close(self) -> None:
+        """Stop the workers (each ends after the step it is in) and record the clean stop. The engine stays open."""
+        self.closing = True
+
+        async def work(txn: Transaction) -> None:
+            txn.put(keys.CLEAN, b"\x01")
+
+        await retry.run(self.engine, work, self.clock, durable=True)
+
+    # what the manager tells and asks
+
+    async def renewed(self, client: bytes, open_inodes: Iterable[int], acknowledged_request: int) -> None:
+        """A client renewed its lease and said what it holds open and which replies it has."""
+        await self.clients.renewed(client, open_inodes, acknowledged_request)
+
+    def client_ended(self, client: bytes) -> None:
+        """A client is gone, and storage refuses its writes: its files are settled and its records go, in the background."""
+        self.clients.ended(client)
+
+    async def session_clients(self) -> list[bytes]:
+        """The clients that have sessions or open files here (after a restart each gets one lease time to renew)."""
+        return await self.clients.with_records()
+
+    async def counts(self) -> tuple[int, int]:
+        """(inodes, records in the garbage queues)."""
+        used = keys.counter(await self.engine.begin().get(keys.INODES_USED, snapshot=True))
+        return max(0, used), await self.collector.pending()
+
+    # running operations
+
+    async def read(self, operation: Operation[_Request, _Reply], task: Task, request: _Request) -> _Reply:
+        """Run an operation that changes nothing, on one snapshot."""
+        txn = self.engine.begin()
+        version = keys.counter(await txn.get(keys.DIRECTORY_VERSION, snapshot=True))
+        return await operation(Attempt(self, txn, task, self.memory.view(version), reading=True), request)
+
+    async def change(
+        self,
+        method: Method,
+        operation: Operation[_Request, _Reply],
+        task: Task,
+        request: _Request,
+        *,
+        durable: bool = False,
+    ) -> tuple[_Reply, bool]:
+        """Run an operation that changes something, exactly once by (client, request id). The reply, and whether it is a repeated
+        one. Raises what the operation raises, and CONFLICT or MAYBE_COMMITTED: the same request may be sent again."""
+        request_id: int = request.request_id  # type: ignore[attr-defined]  # every request that changes something has one
+        key = keys.idempotency_key(task.client, request_id)
+
+        async def work(txn: Transaction) -> tuple[_Reply, bool, Attempt | None]:
+            done, version = await txn.get_many([key, keys.DIRECTORY_VERSION])
+            if done is not None and request_id:
+                return _repeat(method, idempotency.unpack(done)), True, None
+            view = self.memory.view(keys.counter(version))
+            attempt = Attempt(self, txn, task, view, reading=False)
+            reply = await operation(attempt, request)
+            if request_id:
+                txn.put(key, idempotency.pack(method.number, attempt.now_ns, reply.SerializeToString()))
+            return reply, False, attempt
+
+        for _ in range(DETOURS_MAX):
+            try:
+                reply, repeated, attempt = await retry.run(self.engine, work, self.clock, durable=durable)
+            except Detour as detour:
+                await detour.take(self, task)
+                continue
+            for step in attempt.after if attempt is not None else ():
+                await step()
+            return reply, repeated
+        raise error(Status.CONFLICT, f"{method.name}: the file is truncated again and again meanwhile; try again")
+
+    async def transact(self, work: Callable[[Transaction], Awaitable[_Result]]) -> _Result:
+        """A transaction of a background worker, in the retry loop."""
+        return await retry.run(self.engine, work, self.clock)
+
+    async def transact_if(self, work: Callable[[Transaction], Awaitable[bool]]) -> bool:
+        """The same, committed only if the work says so."""
+
+        async def guarded(txn: Transaction) -> bool:
+            if not await work(txn):
+                raise _Unwanted
+            return True
+
+        try:
+            return await retry.run(self.engine, guarded, self.clock)
+        except _Unwanted:
+            return False
+
+    async def pages(self, begin: bytes, end: bytes, size: int) -> AsyncIterator[list[Pair]]:
+        """A range in pages, each on a snapshot of its own."""
+        while True:
+            page = await self.engine.begin().scan(begin, end, size, snapshot=True)
+            if page:
+                yield page
+            if len(page) < size:
+                return
+            begin = page[-1][0] + b"\0"
+
+    async def new_layout(self, inode: int, chunk_size: int, stripe: int) -> Layout:
+        """The layout of a new file: the next place of the newest chain table. Raises UNAVAILABLE without storage."""
+        table, version, chains = self.layouts.table()
+        place = await self.places.take()
+        width = min(stripe or STRIPE_DEFAULT, chains)
+        return Layout(0, chunk_size, table, version, place % chains, width, inode)
+
+
+class _Unwanted(Exception):
+    """The work of a conditional transaction decided against it."""
+
+
+def _repeat(method: Method, done: idempotency.Done) -> Any:
+    idempotency.check_same(done, method.number)
+    return method.reply.FromString(done.reply)

@@ -1,0 +1,79 @@
+"""Close and sync of a file: the length that its writer reports is settled."""
+
+from __future__ import annotations
+
+from ....proto.errors import Status, error
+from ....proto.gen import meta_pb2
+from ... import keys
+from .. import inode as inodes
+from .. import session
+from ..access import without_set_ids
+from ..attempt import Attempt
+from ..inode import Inode
+from ..session import Session
+from ..trim import FinishTrim, Measure, check_length
+
+
+async def close(attempt: Attempt, request: meta_pb2.CloseRequest) -> meta_pb2.CloseReply:
+    """End a writer's session; what it wrote counts from now on. Without a session there is nothing to end. Raises SESSION_ENDED,
+    BAD_HANDLE, FILE_TOO_BIG."""
+    inode = await attempt.inode(request.inode)
+    if not request.session:
+        _refuse_written(request)
+        return meta_pb2.CloseReply(attributes=await attempt.visible_attributes(inode))
+    opened = await session.require(attempt.txn, inode.id, request.session, attempt.client)
+    if request.written:
+        settle(attempt, inode, request, opened, request.mtime_ns)
+    attempt.txn.delete(keys.session_key(inode.id, request.session))
+    return meta_pb2.CloseReply(attributes=inodes.attributes(inode))
+
+
+async def sync_file(attempt: Attempt, request: meta_pb2.SyncFileRequest) -> meta_pb2.SyncFileReply:
+    """Publish what was written so far; the session goes on. Raises as `close`."""
+    inode = await attempt.inode(request.inode)
+    if not request.session:
+        _refuse_written(request)
+        return meta_pb2.SyncFileReply(attributes=await attempt.visible_attributes(inode))
+    opened = await session.require(attempt.txn, inode.id, request.session, attempt.client)
+    if request.written:
+        settle(attempt, inode, request, opened, 0)
+    return meta_pb2.SyncFileReply(attributes=inodes.attributes(inode))
+
+
+def _refuse_written(request: meta_pb2.CloseRequest | meta_pb2.SyncFileRequest) -> None:
+    if request.written:
+        raise error(Status.BAD_HANDLE, f"inode {request.inode:x} was written without a session; open it for writing")
+
+
+def settle(
+    attempt: Attempt,
+    inode: Inode,
+    request: meta_pb2.CloseRequest | meta_pb2.SyncFileRequest,
+    opened: Session,
+    mtime_ns: int,
+) -> None:
+    """The length becomes the highest end that anybody reported. A hint from before a truncate must not regrow the file: the chunks
+    say where it ends. Raises the detours for both, FILE_TOO_BIG, and PROTOCOL for a truncate version from the future."""
+    end, sparse = request.length, request.sparse
+    if request.truncate_version > inode.truncate_version:
+        raise error(
+            Status.PROTOCOL,
+            f"inode {inode.id:x} was written under truncate version {request.truncate_version}, newer than {inode.truncate_version}",
+        )
+    if request.truncate_version < inode.truncate_version:
+        version, end = attempt.task.measured.get(inode.id, (-1, 0))
+        if version != inode.truncate_version:
+            raise Measure(inode.id)
+        sparse = sparse or end > inode.length
+    check_length(inode, end)
+    if end > inode.length:
+        if inode.flags & inodes.TRIMMING:
+            raise FinishTrim(inode.id)
+        inode.length = end
+    if sparse:
+        inode.flags |= inodes.SPARSE
+    if opened.uid:
+        inode.mode = without_set_ids(inode.mode)
+    inode.mtime_ns = mtime_ns or attempt.now_ns
+    inode.touched(attempt.now_ns)
+    attempt.put(inode)

@@ -1,0 +1,158 @@
+"""Making things: directories, symlinks, special files and empty files, in batches; `make` is what every creator ends in."""
+
+from __future__ import annotations
+
+from ....proto.errors import Status, StatusError, error
+from ....proto.gen import common_pb2, meta_pb2
+from ....proto.gen.meta_pb2 import NewEntry, Place
+from ....proto.layout import CHUNK_BYTES_DEFAULT, STRIPE_MAX, check_chunk_size
+from ... import keys
+from .. import dentry as dentries
+from .. import inode as inodes
+from .. import path
+from ..access import EXECUTE, SGID, WRITE, Credentials, require
+from ..attempt import Attempt
+from ..dentry import Dentry
+from ..directories import Directory
+from ..inode import Inode
+from .stat import check_batch, status_of_entry
+
+TARGET_BYTES_MAX = path.PATH_BYTES_MAX  # of a symlink
+KINDS = frozenset((inodes.REGULAR, inodes.DIRECTORY, inodes.SYMLINK)) | inodes.SPECIAL
+DEVICES = frozenset((inodes.CHARACTER, inodes.BLOCK))
+
+
+def inherited(parent: Directory, kind: int, mode: int, caller: Credentials) -> tuple[int, int]:
+    """(mode, gid) of something new in this directory. In a setgid directory the group is the directory's, and directories pass the
+    bit on; a file does not get it for a group that the caller is not in."""
+    mode &= inodes.MODE_BITS
+    if not parent.mode & SGID:
+        return mode, caller.gid
+    if kind == inodes.DIRECTORY:
+        return mode | SGID, parent.gid
+    if mode & SGID and mode & 0o010 and not caller.is_root and not caller.member_of(parent.gid):
+        mode &= ~SGID
+    return mode, parent.gid
+
+
+async def make(attempt: Attempt, parent: Directory, name: bytes, entry: NewEntry) -> Inode:
+    """A new inode under a name that was found free. Raises PERMISSION_DENIED, INVALID, UNAVAILABLE (no storage for a file)."""
+    require(parent, attempt.caller, WRITE | EXECUTE, is_directory=True)
+    inode = await make_inode(attempt, parent, entry, nlink=1)
+    dentries.insert(attempt.txn, parent.id, name, Dentry(inode.type, inode.id), attempt.now_ns)
+    if inode.is_directory:
+        attempt.directory_added()
+    return inode
+
+
+async def make_inode(attempt: Attempt, parent: Directory, entry: NewEntry, *, nlink: int, flags: int = 0) -> Inode:
+    """A new inode without a name, written."""
+    kind = int(entry.type)
+    mode, gid = inherited(parent, kind, entry.mode, attempt.caller)
+    namespace, now_ns = attempt.namespace, attempt.now_ns
+    number = await namespace.inode_numbers.take()
+    inode = Inode(number, kind, flags, mode, attempt.caller.uid, gid, nlink, 0, now_ns, now_ns, now_ns, now_ns, 1, 0)
+    if kind == inodes.REGULAR:
+        chunk_size = entry.chunk_size or parent.chunk_size or CHUNK_BYTES_DEFAULT
+        inode.layout = await namespace.new_layout(number, chunk_size, entry.stripe or parent.stripe)
+    elif kind == inodes.DIRECTORY:
+        inode.parent = parent.id
+        inode.chunk_size = entry.chunk_size or parent.chunk_size
+        inode.stripe = entry.stripe or parent.stripe
+    elif kind == inodes.SYMLINK:
+        inode.mode = 0o777
+        inode.target = entry.target
+    else:
+        inode.rdev = entry.rdev
+    attempt.put(inode)
+    attempt.txn.add(keys.INODES_USED, 1)
+    return inode
+
+
+def check_entry(entry: NewEntry, caller: Credentials) -> None:
+    """Raise what is wrong with a new entry whatever the tree looks like: INVALID, NOT_FOUND (an empty symlink target),
+    NAME_TOO_LONG, NOT_PERMITTED (devices are root's)."""
+    kind = int(entry.type)
+    if kind not in KINDS:
+        raise error(Status.INVALID, f"file type {kind}: not one of those in common.proto")
+    check_defaults(entry.chunk_size, entry.stripe)
+    if kind == inodes.SYMLINK:
+        if not entry.target:
+            raise error(Status.NOT_FOUND, "the target of a symlink must not be empty")
+        if len(entry.target) > TARGET_BYTES_MAX:
+            raise error(
+                Status.NAME_TOO_LONG, f"a symlink target of {len(entry.target)} bytes: at most {TARGET_BYTES_MAX}"
+            )
+        if b"\0" in entry.target:
+            raise error(Status.INVALID, "the target of a symlink contains a NUL byte")
+    elif kind in DEVICES and not caller.is_root:
+        raise error(Status.NOT_PERMITTED, "only root may make device files")
+
+
+def check_defaults(chunk_size: int, stripe: int) -> None:
+    """Raise INVALID for a chunk size or stripe that no layout can have; 0 is "the default"."""
+    if chunk_size:
+        check_chunk_size(chunk_size)
+    if stripe > STRIPE_MAX:
+        raise error(Status.INVALID, f"a stripe of {stripe} chains: at most {STRIPE_MAX}")
+
+
+async def make_parents(attempt: Attempt, place: Place, mode: int) -> None:
+    """Make the directories that are missing on the way to the last name of a place, with these permissions and the right for their
+    owner to go on. What exists must be a directory or lead to one. Raises as `path.locate` and `make`."""
+    path.check_path(place.path)
+    names = place.path.rstrip(b"/").rpartition(b"/")[0]
+    if not names:
+        return
+    try:
+        await path.locate(attempt, Place(parent=place.parent, path=names + b"/."))
+        return  # the usual case: they all exist
+    except FileNotFoundError:
+        pass
+    made = b""
+    entry = NewEntry(type=common_pb2.FILE_TYPE_DIRECTORY, mode=mode & 0o777 | 0o300)
+    for name in names.split(b"/"):
+        made += name + b"/"
+        if name in (b"", b".", b".."):
+            continue
+        found = await path.locate(attempt, Place(parent=place.parent, path=made), follow=True)
+        if found.entry is None:
+            await make(attempt, found.parent, found.name, entry)
+
+
+def mode_of_parents(kind: int, mode: int) -> int:
+    """Who may read a file may search the directories made for it."""
+    return mode if kind == inodes.DIRECTORY else mode | (mode & 0o444) >> 2
+
+
+async def create(attempt: Attempt, request: meta_pb2.CreateRequest) -> meta_pb2.CreateReply:
+    """Make each entry, in order, in one transaction."""
+    check_batch(len(request.entries), "entries")
+    reply = meta_pb2.CreateReply()
+    for entry in request.entries:
+        try:
+            inode = await _create_one(attempt, entry, parents=request.parents, exist_ok=request.exist_ok)
+        except StatusError as failure:
+            reply.statuses.append(status_of_entry(failure))
+            reply.attributes.add()
+        else:
+            reply.statuses.append(0)
+            reply.attributes.append(inodes.attributes(await attempt.visible(inode)))
+    return reply
+
+
+async def _create_one(attempt: Attempt, entry: NewEntry, *, parents: bool, exist_ok: bool) -> Inode:
+    check_entry(entry, attempt.caller)
+    kind = int(entry.type)
+    if parents:
+        await make_parents(attempt, entry.place, mode_of_parents(kind, entry.mode))
+    found = await path.locate(attempt, entry.place)
+    if found.entry is None:
+        if found.slash and kind != inodes.DIRECTORY:
+            raise path.missing(found.name, found.parent.id)
+        return await make(attempt, found.parent, found.name, entry)
+    if exist_ok:
+        there = await path.lookup(attempt, entry.place, follow=kind == inodes.DIRECTORY)
+        if there.type == kind:
+            return there
+    raise error(Status.EXISTS, f"{(found.name or b'/').decode('utf-8', 'backslashreplace')!r} exists")

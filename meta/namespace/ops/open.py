@@ -1,0 +1,122 @@
+"""Open, create and stat in one transaction."""
+
+from __future__ import annotations
+
+import os
+
+from ....proto.errors import Status, error
+from ....proto.gen import common_pb2, meta_pb2
+from ....proto.gen.meta_pb2 import NewEntry
+from ... import keys
+from .. import inode as inodes
+from .. import path, session, trim
+from ..access import EXECUTE, READ, WRITE, require
+from ..attempt import Attempt
+from ..inode import Inode
+from ..session import Session
+from .create import check_defaults, make, make_inode, make_parents, mode_of_parents
+
+_RIGHTS = {os.O_RDONLY: READ, os.O_WRONLY: WRITE, os.O_RDWR: READ | WRITE}
+
+
+def writes(flags: int) -> bool:
+    """Whether these flags open for writing."""
+    return flags & os.O_ACCMODE != os.O_RDONLY
+
+
+def changes(request: meta_pb2.OpenRequest) -> bool:
+    """Whether carrying the request out can change anything: then it needs a transaction that commits."""
+    return writes(request.flags) or request.unnamed or bool(request.flags & (os.O_CREAT | os.O_TRUNC))
+
+
+async def open_file(attempt: Attempt, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
+    """Open what the place names, as open(2) does with these flags; writers get a session."""
+    flags = request.flags
+    if flags & os.O_ACCMODE not in _RIGHTS:
+        raise error(Status.INVALID, f"open flags {flags:#o}: not for reading, writing or both")
+    if flags & os.O_CREAT and flags & os.O_DIRECTORY:
+        raise error(Status.INVALID, "O_CREAT with O_DIRECTORY: use Create to make a directory")
+    if request.unnamed:
+        return await _open_unnamed(attempt, request)
+    if not request.place.path:
+        if flags & os.O_CREAT and flags & os.O_EXCL:
+            raise error(Status.EXISTS, f"inode {request.place.parent:x} exists")
+        return await _open_existing(attempt, await attempt.inode(request.place.parent or path.ROOT), flags)
+    if flags & os.O_CREAT:
+        return await _open_or_create(attempt, request)
+    slash = request.place.path.endswith(b"/")
+    found = await path.locate(attempt, request.place, follow=slash or not flags & os.O_NOFOLLOW)
+    return await _open_existing(attempt, await path.inode_of(attempt, found), flags)
+
+
+async def _open_or_create(attempt: Attempt, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
+    flags = request.flags
+    if request.place.path.endswith(b"/"):
+        raise error(Status.IS_DIRECTORY, "a path that ends in '/' cannot be created as a file")
+    if request.parents:
+        await make_parents(attempt, request.place, mode_of_parents(inodes.REGULAR, request.mode))
+    exclusive = flags & os.O_EXCL
+    found = await path.locate(attempt, request.place, follow=not (exclusive or flags & os.O_NOFOLLOW))
+    if found.entry is not None:
+        if exclusive:
+            raise error(Status.EXISTS, f"{found.name.decode('utf-8', 'backslashreplace')!r} exists")
+        return await _open_existing(attempt, await attempt.inode(found.entry.inode), flags)
+    if found.slash:  # a dangling symlink to "name/"
+        raise error(Status.IS_DIRECTORY, "a path that ends in '/' cannot be created as a file")
+    inode = await make(attempt, found.parent, found.name, _entry(request))
+    # Whoever makes a file may use it as he asked, whatever mode he gave it.
+    number = _start_session(attempt, inode) if writes(flags) else 0
+    return meta_pb2.OpenReply(attributes=inodes.attributes(inode), created=True, session=number)
+
+
+def _entry(request: meta_pb2.OpenRequest) -> NewEntry:
+    check_defaults(request.chunk_size, request.stripe)
+    return NewEntry(
+        type=common_pb2.FILE_TYPE_REGULAR, mode=request.mode, chunk_size=request.chunk_size, stripe=request.stripe
+    )
+
+
+async def _open_unnamed(attempt: Attempt, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
+    # O_TMPFILE: the place is the directory whose defaults it takes. It is in the garbage queue from the start: it goes when
+    # its writer is gone, unless link or publish gave it a name.
+    if not writes(request.flags):
+        raise error(Status.INVALID, "an unnamed file is opened for writing")
+    if request.parents:
+        inside = meta_pb2.Place(parent=request.place.parent, path=request.place.path + b"/.")
+        await make_parents(attempt, inside, mode_of_parents(inodes.REGULAR, request.mode))
+    node = await path.lookup(attempt, request.place, follow=True)
+    parent = await path.directory(attempt, node.id)
+    require(parent, attempt.caller, WRITE | EXECUTE, is_directory=True)
+    inode = await make_inode(attempt, parent, _entry(request), nlink=0, flags=inodes.UNNAMED)
+    attempt.queue(keys.DEAD_FILE, inode.id)
+    number = _start_session(attempt, inode)
+    return meta_pb2.OpenReply(attributes=inodes.attributes(inode), created=True, session=number)
+
+
+async def _open_existing(attempt: Attempt, inode: Inode, flags: int) -> meta_pb2.OpenReply:
+    writing, cutting = writes(flags), flags & os.O_TRUNC
+    if inode.type == inodes.SYMLINK:
+        if flags & os.O_DIRECTORY:
+            raise error(Status.NOT_DIRECTORY, f"inode {inode.id:x} is a symlink, not a directory")
+        raise error(Status.SYMLINK_LOOP, f"inode {inode.id:x} is a symlink, and it was not to be followed")
+    if inode.is_directory:
+        if writing or cutting or flags & os.O_CREAT:
+            raise error(Status.IS_DIRECTORY, f"inode {inode.id:x} is a directory; it is opened for reading only")
+        require(inode, attempt.caller, READ, is_directory=True)
+        return meta_pb2.OpenReply(attributes=await attempt.visible_attributes(inode))
+    if flags & os.O_DIRECTORY:
+        raise error(Status.NOT_DIRECTORY, f"inode {inode.id:x} is not a directory")
+    require(inode, attempt.caller, _RIGHTS[flags & os.O_ACCMODE] | (WRITE if cutting else 0))
+    if inode.layout is None:
+        raise error(Status.NO_DEVICE, f"inode {inode.id:x} is a device, FIFO or socket: only a mount can open it")
+    if cutting:
+        await trim.cut(attempt, inode, 0)
+    number = _start_session(attempt, inode) if writing else 0
+    return meta_pb2.OpenReply(attributes=inodes.attributes(inode), session=number)
+
+
+def _start_session(attempt: Attempt, inode: Inode) -> int:
+    number = attempt.namespace.random_u64()
+    record = session.pack(Session(attempt.caller.uid, attempt.client, attempt.now_ns))
+    attempt.txn.put(keys.session_key(inode.id, number), record)
+    return number

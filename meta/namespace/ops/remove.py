@@ -1,0 +1,181 @@
+"""Unlink, rmdir and recursive removal, in batches."""
+
+from __future__ import annotations
+
+from ....proto.errors import Status, StatusError, error
+from ....proto.gen import meta_pb2
+from ... import keys
+from .. import dentry as dentries
+from .. import inode as inodes
+from .. import path
+from ..access import EXECUTE, READ, STICKY, WRITE, require, require_removable
+from ..attempt import Attempt
+from ..dentry import Dentry
+from ..directories import Directory
+from ..inode import Inode
+from ..path import Found
+from .stat import check_batch, status_of_entry
+
+TREE_DIRECTORIES_MAX = 100_000  # whose permissions one recursive removal checks (root's are not checked)
+PAGE = 1024  # names per read
+
+
+async def remove(attempt: Attempt, request: meta_pb2.RemoveRequest) -> meta_pb2.RemoveReply:
+    """Remove each place, in order, in one transaction."""
+    check_batch(len(request.places), "places")
+    one = _KINDS.get(int(request.kind))
+    if one is None:
+        raise error(Status.INVALID, f"kind of removal {request.kind}: unlink, rmdir or tree")
+    reply = meta_pb2.RemoveReply()
+    for place in request.places:
+        try:
+            await one(attempt, await path.locate(attempt, place))
+            reply.statuses.append(0)
+        except StatusError as failure:
+            reply.statuses.append(status_of_entry(failure))
+    return reply
+
+
+async def unlink(attempt: Attempt, found: Found) -> None:
+    """Remove a name of anything but a directory. Raises IS_DIRECTORY and what `unlink_entry` raises."""
+    if not found.name:
+        raise error(Status.IS_DIRECTORY, "unlink of a directory: use rmdir")
+    entry = found.entry
+    if entry is None:
+        raise path.missing(found.name, found.parent.id)
+    inode = await attempt.inode(entry.inode)
+    require_removable(found.parent, inode.uid, attempt.caller, found.name)
+    if inode.is_directory:
+        raise error(Status.IS_DIRECTORY, f"{found.name!r} is a directory: use rmdir")
+    if found.slash:
+        raise error(Status.NOT_DIRECTORY, f"{found.name!r} is not a directory, and its path ends in '/'")
+    dentries.remove(attempt.txn, found.parent.id, found.name, entry, attempt.now_ns)
+    drop_name(attempt, inode)
+
+
+def drop_name(attempt: Attempt, inode: Inode) -> None:
+    """One name less. The last one sends the inode to the garbage queue (a symlink has nothing that could be in use: it goes at once)."""
+    inode.nlink -= 1
+    inode.touched(attempt.now_ns)
+    if inode.nlink <= 0:
+        if inode.type == inodes.SYMLINK:
+            attempt.txn.delete(keys.inode_key(inode.id))
+            attempt.txn.add(keys.INODES_USED, -1)
+            return
+        attempt.queue(keys.DEAD_FILE, inode.id)
+    attempt.put(inode)
+
+
+async def rmdir(attempt: Attempt, found: Found) -> None:
+    """Remove an empty directory. Raises NOT_EMPTY, NOT_DIRECTORY, BUSY_RESOURCE (the root), INVALID (".")."""
+    victim = await _directory_to_go(attempt, found)
+    await require_empty(attempt, victim.id)
+    take_out(attempt, found, victim)
+    erase_directory(attempt, victim.id)
+
+
+async def _directory_to_go(attempt: Attempt, found: Found) -> Directory:
+    if found.dots == b".":
+        raise error(Status.INVALID, "a directory cannot be removed as '.': name it in its parent")
+    if found.dots == b"..":
+        raise error(Status.NOT_EMPTY, "a directory cannot be removed as '..': it is not empty")
+    if not found.name:
+        raise error(Status.BUSY_RESOURCE, "the root of the file system cannot be removed")
+    if found.entry is None:
+        raise path.missing(found.name, found.parent.id)
+    if not found.entry.is_directory:
+        require(found.parent, attempt.caller, WRITE | EXECUTE, is_directory=True)
+        raise error(Status.NOT_DIRECTORY, f"{found.name!r} is not a directory: use unlink")
+    victim = await path.directory(attempt, found.entry.inode)
+    require_removable(found.parent, victim.uid, attempt.caller, found.name)
+    return victim
+
+
+async def require_empty(attempt: Attempt, number: int) -> None:
+    """Raise NOT_EMPTY unless the directory has no names. The range is read, so a name that comes meanwhile is a conflict."""
+    if await attempt.txn.scan(*keys.dentry_range(number), 1):
+        raise error(Status.NOT_EMPTY, f"directory {number:x} is not empty")
+
+
+def take_out(attempt: Attempt, found: Found, victim: Directory) -> None:
+    """Remove the name of a directory; everybody forgets where it was."""
+    dentries.remove(attempt.txn, found.parent.id, found.name, Dentry(inodes.DIRECTORY, victim.id), attempt.now_ns)
+    attempt.directory_changed()
+
+
+def erase_directory(attempt: Attempt, number: int) -> None:
+    """An empty directory without a name ceases to exist."""
+    txn = attempt.txn
+    txn.delete(keys.inode_key(number))
+    for counter in (keys.entries_key(number), keys.subdirectories_key(number), keys.changed_key(number)):
+        txn.delete(counter)
+    txn.add(keys.INODES_USED, -1)
+
+
+async def remove_tree(attempt: Attempt, found: Found) -> None:
+    """Remove a name with everything below it. The tree is detached here and now, and freed in the background. Raises what
+    unlink or rmdir would raise for it, and PERMISSION_DENIED or NOT_PERMITTED where the caller could not empty a directory
+    below: then nothing is removed."""
+    if found.entry is not None and not found.entry.is_directory:
+        await unlink(attempt, found)
+        return
+    victim = await _directory_to_go(attempt, found)
+    if not attempt.caller.is_root:
+        await _check_tree(attempt, victim)
+    inode = await attempt.inode(victim.id)
+    take_out(attempt, found, victim)
+    inode.parent = 0
+    inode.touched(attempt.now_ns)
+    attempt.put(inode)
+    attempt.queue(keys.DEAD_TREE, inode.id)
+
+
+async def _check_tree(attempt: Attempt, top: Directory) -> None:
+    # Whoever may list, write and search a directory may empty it, and a sticky one only if all in it is his. Subdirectory counters
+    # tell where no further directory is: a directory of a million files costs two reads. A change of a directory's permissions
+    # meanwhile is a conflict (DIRV); new directories that somebody else makes meanwhile go with the tree.
+    stack = [top]
+    seen = 0
+    while stack:
+        current = stack.pop()
+        seen += 1
+        if seen > TREE_DIRECTORIES_MAX:
+            raise error(Status.TOO_LARGE, f"more than {TREE_DIRECTORIES_MAX} directories: remove the parts one by one")
+        entries, subdirectories = (
+            keys.counter(value)
+            for value in await attempt.txn.get_many(
+                [keys.entries_key(current.id), keys.subdirectories_key(current.id)], snapshot=True
+            )
+        )
+        if entries <= 0:
+            continue
+        require(current, attempt.caller, READ | WRITE | EXECUTE, is_directory=True)
+        foreign = current.mode & STICKY and attempt.caller.uid != current.uid
+        if subdirectories > 0 or foreign:
+            stack.extend(await _subdirectories(attempt, current, subdirectories, check_owners=bool(foreign)))
+
+
+async def _subdirectories(attempt: Attempt, current: Directory, count: int, *, check_owners: bool) -> list[Directory]:
+    found: list[Directory] = []
+    begin, end = keys.dentry_range(current.id)
+    while check_owners or len(found) < count:
+        page = await attempt.txn.scan(begin, end, PAGE, snapshot=True)
+        entries = [dentries.unpack(value) for _, value in page]
+        wanted = entries if check_owners else [entry for entry in entries if entry.is_directory]
+        for entry in wanted:
+            if check_owners:
+                inode = await attempt.inode(entry.inode)
+                require_removable(current, inode.uid, attempt.caller, b"an entry")
+            if entry.is_directory:
+                found.append(await path.directory(attempt, entry.inode))
+        if len(page) < PAGE:
+            break
+        begin = page[-1][0] + b"\0"
+    return found
+
+
+_KINDS = {
+    int(meta_pb2.REMOVE_KIND_UNLINK): unlink,
+    int(meta_pb2.REMOVE_KIND_RMDIR): rmdir,
+    int(meta_pb2.REMOVE_KIND_TREE): remove_tree,
+}

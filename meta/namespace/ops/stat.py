@@ -1,0 +1,65 @@
+"""Stat, statfs."""
+
+from __future__ import annotations
+
+from ....proto.errors import Status, StatusError, error
+from ....proto.gen import common_pb2, meta_pb2
+from ... import keys
+from .. import inode as inodes
+from .. import path
+from ..attempt import Attempt
+from ..inode import Inode
+
+BATCH_MAX = 1024  # places of one request
+FIRST_OF_PEERS = 50  # statuses from here on are about servers, not about one entry of a batch
+
+
+def check_batch(count: int, what: str) -> None:
+    """Raise TOO_LARGE for a batch over the limit."""
+    if count > BATCH_MAX:
+        raise error(Status.TOO_LARGE, f"{count} {what} in one request: at most {BATCH_MAX}; send them in parts")
+
+
+def status_of_entry(failure: StatusError) -> int:
+    """The status of one entry of a batch; what concerns the whole request is raised on."""
+    if failure.status >= FIRST_OF_PEERS:
+        raise failure
+    return int(failure.status)
+
+
+async def stat(attempt: Attempt, request: meta_pb2.StatRequest) -> meta_pb2.StatReply:
+    """The attributes of each place, or why not."""
+    places = request.places
+    check_batch(len(places), "places")
+    reply = meta_pb2.StatReply()
+    if len(places) == 1:
+        try:
+            inode = await path.lookup(attempt, places[0], follow=request.follow)
+        except StatusError as failure:
+            reply.statuses.append(status_of_entry(failure))
+            reply.attributes.add()
+        else:
+            reply.statuses.append(0)
+            reply.attributes.append(inodes.attributes(await attempt.visible(inode)))
+        return reply
+    statuses: list[int] = []
+    found: list[Inode] = []
+    for place in places:
+        try:
+            found.append(await path.lookup(attempt, place, follow=request.follow))
+            statuses.append(0)
+        except StatusError as failure:
+            statuses.append(status_of_entry(failure))
+    rows = iter(await attempt.visible_many(found))
+    reply.statuses.extend(statuses)
+    reply.attributes.extend(common_pb2.Attributes() if status else inodes.attributes(next(rows)) for status in statuses)
+    return reply
+
+
+async def stat_fs(attempt: Attempt, request: meta_pb2.StatFsRequest) -> meta_pb2.StatFsReply:
+    """Space on all targets, as storage reported it last, and the number of inodes."""
+    space = attempt.namespace.chunks.space()
+    used = keys.counter(await attempt.txn.get(keys.INODES_USED, snapshot=True))
+    return meta_pb2.StatFsReply(
+        bytes_total=space.total, bytes_free=space.free, inodes_used=max(0, used), name_bytes_max=path.NAME_BYTES_MAX
+    )

@@ -1,0 +1,144 @@
+"""The `Meta` service: who calls, which operation, read or change, and what comes with the reply from outside the transaction."""
+
+from __future__ import annotations
+
+import os
+
+from ...proto.capability import Rights
+from ...proto.errors import Status, error
+from ...proto.gen import meta_pb2
+from ...proto.rpc import META, Context, Identity
+from . import trim
+from .access import Credentials
+from .attempt import Task
+from .inode import REGULAR
+from .namespace import Namespace
+from .ops import attributes, close, create, find, link, open, readdir, remove, rename, stat, truncate
+
+GROUPS_MAX = 1024  # supplementary groups of a caller
+
+
+class MetaService:
+    """The service object for `proto.rpc.META`; every binding serves the same one."""
+
+    spec = META
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._people: dict[Identity, Credentials] = {}
+
+    def _task(self, context: Context, request: object) -> Task:
+        # Whom the request acts for. Only root and the owner of a server may name somebody else: the connection proved who it is.
+        identity = context.peer.identity
+        if not request.HasField("caller"):  # type: ignore[attr-defined]
+            return Task(self._credentials(identity), context.peer.client)
+        caller = request.caller  # type: ignore[attr-defined]
+        if len(caller.groups) > GROUPS_MAX:
+            raise error(Status.TOO_LARGE, f"a caller in {len(caller.groups)} groups: at most {GROUPS_MAX}")
+        named = Credentials(caller.uid, caller.gid, tuple(caller.groups))
+        if not identity.trusted and named != self._credentials(identity):
+            raise error(
+                Status.NOT_PERMITTED,
+                f"user {identity.uid} may not act for user {caller.uid}: leave the caller out, or connect as the server's user",
+            )
+        return Task(named, context.peer.client)
+
+    def _credentials(self, identity: Identity) -> Credentials:
+        found = self._people.get(identity)
+        if found is None:
+            if len(self._people) > 10_000:
+                self._people.clear()
+            found = self._people[identity] = Credentials(identity.uid, identity.gid, tuple(identity.groups))
+        return found
+
+    def _owner_task(self, context: Context) -> Task:
+        # Requests that carry a session need no caller: the right was checked when it was opened.
+        return Task(self._credentials(context.peer.identity), context.peer.client)
+
+    async def stat(self, request: meta_pb2.StatRequest, context: Context) -> meta_pb2.StatReply:
+        return await self._namespace.read(stat.stat, self._task(context, request), request)
+
+    async def open(self, request: meta_pb2.OpenRequest, context: Context) -> meta_pb2.OpenReply:
+        task = self._task(context, request)
+        if open.changes(request):
+            reply, repeated = await self._namespace.change(META.Open, open.open_file, task, request)
+            if repeated and request.flags & os.O_TRUNC:
+                await trim.finish(self._namespace, reply.attributes.inode)
+        else:
+            reply = await self._namespace.read(open.open_file, task, request)
+        if reply.attributes.type == REGULAR:
+            rights = Rights.READ | Rights.WRITE if reply.session else Rights.READ
+            grants = self._namespace.capabilities
+            reply.capability = grants.issue(task.client, reply.attributes.inode, rights)
+            reply.capability_ms = grants.valid_ms
+        return reply
+
+    async def close(self, request: meta_pb2.CloseRequest, context: Context) -> meta_pb2.CloseReply:
+        task = self._owner_task(context)
+        if not request.session:
+            return await self._namespace.read(close.close, task, request)
+        reply, _ = await self._namespace.change(META.Close, close.close, task, request)
+        return reply
+
+    async def sync_file(self, request: meta_pb2.SyncFileRequest, context: Context) -> meta_pb2.SyncFileReply:
+        task = self._owner_task(context)
+        if request.session and request.written:
+            reply, _ = await self._namespace.change(META.SyncFile, close.sync_file, task, request)
+        else:
+            reply = await self._namespace.read(close.sync_file, task, request)
+        if request.durable:
+            # Not only this commit: the name of a new file must survive with its length.
+            await self._namespace.engine.sync()
+        return reply
+
+    async def create(self, request: meta_pb2.CreateRequest, context: Context) -> meta_pb2.CreateReply:
+        reply, _ = await self._namespace.change(META.Create, create.create, self._task(context, request), request)
+        return reply
+
+    async def remove(self, request: meta_pb2.RemoveRequest, context: Context) -> meta_pb2.RemoveReply:
+        reply, _ = await self._namespace.change(META.Remove, remove.remove, self._task(context, request), request)
+        return reply
+
+    async def rename(self, request: meta_pb2.RenameRequest, context: Context) -> meta_pb2.RenameReply:
+        reply, _ = await self._namespace.change(META.Rename, rename.rename, self._task(context, request), request)
+        return reply
+
+    async def link(self, request: meta_pb2.LinkRequest, context: Context) -> meta_pb2.LinkReply:
+        reply, _ = await self._namespace.change(META.Link, link.link, self._task(context, request), request)
+        return reply
+
+    async def set_attributes(
+        self, request: meta_pb2.SetAttributesRequest, context: Context
+    ) -> meta_pb2.SetAttributesReply:
+        task = self._task(context, request)
+        reply, _ = await self._namespace.change(META.SetAttributes, attributes.set_attributes, task, request)
+        return reply
+
+    async def truncate(self, request: meta_pb2.TruncateRequest, context: Context) -> meta_pb2.TruncateReply:
+        task = self._task(context, request)
+        reply, repeated = await self._namespace.change(META.Truncate, truncate.truncate, task, request)
+        if repeated:
+            # The first one may have failed between its commit and the chunks.
+            await trim.finish(self._namespace, reply.attributes.inode)
+        return reply
+
+    async def read_directory(
+        self, request: meta_pb2.ReadDirectoryRequest, context: Context
+    ) -> meta_pb2.ReadDirectoryReply:
+        return await self._namespace.read(readdir.read_directory, self._task(context, request), request)
+
+    async def find(self, request: meta_pb2.FindRequest, context: Context) -> meta_pb2.FindReply:
+        return await self._namespace.read(find.find, self._task(context, request), request)
+
+    async def stat_fs(self, request: meta_pb2.StatFsRequest, context: Context) -> meta_pb2.StatFsReply:
+        return await self._namespace.read(stat.stat_fs, self._task(context, request), request)
+
+    async def publish(self, request: meta_pb2.PublishRequest, context: Context) -> meta_pb2.PublishReply:
+        reply, _ = await self._namespace.change(META.Publish, link.publish, self._task(context, request), request)
+        return reply
+
+    async def sync_namespace(
+        self, request: meta_pb2.SyncNamespaceRequest, context: Context
+    ) -> meta_pb2.SyncNamespaceReply:
+        await self._namespace.engine.sync()
+        return meta_pb2.SyncNamespaceReply()
