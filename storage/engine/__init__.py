@@ -1,0 +1,1 @@
+"""The chunk engine of one target: `open_target` opens a directory, `ChunkEngine` (engine.py) is its face."""

@@ -1,0 +1,180 @@
+"""The seam to block files: `Disk`, and the one over real files. The simulated one is in simulated.py."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+BUFFERS_MAX = 1024  # IOV_MAX: buffers in one system call
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
+
+
+class Disk(Protocol):
+    """Block files in one directory. Handles are small numbers, real file descriptors in the real one.
+
+    Writes are buffered: they survive a killed process at once, and power loss after `fdatasync` of their file; a new file's name
+    after `sync_names`. Without these any part of them may be lost. Methods raise OSError.
+    """
+
+    def names(self) -> list[str]:
+        """The files that are there."""
+
+    def open(self, name: str) -> int:
+        """The handle of a file, which is made when it does not exist."""
+
+    def size(self, handle: int) -> int:
+        """Its length in bytes."""
+
+    def allocate(self, handle: int, offset: int, length: int) -> None:
+        """Reserve disk space for the range, and extend the file over it. ENOSPC when the disk is full."""
+
+    def punch(self, handle: int, offset: int, length: int) -> None:
+        """Give the range's disk space back; it reads as zeros."""
+
+    def pwritev(self, handle: int, buffers: Sequence[Any], offset: int) -> None:
+        """Write all the buffers, one after the other."""
+
+    def preadv(self, handle: int, buffers: Sequence[Any], offset: int, wait: bool) -> int:
+        """Fill the buffers; fewer bytes at the end of the file, or where not `wait` and the rest is not in memory. Raises BlockingIOError
+        when not `wait` and nothing is in memory."""
+
+    def fdatasync(self, handle: int) -> None:
+        """What was written to the file before is durable when this returns. After an error nothing is known any more."""
+
+    def sync_names(self) -> None:
+        """Files made before are there after power loss."""
+
+    def close(self) -> None: ...
+
+
+class FileDisk:
+    """Block files in a directory of the host's file system; through the page cache, or around it with `direct`."""
+
+    def __init__(self, path: str, *, direct: bool = False) -> None:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        self._path = path
+        self._handles: dict[str, int] = {}
+        self._direct: dict[int, int] = {}  # handle -> descriptor with O_DIRECT
+        self._is_direct = direct
+        self._no_wait = os.RWF_NOWAIT
+
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self._path))
+
+    def open(self, name: str) -> int:
+        if name in self._handles:
+            return self._handles[name]
+        path = os.path.join(self._path, name)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if self._is_direct:
+            try:
+                self._direct[handle] = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)
+            except OSError:
+                os.close(handle)
+                raise
+        self._handles[name] = handle
+        return handle
+
+    def size(self, handle: int) -> int:
+        return os.fstat(handle).st_size
+
+    def allocate(self, handle: int, offset: int, length: int) -> None:
+        try:
+            os.posix_fallocate(handle, offset, length)
+        except OSError as failed:
+            if failed.errno != errno.EOPNOTSUPP:
+                raise
+            os.ftruncate(handle, max(self.size(handle), offset + length))
+
+    def punch(self, handle: int, offset: int, length: int) -> None:
+        if _libc.fallocate(handle, _KEEP_SIZE | _PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(length)):
+            code = ctypes.get_errno()
+            if code != errno.EOPNOTSUPP:  # a file system without holes keeps the space for the next slot
+                raise OSError(code, f"fallocate: {os.strerror(code)}")
+
+    def pwritev(self, handle: int, buffers: Sequence[Any], offset: int) -> None:
+        target = self._direct.get(handle, handle)
+        try:
+            done = os.pwritev(target, buffers, offset)
+        except OSError as failed:
+            if target == handle or failed.errno != errno.EINVAL:
+                raise
+            done = os.pwritev(handle, buffers, offset)  # not aligned: through the page cache
+        total = sum(memoryview(buffer).nbytes for buffer in buffers)
+        while done < total:
+            rest = _after(buffers, done)
+            step = os.pwritev(handle, rest[:BUFFERS_MAX], offset + done)
+            if step == 0:
+                raise OSError(errno.EIO, "the disk took no more bytes")
+            done += step
+
+    def preadv(self, handle: int, buffers: Sequence[Any], offset: int, wait: bool) -> int:
+        if handle in self._direct:
+            return self._preadv_direct(handle, buffers, offset, wait)
+        if wait:
+            return os.preadv(handle, buffers, offset)
+        try:
+            return os.preadv(handle, buffers, offset, self._no_wait)
+        except OSError as failed:
+            if failed.errno != errno.EOPNOTSUPP:
+                raise
+            self._no_wait = 0  # this file system cannot tell: its reads are taken as they come
+            return os.preadv(handle, buffers, offset)
+
+    def _preadv_direct(self, handle: int, buffers: Sequence[Any], offset: int, wait: bool) -> int:
+        if not wait:
+            raise BlockingIOError(errno.EAGAIN, "direct reads always wait")
+        try:
+            return os.preadv(self._direct[handle], buffers, offset)
+        except OSError as failed:
+            if failed.errno != errno.EINVAL:
+                raise
+            return os.preadv(handle, buffers, offset)
+
+    def fdatasync(self, handle: int) -> None:
+        os.fdatasync(handle)
+
+    def sync_names(self) -> None:
+        sync_directory(self._path)
+
+    def close(self) -> None:
+        for handle in (*self._handles.values(), *self._direct.values()):
+            os.close(handle)
+        self._handles.clear()
+        self._direct.clear()
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _after(buffers: Sequence[Any], done: int) -> list[memoryview]:
+    rest = []
+    for buffer in buffers:
+        view = memoryview(buffer).cast("B")
+        if done < view.nbytes:
+            rest.append(view[done:])
+        done = max(0, done - view.nbytes)
+    return rest
+
+
+def read_exactly(disk: Disk, handle: int, buffers: Sequence[Any], offset: int, length: int, wait: bool) -> None:
+    """Fill the buffers with `length` bytes. Raises BlockingIOError when not `wait` and not all is in memory; EIO at the end of the
+    file."""
+    done = disk.preadv(handle, buffers, offset, wait)
+    while done < length:
+        step = disk.preadv(handle, _after(buffers, done), offset + done, wait)
+        if step == 0:
+            raise OSError(errno.EIO, f"the block file ends {length - done} bytes too early")
+        done += step
+
+
+_libc = ctypes.CDLL(None, use_errno=True)

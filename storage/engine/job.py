@@ -1,0 +1,345 @@
+"""Updates: how a change of a chunk becomes bytes in slots. A `Job` is decided on the owner's loop and does its I/O anywhere.
+
+Shapes of a change, cheapest first:
+
+    NONE     nothing is written: a remove, a cut at a place that needs no move, a new truncate version
+    APPEND   new bytes go behind the committed ones, in place; a gap is filled with zeros
+    PATCH    the touched units go to a small slot of their own, which lies over the base slot (less than 1/4 of the chunk, at most 8)
+    COPY     everything goes to a new slot: fresh chunks, full and large overwrites, growth into a larger class, the ninth patch
+
+No byte that a committed, pending or fallback state refers to is ever overwritten: an append begins beyond `State.high`, the rest
+writes slots that no state knows yet. Until the job is staged nobody knows its bytes; abandoned, they never were.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+from array import array
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ...proto.errors import Status, error
+from ...proto.layout import checksum_unit
+from .checksum import CRC_TYPE, Crcs, combine, crc32c, fold, shift, unit_crcs, zeros
+from .disk import Disk
+from .reads import read_content
+from .row import PATCHES_MAX, Patch, State
+from .slots import NO_SLOT, SLOT_BYTES_MAX, class_for, slot_bytes
+from .space import Space
+
+PATCH_PART = 4  # an overwrite of less than 1/4 of the chunk is patched
+SHRINK_PART = 4  # a cut to less than 1/4 of the slot moves the chunk to a smaller one
+_ZEROS = memoryview(bytes(1 << 20))
+
+
+class Kind(enum.IntEnum):
+    """What an update does to its chunk."""
+
+    WRITE = 1  # the payload at `offset`; a gap behind the old end is zeros
+    TRUNCATE = 2  # to `offset` bytes, cut or extended with zeros; to 0 removes it, and a missing chunk stays missing
+    REMOVE = 3
+    REPLACE = 4  # the payload is the whole content, under the given version, whatever was there (resync)
+
+
+class Update(NamedTuple):
+    """One change of one chunk."""
+
+    kind: Kind
+    chunk: bytes  # packed id, 16 bytes
+    offset: int = 0  # bytes
+    payload: Any = b""  # a contiguous buffer that nobody changes until the job has run
+    checksum: int = 0  # CRC32C of the payload, which the caller has verified
+    chunk_size: int = 1 << 20  # bytes that the chunk may grow to; chooses the checksum unit
+    truncate_version: int = 0
+    chain_version: int = 0
+    version: int = 0  # of the chunk after the update; 0: the next one
+
+
+class Shape(enum.Enum):
+    NONE = 0
+    APPEND = 1
+    PATCH = 2
+    COPY = 3
+
+
+class Job:
+    """One update on its way: made by `ChunkEngine.prepare`, then `run`, then staged or abandoned.
+
+    `version` and `length` say what the chunk will be. `fresh` slots were allocated for it. `state` is complete after `run`."""
+
+    __slots__ = (
+        "_space",
+        "chunk",
+        "disk",
+        "fresh",
+        "kind",
+        "length",
+        "old",
+        "ran",
+        "shape",
+        "state",
+        "touched",
+        "update",
+        "version",
+    )
+
+    def __init__(self, update: Update, old: State | None, version: int, space: Space, disk: Disk) -> None:
+        self.update = update
+        self.chunk = update.chunk
+        self.kind = update.kind
+        self.version = version
+        self.disk = disk
+        self.fresh: list[int] = []
+        self.touched = (0, 0)  # units whose checksum changes: [first, last)
+        self.ran = False
+        self.old = old if old is not None and not old.removed else None
+        self._space = space
+        self.length, self.shape, self.state = self._decide()
+
+    # --- decisions: no I/O ---
+
+    def _decide(self) -> tuple[int, Shape, State]:
+        update, old = self.update, self.old
+        size = memoryview(update.payload).nbytes
+        end = update.offset + size
+        if update.kind is Kind.REMOVE or (update.kind is Kind.TRUNCATE and (old is None or update.offset == 0)):
+            return 0, Shape.NONE, self._new_state(0, NO_SLOT)
+        if not 0 <= update.offset <= end <= min(update.chunk_size, SLOT_BYTES_MAX):
+            raise error(Status.INVALID, f"bytes {update.offset} to {end} of a chunk of {update.chunk_size}")
+        if update.kind is Kind.REPLACE:
+            self.old = old = None
+        if old is not None and old.unit != checksum_unit(update.chunk_size):
+            raise error(Status.INVALID, f"chunk size {update.chunk_size}: the chunk was written with another one")
+        if update.kind is Kind.TRUNCATE:
+            return self._decide_truncate(update.offset)
+        if not size:
+            raise error(Status.INVALID, "a write of no bytes")
+        return self._decide_write(update.offset, end)
+
+    def _decide_write(self, start: int, end: int) -> tuple[int, Shape, State]:
+        old, unit = self.old, checksum_unit(self.update.chunk_size)
+        if old is None:
+            self.touched = (0, -(-end // unit))
+            return end, Shape.COPY, self._copy_state(end, end)
+        length = max(old.length, end)
+        first = min(start, old.length) // unit
+        self.touched = (first, -(-end // unit))
+        if start >= old.length >= old.high and end <= slot_bytes(old.slot) and not self._space.is_shared(old.slot):
+            state = self._new_state(length, old.slot, old.patches)
+            return length, Shape.APPEND, state
+        low, high = first * unit, min(self.touched[1] * unit, length)
+        if (high - low) * PATCH_PART < length and len(old.patches) < PATCHES_MAX and end <= slot_bytes(old.slot):
+            self.fresh.append(self._space.allocate(high - low, new=False))
+            patches = (*old.patches, Patch(self.fresh[0], low, high - low))
+            return length, Shape.PATCH, self._new_state(length, old.slot, patches)
+        # A chunk that grows gets room to go on growing in place.
+        room = min(2 * length, max(self.update.chunk_size, length)) if length > old.length and start else length
+        return length, Shape.COPY, self._copy_state(length, room)
+
+    def _decide_truncate(self, length: int) -> tuple[int, Shape, State]:
+        old = self.old
+        assert old is not None
+        if length > old.length:
+            return self._decide_write(length, length)
+        self.touched = (length // old.unit, -(-length // old.unit))
+        if class_for(length) != class_for(slot_bytes(old.slot)) and length * SHRINK_PART < slot_bytes(old.slot):
+            return length, Shape.COPY, self._copy_state(length, length)
+        patches = tuple(patch for patch in old.patches if patch.start < length)
+        return length, Shape.NONE, self._new_state(length, old.slot, patches)
+
+    def _copy_state(self, length: int, room: int) -> State:
+        self.fresh.append(self._space.allocate(room, new=self.old is None))
+        return self._new_state(length, self.fresh[0])
+
+    def _new_state(self, length: int, slot: int, patches: tuple[Patch, ...] = ()) -> State:
+        update, old = self.update, self.old
+        same = old is not None and old.slot == slot
+        return State(
+            version=self.version,
+            chain_version=update.chain_version,
+            truncate_version=max(update.truncate_version, old.truncate_version if old else 0),
+            length=length,
+            high=max(length, old.high) if same and old else length,
+            whole=0,
+            epoch=0,
+            unit=checksum_unit(update.chunk_size),
+            slot=slot,
+            patches=patches,
+        )
+
+    # --- I/O: blocking, in any thread; only the job's own slots are written ---
+
+    @property
+    def bytes_moved(self) -> int:
+        """About how many bytes `run` reads and writes: small jobs may run on the loop."""
+        if self.shape is Shape.NONE:
+            return 0
+        return self.length if self.shape is Shape.COPY else memoryview(self.update.payload).nbytes
+
+    def run(self) -> None:
+        """Write the bytes and compute their checksums. Raises CHECKSUM when old bytes that must be merged are damaged, NO_SPACE,
+        IO_ERROR."""
+        try:
+            if self.state.slot != NO_SLOT:
+                self._run()
+        except OSError as failed:
+            if hasattr(failed, "status"):
+                raise
+            status = Status.NO_SPACE if failed.errno in (errno.ENOSPC, errno.EDQUOT) else Status.IO_ERROR
+            raise error(status, f"writing chunk {self.chunk.hex()}: {failed.strerror}") from failed
+        self.ran = True
+
+    def _run(self) -> None:
+        old, update = self.old, self.update
+        payload = memoryview(update.payload).cast("B")
+        if old is None and update.offset == 0:
+            self._write(self.state.slot, 0, [payload])
+            self._settle(unit_crcs(payload, self.state.unit), update.checksum)
+        elif old is None:
+            parts = [*_zero_parts(update.offset), payload]
+            self._write(self.state.slot, 0, parts)
+            crcs = self._unit_crcs(parts, 0, 0)
+            self._settle(crcs, fold(crcs, self.state.unit, self.length))
+        elif self.kind is Kind.TRUNCATE and self.length <= old.length:
+            self._run_cut(old)
+        elif self.shape is Shape.APPEND:
+            self._run_append(old, payload)
+        else:
+            self._run_merge(old, payload)
+
+    def _run_append(self, old: State, payload: memoryview) -> None:
+        gap = self.update.offset - old.length
+        parts = [*_zero_parts(gap), payload]
+        self._write(self.state.slot, old.length, parts)
+        inside = old.length % old.unit
+        begun = _old_crcs(old)[old.length // old.unit] if inside else 0
+        crcs = _old_crcs(old)[: old.length // old.unit]
+        crcs.extend(self._unit_crcs(parts, inside, begun))
+        whole = combine(combine(old.whole, zeros(gap), gap), self.update.checksum, payload.nbytes)
+        self._settle(crcs, whole)
+
+    def _run_merge(self, old: State, payload: memoryview) -> None:
+        """PATCH, and COPY over old content: [low, high) goes to the fresh slot, old bytes around the new ones included."""
+        update, unit = self.update, old.unit
+        start, end = update.offset, update.offset + payload.nbytes
+        low, high = (0, self.length) if self.shape is Shape.COPY else (self.touched[0] * unit, self._touched_end())
+        kept = min(start, old.length)
+        left = self._read_old(
+            low, min(-(-kept // unit) * unit, old.length) if low < kept else low, edge=-1 if kept % unit else None
+        )
+        right_start = end // unit * unit
+        right = (
+            self._read_old(right_start, min(high, old.length), edge=0 if end % unit else None)
+            if end < old.length
+            else _ZEROS[:0]
+        )
+        parts = [left[: kept - low], *_zero_parts(start - kept), payload, right[end - right_start :]]
+        self._write(self.fresh[0], 0, [part for part in parts if part.nbytes])
+        first = self.touched[0] * unit
+        fresh = self._unit_crcs(_clip(parts, first - low, self._touched_end() - low), 0, 0)
+        before = _old_crcs(old)
+        crcs = before[: self.touched[0]]
+        crcs.extend(fresh)
+        crcs.extend(before[self.touched[1] :])
+        full = start == 0 and end >= old.length
+        self._settle(crcs, update.checksum if full else self._whole(old, before, fresh))
+
+    def _run_cut(self, old: State) -> None:
+        unit, length = old.unit, self.length
+        crcs = _old_crcs(old)[: length // unit]
+        if self.shape is Shape.COPY:
+            content = self._read_old(0, min(-(-length // unit) * unit, old.length), edge=-1 if length % unit else None)
+            self._write(self.fresh[0], 0, [content[:length]])
+        if length % unit:
+            start = length // unit * unit
+            last = self._read_old(start, min(start + unit, old.length), edge=0)
+            crcs.append(crc32c(last[: length - start]))
+        self._settle(crcs, fold(crcs, unit, length))
+
+    def _touched_end(self) -> int:
+        return min(self.touched[1] * self.state.unit, self.length)
+
+    def _read_old(self, start: int, end: int, edge: int | None) -> memoryview:
+        """Old bytes from a unit boundary on; the first (0) or last (-1) unit is verified, because it gets a new checksum. The others keep
+        theirs, and with it the proof of whatever happened to them."""
+        old = self.old
+        assert old is not None
+        content = read_content(old, self._space, self.disk, start, end)
+        if edge is not None and end > start:
+            position = start if edge == 0 else (end - 1) // old.unit * old.unit
+            piece = content[position - start : min(position + old.unit, old.length) - start]
+            if crc32c(piece) != _old_crcs(old)[position // old.unit]:
+                raise error(
+                    Status.CHECKSUM, f"chunk {self.chunk.hex()}: the bytes at {position} do not match their checksum"
+                )
+        return content
+
+    def _whole(self, old: State, before: Crcs, fresh: Crcs) -> int:
+        """The content's CRC after the touched units changed, by differences: both contents as if they were as long as the new one."""
+        unit, first = old.unit, self.touched[0]
+        grown = self.length - old.length
+        difference, position = 0, first * unit
+        for number, crc in enumerate(fresh, first):
+            size = min(unit, self.length - position)
+            known = min(max(old.length - position, 0), size)
+            was = before[number] if known else 0
+            if known < size:
+                was = combine(was, zeros(size - known), size - known)
+            difference = shift(difference, size) ^ was ^ crc
+            position += size
+        return combine(old.whole, zeros(grown), grown) ^ shift(difference, self.length - position)
+
+    def _unit_crcs(self, parts: Sequence[memoryview], inside: int, begun: int) -> Crcs:
+        """CRCs of the units that the parts fill one after the other; the first unit has `inside` bytes already, whose CRC is `begun`."""
+        unit, crcs = self.state.unit, array(CRC_TYPE)
+        crc, filled = begun, inside
+        for part in parts:
+            at = 0
+            while at < part.nbytes:
+                step = min(unit - filled, part.nbytes - at)
+                crc = crc32c(part[at : at + step], crc)
+                at += step
+                filled += step
+                if filled == unit:
+                    crcs.append(crc)
+                    crc = filled = 0
+        if filled:
+            crcs.append(crc)
+        return crcs
+
+    def _write(self, slot: int, offset: int, parts: list[memoryview]) -> None:
+        handle, base = self._space.place(slot)
+        self.disk.pwritev(handle, parts, base + offset)
+
+    def _settle(self, crcs: Crcs, whole: int) -> None:
+        self.state.crcs = [crcs]  # in one piece; the engine cuts it into pages
+        self.state.whole = whole
+
+
+def _old_crcs(state: State) -> Crcs:
+    """All checksums; the engine has loaded the pages before the job was made."""
+    if len(state.crcs) == 1:
+        page = state.crcs[0]
+        assert page is not None
+        return page
+    joined = array(CRC_TYPE)
+    for page in state.crcs:
+        assert page is not None
+        joined.extend(page)
+    return joined
+
+
+def _zero_parts(length: int) -> list[memoryview]:
+    return [_ZEROS[: min(_ZEROS.nbytes, length - at)] for at in range(0, length, _ZEROS.nbytes)]
+
+
+def _clip(parts: Sequence[memoryview], start: int, end: int) -> list[memoryview]:
+    """The bytes [start, end) of the parts put one after the other."""
+    clipped, at = [], 0
+    for part in parts:
+        low, high = max(start - at, 0), min(end - at, part.nbytes)
+        if low < high:
+            clipped.append(part[low:high])
+        at += part.nbytes
+    return clipped
