@@ -163,8 +163,8 @@ def _query(steps: Steps, frame: pandas.DataFrame) -> None:
     with steps.step("query it with duckdb over fsspec") as note:
         connection = duckdb.connect()
         connection.register_filesystem(fsspec.filesystem("ember"))
-        found = connection.sql(QUERY).fetchall()
-        counted = connection.sql(f"select count(*) from read_parquet('ember://{LINES}/*.parquet')").fetchone()  # noqa: S608
+        found = connection.execute(QUERY).fetchall()
+        counted = connection.execute(f"select count(*) from read_parquet('ember://{LINES}/*.parquet')").fetchone()  # noqa: S608
         connection.close()
         if not counted or counted[0] != len(frame):
             raise Failed(f"duckdb counts {counted} lines where {len(frame)} were written")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...proto.errors import Status, StatusError
+from ...proto.errors import StatusError
 from .output import Failed, console, human, parse_size, say, write_json
 
 if TYPE_CHECKING:
@@ -93,10 +93,7 @@ def _say_how_to_go_on(cluster: LocalCluster, status: dict[str, Any]) -> None:
 
 def down(data: _Data = "") -> None:
     """Stop the cluster of this machine. Its data stays."""
-    from ..local import LocalCluster
-
-    cluster = LocalCluster(data or None)
-    cluster.record  # noqa: B018 -- raises where no cluster is
+    cluster = _existing(data)
     running = [server.name for server in cluster.servers.values() if server.pid()]
     killed = cluster.stop()
     if not running:
@@ -130,14 +127,24 @@ def status(
         raise Failed("" if as_json else "not all servers run: 'emberfs up' starts what is missing", 3)
 
 
+def _existing(data: str) -> LocalCluster:
+    """The cluster of a data directory; that there is none is exit code 3."""
+    from ..local import LocalCluster
+
+    cluster = LocalCluster(data or None)
+    try:
+        cluster.record  # noqa: B018 -- raises where no cluster is
+    except FileNotFoundError as missing:
+        raise Failed(str(missing.strerror), 3) from missing
+    return cluster
+
+
 def collect(data: str = "") -> dict[str, Any]:
     """All that is known: the processes of a local cluster (if it is one), and what the cluster manager says (if it answers)."""
     found: dict[str, Any] = {"running": False, "error": "", "servers": [], "targets": [], "chains": []}
     url = _remote_url() if not data else ""
     if not url:
-        from ..local import LocalCluster
-
-        local = LocalCluster(data or None)
+        local = _existing(data)
         found.update(local.status())
         url = local.url
         if not found["servers"][0]["pid"]:
@@ -275,8 +282,6 @@ def _watch(data: str) -> None:
                 found = collect(data)
                 shown: list[Any] = [*tables(found), *([found["error"]] if found["error"] else [])]
             except StatusError as failed:
-                if failed.status is Status.NOT_FOUND:
-                    raise
                 shown = [str(failed.strerror)]
             live.update(Group(*shown), refresh=True)
             time.sleep(WATCH_SECONDS)

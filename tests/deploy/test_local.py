@@ -1,0 +1,237 @@
+"""`up`, `down`, `status`: idempotent, back after a kill, and clear about what is in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+import emberfs
+from emberfs.deploy.local import META, ROLES, STORAGE, LocalCluster
+from emberfs.proto.errors import Status, StatusError
+
+from .command import Command
+
+
+def pids(cluster: LocalCluster) -> dict[str, int | None]:
+    return {role: cluster.servers[role].pid() for role in ROLES}
+
+
+class TestLife:
+    def test_up_is_idempotent(self, fresh_cluster: LocalCluster) -> None:
+        before = pids(fresh_cluster)
+        assert all(before.values())
+        assert fresh_cluster.start() is False
+        assert LocalCluster(fresh_cluster.data).start() is False
+        assert pids(fresh_cluster) == before
+
+    def test_up_starts_only_what_is_missing(self, fresh_cluster: LocalCluster) -> None:
+        before = pids(fresh_cluster)
+        fresh_cluster.kill(STORAGE)
+        assert fresh_cluster.start() is True
+        after = pids(fresh_cluster)
+        assert after[META] == before[META] and after[STORAGE] not in (None, before[STORAGE])
+        with emberfs.connect(fresh_cluster.url) as client:
+            client.write_bytes("/x", b"y")
+
+    def test_down_cleans_up_and_keeps_the_data(self, fresh_cluster: LocalCluster) -> None:
+        with emberfs.connect(fresh_cluster.url) as client:
+            client.write_bytes("/kept", b"k" * 3_000_000)
+        cluster_id = fresh_cluster.cluster_id
+        assert fresh_cluster.stop() == [], "all stopped cleanly"
+        assert [name for name in os.listdir(fresh_cluster.data / "run") if name.endswith((".pid", ".sock"))] == []
+        assert fresh_cluster.stop() == []
+        assert fresh_cluster.status()["running"] is False
+        fresh_cluster.start()
+        assert fresh_cluster.cluster_id == cluster_id
+        with emberfs.connect(fresh_cluster.url) as client:
+            assert client.read_bytes("/kept") == b"k" * 3_000_000
+
+    def test_kill_of_all_loses_nothing_acknowledged(self, fresh_cluster: LocalCluster) -> None:
+        acknowledged: dict[str, bytes] = {}
+        stop = threading.Event()
+
+        def write() -> None:
+            with emberfs.connect(fresh_cluster.url, timeout=2) as client:
+                number = 0
+                while not stop.is_set():
+                    data = os.urandom(1000 + 70_000 * (number % 20))
+                    try:
+                        client.write_bytes(f"/f{number}", data)
+                    except OSError:
+                        return
+                    acknowledged[f"/f{number}"] = data
+                    number += 1
+                    if number == 60:
+                        enough.set()
+
+        enough = threading.Event()
+        thread = threading.Thread(target=write)
+        thread.start()
+        assert enough.wait(60)
+        fresh_cluster.kill()
+        stop.set()
+        assert not any(pids(fresh_cluster).values())
+        fresh_cluster.start()
+        thread.join(60)
+        with emberfs.connect(fresh_cluster.url) as client:
+            assert {path: client.read_bytes(path) for path in acknowledged} == acknowledged
+
+    def test_two_at_once(self, fresh_cluster: LocalCluster) -> None:
+        """Two `up` at the same moment: one starts the servers, the other finds them."""
+        fresh_cluster.kill()
+        results = []
+        threads = [
+            threading.Thread(target=lambda: results.append(LocalCluster(fresh_cluster.data).start())) for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert sorted(results) == [False, True]
+
+    def test_a_lost_cluster_file_is_written_anew(self, fresh_cluster: LocalCluster) -> None:
+        cluster_id = fresh_cluster.cluster_id
+        (fresh_cluster.data / "cluster.json").write_text("{ torn")
+        fresh_cluster.start()
+        assert fresh_cluster.cluster_id == cluster_id
+        (fresh_cluster.data / "cluster.json").unlink()
+        fresh_cluster.start()
+        assert fresh_cluster.cluster_id == cluster_id
+
+    def test_options_are_remembered_and_do_not_change_under_way(self, fresh_cluster: LocalCluster) -> None:
+        assert fresh_cluster.record["options"]["capacity"] == 2 << 30
+        with pytest.raises(StatusError, match="emberfs down") as raised:
+            LocalCluster(fresh_cluster.data, port=0).start()
+        assert raised.value.status is Status.BUSY_RESOURCE
+        fresh_cluster.stop()
+        LocalCluster(fresh_cluster.data, port=0).start()
+        assert fresh_cluster.tcp_url.startswith("ember://127.0.0.1:")
+        assert fresh_cluster.record["options"]["capacity"] == 2 << 30
+
+    def test_a_directory_too_long_for_a_socket(self, tmp_path: Path) -> None:
+        cluster = LocalCluster(tmp_path / ("long" * 20) / ("longer" * 10), capacity=1 << 30)
+        try:
+            cluster.start()
+            with emberfs.connect(cluster.url) as client:
+                client.write_bytes("/x", b"y")
+        finally:
+            cluster.stop()
+
+
+class TestOverTcp:
+    def test_another_host_reaches_it(
+        self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cluster = LocalCluster(tmp_path_factory.mktemp("t"), port=0, tcp_only=True, capacity=1 << 30)
+        try:
+            cluster.start()
+            monkeypatch.setenv("EMBERFS_SECRET_FILE", str(cluster.data / "secret"))
+            with emberfs.connect(cluster.tcp_url) as client:
+                client.write_bytes("/x", b"tcp" * 1_000_000)
+                assert client.read_bytes("/x") == b"tcp" * 1_000_000
+            wrong = cluster.data / "wrong-secret"
+            wrong.write_text("0" * 64 + "\n")
+            monkeypatch.setenv("EMBERFS_SECRET_FILE", str(wrong))
+            with pytest.raises(OSError) as raised:
+                emberfs.connect(cluster.tcp_url)
+            assert getattr(raised.value, "status", None) is Status.UNAUTHENTICATED
+        finally:
+            cluster.stop()
+
+    def test_a_taken_port(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(StatusError, match=f"port {port} .*--port") as raised:
+                LocalCluster(tmp_path / "d", port=port).start()
+        assert raised.value.status is Status.BUSY_RESOURCE
+        assert not any(pids(LocalCluster(tmp_path / "d")).values())
+
+
+class TestRefusals:
+    def test_a_directory_that_cannot_be_written(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        for place in (tmp_path / "file" / "below", Path("/proc/emberfs")):
+            with pytest.raises(StatusError, match=r"cannot keep a cluster in .*--data"):
+                LocalCluster(place).start()
+
+    @pytest.mark.parametrize("version", [0, 2, "x"])
+    def test_a_cluster_of_another_version(self, tmp_path: Path, version: object) -> None:
+        (tmp_path / "cluster.json").write_text(
+            json.dumps({"version": version, "software": "9.9", "cluster": "c", "servers": {}})
+        )
+        with pytest.raises(StatusError, match=r"made by emberfs 9.9.*Use that version") as raised:
+            LocalCluster(tmp_path).start()
+        assert raised.value.status is Status.BAD_FORMAT
+
+    def test_a_directory_of_something_else(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").write_text("")
+        with pytest.raises(StatusError, match=r"'thesis.tex' is there.*--data"):
+            LocalCluster(tmp_path).start()
+        assert os.listdir(tmp_path) == ["thesis.tex"]
+
+    def test_servers_of_two_clusters(self, fresh_cluster: LocalCluster) -> None:
+        """A storage directory of another cluster is refused, and what was started for it is stopped again."""
+        fresh_cluster.stop()
+        record = fresh_cluster.record
+        record["cluster"] = "0" * len(record["cluster"])
+        (fresh_cluster.data / "cluster.json").write_text(json.dumps(record))
+        with pytest.raises(StatusError, match="belongs to cluster") as raised:
+            fresh_cluster.start()
+        assert raised.value.status is Status.WRONG_CLUSTER
+        assert not any(pids(fresh_cluster).values())
+        (fresh_cluster.data / "cluster.json").unlink()
+        shutil.rmtree(
+            fresh_cluster.data / "meta"
+        )  # a new metadata server: a new cluster, to which this storage does not belong
+        with pytest.raises(StatusError, match="cluster"):
+            fresh_cluster.start()
+        assert not any(pids(fresh_cluster).values())
+
+    @pytest.mark.parametrize(("options", "status"), [
+        ({"replicas": 3}, Status.UNSUPPORTED), ({"replicas": 0}, Status.INVALID), ({"port": 70000}, Status.INVALID),
+        ({"capacity": 1}, Status.INVALID),
+    ])  # fmt: skip
+    def test_impossible_options(self, tmp_path: Path, options: dict[str, int], status: Status) -> None:
+        with pytest.raises(StatusError) as raised:
+            LocalCluster(tmp_path, **options)  # type: ignore[arg-type]
+        assert raised.value.status is status
+
+
+class TestCommands:
+    def test_a_life(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        data = tmp_path_factory.mktemp("c") / "data"
+        run = Command({"EMBERFS_DATA": str(data), "EMBERFS_URL": ""})
+        try:
+            assert "emberfs put" in run("up", "--capacity", "1G").text
+            assert "is running already" in run("up").text
+            run("put", "-", "/x", data=b"1")
+            found = run("status", "--json").json
+            assert found["running"] and {s["name"] for s in found["servers"]} == set(ROLES)
+            assert found["targets"][0]["capacity"] == 1 << 30 and found["chains"][0]["members"][0]["state"] == "SERVING"
+            assert "SERVING" in run("status").text
+            LocalCluster(data).kill(STORAGE)
+            assert "emberfs up" in run.fail(3, "status")
+            assert run.any("status", "--json").json["running"] is False
+            run("up")
+            assert run("cat", "/x").out == b"1"
+            assert "Stopped" in run("down").text
+            assert "was not running" in run("down").text
+            run.fail(3, "status")
+        finally:
+            LocalCluster(data).stop()
+
+    def test_refusals(self, tmp_path: Path) -> None:
+        run = Command({"EMBERFS_DATA": str(tmp_path / "d"), "EMBERFS_URL": ""})
+        assert "copy of each chunk" in run.fail(1, "up", "--replicas", "3")
+        assert "not there yet" in run.fail(1, "up", "--mount", "/mnt")
+        assert "is no size" in run.fail(2, "up", "--capacity", "many")
+        assert "--data" in run.fail(1, "up", "--data", "/proc/nowhere")
+        assert "emberfs up" in run.fail(3, "down")
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            assert "choose another with --port" in run.fail(1, "up", "--port", str(taken.getsockname()[1]))
