@@ -47,7 +47,7 @@ class RegionOffer(_message.Message):
     def __init__(self, id: _Optional[int] = ..., size: _Optional[int] = ..., sealed: bool = ...) -> None: ...
 
 class HelloReply(_message.Message):
-    __slots__ = ("protocol", "cluster", "features", "challenge", "proof", "host", "node", "software", "message_bytes_max", "bulk_bytes_max", "requests_in_flight_max")
+    __slots__ = ("protocol", "cluster", "features", "challenge", "proof", "host", "node", "software", "message_bytes_max", "bulk_bytes_max", "requests_in_flight_max", "process")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class HelloReply(_message.Message):
     MESSAGE_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
     BULK_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_IN_FLIGHT_MAX_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     cluster: str
     features: int
@@ -70,7 +71,8 @@ class HelloReply(_message.Message):
     message_bytes_max: int
     bulk_bytes_max: int
     requests_in_flight_max: int
-    def __init__(self, protocol: _Optional[int] = ..., cluster: _Optional[str] = ..., features: _Optional[int] = ..., challenge: _Optional[bytes] = ..., proof: _Optional[bytes] = ..., host: _Optional[str] = ..., node: _Optional[int] = ..., software: _Optional[str] = ..., message_bytes_max: _Optional[int] = ..., bulk_bytes_max: _Optional[int] = ..., requests_in_flight_max: _Optional[int] = ...) -> None: ...
+    process: int
+    def __init__(self, protocol: _Optional[int] = ..., cluster: _Optional[str] = ..., features: _Optional[int] = ..., challenge: _Optional[bytes] = ..., proof: _Optional[bytes] = ..., host: _Optional[str] = ..., node: _Optional[int] = ..., software: _Optional[str] = ..., message_bytes_max: _Optional[int] = ..., bulk_bytes_max: _Optional[int] = ..., requests_in_flight_max: _Optional[int] = ..., process: _Optional[int] = ...) -> None: ...
 
 class HelloProof(_message.Message):
     __slots__ = ("proof", "identity")

@@ -1,0 +1,574 @@
+"""The blocking environment: every method runs in the caller's thread and never suspends, so `drive(coro)` runs a core to its end.
+
+A connection belongs to one thread while a request is under way on it, and is dropped when anything is raised meanwhile,
+KeyboardInterrupt included: who comes next must not find half a frame or somebody else's reply. A connection dropped with
+requests that the server answers through shared memory is only half closed, and the memory kept aside, until the server closes its
+end: it does that when nothing moves any more, or by dying.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any
+
+from .. import frame as wire
+from ..env import Call, drive
+from ..errors import Status, StatusError, error
+from ..gen import rpc_pb2
+from ..hello import Credentials
+from ..ids import new_client_id
+from ..pool import POOL_BYTES, Hold, Pool
+from ..region import Region, Slice
+from ..settings import time_scale
+from ..transport.local import LocalNetwork
+from .calls import REGION_WAIT_SECONDS, Backoff, Pending, connect_seconds, is_shared, make_region, unreachable
+from .connection import Broken, Connection, exchange, open_socket, say_hello
+
+IDLE_PER_ADDRESS_MAX = 32  # connections kept for the next call
+STALE_SECONDS = 0.5  # unused for longer: look whether the server hung up before trusting it with a request
+JOIN_SECONDS = 2.0  # for workers to end at close
+
+_environments: weakref.WeakSet[BlockingEnvironment] = weakref.WeakSet()
+_registry = threading.Lock()  # held while _environments changes, and during a fork
+
+
+class Ticket:
+    """A started call with a connection of its own."""
+
+    __slots__ = ("connection", "failure", "local", "pending")
+
+    def __init__(
+        self, connection: Connection | None, pending: Pending | None, failure: StatusError | None = None
+    ) -> None:
+        self.connection = connection
+        self.pending = pending
+        self.failure = failure
+        self.local: Any = None
+
+
+class _Lock(AbstractAsyncContextManager[None]):
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    async def __aenter__(self) -> None:
+        self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class BlockingEnvironment:
+    """`cluster` empty: accept whichever answers first. `secret`: for TCP. `client`: 16 bytes, random if not given."""
+
+    def __init__(
+        self,
+        *,
+        client: bytes = b"",
+        cluster: str = "",
+        secret: bytes = b"",
+        acts_for_others: bool = False,
+        pool_bytes: int = POOL_BYTES,
+        local: LocalNetwork | None = None,
+    ) -> None:
+        self.credentials = Credentials(cluster, secret, client or new_client_id(), acts_for_others)
+        self.pool = Pool(pool_bytes, self._reap)
+        self._local = local
+        self._closing = threading.Event()
+        self._reset()
+        with _registry:
+            _environments.add(self)
+
+    def _reset(self) -> None:
+        self._idle: dict[str, list[Connection]] = {}
+        self._live: set[Connection] = set()
+        self._quarantine: dict[socket.socket, Hold] = {}
+        self._offers: dict[tuple[str, int], dict[int, socket.socket]] = {}  # by address and process, then region
+        self._offer_lock = threading.Lock()
+        self._backoff = Backoff()
+        self._workers: list[threading.Thread] = []
+
+    @property
+    def client(self) -> bytes:
+        """Our identity: 16 bytes, another one after a fork."""
+        return self.credentials.client
+
+    # Calls.
+
+    async def call(self, call: Call) -> Any:
+        if call.address.startswith("local:"):
+            return self._network().call(call, self.credentials)
+        while True:
+            connection, fresh = self._checkout(call)
+            try:
+                pending = self._post(connection, call)
+                connection.wait(pending)
+            except BaseException as raised:
+                if isinstance(raised, StatusError) and not connection.pendings:
+                    self._checkin(connection)  # the call was refused here, before anything was sent
+                    raise
+                failure = self._drop(connection, raised)
+                if failure is None:
+                    raise
+                if not fresh and failure.status is Status.UNAVAILABLE:
+                    continue  # the server had gone while the connection was idle, and got nothing of this
+                raise failure from raised
+            self._checkin(connection)
+            return pending.result()
+
+    async def call_many(self, calls: Sequence[Call]) -> list[Any]:
+        if len(calls) == 1:
+            try:
+                return [await self.call(calls[0])]
+            except StatusError as failure:
+                return [failure]
+        results: list[Any] = [None] * len(calls)
+        tickets: list[tuple[int, Ticket]] = []
+        shared: dict[str, Connection] = {}  # calls to one server share a connection
+        try:
+            for i, call in enumerate(calls):
+                tickets.append((i, self._start(call, shared)))
+            self._wait_all([ticket for _, ticket in tickets])
+        except BaseException as raised:
+            for connection in set(shared.values()):
+                self._drop(connection, raised)
+            raise
+        for i, ticket in tickets:
+            try:
+                results[i] = self._result(ticket)
+            except StatusError as failure:
+                results[i] = failure
+        for connection in shared.values():
+            if connection in self._live:
+                self._checkin(connection)
+        return results
+
+    def start(self, call: Call) -> Ticket:
+        connections: dict[str, Connection] = {}
+        ticket = self._start(call, connections)
+        if ticket.connection is None:
+            for connection in connections.values():
+                if connection in self._live:
+                    self._checkin(connection)
+        return ticket
+
+    async def collect(self, ticket: Ticket) -> Any:
+        connection, pending = ticket.connection, ticket.pending
+        if connection is not None and pending is not None:
+            try:
+                connection.wait(pending)
+            except BaseException as raised:
+                failure = self._drop(connection, raised)
+                if failure is None:
+                    raise
+                raise failure from raised
+            finally:
+                ticket.connection = None
+            self._checkin(connection)
+        return self._result(ticket)
+
+    def abandon(self, ticket: Ticket) -> None:
+        connection, ticket.connection = ticket.connection, None
+        if connection is None:
+            return
+        with suppress(Broken):
+            connection.pump()
+            if not connection.pendings and not connection.unsent:
+                self._checkin(connection)
+                return
+        self._drop(connection, Broken("abandoned"))
+
+    def _start(self, call: Call, shared: dict[str, Connection]) -> Ticket:
+        if call.address.startswith("local:"):
+            ticket = Ticket(None, None)
+            try:
+                ticket.local = self._network().call(call, self.credentials)
+            except StatusError as failure:
+                ticket.failure = failure
+            return ticket
+        for _ in range(2):
+            connection = shared.get(call.address)
+            fresh = True
+            try:
+                if connection is None or connection not in self._live:
+                    connection, fresh = self._checkout(call)
+                    shared[call.address] = connection
+                return Ticket(connection, self._post(connection, call))
+            except Broken as raised:
+                assert connection is not None
+                failure = self._drop(connection, raised)
+                if failure is None or fresh or failure.status is not Status.UNAVAILABLE:
+                    return Ticket(None, None, failure)
+            except StatusError as refused:
+                return Ticket(None, None, refused)
+            except BaseException as raised:
+                if connection is not None:
+                    self._drop(connection, raised)
+                raise
+        return Ticket(None, None, unreachable(call.address, "it hung up twice"))
+
+    def _wait_all(self, tickets: Sequence[Ticket]) -> None:
+        """Until each is answered, failed or too late."""
+        while True:
+            waiting = {
+                t.connection: t
+                for t in tickets
+                if t.connection and t.pending and not t.pending.frame and not t.pending.failure
+            }
+            if not waiting:
+                return
+            pendings = [t.pending for t in tickets if t.connection in waiting and t.pending and not t.pending.frame]
+            deadline = min(pending.deadline for pending in pendings)
+            try:
+                if len(waiting) == 1 and len(pendings) == 1:
+                    next(iter(waiting)).wait(pendings[0])
+                else:
+                    for connection, reason in exchange(waiting, deadline):
+                        self._drop(connection, reason)
+            except Broken as reason:
+                self._drop(next(iter(waiting)), reason)
+            except TimeoutError as late:
+                now = time.monotonic()
+                for connection in waiting:
+                    if any(p.deadline <= now for p in connection.pendings.values()):
+                        self._drop(connection, late)
+
+    @staticmethod
+    def _result(ticket: Ticket) -> Any:
+        if ticket.failure is not None:
+            raise ticket.failure
+        return ticket.local if ticket.pending is None else ticket.pending.result()
+
+    def _post(self, connection: Connection, call: Call) -> Pending:
+        shared = is_shared(call, connection.unix)
+        if shared:
+            for slice_ in call.source or call.target:
+                if slice_.region.id not in connection.offered:
+                    self._offer(connection, slice_.region, call.timeout)
+        return connection.post(call, time.monotonic() + call.timeout, shared)
+
+    # Connections.
+
+    def _checkout(self, call: Call) -> tuple[Connection, bool]:
+        """A connection for this thread alone, and whether it is a new one."""
+        address = call.address
+        if self._quarantine:
+            self._reap()
+        idle = self._idle.get(address)
+        while idle:
+            try:
+                connection = idle.pop()
+            except IndexError:
+                break  # another thread was faster
+            if time.monotonic() - connection.used > STALE_SECONDS and connection.is_stale():
+                self._forget(connection)
+                continue
+            return connection, False
+        if self._closing.is_set():
+            raise error(Status.CANCELLED, "the client was closed")
+        return self._connect(address, call.timeout), True
+
+    def _connect(self, address: str, timeout: float) -> Connection:
+        self._backoff.check(address, time.monotonic())
+        try:
+            connection = Connection.open(address, self.credentials, connect_seconds(timeout))
+        except StatusError as failure:
+            self._backoff.failed(address, time.monotonic(), self.random(), failure)
+            raise
+        self._backoff.succeeded(address)
+        self._live.add(connection)
+        if not self.credentials.cluster:
+            self.credentials.cluster = connection.cluster
+        if connection.unix:
+            connection.offered = self._offers_of(address, connection.process)
+        return connection
+
+    def _checkin(self, connection: Connection) -> None:
+        connection.used = time.monotonic()
+        idle = self._idle.setdefault(connection.address, [])
+        if len(idle) >= IDLE_PER_ADDRESS_MAX or connection.pendings or self._closing.is_set():
+            self._drop(connection, Broken("not needed any more"))
+        else:
+            idle.append(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        self._live.discard(connection)
+        connection.close()
+
+    def _drop(self, connection: Connection, raised: BaseException) -> StatusError | None:
+        """End a connection on which something was raised. Every request open on it fails; returns the failure for the caller to
+        raise, None if `raised` is to go on as it is."""
+        ended = isinstance(raised, Broken) and raised.ended
+        pendings = list(connection.pendings.values())
+        connection.pendings.clear()
+        failure = None
+        for pending in pendings:
+            failure = pending.failure = self._failure(connection, pending, raised)
+        if isinstance(raised, Broken) and failure is None:
+            failure = raised.failure or unreachable(connection.address, raised.reason)
+        moving = [slice_ for pending in pendings if pending.shared for slice_ in pending.slices]
+        self._live.discard(connection)
+        if ended or not moving:
+            connection.close()
+            return failure
+        self._keep_aside(connection.sock, moving, wait=isinstance(raised, TimeoutError))
+        return failure
+
+    @staticmethod
+    def _failure(connection: Connection, pending: Pending, raised: BaseException) -> StatusError:
+        if isinstance(raised, Broken):
+            return raised.failure or pending.broke(connection.has_left(pending), raised.reason)
+        if isinstance(raised, TimeoutError) and not isinstance(raised, StatusError):
+            return pending.too_late()
+        return error(Status.CANCELLED, "the caller gave up")
+
+    # Quarantine.
+
+    def _keep_aside(self, sock: socket.socket, slices: list[Slice], wait: bool) -> None:
+        """The server may still move into these slices: tell it to stop, and keep them until it has."""
+        self._quarantine[sock] = self.pool.hold(slices)
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+        own = self.pool.region
+        registered = {slice_.region for slice_ in slices if slice_.region is not own}
+        if not registered:
+            return
+        end = time.monotonic() + (REGION_WAIT_SECONDS * time_scale() if wait else 0.0)
+        while sock in self._quarantine:
+            self._reap_one(sock, max(end - time.monotonic(), 0.0))
+            if time.monotonic() >= end and sock in self._quarantine:
+                for region in registered:
+                    region.dead = True
+                return
+
+    def _reap(self) -> None:
+        """Release what no server moves into any more."""
+        for sock in list(self._quarantine):
+            self._reap_one(sock, 0.0)
+
+    def _reap_one(self, sock: socket.socket, seconds: float) -> None:
+        try:
+            sock.settimeout(seconds)
+            while sock.recv(65536):
+                pass  # late replies, to nobody
+        except (BlockingIOError, InterruptedError, TimeoutError):
+            return
+        except OSError:
+            pass
+        hold = self._quarantine.pop(sock, None)
+        if hold is not None:
+            self.pool.release(hold)
+            sock.close()
+
+    # Regions.
+
+    def register(self, buffer: Any, descriptor: int = -1) -> Region:
+        return make_region(buffer, descriptor)
+
+    def unregister(self, region: Region) -> None:
+        with self._offer_lock:
+            for offers in self._offers.values():
+                sock = offers.pop(region.id, None)
+                if sock is not None:
+                    sock.close()
+        if region.fd >= 0:
+            os.close(region.fd)
+            region.fd = -1
+
+    def _offers_of(self, address: str, process: int) -> dict[int, socket.socket]:
+        with self._offer_lock:
+            for key in [key for key in self._offers if key[0] == address and key[1] != process]:
+                for sock in self._offers.pop(key).values():
+                    sock.close()
+            return self._offers.setdefault((address, process), {})
+
+    def _offer(self, connection: Connection, region: Region, timeout: float) -> None:
+        """Make a region known to the server, on a connection of its own that lives as long."""
+        with self._offer_lock:
+            if region.id in connection.offered:
+                return
+            seconds = connect_seconds(timeout)
+            offer = rpc_pb2.RegionOffer(id=region.id, size=region.size, sealed=region.sealed)
+            try:
+                sock = open_socket(connection.address, seconds)
+                try:
+                    reply = say_hello(sock, connection.address, self.credentials, offer, region.fd)
+                except BaseException:
+                    sock.close()
+                    raise
+            except StatusError:
+                raise
+            except OSError as failed:
+                raise unreachable(connection.address, failed) from failed
+            if reply.process != connection.process:
+                sock.close()
+                raise Broken("the server was restarted", ended=True)
+            connection.offered[region.id] = sock
+
+    # The rest of the environment.
+
+    def _network(self) -> LocalNetwork:
+        if self._local is None:
+            raise error(Status.UNAVAILABLE, "local: addresses need a LocalNetwork, given to the environment as local=")
+        return self._local
+
+    def shares_memory(self, address: str) -> bool:
+        return address.startswith(("unix:", "local:"))
+
+    def reachable(self, address: str) -> bool:
+        return not address.startswith("unix:") or os.path.exists(address[5:])
+
+    async def sleep(self, seconds: float) -> None:
+        if self._closing.wait(max(seconds, 0.0)):
+            raise error(Status.CANCELLED, "the client was closed")
+
+    def now(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def wall_ns(self) -> int:
+        return time.time_ns()
+
+    def random(self) -> float:
+        return random.random()  # noqa: S311 - jitter
+
+    def lock(self) -> AbstractAsyncContextManager[None]:
+        return _Lock()
+
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> threading.Thread:
+        def run() -> None:
+            try:
+                drive(work())
+            except StatusError:
+                if not self._closing.is_set():
+                    raise
+
+        self._workers = [worker for worker in self._workers if worker.is_alive()]
+        thread = threading.Thread(target=run, name=f"emberfs-{name}", daemon=True)
+        self._workers.append(thread)
+        thread.start()
+        return thread
+
+    def subscribe(self, address: str, topic: str, since: int = 0, timeout: float = 5.0) -> Subscriber:
+        """Notices of a topic, on a connection of their own. Raises as `call` does."""
+        return Subscriber(self._connect(address, timeout), topic, since, timeout, self._forget)
+
+    def close(self) -> None:
+        """Ends workers and connections; what is under way in other threads fails."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        for connection in list(self._live):
+            with suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+        for worker in self._workers:
+            if worker is not threading.current_thread():
+                worker.join(JOIN_SECONDS)
+        for idle in self._idle.values():
+            while idle:
+                self._forget(idle.pop())
+        self._close_inherited()
+        self.pool.close()
+
+    def _close_inherited(self) -> None:
+        for sock in list(self._quarantine):
+            sock.close()
+        for offers in self._offers.values():
+            for sock in offers.values():
+                sock.close()
+        self._quarantine.clear()
+        self._offers.clear()
+
+    def before_fork(self) -> None:
+        self._offer_lock.acquire()
+        self.pool.before_fork()
+
+    def after_fork_in_parent(self) -> None:
+        self.pool.after_fork_in_parent()
+        self._offer_lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """A new identity and no connections: the sockets, their replies and the memory are the parent's. They are closed, not shut
+        down, and the keeper does not exist here."""
+        for connection in self._live:
+            connection.close()
+        self._close_inherited()
+        self.credentials.client = new_client_id()
+        self.pool.after_fork_in_child()
+        closed = self._closing.is_set()
+        self._closing = threading.Event()
+        if closed:
+            self._closing.set()
+        self._reset()
+
+
+class Subscriber:
+    """Iterate, or ask with a time-out. Used by one thread."""
+
+    def __init__(
+        self, connection: Connection, topic: str, since: int, timeout: float, forget: Callable[[Connection], None]
+    ) -> None:
+        self._connection = connection
+        self._forget = forget
+        connection.post_own(
+            wire.SUBSCRIBE, rpc_pb2.Subscribe(subscription=1, topic=topic, since=since).SerializeToString()
+        )
+        self._timeout = timeout
+
+    def next(self, timeout: float | None = None) -> rpc_pb2.Notice | None:
+        """The next notice; None if there is none within `timeout` seconds. Raises UNAVAILABLE when the connection is gone:
+        subscribe again, with the last version seen as `since`."""
+        deadline = time.monotonic() + (86400.0 if timeout is None else timeout)
+        connection = self._connection
+        try:
+            while not connection.notices:
+                exchange((connection,), deadline)
+        except TimeoutError as late:
+            if isinstance(late, StatusError):
+                raise
+            return None
+        except Broken as reason:
+            self.close()
+            raise (reason.failure or unreachable(connection.address, reason.reason)) from reason
+        return connection.notices.popleft()
+
+    def __iter__(self) -> Iterator[rpc_pb2.Notice]:
+        while True:
+            notice = self.next()
+            if notice is not None:
+                yield notice
+
+    def close(self) -> None:
+        self._forget(self._connection)
+
+
+_forking: list[BlockingEnvironment] = []
+
+
+def _before_fork() -> None:
+    _registry.acquire()
+    _forking.extend(_environments)
+    for environment in _forking:
+        environment.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for environment in _forking:
+        environment.after_fork_in_parent()
+    _forking.clear()
+    _registry.release()
+
+
+def _after_fork_in_child() -> None:
+    for environment in _forking:
+        environment.after_fork_in_child()
+    _forking.clear()
+    _registry.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

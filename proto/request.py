@@ -1,0 +1,119 @@
+"""One request as its handler sees it, on the server's side of the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .errors import Status, error
+from .frame import SLICE, TABLE, Frame
+from .rpc import BULK_BYTES_MAX, PeerInfo
+from .transport.buffers import Buffers
+from .transport.shm import INLINE, MappedSink, Piece, Regions, WrittenSink, pull
+from .transport.tcp import Scratch
+
+PULL_INLINE_BYTES_MAX = 4 << 20  # larger copies are made by a thread, so that the loop goes on
+
+BulkSink = Scratch | MappedSink | WrittenSink
+
+
+class Request:
+    """The Context of one request. The connection makes it, finishes its sink, and releases what it held."""
+
+    __slots__ = (
+        "_deadline",
+        "_pieces",
+        "_private",
+        "buffers",
+        "bulk_held",
+        "cancelled",
+        "frame",
+        "peer",
+        "regions",
+        "reserve",
+        "sink_made",
+    )
+
+    def __init__(
+        self, frame: Frame, peer: PeerInfo, regions: Regions, buffers: Buffers, reserve: Callable[[int], bool]
+    ) -> None:
+        self.frame = frame
+        self.peer = peer
+        self.cancelled = False
+        self.regions = regions
+        self.buffers = buffers
+        self.reserve = reserve  # counts bulk bytes held for this peer; False at the limit
+        self.sink_made: BulkSink | None = None
+        self.bulk_held = 0  # bytes reserved
+        self._deadline = time.monotonic() + frame.deadline_ms / 1000
+        self._pieces: list[Piece] | None = None
+        self._private: bytearray | None = None
+
+    def remaining(self) -> float:
+        return self._deadline - time.monotonic()
+
+    def sink(self, length: int) -> BulkSink:
+        if self.sink_made is not None:
+            raise error(Status.INTERNAL, "a handler asked for two sinks")
+        if not 0 <= length <= BULK_BYTES_MAX:
+            raise error(Status.TOO_LARGE, f"{length} bytes of bulk: at most {BULK_BYTES_MAX}; ask for less at once")
+        pieces = self._resolve()
+        offered = self._inline_length() if pieces is None else sum([piece[2] for piece in pieces])
+        if offered < length:
+            raise error(
+                Status.INVALID, f"the reply has {length} bytes of bulk, the client offered memory for {offered}"
+            )
+        if pieces is not None and all([piece[0].view is not None for piece in pieces]):
+            self.sink_made = MappedSink(pieces, length)
+            return self.sink_made
+        self._hold(length)
+        sink = Scratch(length, self.buffers) if pieces is None else WrittenSink(pieces, length, self.buffers)
+        self.sink_made = sink
+        return sink
+
+    async def pull(self) -> memoryview:
+        if self._private is not None:
+            raise error(Status.INTERNAL, "a handler pulled its bulk twice")
+        if self.frame.bulk is not None:
+            return self.frame.bulk[0]
+        pieces = self._resolve()
+        if not pieces:
+            return memoryview(b"")
+        length = sum([piece[2] for piece in pieces])
+        self._hold(length)
+        self._private = self.buffers.take(length)
+        view = memoryview(self._private)[:length]
+        if length <= PULL_INLINE_BYTES_MAX:
+            pull(pieces, view)
+        else:
+            await asyncio.get_running_loop().run_in_executor(None, pull, pieces, view)
+        return view
+
+    def subscribe(self, subscription: int, topic: str) -> Any:
+        raise error(Status.UNSUPPORTED, "subscriptions are made by the connection itself")
+
+    def _resolve(self) -> list[Piece] | None:
+        """The shared pieces that the request names, held until `release`; None where its bulk travels behind the frames."""
+        if self._pieces is None and self.frame.flags & TABLE and SLICE.unpack_from(self.frame.table)[0] != INLINE:
+            self._pieces = self.regions.resolve(self.frame.table)
+        return self._pieces
+
+    def _inline_length(self) -> int:
+        return int(SLICE.unpack_from(self.frame.table)[2]) if self.frame.table else 0
+
+    def _hold(self, length: int) -> None:
+        if not self.reserve(length):
+            raise error(Status.BUSY, "too many bytes are in flight for this client; let earlier requests finish")
+        self.bulk_held += length
+
+    def release(self) -> None:
+        """The handler is done and nothing moves any more."""
+        if self._pieces:
+            for region, _, _ in self._pieces:
+                region.release()
+            self._pieces = None
+        if self._private is not None:
+            self.buffers.give(self._private)
+            self._private = None

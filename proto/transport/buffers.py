@@ -1,0 +1,39 @@
+"""Private buffers for bulk bytes, used again: fresh memory costs a page fault per 4 KiB, more than moving the bytes."""
+
+from __future__ import annotations
+
+POOLED_BYTES_MIN = 64 << 10  # smaller ones are made anew
+POOLED_BYTES_MAX = 64 << 20  # kept unused, together
+
+
+class Buffers:
+    """Buffers by powers of two. One that somebody still looks into when it is given back is left to the garbage collector."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[bytearray]] = {}
+        self._kept = 0
+
+    def take(self, length: int) -> bytearray:
+        """At least `length` bytes with undefined contents."""
+        if length < POOLED_BYTES_MIN:
+            return bytearray(length)
+        order = (length - 1).bit_length()
+        free = self._free.get(order)
+        if free:
+            self._kept -= 1 << order
+            return free.pop()
+        return bytearray(1 << order)
+
+    def give(self, buffer: bytearray) -> None:
+        """Back for another use."""
+        size = len(buffer)
+        if size < POOLED_BYTES_MIN or self._kept + size > POOLED_BYTES_MAX:
+            return
+        try:
+            # A bytearray refuses to change its length while a view of it lives: the cheapest way to ask.
+            last = buffer.pop()
+            buffer.append(last)
+        except BufferError:
+            return
+        self._kept += size
+        self._free.setdefault((size - 1).bit_length(), []).append(buffer)
