@@ -35,8 +35,8 @@ from .routing import Book, Draft, Kind, State
 from .store import Store
 
 NODE_LEASE_SECONDS = 5.0  # scaled; a storage node renews it with every heartbeat
-CLIENT_LEASE_SECONDS = 60.0  # scaled; renewed every CLIENT_RENEW_SECONDS by the client's keeper
-CLIENT_RENEW_SECONDS = 10.0
+CLIENT_LEASE_SECONDS = 60.0  # scaled; renewed six times as often by the client's keeper
+CHECKS_PER_LEASE = 12  # a lease that ran out is noticed that much later at most
 CLIENTS_MAX = 100_000  # with a lease, or ended and not forgotten yet
 CLUSTER_ID_BYTES = 8
 
@@ -86,6 +86,7 @@ class Manager:
         self._clock = clock
         self._lock = clock.lock()
         self._heard: dict[int, float] = {}  # node -> when it was last heard of
+        self._epochs: dict[bytes, int] = {}  # client -> capability epoch in which its lease began
         self._usage: dict[int, Usage] = {}  # target -> as last reported
         self._sessions: Sessions | None = None
         self._doubtful = False  # a commit failed halfway: memory and store may differ
@@ -111,7 +112,8 @@ class Manager:
         """Give every client that was here before one lease time, and begin to watch leases and epochs."""
         self._sessions = sessions
         now = self._clock.now()
-        for client in await self._store.leases():
+        for client, epoch in (await self._store.leases()).items():
+            self._epochs[client] = epoch
             self.leases.renew(client, now)
         await self._adopt_session_clients()
         self._clock.spawn(self._watch_clients, "client leases")
@@ -224,23 +226,36 @@ class Manager:
 
     async def renew_client(
         self, client: bytes, name: str, open_inodes: Sequence[int], acknowledged_request: int
-    ) -> None:
-        """Begin or renew a client's lease, durably known before it counts. Raises SESSION_ENDED for a client whose lease ran out (it
-        takes a new identity), BUSY over CLIENTS_MAX."""
+    ) -> int:
+        """Begin or renew a client's lease, durably known before it counts. Returns the epoch in which the lease began: another one than
+        last time means that the lease was lost in between. Raises SESSION_ENDED for a client whose lease ran out (it takes a new
+        identity), BUSY over CLIENTS_MAX."""
         if client in self.book.ended:
             raise error(Status.SESSION_ENDED, "this client's lease ran out; connect again under a new client id")
-        if client not in self.leases:
-            if len(self.leases) + len(self.book.ended) >= CLIENTS_MAX:
+        if client not in self._epochs:
+            if len(self._epochs) + len(self.book.ended) >= CLIENTS_MAX:
                 raise error(Status.BUSY, f"over {CLIENTS_MAX} clients; try again later")
-            await self._store.put_lease(client, name)
+            await self._remember(client, name)
         self.leases.renew(client, self._clock.now())
         await self._namespace.renewed(client, open_inodes, acknowledged_request)
+        return self._epochs[client]
+
+    async def _remember(self, client: bytes, name: str) -> None:
+        epoch = self.book.state.capability_epoch
+        await self._store.put_lease(client, epoch, name)
+        self._epochs[client] = epoch
+
+    async def own_client(self, client: bytes) -> None:
+        """This process is a client of the storage servers itself. It needs no renewals while it lives; its successor finds the record
+        and ends it like any other."""
+        await self._remember(client, "metadata server")
 
     async def end_client(self, client: bytes) -> None:
         """A client said goodbye, or its lease ran out: storage refuses its writes from now on, then its sessions are settled."""
         if client in self.leases:
             await self._change(lambda book: _end(book, client))
             self.leases.forget(client)
+            self._epochs.pop(client, None)
         self._namespace.client_ended(client)
 
     @property
@@ -260,10 +275,11 @@ class Manager:
 
     async def _watch_clients(self) -> None:
         while True:
-            await self._clock.sleep(self.leases.seconds / 12)
-            for client in self.leases.expired(self._clock.now()):
-                _log.warning("a client's lease ran out", client=client.hex())
-                await self._survive(self.end_client(client), "ending a client")
+            for _ in range(CHECKS_PER_LEASE):
+                await self._clock.sleep(self.leases.seconds / CHECKS_PER_LEASE)
+                for client in self.leases.expired(self._clock.now()):
+                    _log.warning("a client's lease ran out", client=client.hex())
+                    await self._survive(self.end_client(client), "ending a client")
             await self._survive(self._adopt_session_clients(), "looking for sessions")
 
     async def _count_epochs(self) -> None:

@@ -69,10 +69,12 @@ class ClusterService:
         if len(request.open_inodes) > OPEN_INODES_MAX or len(request.name.encode()) > TEXT_BYTES_MAX:
             raise error(Status.TOO_LARGE, f"a renewal names at most {OPEN_INODES_MAX} open inodes")
         manager = self._manager
-        await manager.renew_client(_client(context), request.name, request.open_inodes, request.acknowledged_request)
+        epoch = await manager.renew_client(
+            _client(context), request.name, request.open_inodes, request.acknowledged_request
+        )
         return RenewClientReply(
             lease_ms=int(manager.leases.seconds * 1000),
-            epoch=manager.book.state.capability_epoch,
+            epoch=epoch,
             routing=manager.routing(request.routing_version),
         )
 

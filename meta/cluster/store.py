@@ -9,7 +9,8 @@ CLUS c chain:u32 → Chain                    CLUS b table:u32 version:u32 → C
 CLUS e client:16 → (empty)                  its lease is over; goes when no capability of its can be good any more
     These values begin with: format u8, routing version of the last change u64, capability epoch u32 (of ended clients). An empty
     message is a tombstone.
-CLUS l client:16 → name                     a client with a lease; goes with the change that ends the client
+CLUS l client:16 → epoch u32, name          a client with a lease; goes with the change that ends the client. The
+    capability epoch in which the lease began tells the client whether it is still the same lease.
 
 Invariants: a chain's members are targets with records; a target's node has a record; every chain of a table exists.
 Everything is durable (survives power loss) before the manager acts on it.
@@ -32,6 +33,7 @@ FORMAT = 1
 PAGE = 1000  # records read at once
 
 _HEAD = struct.Struct(">BQI")
+_LEASE = struct.Struct(">I")
 
 
 def _key(key: Key) -> bytes:
@@ -97,9 +99,9 @@ class Store:
                 rows[kind, name] = _decode_row((kind, name), row)
         return _decode_state(value), rows
 
-    async def leases(self) -> dict[bytes, str]:
-        """Clients with a lease on record, with their names."""
-        return {client: name.decode("utf-8", "replace") for client, name in await self._scan(LEASE)}
+    async def leases(self) -> dict[bytes, int]:
+        """Clients with a lease on record, with the epochs in which these began."""
+        return {client: _LEASE.unpack_from(value)[0] for client, value in await self._scan(LEASE)}
 
     async def _scan(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
         # Nothing else writes these keys, so pages from different snapshots fit together.
@@ -133,10 +135,10 @@ class Store:
 
         await retry.run(self._engine, work, durable=True)
 
-    async def put_lease(self, client: bytes, name: str) -> None:
+    async def put_lease(self, client: bytes, epoch: int, name: str) -> None:
         """Remember a client, so that a restarted manager knows whose lease it has to end."""
 
         async def work(txn: Transaction) -> None:
-            txn.put(LEASE + client, name.encode())
+            txn.put(LEASE + client, _LEASE.pack(epoch) + name.encode())
 
         await retry.run(self._engine, work, durable=True)

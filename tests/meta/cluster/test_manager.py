@@ -303,7 +303,7 @@ async def test_a_client_lives_as_long_as_it_renews(cluster: Cluster) -> None:
     assert cluster.namespace.renewals == [(ALICE, [5, 6], 9)]
     for _ in range(5):
         await cluster.clock.pass_time(CLIENT_LEASE_SECONDS * 0.8)
-        await renew(cluster)
+        assert (await renew(cluster)).epoch == reply.epoch
     assert not cluster.namespace.ended
     version = cluster.manager.book.state.version
     await cluster.clock.pass_time(CLIENT_LEASE_SECONDS * 1.2)
@@ -316,6 +316,26 @@ async def test_a_client_lives_as_long_as_it_renews(cluster: Cluster) -> None:
     await cluster.restart()
     with pytest.raises(StatusError):
         await renew(cluster)
+
+
+async def test_a_lease_keeps_its_epoch_and_a_new_one_has_another(cluster: Cluster) -> None:
+    first = (await renew(cluster)).epoch
+    for _ in range(100):
+        await cluster.clock.pass_time(EPOCH_SECONDS / 100)
+        assert (await renew(cluster)).epoch == first
+    await cluster.restart()
+    assert (await renew(cluster)).epoch == first
+    await cluster.clock.pass_time(3 * EPOCH_SECONDS)  # silent so long that nobody remembers its end
+    assert (await renew(cluster)).epoch != first
+
+
+async def test_the_servers_own_client_ends_with_its_successor(cluster: Cluster) -> None:
+    await cluster.manager.own_client(BOB)
+    await cluster.clock.pass_time(3 * CLIENT_LEASE_SECONDS)
+    assert BOB not in cluster.manager.book.ended
+    await cluster.restart()
+    await cluster.clock.pass_time(1.2 * CLIENT_LEASE_SECONDS)
+    assert BOB in cluster.manager.book.ended
 
 
 async def test_a_client_that_says_goodbye_has_ended(cluster: Cluster) -> None:
