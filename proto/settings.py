@@ -19,6 +19,8 @@ CLUSTER_FILE = (
     "cluster.json"  # in a data directory, written by `emberfs up`: {"cluster", "addresses", "secret_file", "version"}
 )
 PORT_DEFAULT = 9440
+SECRET_BYTES_MIN = 16
+SECRET_BYTES_MAX = 4096
 
 
 def time_scale() -> float:
@@ -91,3 +93,26 @@ def _from_data_dir(data: Path, path: str) -> Location:
         ) from missing
     except (ValueError, KeyError, TypeError) as bad:
         raise error(Status.BAD_FORMAT, f"{data / CLUSTER_FILE} is damaged: 'emberfs up' writes it anew") from bad
+
+
+def read_secret(path: str | os.PathLike[str]) -> bytes:
+    """The cluster secret in a file, without the white space around it; b"" for an empty path. Raises UNAUTHENTICATED when it cannot be
+    read, is shorter than 16 bytes, or is open to others."""
+    if not os.fspath(path):
+        return b""
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            secret = file.read(SECRET_BYTES_MAX).strip()
+    except OSError as bad:
+        message = f"cannot read the cluster secret {os.fspath(path)}: {bad.strerror}; it is in the data directory of 'emberfs up'"
+        raise error(Status.UNAUTHENTICATED, message) from bad
+    if mode & 0o077:
+        raise error(
+            Status.UNAUTHENTICATED, f"the cluster secret {os.fspath(path)} is open to other users: chmod 600 it"
+        )
+    if len(secret) < SECRET_BYTES_MIN:
+        raise error(
+            Status.UNAUTHENTICATED, f"{os.fspath(path)} holds no cluster secret: fewer than {SECRET_BYTES_MIN} bytes"
+        )
+    return secret
