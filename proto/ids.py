@@ -22,7 +22,7 @@ CHUNK_ID_BYTES = _CHUNK.size
 class ChunkId(NamedTuple):
     tenant: int
     inode: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
     def pack(self) -> bytes:
         return _CHUNK.pack(self.tenant, self.inode, 0, self.index)

@@ -32,7 +32,7 @@ _Item = TypeVar("_Item")
 class Piece(NamedTuple):
     """A part of a file range that lies in one chunk."""
 
-    index: int  # of the chunk in the file
+    index: int  # type: ignore[assignment]  # of the chunk in the file; hides tuple.index
     offset: int  # bytes into the chunk
     length: int  # bytes
     position: int  # bytes from the start of the requested range

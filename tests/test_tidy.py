@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import io
+import re
 import tokenize
 import tomllib
 import warnings
@@ -55,8 +56,8 @@ FORBIDDEN_IN_CORES = {
     "secrets",
     "uvloop",
 }
-# What is no I/O although it lies in such a module.
-ALLOWED_FROM = {("os", "PathLike"), ("os", "fsencode"), ("os", "fsdecode"), ("os", "fspath")}
+# What is no I/O although it lies in such a module: constants and conversions.
+ALLOWED_IN_CORES = {"os": re.compile(r"O_[A-Z]+|SEEK_[A-Z]+|PathLike|fsencode|fsdecode|fspath")}
 
 MODULE_NAMES_FORBIDDEN = {"util", "utils", "common", "helper", "helpers", "misc", "stuff", "tools"}
 MOCKS = {"unittest.mock", "mock", "pytest_mock"}
@@ -135,14 +136,26 @@ def test_rooms_import_only_what_they_may() -> None:
 def test_cores_own_no_io() -> None:
     complaints = []
     for module in modules():
-        if not any(
-            module.relative == core or (core.endswith("/") and module.relative.startswith(core)) for core in CORES
-        ):
+        if not any(module.relative == core or (core.endswith("/") and module.relative.startswith(core)) for core in CORES):
             continue
         for item in imports(module):
-            if item.module.split(".")[0] in FORBIDDEN_IN_CORES and (item.module, item.name) not in ALLOWED_FROM:
-                complaints.append(f"{module.relative}:{item.line}: a core imports {item.module}")
+            foreign = item.module.split(".")[0]
+            if foreign not in FORBIDDEN_IN_CORES:
+                continue
+            allowed = ALLOWED_IN_CORES.get(item.module)
+            names = [item.name] if item.name else sorted(_attributes_used(module, item.module))
+            if not allowed or not all(allowed.fullmatch(name) for name in names):
+                complaints.append(f"{module.relative}:{item.line}: a core imports {item.module} ({', '.join(names)})")
     report(complaints)
+
+
+def _attributes_used(module: Module, name: str) -> set[str]:
+    """`x` of each `name.x` in a module."""
+    return {
+        node.attr
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == name
+    }
 
 
 def test_no_mocks() -> None:

@@ -66,7 +66,9 @@ def misnamed_modules() -> list[str]:
     wrong = []
     for name, module in list(sys.modules.items()):
         file = Path(getattr(module, "__file__", None) or "/")
-        if not file.is_relative_to(ROOT) or file.is_relative_to(PLUGINS) or "site-packages" in file.parts:
+        if not file.is_relative_to(ROOT) or file.is_relative_to(PLUGINS):
+            continue
+        if file.relative_to(ROOT).parts[0].startswith("."):  # a virtual environment in the clone
             continue
         own = getattr(module.__spec__, "name", name)
         if own.split(".")[0] != "emberfs" or module is not sys.modules.get(own):

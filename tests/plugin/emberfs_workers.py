@@ -33,3 +33,58 @@ def pattern(length: int) -> bytes:
 def read_slices_in_child(fs: Any, path: str, slices: list[tuple[int, int]]) -> list[bytes]:
     """Ranges of a file through a file system that this process inherited or unpickled, as loader workers do."""
     return fs.cat_ranges([path] * len(slices), [a for a, _ in slices], [b for _, b in slices], on_error="raise")
+
+
+def acknowledge_operations(url: str, folder: str, seed: int, journal: str, stop: str) -> int:
+    """Work in `folder` until the file `stop` exists: create, overwrite, append, rename and remove files, and write each operation
+    to the local file `journal` before it is tried ("try") and after it was acknowledged ("done"). Returns how many were done.
+
+    Operations wait for servers that are away; one that fails all the same is left as tried: it may or may not have happened.
+    """
+    import json
+    import random
+
+    import emberfs
+
+    draw = random.Random(seed)
+    files: dict[str, bytes] = {}
+    done = 0
+    with emberfs.connect(url, timeout=60) as client, open(journal, "a", buffering=1) as log:
+        while not os.path.exists(stop):
+            kind = draw.choice(["write", "write", "append", "rename", "remove", "overwrite"])
+            name = f"{folder}/f{seed}-{done}" if kind == "write" or not files else draw.choice(sorted(files))
+            size = draw.choice([1, 100, 5000, 70_000, 1_200_000])
+            content = draw.randbytes(size)
+            if not files:
+                kind = "write"
+            record: dict[str, Any] = {"name": name}
+            if kind == "write":
+                files[name] = content
+            elif kind == "append":
+                files[name] += content
+            elif kind == "overwrite":
+                at = draw.randrange(len(files[name]))
+                files[name] = files[name][:at] + content + files[name][at + size :]
+            elif kind == "rename":
+                record["to"] = f"{name}r"
+                files[record["to"]] = files.pop(name)
+            else:
+                del files[name]
+            left = record.get("to", name)
+            record["sha256"] = hashlib.sha256(files[left]).hexdigest() if left in files else None
+            log.write(json.dumps({"state": "try", **record}) + "\n")
+            if kind == "append":
+                with client.open(name, "ab") as file:
+                    file.write(content)
+            elif kind == "overwrite":
+                with client.open(name, "r+b") as file:
+                    file.pwrite(content, at)
+            elif kind == "rename":
+                client.rename(name, record["to"])
+            elif kind == "remove":
+                client.unlink(name)
+            else:
+                client.write_bytes(name, content)
+            log.write(json.dumps({"state": "done", **record}) + "\n")
+            done += 1
+    return done
