@@ -2,8 +2,9 @@
 
 Promise: strict serializability. A transaction reads a snapshot; what it read (unless `snapshot=True`) and what it wrote are its
 conflict sets; `commit` fails with CONFLICT when another transaction committed a write into its read set after its
-snapshot. `add` and `max` are blind: they commute and are in no conflict set. The limits below are those of the smallest engine
-(FoundationDB); the in-memory model enforces them in every test.
+snapshot. `add` and `max` are blind: they commute and read nothing, so that any number of transactions may raise one counter at once;
+only a transaction that has read the counter itself (not as a `snapshot` read) conflicts with them. The limits below are those of
+the smallest engine (FoundationDB); every engine enforces them, the in-memory model in every test.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ TRANSACTION_SECONDS_MAX = 5.0  # older transactions fail with CONFLICT
 TRANSACTION_BYTES_MAX = 10_000_000  # keys and values written, and keys of the read set
 VALUE_BYTES_MAX = 100_000
 KEY_BYTES_MAX = 10_000
+KEYS_END = b"\xff"  # keys are below it; what follows belongs to the engines
+COUNTER_BYTES = 8
 
 Pair = tuple[bytes, bytes]
 
 
 class Transaction(Protocol):
-    """Used by one task. After `commit` or an error it is spent."""
+    """Used by one task. After `commit` or an error it is spent: what follows is refused with INVALID.
+
+    Reads and `commit` raise CONFLICT when the transaction has become too old; writes raise TOO_LARGE or INVALID for a key or
+    value outside the limits. A key that this transaction itself put or deleted is not read by reading it.
+    """
 
     async def get(self, key: bytes, *, snapshot: bool = False) -> bytes | None:
         """The value as of the snapshot with this transaction's own writes applied; None if absent."""
@@ -30,22 +37,25 @@ class Transaction(Protocol):
     async def scan(
         self, begin: bytes, end: bytes, limit: int, *, reverse: bool = False, snapshot: bool = False
     ) -> list[Pair]:
-        """At most `limit` pairs with begin <= key < end, in order (own writes applied). The part of the range that was looked at is read."""
+        """At most `limit` pairs with begin <= key < end, in order (own writes applied). The part of the range that was
+        looked at is read: all of it, or with `limit` pairs found, as far as the last of them."""
 
     def put(self, key: bytes, value: bytes) -> None: ...
 
     def delete(self, key: bytes) -> None: ...
 
-    def delete_range(self, begin: bytes, end: bytes) -> None: ...
+    def delete_range(self, begin: bytes, end: bytes) -> None:
+        """Whatever lies in begin <= key < end when the transaction commits."""
 
     def add(self, key: bytes, delta: int) -> None:
-        """Add to a counter (8 bytes, little-endian, two's complement; absent is 0). Blind: no conflict."""
+        """Add to a counter (8 bytes, little-endian, two's complement, wraps; absent is 0). Blind: no conflict."""
 
     def max(self, key: bytes, value: int) -> None:
-        """Raise a counter to at least `value`. Blind."""
+        """Raise a counter to at least `value`, which is not negative. Blind. Nothing may make such a counter negative."""
 
     def put_versionstamped(self, prefix: bytes, suffix: bytes, value: bytes) -> None:
-        """Put under prefix + 10 bytes that rise with the commit order + suffix. Its key is known only after the commit."""
+        """Put under prefix + 10 bytes that rise with the commit order + suffix. Its key is known only after the commit,
+        and this transaction does not see it. All of one transaction have the same 10 bytes: tell them apart by the rest."""
 
     def conflict_read(self, key: bytes) -> None:
         """Put a key into the read set without reading it."""
@@ -54,8 +64,9 @@ class Transaction(Protocol):
         """Put a key into the write set without writing it."""
 
     async def commit(self, *, durable: bool = False) -> int:
-        """Make it so, and return the commit version (rising). It survives kill -9 when this returns, power loss within a second,
-        or at once with `durable`. Raises CONFLICT (nothing happened), MAYBE_COMMITTED, TOO_LARGE."""
+        """Make it so, and return the commit version (rising). It survives kill -9 when this returns, power loss within a
+        second, or at once with `durable` (then also what it has read is durable). A transaction that wrote nothing
+        returns the version of its snapshot. Raises CONFLICT (nothing happened), MAYBE_COMMITTED, TOO_LARGE."""
 
 
 class Engine(Protocol):
