@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crc32c import crc32c
 
@@ -19,7 +19,10 @@ _ALL = 0xFFFFFFFF
 CRC_TYPE = "I"  # array typecode: 4 bytes each
 assert array(CRC_TYPE).itemsize == 4
 
-Crcs = array[int]  # of CRC_TYPE, one per unit
+if TYPE_CHECKING:
+    Crcs = array[int]  # of CRC_TYPE, one per unit
+else:
+    Crcs = array  # cannot be subscripted before Python 3.12
 
 _Table = tuple[list[int], list[int], list[int], list[int]]
 

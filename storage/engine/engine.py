@@ -15,125 +15,27 @@ Rules:
 from __future__ import annotations
 
 import struct
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import NamedTuple
+from itertools import islice
 
 from ...proto.errors import Status, error
-from .cache import Cache
 from .checkpoint import Checkpoint
-from .checksum import CRC_TYPE, Crcs, crc32c
 from .disk import Disk
 from .index import Change, Index
 from .job import Job, Kind, Shape, Update
-from .reads import Edge, ReadPlan, segments_of
-from .recovery import (
-    VERSION_KEY,
-    Found,
-    pack_number,
-    recover,
-    row_changes,
-    session_record,
-)
-from .row import (
-    CHANNEL,
-    CHUNK,
-    FLOOR,
-    INLINE_UNITS,
-    PAGE_UNITS,
-    Row,
-    State,
-    decode_row,
-    encode_row,
-    free_copy,
-    page_key,
-)
+from .planner import Planner, ReadBatch
+from .reads import ReadPlan, verify
+from .records import ChunkInfo, LastChunk, Read, Receipt, SpaceInfo
+from .recovery import VERSION_KEY, Found, Opened, pack_number, recover, row_changes, session_record
+from .row import CHUNK, Row, State, encode_row
+from .rows import Floors, Receipts, Rows, chunk_info, successor
 from .space import Space
 
-CACHE_BYTES = 64 << 20  # rows and CRC pages in memory, as reckoned by the two costs below
-ROW_COST = 900  # bytes of memory that a row with one state takes, measured
-PAGE_COST = 1200
-RECEIPTS_CACHED_BYTES = 4 << 20
-RECEIPT_COST = 300
-FLOORS_CACHED_BYTES = 1 << 20
-FLOOR_COST = 150
+CACHE_BYTES = 64 << 20  # rows and pages of checksums in memory, as rows.py reckons their size
 LIST_CHUNKS_MAX = 10_000  # of one listing
 PRESSURE_PART = 8  # a checkpoint is wanted when slots that it would free take 1/8 of the capacity
 
-_RECEIPT = struct.Struct("<QQI")
-_FLOOR = struct.Struct("<I")
 _INDEX = struct.Struct(">I")
-Read = tuple[bytes, int, int]  # chunk, offset, length
-
-
-class Receipt(NamedTuple):
-    """The last update of a client's channel: what makes a retry exactly-once."""
-
-    client: bytes  # 16 bytes
-    channel: int
-    sequence: int
-    version: int  # of the chunk after the update
-    length: int  # of the chunk after it, bytes
-
-
-class ChunkInfo(NamedTuple):
-    """What a row says of its chunk."""
-
-    chunk: bytes
-    version: int  # committed; 0: nothing is committed yet
-    length: int  # bytes
-    chain_version: int
-    truncate_version: int
-    checksum: int  # CRC32C of the committed content
-    pending: int = 0  # version of the pending update, or 0
-    pending_chain_version: int = 0
-    pending_length: int = 0
-    pending_removes: bool = False
-
-
-class LastChunk(NamedTuple):
-    """The answer to "how long is this file, on this target?"."""
-
-    found: bool
-    index: int = 0  # of the last chunk
-    length: int = 0  # of that chunk, bytes
-    chunks: int = 0
-    content: int = 0  # bytes in them
-
-
-class SpaceInfo(NamedTuple):
-    capacity: int  # bytes
-    used: int  # bytes in slots, those included that wait for a checkpoint
-    reclaimable: int  # part of `used` that waits
-    chunks: int
-    content: int  # bytes in chunks
-
-
-class ReadBatch:
-    """The plans of one batch, in order, and the pin on everything they refer to. Release it when the last byte has arrived; a
-    `with` does."""
-
-    __slots__ = ("_space", "_ticket", "plans")
-
-    def __init__(self, plans: list[ReadPlan], space: Space, ticket: int) -> None:
-        self.plans = plans
-        self._space = space
-        self._ticket = ticket
-
-    def release(self) -> None:
-        """The bytes may be used again. A second call does nothing."""
-        if self._ticket >= 0:
-            self._space.leave(self._ticket)
-            self._ticket = -1
-
-    def __enter__(self) -> list[ReadPlan]:
-        return self.plans
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
 
 class ChunkEngine:
@@ -155,9 +57,10 @@ class ChunkEngine:
         self._version_floor = self.found.version_floor
         self._chunks = self.found.chunks
         self._content = self.found.content_bytes
-        self._rows: Cache[Row] = Cache(cache_bytes)
-        self._receipts: Cache[Receipt] = Cache(RECEIPTS_CACHED_BYTES)
-        self._floors: Cache[int] = Cache(FLOORS_CACHED_BYTES)
+        self._rows = Rows(index, cache_bytes)
+        self._planner = Planner(self._rows, self.space)
+        self._receipts = Receipts(index)
+        self._floors = Floors(index)
         self._busy: set[bytes] = set()  # chunks with a job under way
         self._dirty: set[int] = set()  # handles written since the last checkpoint began
         self._unsynced = False  # the index was written since then
@@ -176,20 +79,20 @@ class ChunkEngine:
         chunk = update.chunk
         if chunk in self._busy:
             raise error(Status.BUSY, f"another update of chunk {chunk.hex()} is under way")
-        row = self._row(chunk)
+        row = self._rows.get(chunk)
         old = row.committed if row is not None else None
         if row is not None and row.pending is not None and update.kind is not Kind.REPLACE:
             raise error(Status.BUSY, f"version {row.pending.version} of chunk {chunk.hex()} is pending")
         if update.kind in (Kind.WRITE, Kind.TRUNCATE):
             self._check_truncate_version(update, old)
             if old is not None:
-                self._load_pages(chunk, old)
+                self._rows.load_pages(chunk, old)
         job = Job(update, old, self._next_version(update, old), self.space, self.disk)
         self._busy.add(chunk)
         return job
 
     def _check_truncate_version(self, update: Update, old: State | None) -> None:
-        floor = max(self.truncate_floor(update.chunk), old.truncate_version if old is not None else 0)
+        floor = max(self._floors.get(update.chunk), old.truncate_version if old is not None else 0)
         if update.truncate_version < floor:
             raise error(
                 Status.STALE_TRUNCATE_VERSION,
@@ -224,53 +127,27 @@ class ChunkEngine:
             else:
                 changes.append((CHUNK + job.chunk, encode_row(row)))
             self._busy.discard(job.chunk)
-        self._add_receipts(receipts, changes)
+        self._receipts.add(receipts, changes)
         self._write(changes)
 
     def _stage(self, job: Job, changes: list[Change]) -> Row:
         assert job.ran or (job.shape is Shape.NONE and job.state.removed), "a job is run before it is staged"
         chunk, state = job.chunk, job.state
-        row = self._row(chunk)
+        row = self._rows.get(chunk)
         if row is None:
-            row = Row()
-            self._rows.put(chunk, row, ROW_COST)
+            row = self._rows.put(chunk, Row())
         if row.pending is not None:
             self._retire(row.pending, row.committed)  # replaced by a resync
             row.pending = None
         state.epoch = self.epoch
-        self._place_pages(job, row, changes)
+        self._rows.place_pages(chunk, row, state, job.old, job.touched, changes)
         row.pending = state
         if job.shape is not Shape.NONE:
             self._dirty.add(self.space.place(job.fresh[0] if job.fresh else state.slot)[0])
         job.fresh = []
         if job.kind is Kind.TRUNCATE:
-            self._raise_floor(chunk, job.update.truncate_version, changes)
+            self._floors.rise(chunk, job.update.truncate_version, changes)
         return row
-
-    def _place_pages(self, job: Job, row: Row, changes: list[Change]) -> None:
-        """Cut the checksums into pages, and write those that changed as copies that no state of the row needs."""
-        state, old = job.state, job.old
-        if state.units <= INLINE_UNITS:
-            return
-        crcs = state.crcs[0]
-        assert crcs is not None
-        first, last = job.touched
-        copies = bytearray()
-        pages: list[Crcs | None] = []
-        for page in range(-(-state.units // PAGE_UNITS)):
-            low, high = page * PAGE_UNITS, (page + 1) * PAGE_UNITS
-            pages.append(crcs[low:high])
-            kept = old is not None and page < len(old.copies) and (last <= low or first >= high)
-            if kept and old is not None:
-                copies.append(old.copies[page])
-                continue
-            copy = free_copy(row, page)
-            copies.append(copy)
-            row.copies = max(row.copies, copy + 1)
-            changes.append((page_key(job.chunk, page, copy), crcs[low:high].tobytes()))
-        row.pages = max(row.pages, len(pages))
-        state.copies, state.crcs = bytes(copies), pages
-        self._rows.charge(PAGE_COST * len(pages))
 
     def commit(self, versions: Iterable[tuple[bytes, int]], *, receipts: Iterable[Receipt] = ()) -> None:
         """Make pending versions, given as (chunk, version), the committed ones, in one index write. One that is committed already
@@ -280,12 +157,12 @@ class ChunkEngine:
         changes: list[Change] = []
         for chunk, row in due:
             self._commit(chunk, row, changes)
-        self._add_receipts(receipts, changes)
+        self._receipts.add(receipts, changes)
         self._write(changes)
 
     def _pending_row(self, chunk: bytes, version: int) -> Row | None:
         """The row to commit this version in; None when it is committed already."""
-        row = self._row(chunk)
+        row = self._rows.get(chunk)
         if row is not None and row.pending is not None and row.pending.version == version:
             return row
         if row is not None and row.committed is not None and row.committed.version >= version:
@@ -304,7 +181,7 @@ class ChunkEngine:
             self._content -= old.length
         if new.removed:
             row.committed, row.fallbacks = None, ()
-            self._rows.drop(chunk)
+            self._rows.cached.drop(chunk)
             if old is not None and max(new.version, old.version) > self._version_floor:
                 self._version_floor = max(new.version, old.version)
                 changes.append((VERSION_KEY, pack_number(self._version_floor)))
@@ -341,13 +218,13 @@ class ChunkEngine:
         self._check()
         changes: list[Change] = []
         for chunk in chunks:
-            row = self._row(chunk)
+            row = self._rows.get(chunk)
             if row is None or row.pending is None:
                 continue
             pending, row.pending = row.pending, None
             self._retire(pending, row.committed)
             if row.committed is None:
-                self._rows.drop(chunk)
+                self._rows.cached.drop(chunk)
             elif row.committed.slot == pending.slot:
                 # Until the next checkpoint a power loss may bring the pending state back: nothing is written over its bytes.
                 row.committed.high = max(row.committed.high, pending.high)
@@ -378,33 +255,16 @@ class ChunkEngine:
 
     def receipt(self, client: bytes, channel: int) -> Receipt | None:
         """The last update of this client's channel, if any."""
-        key = CHANNEL + client + channel.to_bytes(2, "big")
-        found = self._receipts.get(key, RECEIPT_COST)
-        if found is None and (value := self.index.get(key)) is not None:
-            found = Receipt(client, channel, *_RECEIPT.unpack(value))
-            self._receipts.put(key, found, RECEIPT_COST)
-        return found
+        return self._receipts.get(client, channel)
 
     def receipts(self, client: bytes = b"") -> Iterator[Receipt]:
         """All of them, or one client's: they travel in a resync."""
-        begin = CHANNEL + client
-        for key, value in self.index.scan(begin, _successor(begin)):
-            yield Receipt(key[1:17], int.from_bytes(key[17:], "big"), *_RECEIPT.unpack(value))
-
-    def _add_receipts(self, receipts: Iterable[Receipt], changes: list[Change]) -> None:
-        for receipt in receipts:
-            client, channel, sequence, version, length = receipt
-            key = CHANNEL + client + channel.to_bytes(2, "big")
-            changes.append((key, _RECEIPT.pack(sequence, version, length)))
-            self._receipts.put(key, receipt, RECEIPT_COST)
+        return self._receipts.scan(client)
 
     def forget_client(self, client: bytes) -> None:
         """The client's session is over: its receipts go. The caller refuses its later writes."""
         self._check()
-        keys = [CHANNEL + client + r.channel.to_bytes(2, "big") for r in self.receipts(client)]
-        for key in keys:
-            self._receipts.drop(key)
-        self._write([(key, None) for key in keys])
+        self._write(self._receipts.forget(client))
 
     # --- reads ---
 
@@ -413,81 +273,10 @@ class ChunkEngine:
         is released.
 
         Each reads the committed version, or for chunks in `versions` exactly that one, committed or pending. A plan's status is OK
-        (length may be less than wanted at the chunk's end), CHUNK_NOT_FOUND, NOT_COMMITTED (the version wanted is not here) or INVALID.
-        Chunks that are not cached are looked up in one call."""
+        (length may be less than wanted at the chunk's end), CHUNK_NOT_FOUND, NOT_COMMITTED (the version wanted is not here)
+        or INVALID. Chunks that are not cached are looked up in one call."""
         self._check()
-        ticket = self.space.enter()
-        try:
-            rows = self._rows.young
-            missing = [chunk for chunk, _, _ in reads if chunk not in rows]
-            found = self._load_rows(missing) if missing else {}
-            plans = [
-                self._plan(rows.get(chunk) or found.get(chunk), chunk, offset, length, versions)
-                for chunk, offset, length in reads
-            ]
-        except BaseException:
-            self.space.leave(ticket)
-            raise
-        return ReadBatch(plans, self.space, ticket)
-
-    def _plan(
-        self, row: Row | None, chunk: bytes, offset: int, length: int, versions: dict[bytes, int] | None
-    ) -> ReadPlan:
-        state = row.committed if row is not None else None
-        if (
-            versions
-            and row is not None
-            and (wanted := versions.get(chunk)) is not None
-            and (not state or state.version != wanted)
-        ):
-            state = row.pending
-            if state is None or state.version != wanted:
-                return ReadPlan(Status.NOT_COMMITTED, chunk=chunk)
-        if state is None or state.removed:
-            return ReadPlan(Status.CHUNK_NOT_FOUND, chunk=chunk)
-        if offset < 0 or length < 0:
-            return ReadPlan(Status.INVALID, chunk=chunk)
-        unit, end = state.unit, min(offset + length, state.length)
-        if offset >= end:
-            return ReadPlan(Status.OK, 0, state.version, unit, chunk=chunk)
-        if offset == 0 and end == state.length:
-            return ReadPlan(
-                Status.OK, end, state.version, unit, segments_of(state, self.space, 0, end), (state.whole,), (), chunk
-            )
-        segments = segments_of(state, self.space, offset, end)
-        first, inside = divmod(offset, unit)
-        if not inside and end - offset == unit:  # the commonest small read: one unit
-            crcs = state.crcs[first // PAGE_UNITS] or self._page(chunk, state, first // PAGE_UNITS)
-            return ReadPlan(Status.OK, unit, state.version, unit, segments, (crcs[first % PAGE_UNITS],), (), chunk)
-        checksums = self._checksums(chunk, state, first, -(-end // unit))
-        edges = self._edges(state, offset, end, checksums) if inside or (end % unit and end != state.length) else ()
-        return ReadPlan(Status.OK, end - offset, state.version, unit, segments, checksums, edges, chunk)
-
-    def _checksums(self, chunk: bytes, state: State, first: int, last: int) -> Crcs:
-        """Stored checksums of the units [first, last)."""
-        page, low = divmod(first, PAGE_UNITS)
-        crcs = state.crcs[page] or self._page(chunk, state, page)
-        if last <= (page + 1) * PAGE_UNITS:
-            return crcs[low : low + last - first]
-        found = crcs[low:]
-        while len(found) < last - first:
-            page += 1
-            crcs = state.crcs[page] or self._page(chunk, state, page)
-            found.extend(crcs[: last - first - len(found)])
-        return found
-
-    def _edges(self, state: State, start: int, end: int, checksums: Crcs) -> tuple[Edge, ...]:
-        """The first and last unit, where only a part of them is wanted."""
-        unit = state.unit
-        edges = []
-        for number in {start // unit, (end - 1) // unit}:
-            low, high = number * unit, min((number + 1) * unit, state.length)
-            first, last = max(low, start), min(high, end)
-            if (first, last) != (low, high):
-                part = number - start // unit
-                segments = tuple(segments_of(state, self.space, low, high))
-                edges.append(Edge(part, segments, high - low, checksums[part], first - low, last - first))
-        return tuple(edges)
+        return self._planner.plan(reads, versions)
 
     def read(self, chunk: bytes, offset: int = 0, length: int = 1 << 30, *, version: int = 0) -> bytearray:
         """Verified bytes in memory of our own, blocking: for resync, the scrubber and tools. Raises CHUNK_NOT_FOUND, NOT_COMMITTED,
@@ -505,28 +294,22 @@ class ChunkEngine:
 
     def info(self, chunk: bytes) -> ChunkInfo | None:
         """What is known of a chunk, or None."""
-        row = self._row(chunk)
-        return _info(chunk, row) if row is not None else None
+        row = self._rows.get(chunk)
+        return chunk_info(chunk, row) if row is not None else None
 
     def chunks(
         self, first: bytes, last: bytes, limit: int = LIST_CHUNKS_MAX, *, reverse: bool = False
     ) -> list[ChunkInfo]:
         """The chunks with first <= id < last, in order of their ids or backwards, at most `limit`. Go on from the last one."""
         self._check()
-        found: list[ChunkInfo] = []
-        for key, value in self.index.scan(CHUNK + first, CHUNK + last, reverse=reverse):
-            if len(found) >= limit:
-                break
-            found.append(_info(key[1:], decode_row(value)))
-        return found
+        return list(islice(self._rows.scan(first, last, reverse=reverse), limit))
 
     def query_last(self, inode: bytes, truncate_version: int = 0) -> LastChunk:
         """The last chunk of a file, given as tenant and inode (the first 10 bytes of its chunk ids), how many there are and their
         bytes. Only committed ones count that were written under `truncate_version` or later."""
         last: ChunkInfo | None = None
         count = total = 0
-        for key, value in self.index.scan(CHUNK + inode, CHUNK + _successor(inode)):
-            info = _info(key[1:], decode_row(value))
+        for info in self._rows.scan(inode, successor(inode)):
             if info.version and info.truncate_version >= truncate_version:
                 last, count, total = info, count + 1, total + info.length
         if last is None:
@@ -552,10 +335,9 @@ class ChunkEngine:
             self._commit(job.chunk, self._stage(job, changes), changes)
             self._busy.discard(job.chunk)
         if truncate_version is not None:
-            self._raise_floor(first, truncate_version, changes)
-        elif not more and self.truncate_floor(first):
-            changes.append((FLOOR + first[:10], None))
-            self._floors.drop(FLOOR + first[:10])
+            self._floors.rise(first, truncate_version, changes)
+        elif not more:
+            self._floors.forget(first, changes)
         self._write(changes)
         return len(jobs), more
 
@@ -563,30 +345,16 @@ class ChunkEngine:
         self, first: bytes, last: bytes, limit: int, *, truncate_version: int | None = None
     ) -> list[ChunkInfo]:
         """The chunks that `remove_range` would take: a chain removes them by versioned updates."""
-        found = []
-        for key, value in self.index.scan(CHUNK + first, CHUNK + last):
-            info = _info(key[1:], decode_row(value))
-            if truncate_version is None or info.truncate_version < truncate_version:
-                found.append(info)
-                if len(found) >= limit:
-                    break
-        return found
+        old = (
+            info
+            for info in self._rows.scan(first, last)
+            if truncate_version is None or info.truncate_version < truncate_version
+        )
+        return list(islice(old, limit))
 
     def truncate_floor(self, chunk: bytes) -> int:
         """Writes to this chunk's file under an older truncate version are refused."""
-        key = FLOOR + chunk[:10]
-        found = self._floors.get(key, FLOOR_COST)
-        if found is None:
-            value = self.index.get(key)
-            found = int(_FLOOR.unpack(value)[0]) if value is not None else 0
-            self._floors.put(key, found, FLOOR_COST)
-        return found
-
-    def _raise_floor(self, chunk: bytes, truncate_version: int, changes: list[Change]) -> None:
-        if truncate_version > self.truncate_floor(chunk):
-            key = FLOOR + chunk[:10]
-            changes.append((key, _FLOOR.pack(truncate_version)))
-            self._floors.put(key, truncate_version, FLOOR_COST)
+        return self._floors.get(chunk)
 
     @property
     def version_floor(self) -> int:
@@ -674,86 +442,6 @@ class ChunkEngine:
         except Exception as failed:  # rocksdict raises bare Exceptions
             self._fail(f"writing the index: {failed}")
 
-    def _row(self, chunk: bytes) -> Row | None:
-        row = self._rows.young.get(chunk)
-        if row is not None:
-            return row
-        row = self._rows.get(chunk, ROW_COST)
-        if row is None and (value := self.index.get(CHUNK + chunk)) is not None:
-            row = self._keep(chunk, value)
-        return row
-
-    def _load_rows(self, missing: list[bytes]) -> dict[bytes, Row]:
-        found: dict[bytes, Row] = {}
-        absent = []
-        for chunk in missing:
-            row = self._rows.get(chunk, ROW_COST)
-            if row is not None:
-                found[chunk] = row
-            else:
-                absent.append(chunk)
-        if absent:
-            for chunk, value in zip(absent, self.index.get_many([CHUNK + chunk for chunk in absent]), strict=True):
-                if value is not None and chunk not in found:
-                    found[chunk] = self._keep(chunk, value)
-        return found
-
-    def _keep(self, chunk: bytes, value: bytes) -> Row:
-        row = decode_row(value)
-        if row.committed is not None and row.committed.epoch <= self.checkpointed:
-            row.fallbacks = ()
-        self._rows.put(chunk, row, ROW_COST)
-        return row
-
-    def _page(self, chunk: bytes, state: State, page: int) -> Crcs:
-        value = self.index.get(page_key(chunk, page, state.copies[page]))
-        if value is None:
-            raise error(Status.BAD_FORMAT, f"chunk {chunk.hex()}: its page {page} of checksums is missing in the index")
-        units = min(PAGE_UNITS, state.units - page * PAGE_UNITS)
-        crcs = array(CRC_TYPE, value[: 4 * units])
-        state.crcs[page] = crcs
-        self._rows.charge(PAGE_COST)
-        return crcs
-
-    def _load_pages(self, chunk: bytes, state: State) -> None:
-        for page, crcs in enumerate(state.crcs):
-            if crcs is None:
-                self._page(chunk, state, page)
-
-
-def verify(plan: ReadPlan, offset: int, data: memoryview) -> None:
-    """Compare bytes that were read from `offset` of the chunk on with a plan's checksums, as a client does. Raises CHECKSUM."""
-    position = 0
-    for checksum in plan.checksums:
-        size = plan.length
-        if len(plan.checksums) > 1:
-            size = min(plan.unit - (offset + position) % plan.unit, plan.length - position)
-        if crc32c(data[position : position + size]) != checksum:
-            raise error(
-                Status.CHECKSUM,
-                f"chunk {plan.chunk.hex()}: the bytes at {offset + position} do not match their checksum",
-            )
-        position += size
-
-
-def _successor(prefix: bytes) -> bytes:
-    """The smallest key after all keys with this prefix."""
-    trimmed = prefix.rstrip(b"\xff")
-    return trimmed[:-1] + bytes((trimmed[-1] + 1,)) if trimmed else b"\xff" * 32
-
-
-def _info(chunk: bytes, row: Row) -> ChunkInfo:
-    committed, pending = row.committed, row.pending
-    return ChunkInfo(
-        chunk,
-        *(
-            (committed.version, committed.length, committed.chain_version, committed.truncate_version, committed.whole)
-            if committed is not None
-            else (0, 0, 0, 0, 0)
-        ),
-        *((pending.version, pending.chain_version, pending.length, pending.removed) if pending is not None else ()),
-    )
-
 
 __all__ = [
     "ChunkEngine",
@@ -761,6 +449,7 @@ __all__ = [
     "Job",
     "Kind",
     "LastChunk",
+    "Opened",
     "ReadBatch",
     "ReadPlan",
     "Receipt",

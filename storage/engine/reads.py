@@ -152,3 +152,18 @@ def is_intact(state: State, space: Space, disk: Disk) -> bool:
         return state.removed or crc32c(read_content(state, space, disk, 0, state.length)) == state.whole
     except OSError:
         return False
+
+
+def verify(plan: ReadPlan, offset: int, data: memoryview) -> None:
+    """Compare bytes that were read from `offset` of the chunk on with a plan's checksums, as a client does. Raises CHECKSUM."""
+    position = 0
+    for checksum in plan.checksums:
+        size = plan.length
+        if len(plan.checksums) > 1:
+            size = min(plan.unit - (offset + position) % plan.unit, plan.length - position)
+        if crc32c(data[position : position + size]) != checksum:
+            raise error(
+                Status.CHECKSUM,
+                f"chunk {plan.chunk.hex()}: the bytes at {offset + position} do not match their checksum",
+            )
+        position += size
