@@ -4,8 +4,8 @@ A thin face: every operation is the core's coroutine (client/core), run to its e
 may be used from many threads at once, and survive `os.fork()`: the child gets a new identity, and files that it inherited reopen
 when they are used.
 
-Paths are `str`, `bytes` or `os.PathLike`, absolute in the cluster. Every failure is a `StatusError`, which is an `OSError` of the class that
-the standard library would use: `FileNotFoundError`, `PermissionError`, `TimeoutError` and so on.
+Paths are `str`, `bytes` or `os.PathLike`, absolute in the cluster. Every failure is a `StatusError`, which is an `OSError` of the
+class that the standard library would use: `FileNotFoundError`, `PermissionError`, `TimeoutError` and so on.
 """
 
 from __future__ import annotations
@@ -13,21 +13,18 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from ..proto.drivers.blocking import BlockingEnvironment
 from ..proto.env import drive
-from ..proto.errors import Status, StatusError, error
+from ..proto.errors import StatusError
 from ..proto.settings import parse_url
-from . import forking
+from . import process
 from .core.attributes import Stat, StatFs
 from .core.client import Core
 from .core.file import Handle
-from .core.options import Options, parse_mode, umask_of_process
+from .core.options import Options, parse_mode
 from .core.paths import PathLike, text
-
-_Item = TypeVar("_Item")
-_END = object()
 
 
 def connect(url: str = "ember:///", **options: Any) -> Client:
@@ -37,16 +34,16 @@ def connect(url: str = "ember:///", **options: Any) -> Client:
     switches it off), `memory` (bytes of buffers in all). Raises NOT_FOUND when there is no such cluster, UNAVAILABLE when it does
     not answer, WRONG_CLUSTER, UNAUTHENTICATED.
     """
-    chosen = Options.of(options)
+    chosen = Options.of({"name": process.name(), **options})
     location = parse_url(url)
     env = BlockingEnvironment(cluster=location.cluster, secret_file=location.secret_file, pool_bytes=chosen.memory)
-    core = Core(env, location.addresses, chosen, umask_of_process())
+    core = Core(env, location.addresses, chosen, process.umask())
     try:
         drive(core.connect())
     except BaseException:
         env.close()
         raise
-    forking.track(core)
+    process.track(core)
     return Client(core)
 
 
@@ -181,8 +178,8 @@ class Client:
     ) -> Any:
         """Open a file as the built-in `open` does, but binary unless `mode` contains "t" or an encoding is given.
 
-        Binary modes give a `File`, text modes an `io.TextIOWrapper` around one. `buffering=0` switches readahead and write-back off for this
-        file. For a new file: `chunk_size` in bytes and `stripe` in chains (default: the directory's), `permissions` before the
+        Binary modes give a `File`, text modes an `io.TextIOWrapper` around one. `buffering=0` switches readahead and write-back
+        off for this file. For a new file: `chunk_size` in bytes and `stripe` in chains (default: the directory's), `permissions` before the
         umask, `parents` to make missing directories. `unnamed` makes a new file without a name in the directory `path`, for `publish`.
         """
         parsed = parse_mode(mode, as_text=encoding is not None)
@@ -239,7 +236,7 @@ class Client:
 
     def close(self) -> None:
         """Write out and close every file, and end the session. Raises the first error of a write that was still on its way."""
-        forking.forget(self.core)
+        process.forget(self.core)
         drive(self.core.close())
 
     def __enter__(self) -> Client:
@@ -344,8 +341,7 @@ class File(io.BufferedIOBase):
 
     def flush(self) -> None:
         """Send what was written to storage and publish the length to other clients. Not power-loss durable: see `fsync`."""
-        if not self.closed:
-            drive(self.handle.flush())
+        drive(self.handle.flush())
 
     def fsync(self) -> None:
         """`flush`, then make data and length durable on every replica."""
@@ -401,4 +397,4 @@ def _rest(page: list[Any], cookie: bytes | None, fetch: Any, args: tuple[Any, ..
         yield from page
 
 
-__all__ = ["Client", "File", "Stat", "StatFs", "Status", "StatusError", "connect", "error"]
+__all__ = ["Client", "File", "Stat", "StatFs", "StatusError", "connect"]

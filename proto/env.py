@@ -48,7 +48,8 @@ class Pool(Protocol):
 
 
 class Environment(Protocol):
-    pool: Pool
+    @property
+    def pool(self) -> Pool: ...
 
     async def call(self, call: Call) -> Any:
         """The reply message. Raises StatusError: UNAVAILABLE (nothing was sent), MAYBE_COMMITTED, DEADLINE, or the server's."""
@@ -75,6 +76,9 @@ class Environment(Protocol):
         """Make the caller's memory a region. It stays valid until `unregister`."""
 
     def unregister(self, region: Region) -> None: ...
+
+    def renew_identity(self) -> None:
+        """A new client id: the old one's session is over. What is under way ends under the old one."""
 
     async def sleep(self, seconds: float) -> None: ...
 

@@ -1,0 +1,288 @@
+"""The asyncio client: the names of `client.blocking` as coroutines, over the same core.
+
+    client = await emberfs.client.aio.connect("ember:///")
+    async with await client.open("/data/file", "wb") as file:
+        await file.write(b"...")
+
+Many operations may be under way at once, on one connection per server. A client belongs to the loop on which it was connected, and does
+not survive `os.fork()`: a child connects anew. What each method does and raises is said in `client.blocking`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+from ..proto.drivers.aio import AioEnvironment
+from ..proto.errors import StatusError
+from ..proto.gen.cluster_pb2 import StatusReply
+from ..proto.settings import parse_url
+from . import process
+from .core.attributes import Stat, StatFs
+from .core.client import Core
+from .core.file import Handle
+from .core.options import Options, parse_mode
+from .core.paths import PathLike, text
+
+
+async def connect(url: str = "ember:///", **options: Any) -> Client:
+    """Connect to the cluster that `url` names; options and errors as in `blocking.connect`."""
+    chosen = Options.of({"name": process.name(), **options})
+    location = parse_url(url)
+    env = AioEnvironment(cluster=location.cluster, secret_file=location.secret_file, pool_bytes=chosen.memory)
+    core = Core(env, location.addresses, chosen, process.umask())
+    try:
+        await core.connect()
+    except BaseException:
+        await env.close()
+        raise
+    return Client(core)
+
+
+class Client:
+    """A connection to a cluster. Long because it is the list of what a file system can do; each method is one line."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    # --- looking ------------------------------------------------------------------------------------------------------------------
+
+    async def stat(self, path: PathLike, *, follow: bool = True) -> Stat:
+        return await self.core.stat(path, follow=follow)
+
+    async def stat_many(self, paths: Iterable[PathLike], *, follow: bool = True) -> list[Stat | StatusError]:
+        return await self.core.stat_many(paths, follow=follow)
+
+    async def exists(self, path: PathLike) -> bool:
+        return await self.core.exists(path)
+
+    async def listdir(self, path: PathLike = "/") -> list[str]:
+        return await self.core.listdir(path)
+
+    async def scandir(self, path: PathLike = "/") -> AsyncIterator[tuple[str, Stat]]:
+        cookie: bytes | None = b""
+        while cookie is not None:
+            page, cookie = await self.core.scandir_page(path, cookie)
+            for entry in page:
+                yield entry
+
+    async def find(self, path: PathLike = "/", max_depth: int | None = None) -> AsyncIterator[tuple[str, Stat]]:
+        cookie: bytes | None = b""
+        while cookie is not None:
+            page, cookie = await self.core.find_page(path, max_depth, cookie)
+            for entry in page:
+                yield entry
+
+    async def readlink(self, path: PathLike) -> str:
+        return await self.core.readlink(path)
+
+    async def statfs(self) -> StatFs:
+        return await self.core.statfs()
+
+    # --- changing the namespace -----------------------------------------------------------------------------------------------------
+
+    async def mkdir(
+        self, path: PathLike, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False
+    ) -> Stat:
+        return await self.core.mkdir(path, mode, parents=parents, exist_ok=exist_ok)
+
+    async def rmdir(self, path: PathLike) -> None:
+        await self.core.rmdir(path)
+
+    async def unlink(self, path: PathLike) -> None:
+        await self.core.unlink(path)
+
+    async def unlink_many(self, paths: Iterable[PathLike]) -> list[StatusError | None]:
+        return await self.core.unlink_many(paths)
+
+    async def remove_tree(self, path: PathLike) -> None:
+        await self.core.remove_tree(path)
+
+    async def rename(
+        self, source: PathLike, target: PathLike, *, replace: bool = True, exchange: bool = False
+    ) -> None:
+        await self.core.rename(source, target, replace=replace, exchange=exchange)
+
+    async def link(self, source: PathLike, target: PathLike) -> None:
+        await self.core.link(source, target)
+
+    async def symlink(self, target: PathLike, path: PathLike) -> None:
+        await self.core.symlink(target, path)
+
+    async def chmod(self, path: PathLike, mode: int, *, follow: bool = True) -> None:
+        await self.core.chmod(path, mode, follow=follow)
+
+    async def chown(self, path: PathLike, uid: int = -1, gid: int = -1, *, follow: bool = True) -> None:
+        await self.core.chown(path, uid, gid, follow=follow)
+
+    async def utime(
+        self, path: PathLike, *, atime_ns: int | None = None, mtime_ns: int | None = None, follow: bool = True
+    ) -> None:
+        await self.core.utime(path, atime_ns=atime_ns, mtime_ns=mtime_ns, follow=follow)
+
+    async def set_layout(self, path: PathLike, *, chunk_size: int | None = None, stripe: int | None = None) -> None:
+        await self.core.set_layout(path, chunk_size=chunk_size, stripe=stripe)
+
+    async def truncate(self, path: PathLike, length: int) -> None:
+        await self.core.truncate(path, length)
+
+    async def create_many(self, paths: Iterable[PathLike], mode: int = 0o666) -> list[Stat | StatusError]:
+        return await self.core.create_many(paths, mode)
+
+    async def publish(self, files: Sequence[File], targets: Sequence[PathLike], *, exclusive: bool = False) -> None:
+        await self.core.publish([file.handle for file in files], targets, exclusive=exclusive)
+
+    # --- files ----------------------------------------------------------------------------------------------------------------------
+
+    async def open(
+        self,
+        path: PathLike,
+        mode: str = "rb",
+        buffering: int = -1,
+        *,
+        chunk_size: int | None = None,
+        stripe: int | None = None,
+        permissions: int = 0o666,
+        parents: bool = False,
+        unnamed: bool = False,
+    ) -> File:
+        """As `blocking.Client.open`, in binary modes only. Raises ValueError for others."""
+        parsed = parse_mode(mode)
+        if parsed.text:
+            raise ValueError(f"invalid mode: {mode!r}: an asyncio file is binary")
+        handle = await self.core.open(
+            path,
+            parsed,
+            buffered=buffering != 0,
+            chunk_size=chunk_size,
+            stripe=stripe,
+            permissions=permissions,
+            parents=parents,
+            unnamed=unnamed,
+        )
+        return File(handle, text(path), parsed.binary)
+
+    async def read_bytes(self, path: PathLike, start: int | None = None, end: int | None = None) -> bytes:
+        return await self.core.read_bytes(path, start, end)
+
+    async def write_bytes(self, path: PathLike, data: Any, *, exclusive: bool = False) -> Stat:
+        return await self.core.write_bytes(path, data, exclusive=exclusive)
+
+    async def read_ranges(
+        self, ranges: Iterable[tuple[PathLike, int | None, int | None]]
+    ) -> list[bytes | StatusError]:
+        return await self.core.read_ranges(ranges)
+
+    async def copy_file(self, source: PathLike, target: PathLike) -> Stat:
+        return await self.core.copy_file(source, target)
+
+    # --- the whole --------------------------------------------------------------------------------------------------------------------
+
+    async def sync(self) -> None:
+        await self.core.sync()
+
+    async def status(self) -> StatusReply:
+        return await self.core.status()
+
+    @property
+    def cluster_id(self) -> str:
+        return self.core.cluster_id
+
+    @property
+    def closed(self) -> bool:
+        return self.core.closed
+
+    async def close(self) -> None:
+        await self.core.close()
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<emberfs.aio.Client of cluster {self.cluster_id}{', closed' if self.closed else ''}>"
+
+
+class File:
+    """An open file, binary, with buffering of its own. Positions move when an operation is done: do not overlap those that use
+    the position; `pread`, `pwrite` and `preadv_batch` may overlap freely."""
+
+    def __init__(self, handle: Handle, name: str, mode: str) -> None:
+        self.handle = handle
+        self.name = name
+        self.mode = mode
+
+    @property
+    def size(self) -> int:
+        return self.handle.size
+
+    @property
+    def closed(self) -> bool:
+        return self.handle.closed
+
+    async def stat(self) -> Stat:
+        return await self.handle.stat()
+
+    async def read(self, size: int = -1) -> bytes:
+        return await self.handle.read(size)
+
+    async def readall(self) -> bytes:
+        return await self.handle.read(-1)
+
+    async def readinto(self, buffer: Any) -> int:
+        return await self.handle.readinto(buffer)
+
+    async def write(self, data: Any) -> int:
+        return await self.handle.write(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.handle.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.handle.tell()
+
+    async def pread(self, length: int, offset: int) -> bytes:
+        return await self.handle.pread(length, offset)
+
+    async def pread_into(self, buffer: Any, offset: int) -> int:
+        return await self.handle.pread_into(buffer, offset)
+
+    async def preadv_batch(self, ranges: Sequence[tuple[int, int]], buffer: Any = None) -> list[memoryview]:
+        return await self.handle.preadv_batch(ranges, buffer)
+
+    async def pwrite(self, data: Any, offset: int) -> int:
+        return await self.handle.pwrite(data, offset)
+
+    async def truncate(self, size: int | None = None) -> int:
+        return await self.handle.truncate(size)
+
+    async def flush(self) -> None:
+        await self.handle.flush()
+
+    async def fsync(self) -> None:
+        await self.handle.fsync()
+
+    async def close(self) -> None:
+        await self.handle.close()
+
+    async def discard(self) -> None:
+        await self.handle.discard()
+
+    async def __aenter__(self) -> File:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<emberfs.aio.File {self.name!r} mode={self.mode!r}{', closed' if self.closed else ''}>"
+
+
+__all__ = ["Client", "File", "Stat", "StatFs", "StatusError", "connect"]

@@ -1,0 +1,335 @@
+"""The client core: everything a client can do, as coroutines over one environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+from weakref import WeakSet
+
+from ...proto.env import Environment
+from ...proto.errors import Status, StatusError, error
+from ...proto.gen import common_pb2
+from ...proto.gen.cluster_pb2 import EndClientRequest, StatusReply, StatusRequest
+from ...proto.gen.meta_pb2 import OpenReply, OpenRequest, PublishRequest, SyncNamespaceRequest, TruncateRequest
+from ...proto.rpc import CLUSTER, META
+from .attributes import Stat
+from .budget import Budget
+from .channels import Channels
+from .cluster import Cluster
+from .file import Handle
+from .inode import Inode
+from .keeper import Keeper
+from .lease import Lease
+from .namespace import Namespace, at, with_path
+from .options import O_APPEND, O_ONCE, O_RDONLY, O_TRUNC, Mode, Options, parse_mode
+from .paths import PathLike, place, text
+from .ranges import read_ranges
+from .writeback import WriteBack
+from .writes import sync_chains
+
+COPY_BYTES = 4 << 20  # moved at once by copy_file
+END_SECONDS = 2.0  # for the farewell of a closing client
+
+
+class Core(Namespace):
+    """One client of one cluster, with one identity: a fork or a lost lease begins a new `epoch`."""
+
+    def __init__(self, env: Environment, addresses: Sequence[str], options: Options, umask: int) -> None:
+        self.env = env
+        self.options = options
+        self.umask = umask
+        self.cluster = Cluster(env, addresses, options)
+        self.epoch = 0
+        self.closed = False
+        self.handles: WeakSet[Handle] = WeakSet()
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        """All that belongs to one identity: its lease, its channels, the inodes that it holds, and the locks around them."""
+        self.epoch += 1
+        self.inodes: dict[int, Inode] = {}
+        self.table_lock = self.env.lock()
+        self.reopening = self.env.lock()
+        self.channels = Channels(self.env)
+        self.write_budget = Budget(self.env, self.options.memory // 2)
+        self.lease = Lease(self.env)
+        self.keeper = Keeper(self)
+
+    async def connect(self) -> None:
+        """The first contact. Raises UNAVAILABLE, WRONG_CLUSTER, UNAUTHENTICATED."""
+        await self.cluster.connect()
+
+    @property
+    def cluster_id(self) -> str:
+        return self.cluster.table.cluster
+
+    def seen(self, stat: Stat) -> Stat:
+        if self.inodes and (inode := self.inodes.get(stat.inode)) is not None and inode.unsettled:
+            stat.size = inode.length
+        return stat
+
+    # --- opening ------------------------------------------------------------------------------------------------------------------
+
+    async def open(
+        self,
+        path: PathLike,
+        mode: Mode,
+        *,
+        buffered: bool = True,
+        chunk_size: int | None = None,
+        stripe: int | None = None,
+        permissions: int = 0o666,
+        parents: bool = False,
+        unnamed: bool = False,
+    ) -> Handle:
+        if mode.flags & O_TRUNC:
+            await self._write_out(path)
+        request = OpenRequest(
+            place=place(path),
+            flags=mode.flags,
+            mode=permissions & ~self.umask & 0o7777,
+            chunk_size=chunk_size or 0,
+            stripe=stripe or 0,
+            parents=parents,
+            unnamed=unnamed,
+        )
+        try:
+            return await self._open(request, buffered=buffered, name=text(path))
+        except StatusError as failure:
+            raise with_path(failure, path) from None
+
+    async def _open(self, request: OpenRequest, *, buffered: bool, name: str) -> Handle:
+        reply, sent = await self._ask_open(request)
+        flags = request.flags
+        inode = await self._hold(reply, flags, sent)
+        handle = Handle(
+            self, inode, flags, session=reply.session, buffered=buffered, name=name, unnamed=request.unnamed
+        )
+        if flags & O_APPEND:
+            handle.position = inode.length
+        self.handles.add(handle)
+        return handle
+
+    async def _ask_open(self, request: OpenRequest) -> tuple[OpenReply, float]:
+        """An open's reply, and when it was asked for."""
+        if self.closed:
+            raise error(Status.CANCELLED, "the client is closed; connect again")
+        sent = self.env.now()
+        if request.flags == O_RDONLY:
+            reply = await self.cluster.meta(META.Open, request)
+        else:
+            reply = await self.cluster.change(META.Open, request)
+        if reply.attributes.type == common_pb2.FILE_TYPE_DIRECTORY:
+            raise error(Status.IS_DIRECTORY)
+        return reply, sent
+
+    async def _hold(self, reply: OpenReply, flags: int, sent: float) -> Inode:
+        """The shared state of an inode that was opened, with one handle more."""
+        attributes = reply.attributes
+        await self.know_table(attributes.layout)
+        async with self.table_lock:
+            inode = self.inodes.get(attributes.inode)
+            if inode is None:
+                inode = self.inodes[attributes.inode] = Inode(self.cluster, attributes)
+            inode.take_open(reply, flags)
+            inode.handles += 1
+        if reply.session:
+            self.lease.begin(sent)
+        self.keeper.start()
+        return inode
+
+    async def know_table(self, layout: common_pb2.Layout) -> None:
+        """Have the chain table that a layout speaks of: it may be newer than our routing."""
+        if (layout.table, layout.table_version) not in self.cluster.table.tables:
+            await self.cluster.refresh()
+
+    async def reopen(self, handle: Handle) -> None:
+        """Give a handle from before a fork or a lost lease a place in this epoch: the same inode, a new session. Raises once
+        what went wrong with data that it had written."""
+        async with self.reopening:
+            if handle.epoch == self.epoch:
+                return  # another thread was faster
+            old = handle.file
+            request = OpenRequest(place=at(old.id), flags=handle.flags & ~O_ONCE)
+            try:
+                reply, sent = await self._ask_open(request)
+            except FileNotFoundError:
+                raise error(Status.STALE_HANDLE, f"{handle.name} was removed; open the path again") from None
+            handle.adopt(await self._hold(reply, request.flags, sent), reply.session)
+        if (failure := old.take_error()) is not None:
+            raise failure
+
+    def write_back_of(self, inode: Inode) -> WriteBack:
+        """The write-back of an inode, made with the first write. Under the inode's lock."""
+        if inode.write_back is None:
+            limit = self.options.write_back
+            inode.write_back = WriteBack(inode, self.channels, self.lease, self.write_budget, limit)
+        return inode.write_back
+
+    async def flush_inode(self, inode: Inode) -> None:
+        """Send what is dirty and publish the length. Under the inode's lock."""
+        if inode.write_back is not None:
+            await inode.write_back.drain()
+        await inode.settle()
+
+    async def release_inode(self, inode: Inode) -> None:
+        """One handle less."""
+        async with self.table_lock:
+            inode.handles -= 1
+            if inode.handles <= 0 and self.inodes.get(inode.id) is inode:
+                del self.inodes[inode.id]
+
+    async def _write_out(self, path: PathLike) -> None:
+        """Before another way to the same file cuts it: what this client wrote to it earlier goes first."""
+        dirty = [inode for inode in list(self.inodes.values()) if inode.unsettled]
+        if not dirty:
+            return
+        try:
+            number = (await self.stat(path)).inode
+        except StatusError:
+            return  # there is no such file, and the operation itself will say what it thinks of that
+        for inode in dirty:
+            if inode.id == number:
+                async with inode.lock:
+                    await self.flush_inode(inode)
+
+    # --- whole files --------------------------------------------------------------------------------------------------------------
+
+    async def read_bytes(self, path: PathLike, start: int | None = None, end: int | None = None) -> bytes:
+        handle = await self.open(path, READ)
+        try:
+            first, last, _ = slice(start, end).indices(handle.size)
+            return await handle.pread(max(0, last - first), first)
+        finally:
+            await handle.close()
+
+    async def write_bytes(self, path: PathLike, data: Any, *, exclusive: bool = False) -> Stat:
+        handle = await self.open(path, CREATE if exclusive else WRITE)
+        try:
+            await handle.write(data)
+        except BaseException:
+            await handle.discard()
+            raise
+        return await handle.close_with_stat()
+
+    async def read_ranges(
+        self, ranges: Iterable[tuple[PathLike, int | None, int | None]]
+    ) -> list[bytes | StatusError]:
+        return await read_ranges(self, list(ranges))
+
+    async def copy_file(self, source: PathLike, target: PathLike) -> Stat:
+        reader = await self.open(source, READ)
+        try:
+            # Emptying the target would destroy the source if they were one file.
+            writer = await self.open(target, Mode(WRITE.flags & ~O_TRUNC, "wb", False), permissions=0o666)
+            try:
+                if writer.file.id == reader.file.id:
+                    raise error(Status.INVALID, f"{text(source)} and {text(target)} are the same file", text(target))
+                if writer.size:
+                    await writer.truncate(0)
+                buffer = memoryview(bytearray(min(COPY_BYTES, reader.size or 1)))
+                while count := await reader.readinto(buffer):
+                    await writer.write(buffer[:count])
+            except BaseException:
+                await writer.discard()
+                raise
+            return await writer.close_with_stat()
+        finally:
+            await reader.close()
+
+    async def truncate(self, path: PathLike, length: int) -> None:
+        if not 0 <= length < 1 << 63:
+            raise error(Status.INVALID, f"cannot truncate to {length} bytes", text(path))
+        await self._write_out(path)
+        reply = await self._changed(META.Truncate, TruncateRequest(place=place(path), length=length), path)
+        inode = self.inodes.get(reply.attributes.inode)
+        if inode is not None:
+            async with inode.lock:
+                inode.take(reply.attributes)
+
+    async def publish(self, handles: Sequence[Handle], targets: Sequence[PathLike], *, exclusive: bool = False) -> None:
+        if len(handles) != len(targets):
+            raise error(Status.INVALID, f"{len(handles)} files for {len(targets)} names")
+        for handle in handles:
+            await handle.flush()
+        request = PublishRequest(
+            inodes=[handle.file.id for handle in handles], targets=[place(t) for t in targets], exclusive=exclusive
+        )
+        if handles:
+            await self._changed(META.Publish, request, ", ".join(text(t) for t in targets))
+        for handle in handles:
+            await handle.close()
+
+    # --- the whole ----------------------------------------------------------------------------------------------------------------
+
+    async def sync(self) -> None:
+        chains: set[int] = set()
+        failure: StatusError | None = None
+        for inode in list(self.inodes.values()):
+            async with inode.lock:
+                await self.flush_inode(inode)
+                failure = failure or inode.error
+                if not inode.synced:
+                    chains.update(inode.chains)
+                    inode.synced = True
+        # What was closed before lies on chains that we do not remember: all of those that files may use.
+        chains.update(chain for table in self.cluster.table.tables.values() for chain in table)
+        await sync_chains(self.cluster, sorted(chains))
+        await self.cluster.meta(META.SyncNamespace, SyncNamespaceRequest())
+        if failure is not None:
+            raise failure
+
+    async def status(self) -> StatusReply:
+        return await self.cluster.meta(CLUSTER.Status, StatusRequest())  # type: ignore[no-any-return]
+
+    async def close(self) -> None:
+        if self.closed:
+            return
+        failure: BaseException | None = None
+        for handle in list(self.handles):
+            try:
+                await handle.close()
+            except (StatusError, ValueError) as broken:
+                failure = failure or broken
+        self.closed = True
+        try:
+            if self.keeper.started:
+                patience = self.cluster.patience(END_SECONDS)
+                await self.cluster.meta(CLUSTER.EndClient, EndClientRequest(), patience)
+        except StatusError:
+            pass  # the manager ends the session of a client that is silent
+        finally:
+            done = self.env.close()
+            if done is not None:
+                await done
+        if failure is not None:
+            raise failure
+
+    # --- identities ---------------------------------------------------------------------------------------------------------------
+
+    async def lose_lease(self) -> None:
+        """The lease is over: what was not written out is lost (the handles say so once), everything else goes on as a new client."""
+        ended = error(Status.SESSION_ENDED, "this client was silent for longer than its lease; what it had not written out is lost")
+        for inode in list(self.inodes.values()):
+            if inode.unsettled or (inode.write_back is not None and inode.write_back.pending):
+                inode.fail(ended)
+            if inode.write_back is not None:
+                inode.write_back.abandon()
+        self.env.renew_identity()
+        self.cluster.renew_identity()
+        self._begin_epoch()
+        if any(not handle.closed for handle in list(self.handles)):
+            self.keeper.start()
+
+    def after_fork_in_child(self) -> None:
+        """In a forked child, before anything else runs: nothing that a lock guards is taken over, nothing that the parent wrote is
+        written again. Handles find out by the epoch."""
+        for inode in self.inodes.values():
+            inode.error = None  # the parent's to report
+        self.cluster.after_fork_in_child()
+        self._begin_epoch()
+
+
+READ = parse_mode("rb")
+WRITE = parse_mode("wb")
+CREATE = parse_mode("xb")

@@ -1,0 +1,221 @@
+"""A client's view of the cluster: where the metadata servers are, the routing, request ids, and calls that outlive failures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from google.protobuf.message import Message
+
+from ...proto.env import Call, Environment
+from ...proto.errors import Status, StatusError, error
+from ...proto.gen.cluster_pb2 import NODE_KIND_META, GetRoutingRequest, Routing
+from ...proto.gen.common_pb2 import Chain
+from ...proto.ids import boot_id
+from ...proto.routing import RoutingTable
+from ...proto.rpc import CLUSTER, Method
+from .options import Options
+from .retry import ATTEMPT_SECONDS, Patience
+
+REFRESH_SECONDS = 2.0  # a look at the routing between two attempts waits at most so long
+
+# After these the routing may say something new.
+_REFRESH_AFTER = frozenset(
+    {
+        Status.UNAVAILABLE,
+        Status.MAYBE_COMMITTED,
+        Status.DEADLINE,
+        Status.STALE_CHAIN_VERSION,
+        Status.STALE_ROUTING,
+        Status.TARGET_OFFLINE,
+        Status.FENCED,
+        Status.NOT_PRIMARY,
+    }
+)
+# After these another address of the same server, or another server, may do better.
+_NEXT_ADDRESS_AFTER = frozenset({Status.UNAVAILABLE, Status.MAYBE_COMMITTED, Status.DEADLINE, Status.NOT_PRIMARY})
+
+
+class Cluster:
+    """Routing and metadata calls. Shared by all threads or tasks of a client."""
+
+    def __init__(self, env: Environment, addresses: Sequence[str], options: Options) -> None:
+        self.env = env
+        self.options = options
+        self.host = boot_id()
+        self.table = RoutingTable()
+        self.seeds = tuple(addresses)
+        self._meta_addresses: list[str] = list(addresses)
+        self._meta_turn = 0
+        self._node_turns: dict[int, int] = {}
+        self._node_cache: dict[int, str] = {}
+        self._cache_generation = -1
+        self._refreshing = env.lock()
+        self.requests = RequestIds(env)
+        self.attempt_seconds = options.scaled(ATTEMPT_SECONDS)
+        self.local_nodes: frozenset[int] = frozenset()  # storage nodes on this machine: read from them first
+
+    def after_fork_in_child(self) -> None:
+        """New locks and request ids: another thread of the parent may have held them. The routing is good as it is."""
+        self._refreshing = self.env.lock()
+        self.requests = RequestIds(self.env)
+
+    renew_identity = after_fork_in_child
+
+    # --- routing ----------------------------------------------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """The first contact: fetch the routing from whichever address answers. Raises the error of the last one that did not."""
+        if not self.seeds:
+            raise error(Status.UNAVAILABLE, "the cluster has no address to connect to")
+        patience = Patience(self.env, self.options.scaled(self.options.connect_timeout))
+        while True:
+            try:
+                self._learn(await self.env.call(self._routing_call(patience.attempt())))
+                return
+            except StatusError as failure:
+                self._turn_meta()
+                try:
+                    await patience.again(failure)
+                except StatusError:
+                    raise failure from None  # that nobody listens says more here than that time ran out
+
+    def _routing_call(self, timeout: float) -> Call:
+        return Call(self.meta_address(), CLUSTER.GetRouting, GetRoutingRequest(since=self.table.version), timeout)
+
+    async def refresh(self) -> None:
+        """Ask for news of the routing, once. A failure is not an error: the next attempt of the operation will tell."""
+        before = self.table.version
+        async with self._refreshing:
+            if self.table.version != before:
+                return  # somebody else has just asked
+            with suppress(StatusError):
+                self._learn(await self.env.call(self._routing_call(self.options.scaled(REFRESH_SECONDS))))
+
+    async def learn(self, routing: Routing) -> None:
+        """Take over routing that came with another reply."""
+        async with self._refreshing:
+            self._learn(routing)
+
+    def _learn(self, routing: Routing) -> None:
+        try:
+            self.table.apply(routing)
+        except StatusError as failure:
+            if failure.status is not Status.STALE_ROUTING:
+                raise
+            self.table.version = 0  # a gap: the next refresh asks for everything
+        self._meta_addresses = self._find_meta()
+        self.local_nodes = self.table.local_nodes(self.host)
+
+    def learn_chains(self, chains: Sequence[Chain]) -> None:
+        """Take over newer chain entries that came with a refusal."""
+        for chain in chains:
+            self.table.learn_chain(chain)
+
+    def _find_meta(self) -> list[str]:
+        found = [
+            address
+            for node in self.table.nodes.values()
+            if node.kind == NODE_KIND_META
+            for address in self.table.node_addresses(node.id, self.host)
+            if self.env.reachable(address)
+        ]
+        # How we came here stays a way back: what a server calls itself may not be reachable from everywhere.
+        return [a for a in self.seeds if a not in found] + found
+
+    def meta_address(self) -> str:
+        """The metadata server to ask now."""
+        addresses = self._meta_addresses
+        return addresses[self._meta_turn % len(addresses)]
+
+    def _turn_meta(self) -> None:
+        self._meta_turn += 1
+
+    def node_address(self, node: int) -> str:
+        """How to reach a storage node. Raises STALE_ROUTING for an unknown one, UNAVAILABLE when no address of it can be used here."""
+        if self._cache_generation != self.table.generation:
+            self._node_cache, self._cache_generation = {}, self.table.generation
+        address = self._node_cache.get(node)
+        if address is None:
+            usable = [a for a in self.table.node_addresses(node, self.host) if self.env.reachable(a)]
+            if not usable:
+                raise error(Status.UNAVAILABLE, f"storage node {node} has no address that can be reached from this machine")
+            address = self._node_cache[node] = usable[self._node_turns.get(node, 0) % len(usable)]
+        return address
+
+    async def recover(self, failure: StatusError, node: int = 0) -> None:
+        """Learn from a failed attempt before the next one: newer chains, other addresses, newer routing. `node` 0: a metadata server."""
+        if failure.status in _NEXT_ADDRESS_AFTER:
+            if node:
+                self._node_turns[node] = self._node_turns.get(node, 0) + 1
+                self._node_cache.pop(node, None)
+            else:
+                self._turn_meta()
+        if isinstance(failure.detail, Chain):
+            self.table.learn_chain(failure.detail)
+        elif failure.status in _REFRESH_AFTER:
+            await self.refresh()
+
+    # --- calls --------------------------------------------------------------------------------------------------------------------
+
+    def patience(self, seconds: float | None = None) -> Patience:
+        """A new operation's patience."""
+        scaled = self.options.scaled(self.options.timeout if seconds is None else seconds)
+        return Patience(self.env, scaled, self.attempt_seconds)
+
+    async def meta(self, method: Method, request: Message, patience: Patience | None = None) -> Any:
+        """Ask a metadata server, again until the deadline where that can help. Raises StatusError."""
+        patience = patience or self.patience()
+        while True:
+            try:
+                return await self.env.call(Call(self.meta_address(), method, request, patience.attempt()))
+            except StatusError as failure:
+                await patience.again(failure)
+                await self.recover(failure)
+
+    async def change(self, method: Method, request: Any, patience: Patience | None = None) -> Any:
+        """`meta` for a request that changes something: its request id makes every repetition count once."""
+        request.request_id = await self.requests.begin()
+        try:
+            return await self.meta(method, request, patience)
+        finally:
+            await self.requests.end(request.request_id)
+
+    async def meta_many(self, method: Method, requests: Sequence[Message]) -> list[Any]:
+        """The same question about many things at once: per request the reply or its StatusError, in order."""
+        patience = self.patience()
+        address = self.meta_address()
+        replies = await self.env.call_many([Call(address, method, request, patience.attempt()) for request in requests])
+        for i, reply in enumerate(replies):
+            if isinstance(reply, StatusError) and (reply.retryable or reply.status is Status.DEADLINE):
+                try:
+                    await self.recover(reply)
+                    replies[i] = await self.meta(method, requests[i], patience)
+                except StatusError as failure:
+                    replies[i] = failure
+        return replies
+
+
+class RequestIds:
+    """Numbers of this client's changes, and up to which of them all replies have arrived (their records may then be dropped)."""
+
+    def __init__(self, env: Environment) -> None:
+        self._lock = env.lock()
+        self._last = 0
+        self._in_flight: dict[int, None] = {}  # in rising order
+
+    async def begin(self) -> int:
+        async with self._lock:
+            self._last += 1
+            self._in_flight[self._last] = None
+            return self._last
+
+    async def end(self, request_id: int) -> None:
+        async with self._lock:
+            self._in_flight.pop(request_id, None)
+
+    async def acknowledged(self) -> int:
+        """Every change up to this number has its answer."""
+        async with self._lock:
+            return next(iter(self._in_flight), self._last + 1) - 1

@@ -1,0 +1,433 @@
+"""An open file: reads, writes and their order within one client.
+
+All handles of one inode share its `Inode`, so a read sees every earlier write of this client: bytes that are still on their way
+are waited for before they are read. Other clients see a write after `flush`, `fsync` or `close` (close-to-open).
+
+Appending (`a` modes): the end of the file is this client's view of it, refreshed from the server before the first append after a
+flush. Several handles and threads of one client never overwrite each other's appends; two clients that append at the same time may.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...proto.errors import Status, StatusError, error
+from ...proto.gen.common_pb2 import Attributes
+from ...proto.gen.meta_pb2 import CloseRequest, Place, TruncateRequest
+from ...proto.layout import file_bytes_max
+from ...proto.rpc import META
+from .attributes import Stat, stat_of
+from .holes import check_holes
+from .inode import Inode
+from .options import O_APPEND, O_RDONLY, O_RDWR
+from .reads import Columns, Fetch, columns_of, fetch_patiently
+from .streams import Into, Output, Stream
+from .writes import sync_chains
+
+if TYPE_CHECKING:
+    from .client import Core
+
+DIRECT_BYTES_MAX = 1 << 20  # a read elsewhere of up to so much is one fetch; a longer one is streamed
+PEEK_BYTES = 8 << 10
+BATCH_BYTES_MAX = 16 << 20  # of one random batch in flight
+OFFSET_MAX = (1 << 63) - 1
+
+
+class Handle:
+    """One `open`. Its position, lookahead and right to write are its own; everything else is the inode's.
+
+    The class is long because a file has many operations; the machinery is in `streams`, `writeback`, `reads` and `writes`.
+    """
+
+    def __init__(self, core: Core, file: Inode, flags: int, *, session: int, buffered: bool, name: str, unnamed: bool = False) -> None:
+        self.core = core
+        self.file = file
+        self.flags = flags
+        self.session = session
+        self.buffered = buffered
+        self.name = name
+        self.unnamed = unnamed
+        self.can_read = flags & 3 in (O_RDONLY, O_RDWR)
+        self.can_write = flags & 3 != O_RDONLY
+        self.append = bool(flags & O_APPEND)
+        self.position = 0
+        self.closed = False
+        self.epoch = core.epoch
+        self.lock = core.env.lock()
+        self.stream = Stream(file, core.options.readahead if buffered else 0)
+        self._last: Stat  # what the close of a writer answered
+
+    @property
+    def size(self) -> int:
+        """Bytes, as this client sees the file."""
+        return self.file.length
+
+    # --- reading --------------------------------------------------------------------------------------------------------------------
+
+    async def read(self, size: int = -1) -> bytes:
+        """`size` bytes from the position on (negative: all), fewer at the end."""
+        await self._ready(reading=True)
+        async with self.lock:
+            data = await self._bytes(self.position, self._available(self.position, size))
+            self.position += len(data)
+            return data
+
+    async def read1(self, size: int = -1) -> bytes:
+        """At least one byte unless the file ends, at most `size`, cheaply."""
+        return await self.read(DIRECT_BYTES_MAX if size < 0 else min(size, DIRECT_BYTES_MAX))
+
+    async def peek(self, size: int = 0) -> bytes:
+        """Some bytes after the position, which stays."""
+        await self._ready(reading=True)
+        async with self.lock:
+            position, following = self.position, self.stream.next
+            data = await self._bytes(position, self._available(position, max(size, PEEK_BYTES)))
+            if not self.stream.windows:
+                self.stream.next = following  # looking is not reading
+            else:
+                self.stream.next = position
+            return data
+
+    async def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` from the position on; bytes read."""
+        await self._ready(reading=True)
+        async with self.lock:
+            view = memoryview(buffer).cast("B")
+            count = self._available(self.position, len(view))
+            await self._sequential(self.position, count, Into(view))
+            self.position += count
+            return count
+
+    async def pread(self, length: int, offset: int) -> bytes:
+        """`length` bytes from `offset`, fewer at the end."""
+        await self._ready(reading=True)
+        count = self._available(offset, length)
+        if count <= DIRECT_BYTES_MAX and not self.stream.follows(offset):
+            return await self._direct(offset, count)
+        async with self.lock:
+            return await self._bytes(offset, count)
+
+    async def pread_into(self, buffer: Any, offset: int) -> int:
+        """Fill `buffer` from `offset` on; bytes read."""
+        await self._ready(reading=True)
+        view = memoryview(buffer).cast("B")
+        count = self._available(offset, len(view))
+        async with self.lock:
+            await self._sequential(offset, count, Into(view))
+        return count
+
+    async def preadv_batch(self, ranges: Sequence[tuple[int, int]], buffer: Any = None) -> list[memoryview]:
+        """Per (offset, length) range a view of its bytes, in `buffer` or a new one."""
+        await self._ready(reading=True)
+        lengths = [self._available(offset, length) for offset, length in ranges]
+        if buffer is None:
+            buffer = bytearray(sum(lengths))
+        view = memoryview(buffer).cast("B")
+        if view.readonly or len(view) < sum(lengths):
+            raise error(Status.INVALID, f"the buffer must be writable and hold {sum(lengths)} bytes; it has {len(view)}")
+        offsets = [offset for offset, _ in ranges]
+        await self._arrived(min(offsets, default=0), max((o + n for o, n in zip(offsets, lengths, strict=True)), default=0))
+        views: list[memoryview] = []
+        position = begin = 0
+        for end in _cuts(lengths):
+            position = await self._batch(offsets[begin:end], lengths[begin:end], view, position, views)
+            begin = end
+        return views
+
+    async def _batch(
+        self, offsets: Sequence[int], lengths: Sequence[int], view: memoryview, position: int, views: list[memoryview]
+    ) -> int:
+        """Read ranges into `view` from `position` on and append their views; where the next one goes."""
+        columns = _columns(self.file, offsets, lengths)
+        fetch = await fetch_patiently(self.file.cluster, columns)
+        try:
+            await check_holes(fetch)
+            output = Into(view[position : position + sum(lengths)])
+            _join(fetch, output)
+        finally:
+            fetch.release()
+        for length in lengths:
+            views.append(view[position : position + length])
+            position += length
+        return position
+
+    async def _bytes(self, offset: int, count: int) -> bytes:
+        if count <= DIRECT_BYTES_MAX and not self.stream.follows(offset):
+            return await self._direct(offset, count)
+        output = io.BytesIO()
+        await self._sequential(offset, count, output)
+        return output.getvalue()
+
+    async def _direct(self, offset: int, count: int) -> bytes:
+        """One fetch, for a read that follows no other."""
+        self.stream.next = offset + count
+        if not count:
+            return b""
+        await self._arrived(offset, offset + count)
+        fetch = await fetch_patiently(self.file.cluster, columns_of(self.file, offset, count))
+        try:
+            await check_holes(fetch)
+            if len(fetch.views) == 1 and len(fetch.views[0]) == count:
+                return bytes(fetch.views[0])
+            output = io.BytesIO()
+            _join(fetch, output)
+            return output.getvalue()
+        finally:
+            fetch.release()
+
+    async def _sequential(self, offset: int, count: int, output: Output) -> None:
+        if count:
+            await self._arrived(offset, offset + count)
+            await self.stream.read(offset, count, output)
+
+    def _available(self, offset: int, size: int) -> int:
+        """How many bytes of `size` (negative: all) lie between `offset` and the end of the file."""
+        if offset < 0:
+            raise error(Status.INVALID, f"{self.name}: offset {offset} is negative")
+        left = self.file.length - offset
+        return max(0, left if size < 0 else min(size, left))
+
+    async def _arrived(self, offset: int, end: int) -> None:
+        """Wait until bytes of the range that are on their way have arrived. Raises why they did not (and keeps it for `flush`)."""
+        write_back = self.file.write_back
+        if write_back is not None and write_back.overlaps(offset, end):
+            async with self.file.lock:
+                await write_back.drain()
+            if self.file.error is not None:
+                raise self.file.error
+
+    # --- writing --------------------------------------------------------------------------------------------------------------------
+
+    async def write(self, data: Any) -> int:
+        """Write at the position, or at the end in append mode; bytes written."""
+        await self._ready(writing=True)
+        view = memoryview(data).cast("B")
+        async with self.lock:
+            self.position = await self._write(view, self.position)
+        return len(view)
+
+    async def pwrite(self, data: Any, offset: int) -> int:
+        """Write at `offset`; bytes written."""
+        await self._ready(writing=True)
+        view = memoryview(data).cast("B")
+        await self._write(view, offset)
+        return len(view)
+
+    async def _write(self, view: memoryview, offset: int) -> int:
+        """Write, under the inode's lock; where it ended."""
+        file = self.file
+        async with file.lock:
+            if self.append:
+                if not file.unsettled:
+                    await file.fetch()
+                offset = file.length
+            if offset < 0 or offset + len(view) > file_bytes_max(file.chunk_size):
+                status = Status.INVALID if offset < 0 else Status.FILE_TOO_BIG
+                raise error(status, f"{self.name}: cannot write {len(view)} bytes at offset {offset}")
+            if not len(view):
+                return offset
+            self.core.lease.check()
+            write_back = self.core.write_back_of(file)
+            await write_back.write(view, offset)
+            file.wrote(offset, offset + len(view))
+            if not self.buffered or not self.core.options.write_back:
+                await write_back.drain()
+                self._raise_error()
+        return offset + len(view)
+
+    async def truncate(self, size: int | None = None) -> int:
+        """Cut or extend to `size` bytes (default: the position)."""
+        await self._ready(writing=True)
+        length = self.position if size is None else size
+        if not 0 <= length <= OFFSET_MAX:
+            raise error(Status.INVALID, f"{self.name}: cannot truncate to {length} bytes")
+        file = self.file
+        async with file.lock:
+            if file.write_back is not None:
+                await file.write_back.drain()
+            self._raise_error()
+            await file.settle()
+            request = TruncateRequest(place=Place(parent=file.id), length=length, session=self.session)
+            reply = await self.core.cluster.change(META.Truncate, request)
+            file.take(reply.attributes)
+            file.generation += 1
+        return length
+
+    # --- getting it out ---------------------------------------------------------------------------------------------------------------
+
+    async def flush(self) -> None:
+        """Send everything and publish the length. Raises what went wrong since the last time, once."""
+        if self.closed or not self.can_write:
+            return
+        await self._ready()
+        async with self.file.lock:
+            await self.core.flush_inode(self.file)
+        self._raise_error()
+
+    async def fsync(self) -> None:
+        """`flush`, and make it durable on every replica and in the namespace."""
+        await self._ready()
+        if not self.can_write:
+            return
+        file = self.file
+        async with file.lock:
+            if file.write_back is not None:
+                await file.write_back.drain()
+            self._raise_error()
+            if not file.synced:
+                await sync_chains(self.core.cluster, file.chains)
+            await file.settle(durable=True)
+            file.synced = True
+
+    async def close(self) -> None:
+        """Send everything, settle the length, end the session. The handle is closed even if this raises."""
+        await self._end(discard=False)
+
+    async def close_with_stat(self) -> Stat:
+        """`close`, and the attributes that the file was left with."""
+        await self.close()
+        return self._last
+
+    async def discard(self) -> None:
+        """Close without sending what is still here; an unnamed file is dropped."""
+        await self._end(discard=True)
+
+    async def _end(self, *, discard: bool) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.core.handles.discard(self)
+        self.stream.drop()
+        if self.epoch != self.core.epoch:
+            # Inherited over a fork, or from before the lease ran out: nothing of it is ours to settle any more.
+            self._raise_error()
+            return
+        try:
+            if self.can_write:
+                await self._end_session(discard)
+        finally:
+            await self.core.release_inode(self.file)
+
+    async def _end_session(self, discard: bool) -> None:
+        file = self.file
+        async with file.lock:
+            if file.write_back is not None:
+                if discard and file.handles == 1:
+                    file.write_back.discard()
+                await file.write_back.drain()
+            if file.stale_end:
+                await file.fetch()
+            failure = file.take_error()
+            request = CloseRequest(
+                inode=file.id,
+                session=self.session,
+                written=file.unsettled and not (discard and self.unnamed),
+                length=file.hint_end,
+                truncate_version=file.truncate_version,
+                sparse=file.sparse,
+                discard=discard and self.unnamed,
+            )
+            if self.session in file.sessions:
+                file.sessions.remove(self.session)
+            try:
+                reply = await self.core.cluster.change(META.Close, request)
+                self._last = stat_of(reply.attributes)
+                if request.written:
+                    file.settled(reply.attributes)
+            except StatusError as broken:
+                failure = failure or broken
+        if failure is not None and not discard:
+            raise failure
+
+    async def stat(self) -> Stat:
+        """The attributes, after what was written here was published."""
+        await self._ready()
+        async with self.file.lock:
+            if self.can_write:
+                await self.core.flush_inode(self.file)
+            attributes: Attributes = await self.file.fetch()
+        return stat_of(attributes)
+
+    # --- position ---------------------------------------------------------------------------------------------------------------------
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move the position; `whence` as in lseek(2): 0 start, 1 position, 2 end."""
+        self._check_open()
+        if whence not in (0, 1, 2):
+            raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
+        position = offset + (0, self.position, self.file.length)[whence]
+        if not 0 <= position <= OFFSET_MAX:
+            raise error(Status.INVALID, f"{self.name}: cannot seek to {position}")
+        self.position = position
+        return position
+
+    def tell(self) -> int:
+        self._check_open()
+        return self.position
+
+    def adopt(self, file: Inode, session: int) -> None:
+        """Go on in the client's present epoch, with nothing but the position from before."""
+        self.file = file
+        self.session = session
+        self.lock = self.core.env.lock()
+        self.stream = Stream(file, self.core.options.readahead if self.buffered else 0)
+        self.epoch = self.core.epoch
+
+    # --- state ------------------------------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+
+    async def _ready(self, *, reading: bool = False, writing: bool = False) -> None:
+        """Before every operation: the file is open, for this, and under this client's present identity."""
+        self._check_open()
+        if (reading and not self.can_read) or (writing and not self.can_write):
+            raise io.UnsupportedOperation(f"{self.name}: not open for {'reading' if reading else 'writing'}")
+        if self.epoch != self.core.epoch:
+            await self.core.reopen(self)
+
+    def _raise_error(self) -> None:
+        failure = self.file.take_error()
+        if failure is not None:
+            raise failure
+
+
+def _columns(file: Inode, offsets: Sequence[int], lengths: Sequence[int]) -> Columns:
+    """The pieces of many ranges, one after the other."""
+    size = file.chunk_size
+    index = [offset // size for offset in offsets]
+    start = [offset % size for offset in offsets]
+    if all(s + n <= size for s, n in zip(start, lengths, strict=True)) and all(lengths):
+        return Columns((file,), (), index, start, lengths)
+    rows: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for offset, length in zip(offsets, lengths, strict=True):
+        if length:
+            part = columns_of(file, offset, length)
+            rows[0].extend(part.index)
+            rows[1].extend(part.offset)
+            rows[2].extend(part.length)
+    return Columns((file,), (), *rows)
+
+
+def _join(fetch: Fetch, output: Output) -> None:
+    """Everything a fetch brought, in order; what chunks lack is zeros."""
+    for view, wanted in zip(fetch.views, fetch.columns.length, strict=True):
+        output.write(view)
+        if len(view) < wanted:
+            output.write(memoryview(bytes(wanted - len(view))))
+
+
+def _cuts(lengths: Sequence[int]) -> Sequence[int]:
+    """Ends of portions of rows that fit into one batch."""
+    if sum(lengths) <= BATCH_BYTES_MAX:
+        return [len(lengths)] if lengths else []
+    cuts, total = [], 0
+    for i, length in enumerate(lengths):
+        if total and total + length > BATCH_BYTES_MAX:
+            cuts.append(i)
+            total = 0
+        total += length
+    return [*cuts, len(lengths)]

@@ -1,0 +1,203 @@
+"""What a client knows of one inode while it is open: shared by all its handles, so that each sees what the others wrote.
+
+Length: `length` is what this client sees, the larger of the server's length and the end of what was written here. `written_end` is the
+hint for the next settlement; the server takes it only under the truncate version that it was written under, so a stale hint never
+regrows a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ...proto.errors import Status, StatusError, error
+from ...proto.gen.common_pb2 import Attributes, Layout
+from ...proto.gen.meta_pb2 import OpenReply, OpenRequest, Place, StatRequest, SyncFileRequest
+from ...proto.layout import stripe_chains
+from ...proto.rpc import META
+from .cluster import Cluster
+from .options import O_RDONLY, O_RDWR, O_WRONLY
+
+if TYPE_CHECKING:
+    from .writeback import WriteBack
+
+ACCESS = 3  # mask of the access mode in open flags
+
+
+def name_of(inode: int) -> str:
+    """An inode as error messages name it."""
+    return f"inode {inode:x}"
+
+
+class Inode:
+    """One open inode of one client. `lock` guards writing, settling and truncating; reads need it only where dirty data lies."""
+
+    __slots__ = (
+        "arrived_end",
+        "capability_read",
+        "capability_write",
+        "chains",
+        "change",
+        "chunk_size",
+        "cluster",
+        "error",
+        "failed",
+        "generation",
+        "handles",
+        "id",
+        "layout",
+        "length",
+        "lock",
+        "sessions",
+        "settled_length",
+        "sparse",
+        "stale_end",
+        "synced",
+        "truncate_version",
+        "unsettled",
+        "write_back",
+        "written_end",
+    )
+
+    def __init__(self, cluster: Cluster, attributes: Attributes) -> None:
+        self.cluster = cluster
+        self.id = attributes.inode
+        self.layout: Layout = attributes.layout
+        self.chunk_size = attributes.layout.chunk_size
+        self.chains: Sequence[int] = chains_of(cluster, attributes.layout)
+        self.lock = cluster.env.lock()
+        self.length = self.settled_length = attributes.length
+        self.written_end = 0
+        self.arrived_end = 0  # as far as what was written certainly reached storage
+        self.failed = False  # some of it did not
+        self.truncate_version = attributes.truncate_version
+        self.sparse = attributes.sparse
+        self.change = attributes.change
+        self.capability_read = b""
+        self.capability_write = b""
+        self.sessions: list[int] = []  # of writers, the newest last
+        self.handles = 0
+        self.generation = 0  # grows with every write here: read-ahead bytes of an older one are dropped
+        self.unsettled = False  # something was written that the server's length and times do not know
+        self.synced = True  # nothing was written since the last fsync
+        self.error: StatusError | None = None  # of data written in the background, to be reported once
+        self.stale_end = 0  # end of what was written after a truncate that this inode has not heard of yet
+        self.write_back: WriteBack | None = None
+
+    # --- what the server said -------------------------------------------------------------------------------------------------------
+
+    def take_open(self, reply: OpenReply, flags: int) -> None:
+        """Take over the grant and the attributes of an open."""
+        access = flags & ACCESS
+        if access in (O_RDONLY, O_RDWR):
+            self.capability_read = reply.capability
+        if access in (O_WRONLY, O_RDWR):
+            self.capability_write = reply.capability
+            self.sessions.append(reply.session)
+        self.take(reply.attributes)
+
+    def take(self, attributes: Attributes) -> None:
+        """Newer attributes. What was written here and is not settled stays visible, unless a truncate came after it."""
+        if attributes.truncate_version != self.truncate_version:
+            self.truncate_version = attributes.truncate_version
+            # What was settled or sent before the truncate is cut; what came after it stays.
+            self.written_end = max(self.stale_end, self.write_back.dirty_end() if self.write_back else 0)
+            self.arrived_end = self.stale_end
+            self.stale_end = 0
+            self.generation += 1
+        if attributes.change != self.change:
+            self.change = attributes.change
+            self.generation += 1
+        self.settled_length = attributes.length
+        self.length = max(attributes.length, self.written_end)
+        self.sparse = attributes.sparse or (self.sparse and self.unsettled)
+
+    def wrote(self, offset: int, end: int) -> None:
+        """Note that the range [offset, end) was written here (perhaps not yet sent)."""
+        if offset > self.length:
+            self.sparse = True
+        self.length = max(self.length, end)
+        self.written_end = max(self.written_end, end)
+        self.unsettled = True
+        self.synced = False
+        self.generation += 1
+
+    @property
+    def hint_end(self) -> int:
+        """Where the written data ends, as the server is told: only as far as it arrived, if some did not."""
+        return self.arrived_end if self.failed else self.written_end
+
+    def fail(self, failure: StatusError) -> None:
+        """Note that data written in the background was lost; the first reason is the one that is reported."""
+        self.failed = True
+        self.error = self.error or failure
+
+    def take_error(self) -> StatusError | None:
+        """The error of background writes, handed out once."""
+        failure, self.error = self.error, None
+        return failure
+
+    # --- asking the server ------------------------------------------------------------------------------------------------------------
+
+    async def ask(self) -> Attributes:
+        """The attributes as the server has them now. Raises STALE_HANDLE when the inode is gone."""
+        reply = await self.cluster.meta(META.Stat, StatRequest(places=[Place(parent=self.id)]))
+        if reply.statuses[0]:
+            raise gone(self.id, reply.statuses[0])
+        return reply.attributes[0]  # type: ignore[no-any-return]
+
+    async def fetch(self) -> Attributes:
+        """`ask`, and take them over."""
+        attributes = await self.ask()
+        self.take(attributes)
+        return attributes
+
+    async def settle(self, *, durable: bool = False) -> None:
+        """Publish length and times of what was written (and reached storage); `durable` syncs the namespace too."""
+        if not self.unsettled and not durable:
+            return
+        if self.stale_end:
+            await self.fetch()
+        request = SyncFileRequest(
+            inode=self.id,
+            session=self.sessions[-1] if self.sessions else 0,
+            written=self.unsettled and bool(self.sessions),
+            length=self.hint_end,
+            truncate_version=self.truncate_version,
+            sparse=self.sparse,
+            durable=durable,
+        )
+        reply = await self.cluster.change(META.SyncFile, request)
+        self.settled(reply.attributes)
+
+    def settled(self, attributes: Attributes) -> None:
+        """The server has taken over what was written. Only its own words count from here on."""
+        self.unsettled = self.failed = False
+        self.written_end = self.arrived_end = 0
+        # Our own write changed `change`: that is no reason to drop what was read ahead.
+        self.change = attributes.change
+        self.take(attributes)
+
+    async def renew_capability(self, *, writing: bool) -> None:
+        """A fresh capability for a file that stays open longer than one is valid. Raises what an open raises."""
+        flags = O_WRONLY if writing else O_RDONLY
+        reply = await self.cluster.change(META.Open, OpenRequest(place=Place(parent=self.id), flags=flags))
+        if writing:
+            self.capability_write = reply.capability
+            self.sessions.append(reply.session)
+        else:
+            self.capability_read = reply.capability
+
+
+def gone(inode: int, code: int) -> StatusError:
+    """The error for an open inode that the server no longer has."""
+    if code == Status.NOT_FOUND:
+        return error(Status.STALE_HANDLE, f"{name_of(inode)} was removed while it was open here")
+    status = Status(code) if code in Status._value2member_map_ else Status.INTERNAL
+    return error(status, f"{name_of(inode)}: {status.name}")
+
+
+def chains_of(cluster: Cluster, layout: Layout) -> list[int]:
+    """The chains of a layout, in striping order. Raises STALE_ROUTING when the table is newer than our routing."""
+    table = cluster.table.table(layout.table, layout.table_version)
+    return stripe_chains(table, layout.base, max(1, layout.stripe), layout.seed)

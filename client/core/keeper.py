@@ -1,0 +1,94 @@
+"""The keeper: one background worker for each connected client, with connections of its own.
+
+A blocking client runs only inside its calls; while its caller computes for minutes, the keeper renews the one lease, reports which
+inodes are open for reading, applies routing changes and writes out what has been dirty for long. It touches only the table of inodes,
+each under its lock. It starts with the first open file and ends with the client.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...proto.env import Call
+from ...proto.errors import Status, StatusError
+from ...proto.gen.cluster_pb2 import RenewClientReply, RenewClientRequest
+from ...proto.rpc import CLUSTER
+from .inode import Inode
+from .lease import RENEW_SECONDS
+
+if TYPE_CHECKING:
+    from .client import Core
+
+TICK_SECONDS = 1.0
+DIRTY_SECONDS_MAX = 5.0  # older write-back is sent
+RENEW_TIMEOUT_SECONDS = 5.0  # one attempt; the next tick tries again
+
+
+class Keeper:
+    """Started at most once per identity of a client."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._env = core.env
+        self._renewal_due = 0.0
+        self._reported: set[int] = set()  # inodes that were open at the last renewal
+        self.started = False
+
+    def start(self) -> None:
+        """Start the worker unless it runs."""
+        if not self.started:
+            self.started = True
+            self._env.spawn(self._run, "keeper")
+
+    async def _run(self) -> None:
+        core, scaled = self._core, self._core.options.scaled
+        while not core.closed and core.keeper is self:
+            if self._env.now() >= self._renewal_due:
+                await self.renew()
+            await self._flush_old(self._env.now() - scaled(DIRTY_SECONDS_MAX))
+            await self._env.sleep(scaled(TICK_SECONDS))
+
+    async def renew(self) -> None:
+        """Renew the lease once; a failure is tried again with the next tick, until the lease is over."""
+        core, cluster = self._core, self._core.cluster
+        sent = self._env.now()
+        request = RenewClientRequest(
+            open_inodes=self._held(),
+            acknowledged_request=await cluster.requests.acknowledged(),
+            routing_version=cluster.table.version,
+            name=core.options.name,
+        )
+        timeout = core.options.scaled(RENEW_TIMEOUT_SECONDS)
+        try:
+            reply: RenewClientReply = await self._env.call(Call(cluster.meta_address(), CLUSTER.RenewClient, request, timeout))
+        except StatusError as failure:
+            if failure.status is Status.SESSION_ENDED:
+                await core.lose_lease()
+            elif failure.status is not Status.CANCELLED:
+                await cluster.recover(failure)
+            return
+        self._renewal_due = sent + core.options.scaled(RENEW_SECONDS)
+        if core.lease.over or not core.lease.renewed(sent, reply.lease_ms, reply.epoch):
+            await core.lose_lease()
+        if reply.HasField("routing"):
+            await cluster.learn(reply.routing)
+
+    def _held(self) -> list[int]:
+        """The inodes open for reading for longer than one interval."""
+        now = {inode.id for inode in list(self._core.inodes.values()) if not inode.sessions}
+        held, self._reported = now & self._reported, now
+        return sorted(held)
+
+    async def _flush_old(self, moment: float) -> None:
+        for inode in list(self._core.inodes.values()):
+            if inode.write_back is not None and inode.write_back.older_than(moment):
+                await self._flush(inode)
+
+    async def _flush(self, inode: Inode) -> None:
+        try:
+            async with inode.lock:
+                await self._core.flush_inode(inode)
+        except StatusError as failure:
+            # Published later, or never: then `flush`, `fsync` or `close` tells, as with every write in the background.
+            if not failure.retryable and failure.status is not Status.DEADLINE:
+                inode.fail(failure)

@@ -1,0 +1,49 @@
+"""The one lease of a client: while it is good, its sessions and locks are its own.
+
+It counts from the moment the renewal was sent, on a clock that goes on while the machine sleeps, less a tenth for clocks that drift. A
+client that was stopped for longer finds its lease over before it sends anything: its sessions may have been settled and its
+locks given away meanwhile, and a late write would destroy the work of a successor.
+"""
+
+from __future__ import annotations
+
+from ...proto.env import Environment
+from ...proto.errors import Status, error
+from ...proto.settings import time_scale
+
+LEASE_SECONDS = 60.0  # until the first renewal tells better
+RENEW_SECONDS = 10.0
+DRIFT = 0.9
+
+
+class Lease:
+    """`check` before each send of dirty data. Before the first open for writing there is nothing to lose, and no lease."""
+
+    def __init__(self, env: Environment) -> None:
+        self._env = env
+        self.epoch = 0  # of the client's session at the manager; 0: not told yet
+        self.expires = float("inf")
+
+    def begin(self, sent: float) -> None:
+        """A session begins with a request sent at `sent`: from now on a lease is needed."""
+        if self.expires == float("inf"):
+            self.expires = sent + LEASE_SECONDS * time_scale() * DRIFT
+
+    def renewed(self, sent: float, lease_ms: int, epoch: int) -> bool:
+        """A renewal that was sent at `sent` was granted. False when it belongs to another session: ours was over."""
+        same = self.epoch in (0, epoch)
+        self.epoch = epoch
+        self.expires = sent + lease_ms / 1000 * DRIFT
+        return same
+
+    @property
+    def over(self) -> bool:
+        return self._env.now() >= self.expires
+
+    def check(self) -> None:
+        """Raise SESSION_ENDED when the lease has run out."""
+        if self.over:
+            raise error(
+                Status.SESSION_ENDED,
+                "this client was silent for longer than its lease: what it had not written out is lost; open the file again",
+            )

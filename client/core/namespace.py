@@ -1,0 +1,255 @@
+"""The operations on names: one coroutine each, one request each (or one per page or batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ...proto.errors import Status, StatusError, error, status_of
+from ...proto.gen import common_pb2
+from ...proto.gen.common_pb2 import Attributes
+from ...proto.gen.meta_pb2 import (
+    REMOVE_KIND_RMDIR,
+    REMOVE_KIND_TREE,
+    REMOVE_KIND_UNLINK,
+    CreateRequest,
+    FindRequest,
+    LinkRequest,
+    NewEntry,
+    Place,
+    ReadDirectoryRequest,
+    RemoveRequest,
+    RenameRequest,
+    SetAttributesRequest,
+    StatFsRequest,
+    StatRequest,
+)
+from ...proto.rpc import META
+from .attributes import Stat, StatFs, stat_of, statfs_of
+from .cluster import Cluster
+from .paths import PathLike, encode, place, text
+
+BATCH_MAX = 1000  # names of one request: a transaction of the smallest engine holds them
+PAGE_ENTRIES = 4096  # of a listing
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+
+class Namespace:
+    """Names and attributes; `Core` adds the files. Long because it is the list of POSIX's operations on names."""
+
+    cluster: Cluster
+    umask: int
+
+    # --- looking ------------------------------------------------------------------------------------------------------------------
+
+    async def stat(self, path: PathLike, *, follow: bool = True) -> Stat:
+        reply = await self.cluster.meta(META.Stat, StatRequest(places=(place(path),), follow=follow))
+        if reply.statuses[0]:
+            raise failed(reply.statuses[0], path)
+        return self.seen(stat_of(reply.attributes[0]))
+
+    async def stat_many(self, paths: Iterable[PathLike], *, follow: bool = True) -> list[Stat | StatusError]:
+        given = list(paths)
+        requests = [StatRequest(places=[place(p) for p in part], follow=follow) for part in batches(given)]
+        replies = await self._batches(META.Stat, requests, given)
+        return [self.seen(stat_of(a)) if isinstance(a, Attributes) else a for a in replies]
+
+    def seen(self, stat: Stat) -> Stat:
+        """Attributes as this client sees them: with the length of what it wrote and has not published yet."""
+        return stat
+
+    async def exists(self, path: PathLike) -> bool:
+        try:
+            await self.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    async def listdir(self, path: PathLike = "/") -> list[str]:
+        names: list[str] = []
+        cookie, end = b"", False
+        while not end:
+            request = ReadDirectoryRequest(place=place(path), cookie=cookie, entries_max=PAGE_ENTRIES)
+            reply = await self._named(META.ReadDirectory, request, path)
+            names += [name.decode("utf-8", "surrogateescape") for name in reply.names]
+            cookie, end = reply.cookie, reply.end
+        return names
+
+    async def scandir_page(self, path: PathLike, cookie: bytes) -> tuple[list[tuple[str, Stat]], bytes | None]:
+        """A page of a directory's entries, and the cookie of the next one (None: that was all)."""
+        request = ReadDirectoryRequest(place=place(path), cookie=cookie, entries_max=PAGE_ENTRIES, attributes=True)
+        reply = await self._named(META.ReadDirectory, request, path)
+        return self._page(reply.names, reply)
+
+    async def find_page(
+        self, path: PathLike, max_depth: int | None, cookie: bytes
+    ) -> tuple[list[tuple[str, Stat]], bytes | None]:
+        """A page of what lies below a directory, and the cookie of the next one."""
+        if max_depth is not None and max_depth < 1:
+            raise error(Status.INVALID, f"max_depth {max_depth}: must be at least 1")
+        request = FindRequest(place=place(path), depth_max=max_depth or 0, cookie=cookie, entries_max=PAGE_ENTRIES)
+        reply = await self._named(META.Find, request, path)
+        return self._page(reply.paths, reply)
+
+    def _page(self, names: Sequence[bytes], reply: Any) -> tuple[list[tuple[str, Stat]], bytes | None]:
+        entries = [
+            (name.decode("utf-8", "surrogateescape"), self.seen(stat_of(a)))
+            for name, a in zip(names, reply.attributes, strict=True)
+        ]
+        return entries, None if reply.end else reply.cookie
+
+    async def readlink(self, path: PathLike) -> str:
+        found = await self.stat(path, follow=False)
+        if not found.is_symlink:
+            raise error(Status.INVALID, "it is not a symlink", text(path))
+        return found.target
+
+    async def statfs(self) -> StatFs:
+        return statfs_of(await self.cluster.meta(META.StatFs, StatFsRequest()))
+
+    # --- changing -----------------------------------------------------------------------------------------------------------------
+
+    async def mkdir(
+        self, path: PathLike, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False
+    ) -> Stat:
+        entry = NewEntry(place=place(path), type=common_pb2.FILE_TYPE_DIRECTORY, mode=mode & ~self.umask)
+        return await self._create(path, entry, parents=parents, exist_ok=exist_ok)
+
+    async def symlink(self, target: PathLike, path: PathLike) -> Stat:
+        entry = NewEntry(place=place(path), type=common_pb2.FILE_TYPE_SYMLINK, mode=0o777, target=encode(target))
+        return await self._create(path, entry)
+
+    async def _create(self, path: PathLike, entry: NewEntry, *, parents: bool = False, exist_ok: bool = False) -> Stat:
+        request = CreateRequest(entries=(entry,), parents=parents, exist_ok=exist_ok)
+        reply = await self._changed(META.Create, request, path)
+        if reply.statuses[0]:
+            raise failed(reply.statuses[0], path)
+        return stat_of(reply.attributes[0])
+
+    async def create_many(self, paths: Iterable[PathLike], mode: int = 0o666) -> list[Stat | StatusError]:
+        given, bits = list(paths), mode & ~self.umask
+        requests = [
+            CreateRequest(
+                entries=[NewEntry(place=place(p), type=common_pb2.FILE_TYPE_REGULAR, mode=bits) for p in part]
+            )
+            for part in batches(given)
+        ]
+        replies = await self._batches(META.Create, requests, given)
+        return [stat_of(a) if isinstance(a, Attributes) else a for a in replies]
+
+    async def rmdir(self, path: PathLike) -> None:
+        await self._remove(path, REMOVE_KIND_RMDIR)
+
+    async def unlink(self, path: PathLike) -> None:
+        await self._remove(path, REMOVE_KIND_UNLINK)
+
+    async def remove_tree(self, path: PathLike) -> None:
+        await self._remove(path, REMOVE_KIND_TREE)
+
+    async def _remove(self, path: PathLike, kind: int) -> None:
+        reply = await self._changed(META.Remove, RemoveRequest(places=(place(path),), kind=kind), path)  # type: ignore[arg-type]
+        if reply.statuses[0]:
+            raise failed(reply.statuses[0], path)
+
+    async def unlink_many(self, paths: Iterable[PathLike]) -> list[StatusError | None]:
+        given = list(paths)
+        requests = [
+            RemoveRequest(places=[place(p) for p in part], kind=REMOVE_KIND_UNLINK) for part in batches(given)
+        ]
+        return [found if isinstance(found, StatusError) else None for found in await self._batches(META.Remove, requests, given)]
+
+    async def rename(
+        self, source: PathLike, target: PathLike, *, replace: bool = True, exchange: bool = False
+    ) -> None:
+        if exchange and not replace:
+            raise error(Status.INVALID, "rename: exchange needs an existing target, replace=False refuses one")
+        flags = RENAME_EXCHANGE if exchange else 0 if replace else RENAME_NOREPLACE
+        request = RenameRequest(source=place(source), target=place(target), flags=flags)
+        await self._changed(META.Rename, request, f"{text(source)} -> {text(target)}")
+
+    async def link(self, source: PathLike, target: PathLike) -> None:
+        request = LinkRequest(source=place(source), target=place(target))
+        await self._changed(META.Link, request, f"{text(source)} -> {text(target)}")
+
+    async def chmod(self, path: PathLike, mode: int, *, follow: bool = True) -> None:
+        await self._set(path, SetAttributesRequest(follow=follow, mode=mode & 0o7777))
+
+    async def chown(self, path: PathLike, uid: int = -1, gid: int = -1, *, follow: bool = True) -> None:
+        request = SetAttributesRequest(follow=follow)
+        for name, number in (("uid", uid), ("gid", gid)):
+            if not -1 <= number < 1 << 32:
+                raise error(Status.INVALID, f"{name} {number} is outside 0 … 2**32 - 1", text(path))
+            if number >= 0:
+                setattr(request, name, number)
+        await self._set(path, request)
+
+    async def utime(
+        self, path: PathLike, *, atime_ns: int | None = None, mtime_ns: int | None = None, follow: bool = True
+    ) -> None:
+        now = atime_ns is None and mtime_ns is None
+        request = SetAttributesRequest(
+            follow=follow, atime_ns=atime_ns, mtime_ns=mtime_ns, atime_now=now, mtime_now=now
+        )
+        await self._set(path, request)
+
+    async def set_layout(self, path: PathLike, *, chunk_size: int | None = None, stripe: int | None = None) -> None:
+        await self._set(path, SetAttributesRequest(follow=True, chunk_size=chunk_size, stripe=stripe))
+
+    async def _set(self, path: PathLike, request: SetAttributesRequest) -> None:
+        request.place.path = place(path).path
+        await self._changed(META.SetAttributes, request, path)
+
+    # --- requests -----------------------------------------------------------------------------------------------------------------
+
+    async def _named(self, method: Any, request: Any, path: PathLike) -> Any:
+        """Ask; an error carries the path."""
+        try:
+            return await self.cluster.meta(method, request)
+        except StatusError as failure:
+            raise with_path(failure, path) from None
+
+    async def _changed(self, method: Any, request: Any, path: PathLike) -> Any:
+        """Change; an error carries the path."""
+        try:
+            return await self.cluster.change(method, request)
+        except StatusError as failure:
+            raise with_path(failure, path) from None
+
+    async def _batches(self, method: Any, requests: list[Any], paths: Sequence[PathLike]) -> list[Any]:
+        """Send batches one after the other; per path its attributes (True where the reply has none) or its error."""
+        results: list[Any] = []
+        for request in requests:
+            if method is META.Stat:
+                reply = await self.cluster.meta(method, request)
+            else:
+                reply = await self.cluster.change(method, request)
+            first = len(results)
+            found = reply.attributes if method is not META.Remove else None
+            for i, status in enumerate(reply.statuses):
+                if status:
+                    results.append(failed(status, paths[first + i]))
+                else:
+                    results.append(True if found is None else found[i])
+        return results
+
+
+def batches(items: Sequence[Any]) -> list[Sequence[Any]]:
+    """Cut a list into batches of at most BATCH_MAX."""
+    return [items[i : i + BATCH_MAX] for i in range(0, len(items), BATCH_MAX)]
+
+
+def failed(code: int, path: PathLike) -> StatusError:
+    """The error of one entry of a batch."""
+    return error(status_of(code), "", text(path))
+
+
+def with_path(failure: StatusError, path: PathLike) -> StatusError:
+    """The same failure, naming the path as the built-in functions do."""
+    return error(failure.status, failure.strerror or "", text(path), failure.detail)
+
+
+def at(inode: int) -> Place:
+    """The place of an inode itself."""
+    return Place(parent=inode)

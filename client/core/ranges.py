@@ -1,0 +1,136 @@
+"""Many ranges of many files in one plan: one open per file, one request per storage process."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ...proto.errors import Status, StatusError
+from ...proto.gen import common_pb2
+from ...proto.gen.meta_pb2 import OpenRequest
+from ...proto.rpc import META
+from .holes import check_holes
+from .inode import Inode
+from .namespace import failed, with_path
+from .options import O_RDONLY
+from .paths import PathLike, place
+from .reads import Columns, Fetch, columns_of, fetch_patiently
+
+if TYPE_CHECKING:
+    from .client import Core
+
+PLAN_BYTES_MAX = 32 << 20  # of one plan in flight
+OPENS_IN_FLIGHT_MAX = 256
+
+Range = tuple[PathLike, int | None, int | None]
+
+
+async def read_ranges(core: Core, ranges: Sequence[Range]) -> list[bytes | StatusError]:
+    """Per (path, start, end) its bytes or its error. Positions may be negative or None, as in a slice."""
+    files = await _open_all(core, list(dict.fromkeys(path for path, _, _ in ranges)))
+    results: list[bytes | StatusError] = [b""] * len(ranges)
+    wanted: list[tuple[int, Inode, int, int]] = []  # (result, file, offset, length)
+    for i, (path, start, end) in enumerate(ranges):
+        file = files[path]
+        if isinstance(file, StatusError):
+            results[i] = file
+            continue
+        first, last, _ = slice(start, end).indices(file.length)
+        if first < last:
+            wanted.append((i, file, first, last - first))
+    plan: list[tuple[int, Inode, int, int]] = []
+    size = 0
+    for row in wanted:
+        if plan and size + row[3] > PLAN_BYTES_MAX:
+            await _read_plan(core, plan, results)
+            plan, size = [], 0
+        plan.append(row)
+        size += row[3]
+    if plan:
+        await _read_plan(core, plan, results)
+    return results
+
+
+async def _open_all(core: Core, paths: list[PathLike]) -> dict[PathLike, Inode | StatusError]:
+    """A readable inode per path, or why there is none."""
+    found: dict[PathLike, Inode | StatusError] = {}
+    for begin in range(0, len(paths), OPENS_IN_FLIGHT_MAX):
+        part = paths[begin : begin + OPENS_IN_FLIGHT_MAX]
+        requests = [OpenRequest(place=place(path), flags=O_RDONLY) for path in part]
+        replies = await core.cluster.meta_many(META.Open, requests)
+        for path, reply in zip(part, replies, strict=True):
+            found[path] = await _opened(core, path, reply)
+    return found
+
+
+async def _opened(core: Core, path: PathLike, reply: object) -> Inode | StatusError:
+    if isinstance(reply, StatusError):
+        return with_path(reply, path)
+    attributes = reply.attributes  # type: ignore[attr-defined]
+    if attributes.type == common_pb2.FILE_TYPE_DIRECTORY:
+        return failed(Status.IS_DIRECTORY, path)
+    try:
+        shared = core.inodes.get(attributes.inode)
+        if shared is not None and shared.unsettled:
+            async with shared.lock:
+                await core.flush_inode(shared)
+            attributes = await shared.ask()
+        await core.know_table(attributes.layout)
+        inode = Inode(core.cluster, attributes)
+        inode.capability_read = reply.capability  # type: ignore[attr-defined]
+        return inode
+    except StatusError as failure:
+        return with_path(failure, path)
+
+
+async def _read_plan(
+    core: Core, plan: Sequence[tuple[int, Inode, int, int]], results: list[bytes | StatusError]
+) -> None:
+    """Read some ranges at once; if that fails, each on its own, so that an error is told where it belongs."""
+    try:
+        for (result, _, _, _), data in zip(plan, await _read_together(core, plan), strict=True):
+            results[result] = data
+    except StatusError as failure:
+        if len(plan) == 1:
+            results[plan[0][0]] = failure
+            return
+        for row in plan:
+            await _read_plan(core, [row], results)
+
+
+async def _read_together(core: Core, plan: Sequence[tuple[int, Inode, int, int]]) -> list[bytes]:
+    files = list({id(file): file for _, file, _, _ in plan}.values())
+    places = {id(file): i for i, file in enumerate(files)}
+    parts = [columns_of(file, offset, length) for _, file, offset, length in plan]
+    counts = [len(part.index) for part in parts]
+    columns = Columns(
+        files,
+        [places[id(row[1])] for row, count in zip(plan, counts, strict=True) for _ in range(count)],
+        [i for part in parts for i in part.index],
+        [i for part in parts for i in part.offset],
+        [i for part in parts for i in part.length],
+    )
+    fetch = await fetch_patiently(core.cluster, columns)
+    try:
+        await check_holes(fetch)
+        return _cut(fetch, counts)
+    finally:
+        fetch.release()
+
+
+def _cut(fetch: Fetch, counts: Sequence[int]) -> list[bytes]:
+    """The rows of a fetch, joined by ranges."""
+    out, row = [], 0
+    lengths = fetch.columns.length
+    for count in counts:
+        if count == 1 and len(fetch.views[row]) == lengths[row]:
+            out.append(bytes(fetch.views[row]))
+        else:
+            buffer = io.BytesIO()
+            for i in range(row, row + count):
+                buffer.write(fetch.views[i])
+                buffer.write(bytes(lengths[i] - len(fetch.views[i])))
+            out.append(buffer.getvalue())
+        row += count
+    return out

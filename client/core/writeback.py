@@ -1,0 +1,205 @@
+"""Write-back of one inode: small writes gather in chunk-sized buffers, full buffers stream to storage, several requests in flight.
+
+A `Block` is one buffer over an aligned part of the file with one contiguous dirty extent; a write that does not touch the extent
+sends the block first. `drain` is the only way to know that everything arrived. All methods that await run under the inode's lock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from ...proto.errors import Status, StatusError
+from ...proto.region import Slice
+from .budget import Budget
+from .channels import Channels
+from .inode import Inode
+from .lease import Lease
+from .writes import Update, WriteBatch
+
+BLOCK_BYTES_MAX = 4 << 20  # a buffer covers a chunk, or this much of a larger one (whose pieces go one at a time)
+BLOCK_BYTES_FIRST = 64 << 10  # small files never need more
+SEND_BYTES = 1 << 20  # as much is sent in one request, if the chunks are smaller
+
+
+class Block:
+    """One dirty extent [start, end) within the buffer for file bytes [base, base + size)."""
+
+    __slots__ = ("base", "born", "end", "slice", "start")
+
+    def __init__(self, base: int, slice_: Slice, start: int, born: float) -> None:
+        self.base = base
+        self.slice = slice_
+        self.start = self.end = start
+        self.born = born
+
+    def touches(self, start: int, end: int) -> bool:
+        return start <= self.end and end >= self.start
+
+    def put(self, start: int, data: memoryview) -> None:
+        end = start + len(data)
+        self.slice.view[start:end] = data
+        self.start, self.end = min(self.start, start), max(self.end, end)
+
+    def update(self, file: Inode) -> Update:
+        """The block's extent as an update of its chunk; the buffer goes along."""
+        index, offset = divmod(self.base + self.start, file.chunk_size)
+        extent = Slice(self.slice.region, self.slice.offset + self.start, self.end - self.start)
+        return Update(file, index, offset, extent, self.slice)
+
+
+class WriteBack:
+    """Dirty blocks and batches in flight of one inode, at most `limit` bytes together (0: every write waits until it has arrived)."""
+
+    def __init__(self, file: Inode, channels: Channels, lease: Lease, budget: Budget, limit: int) -> None:
+        self.file = file
+        self._cluster = file.cluster
+        self._channels = channels
+        self._lease = lease
+        self._budget = budget
+        self._limit = limit
+        self._block_bytes = min(file.chunk_size, BLOCK_BYTES_MAX)
+        self._blocks: dict[int, Block] = {}  # by base, the oldest first
+        self._full: list[Block] = []  # those of them that can take no more
+        self._full_bytes = 0
+        self._batches: deque[WriteBatch] = deque()
+
+    # --- looking (no lock needed) -----------------------------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything has not certainly arrived."""
+        return bool(self._blocks or self._batches)
+
+    def overlaps(self, offset: int, end: int) -> bool:
+        """Whether [offset, end) may hold bytes that have not arrived."""
+        if not self.pending:
+            return False
+        for block in list(self._blocks.values()):
+            if offset < block.base + block.end and end > block.base + block.start:
+                return True
+        return any(offset < u.end and end > u.end - u.source.length for batch in list(self._batches) for u in batch.updates)
+
+    def dirty_end(self) -> int:
+        """Where the last byte that was not sent yet ends in the file."""
+        return max((block.base + block.end for block in list(self._blocks.values())), default=0)
+
+    def older_than(self, moment: float) -> bool:
+        """Whether something has waited since before `moment`."""
+        return any(block.born < moment for block in list(self._blocks.values()))
+
+    # --- writing ----------------------------------------------------------------------------------------------------------------------
+
+    async def write(self, data: memoryview, offset: int) -> None:
+        """Take over a copy of `data`. Raises BUSY when no buffer comes free in time."""
+        for base, start, piece in self._cut(data, offset):
+            block = await self._block(base, start, start + len(piece))
+            block.put(start, piece)
+            if block.end == self._block_bytes:
+                self._full.append(block)
+                self._full_bytes += block.end - block.start
+                if self._full_bytes >= SEND_BYTES:
+                    await self._send(self._full)
+        while self._in_flight() + self._dirty() > self._limit:
+            if not self._batches:
+                await self._send(list(self._blocks.values()))
+            await self._settle_oldest()
+
+    async def drain(self) -> None:
+        """Send everything and wait until it arrived or failed (the inode's `error` says so)."""
+        if not self.pending:
+            return
+        await self._send(list(self._blocks.values()))
+        while self._batches:
+            await self._settle_oldest()
+        self.file.generation += 1  # what was read ahead of these bytes' arrival is old
+
+    def discard(self) -> None:
+        """Drop what was not sent."""
+        blocks, self._blocks, self._full, self._full_bytes = self._blocks, {}, [], 0
+        for block in blocks.values():
+            self._free(block.slice)
+
+    def abandon(self) -> None:
+        """Drop everything, also what is on its way: this client's session is over."""
+        self.discard()
+        while self._batches:
+            self._batches.popleft().abandon()
+
+    # --- inside -----------------------------------------------------------------------------------------------------------------------
+
+    def _cut(self, data: memoryview, offset: int) -> Iterator[tuple[int, int, memoryview]]:
+        size, position = self._block_bytes, 0
+        while position < len(data):
+            start = (offset + position) % size
+            length = min(size - start, len(data) - position)
+            yield offset + position - start, start, data[position : position + length]
+            position += length
+
+    async def _block(self, base: int, start: int, end: int) -> Block:
+        """The block at `base`, ready to take [start, end)."""
+        block = self._blocks.get(base)
+        if block is not None and not block.touches(start, end):
+            await self._send([block])
+            block = None
+        if block is None:
+            length = BLOCK_BYTES_FIRST if end <= BLOCK_BYTES_FIRST else self._block_bytes
+            block = Block(base, await self._buffer(length), start, self._cluster.env.now())
+            self._blocks[base] = block
+        elif end > block.slice.length:
+            larger = await self._buffer(self._block_bytes)
+            larger.view[block.start : block.end] = block.slice.view[block.start : block.end]
+            small, block.slice = block.slice, larger
+            self._free(small)
+        return block
+
+    async def _buffer(self, length: int) -> Slice:
+        """A buffer from the pool; at the limit our own writes are finished first, then we wait for others'."""
+        patience = None
+        while True:
+            try:
+                return self._budget.take(length)
+            except StatusError as failure:
+                if failure.status is not Status.BUSY:
+                    raise
+                if self.pending:
+                    await self.drain()
+                else:
+                    patience = patience or self._cluster.patience()
+                    await patience.again(failure)
+
+    def _free(self, slice_: Slice) -> None:
+        self._budget.give(slice_)
+
+    def _in_flight(self) -> int:
+        return sum(batch.bytes for batch in self._batches)
+
+    def _dirty(self) -> int:
+        return sum(block.end - block.start for block in self._blocks.values())
+
+    async def _send(self, blocks: list[Block]) -> None:
+        """Hand blocks over to batches; one update a channel in each."""
+        while blocks:
+            batch: dict[int, Update] = {}
+            left: list[Block] = []
+            for block in blocks:
+                update = block.update(self.file)
+                if update.channel in batch:
+                    left.append(block)
+                else:
+                    batch[update.channel] = update
+                    self._blocks.pop(block.base, None)
+            self._forget_full()
+            made = WriteBatch(self._cluster, self._channels, self._lease, self._budget, list(batch.values()))
+            self._batches.append(made)
+            await made.begin()
+            blocks = left
+
+    def _forget_full(self) -> None:
+        self._full = [block for block in self._full if self._blocks.get(block.base) is block]
+        self._full_bytes = sum(block.end - block.start for block in self._full)
+
+    async def _settle_oldest(self) -> None:
+        batch = self._batches[0]
+        await batch.settle()
+        self._batches.popleft()

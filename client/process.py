@@ -1,0 +1,52 @@
+"""What a client shares with the process around it: the umask, a name for people, and forks.
+
+A forked child inherits the memory of its parent's clients, and nothing else of them. The environment gives the child a new identity,
+no connections and new buffers (proto/drivers); here each core begins a new epoch, in which inherited files reopen when
+they are used. No lock is taken before a fork: another thread may hold one for as long as a server does not answer. The child
+throws away everything that a lock guards instead, and makes new locks.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import weakref
+from pathlib import Path
+
+from .core.client import Core
+
+_cores: weakref.WeakSet[Core] = weakref.WeakSet()
+
+
+def umask() -> int:
+    """The process's file mode creation mask, without changing it even for a moment."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    except (OSError, ValueError):
+        pass
+    return 0o022
+
+
+def name() -> str:
+    """This process, for people."""
+    return f"{socket.gethostname()} pid {os.getpid()}"
+
+
+def track(core: Core) -> None:
+    """Look after a core when this process forks."""
+    _cores.add(core)
+
+
+def forget(core: Core) -> None:
+    _cores.discard(core)
+
+
+def _after_fork_in_child() -> None:
+    for core in list(_cores):
+        core.after_fork_in_child()
+
+
+# Registered after the environment's own handlers, which therefore run first: the core finds new locks to make there.
+os.register_at_fork(after_in_child=_after_fork_in_child)
