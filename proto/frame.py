@@ -157,7 +157,7 @@ class Decoder:
         if size > self._message_bytes_max or bulk_bytes > BULK_BYTES_MAX:
             raise error(
                 Status.PROTOCOL,
-                f"a frame announces {size} bytes of message and {bulk_bytes} of bulk: at most {self._message_bytes_max} and {BULK_BYTES_MAX}",
+                f"a frame announces {size} bytes of message and {bulk_bytes} of bulk; at most {self._message_bytes_max}, {BULK_BYTES_MAX}",
             )
         begin = start + HEADER_BYTES
         end = begin + size

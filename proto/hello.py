@@ -224,7 +224,7 @@ class ServerHello:
         if hello.protocol < PROTOCOL_VERSION_MIN:
             raise error(
                 Status.PROTOCOL,
-                f"the client speaks protocol {hello.protocol}, this server {PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}: upgrade the client",
+                f"the client speaks protocol {hello.protocol}, this server {PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}: upgrade it",
             )
         cluster = self._settings.cluster
         if hello.cluster and hello.cluster != cluster:

@@ -65,7 +65,7 @@ class Request:
             raise error(
                 Status.INVALID, f"the reply has {length} bytes of bulk, the client offered memory for {offered}"
             )
-        if pieces is not None and all([piece[0].view is not None for piece in pieces]):
+        if pieces is not None and all(piece[0].view is not None for piece in pieces):
             self.sink_made = MappedSink(pieces, length)
             return self.sink_made
         self._hold(length)

@@ -401,13 +401,16 @@ class Connection(Stream):
                 raise error(
                     Status.INVALID, f"subscription {message.subscription}: taken, or more than {SUBSCRIPTIONS_MAX}"
                 )
-            subscription = Subscription(message.subscription, message.topic, lambda: self.loop.call_soon(self._notify))
+            subscription = Subscription(message.subscription, message.topic, self._notify_soon)
             self.server.hub.subscribe(subscription, message.since)
         except StatusError as refused:
             self.send(failure_frame(frame.method, frame.request_id, refused))
             return
         self._subscriptions[message.subscription] = subscription
         self.send(wire.encode(wire.REPLY, frame.method, frame.request_id, b""))
+
+    def _notify_soon(self) -> None:
+        self.loop.call_soon(self._notify)
 
     def _notify(self) -> None:
         """Hand queued notices to the socket as far as it keeps up."""

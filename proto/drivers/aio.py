@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
 from typing import Any
 
 from .. import frame as wire
@@ -25,7 +26,7 @@ from ..hello import ClientHello, Credentials, failure_error
 from ..ids import new_client_id
 from ..pool import POOL_BYTES, Hold, Pool
 from ..region import Region
-from ..settings import time_scale
+from ..settings import read_secret, time_scale
 from ..subscription import NOTICES_MAX
 from ..transport import address as addresses
 from ..transport.local import LocalNetwork
@@ -131,6 +132,7 @@ class AioConnection(_Client):
 
     def __init__(self, sock: socket.socket, address: str, credentials: Credentials, pool: Pool) -> None:
         super().__init__(sock, address, credentials)
+        self.credentials = credentials
         self.unix = address.startswith("unix:")
         self.offered: dict[int, _RegionHolder] = {}
         self.subscribers: dict[int, AioSubscriber] = {}
@@ -138,6 +140,7 @@ class AioConnection(_Client):
         self._pendings: dict[int, _Pending] = {}
         self._given_up: dict[int, _Pending] = {}  # cancelled, and not answered yet
         self._number = 0
+        self._retiring = False
 
     def post(self, call: Call, shared: bool, seconds: float) -> _Pending:
         """Send a request. Raises TOO_LARGE."""
@@ -201,11 +204,19 @@ class AioConnection(_Client):
         if pending is not None:
             pending.frame = frame
             self._answer(pending, None)
-            return
-        pending = self._given_up.pop(frame.request_id, None)
-        if pending is None:
-            raise error(Status.PROTOCOL, f"{self.address} answered request {frame.request_id}, which is not open")
-        self._settle(pending)
+        else:
+            pending = self._given_up.pop(frame.request_id, None)
+            if pending is None:
+                raise error(Status.PROTOCOL, f"{self.address} answered request {frame.request_id}, which is not open")
+            self._settle(pending)
+        if self._retiring:
+            self.retire()
+
+    def retire(self) -> None:
+        """Close as soon as nothing is open on it."""
+        self._retiring = True
+        if not self._pendings and not self._given_up:
+            self.close()
 
     def _own_received(self, frame: Frame) -> None:
         if frame.method == wire.NOTICE:
@@ -251,7 +262,8 @@ class AioTicket:
 
 
 class AioEnvironment:
-    """`cluster` empty: accept whichever answers first. `secret`: for TCP. Made and used on one running loop, never after a fork."""
+    """`cluster` empty: accept whichever answers first. `secret`, or a file with it: for TCP. Made and used on one running loop, and
+    never after a fork."""
 
     def __init__(
         self,
@@ -259,16 +271,21 @@ class AioEnvironment:
         client: bytes = b"",
         cluster: str = "",
         secret: bytes = b"",
+        secret_file: str = "",
         acts_for_others: bool = False,
         pool_bytes: int = POOL_BYTES,
         local: LocalNetwork | None = None,
     ) -> None:
-        self.credentials = Credentials(cluster, secret, client or new_client_id(), acts_for_others)
+        self.credentials = Credentials(
+            cluster, secret or read_secret(secret_file), client or new_client_id(), acts_for_others
+        )
         self.pool = Pool(pool_bytes)
         self._local = local
         self._connections: dict[str, AioConnection] = {}
         self._connecting: dict[str, asyncio.Task[AioConnection]] = {}
-        self._offers: dict[tuple[str, int], dict[int, _RegionHolder]] = {}  # by address and process, then region
+        self._offers: dict[
+            tuple[str, int, bytes], dict[int, _RegionHolder]
+        ] = {}  # by address, process, client; then region
         self._offer_lock = asyncio.Lock()
         self._backoff = Backoff()
         self._workers: set[asyncio.Task[Any]] = set()
@@ -295,7 +312,7 @@ class AioEnvironment:
         if connection is None or connection.closed:
             return None
         shared = is_shared(call, connection.unix)
-        if shared and any([slice_.region.id not in connection.offered for slice_ in call.source or call.target]):
+        if shared and not all(slice_.region.id in connection.offered for slice_ in call.source or call.target):
             return None
         return connection, connection.post(call, shared, call.timeout)
 
@@ -325,7 +342,7 @@ class AioEnvironment:
     async def _wait_settled(self, pending: _Pending) -> None:
         """Registered memory is not handed back before it is known that nothing moves into it, or it is dead."""
         assert pending.settled is not None
-        if all([slice_.region is self.pool.region for slice_ in pending.slices]):
+        if all(slice_.region is self.pool.region for slice_ in pending.slices):
             return
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(pending.settled), REGION_WAIT_SECONDS * time_scale())
@@ -365,7 +382,7 @@ class AioEnvironment:
             ticket.connection, ticket.pending = posted
         return ticket
 
-    async def collect(self, ticket: AioTicket) -> Any:
+    async def collect(self, ticket: Any) -> Any:
         if ticket.failure is not None:
             raise ticket.failure
         if ticket.task is not None:
@@ -373,7 +390,7 @@ class AioEnvironment:
         assert ticket.connection is not None and ticket.pending is not None
         return await self._wait(ticket.connection, ticket.pending)
 
-    def abandon(self, ticket: AioTicket) -> None:
+    def abandon(self, ticket: Any) -> None:
         if ticket.task is not None:
             ticket.task.cancel()
         elif ticket.connection is not None and ticket.pending is not None:
@@ -387,7 +404,7 @@ class AioEnvironment:
 
     # Connections.
 
-    async def _connection(self, address: str, timeout: float) -> AioConnection:
+    async def _connection(self, address: str, seconds: float) -> AioConnection:
         """The connection to this server; whoever needs it first makes it, the others wait for the same attempt."""
         connection = self._connections.get(address)
         if connection is not None and not connection.closed:
@@ -397,10 +414,10 @@ class AioEnvironment:
         task = self._connecting.get(address)
         if task is None:
             self._backoff.check(address, self._monotonic())
-            task = self._connecting[address] = asyncio.ensure_future(self._connect(address, connect_seconds(timeout)))
+            task = self._connecting[address] = asyncio.ensure_future(self._connect(address, connect_seconds(seconds)))
             task.add_done_callback(lambda done: self._connected(address, done))
         try:
-            return await asyncio.wait_for(asyncio.shield(task), timeout)
+            return await asyncio.wait_for(asyncio.shield(task), seconds)
         except TimeoutError as late:
             if isinstance(late, StatusError):
                 raise
@@ -412,8 +429,9 @@ class AioEnvironment:
             self._backoff.failed(address, self._monotonic(), self.random(), failure)
 
     async def _connect(self, address: str, seconds: float) -> AioConnection:
+        credentials = self.credentials
         sock = await _open_socket(address, seconds)
-        connection = AioConnection(sock, address, self.credentials, self.pool)
+        connection = AioConnection(sock, address, credentials, self.pool)
         await _greet(connection, seconds)
         assert connection.hello is not None
         self._backoff.succeeded(address)
@@ -421,7 +439,7 @@ class AioEnvironment:
         if not self.credentials.cluster:
             self.credentials.cluster = connection.hello.cluster
         if connection.unix:
-            connection.offered = self._offers_of(address, connection.hello.process)
+            connection.offered = self._offers_of(address, connection.hello.process, credentials.client)
         return connection
 
     # Regions.
@@ -438,21 +456,22 @@ class AioEnvironment:
             os.close(region.fd)
             region.fd = -1
 
-    def _offers_of(self, address: str, process: int) -> dict[int, _RegionHolder]:
-        for key in [key for key in self._offers if key[0] == address and key[1] != process]:
+    def _offers_of(self, address: str, process: int, client: bytes) -> dict[int, _RegionHolder]:
+        mine = (address, process, client)
+        for key in [key for key in self._offers if key[0] == address and key != mine]:
             for holder in self._offers.pop(key).values():
                 holder.close()
-        return self._offers.setdefault((address, process), {})
+        return self._offers.setdefault(mine, {})
 
-    async def _offer(self, connection: AioConnection, region: Region, timeout: float) -> None:
+    async def _offer(self, connection: AioConnection, region: Region, seconds: float) -> None:
         """Make a region known to the server, on a connection of its own that lives as long."""
         async with self._offer_lock:
             if region.id in connection.offered:
                 return
-            seconds = connect_seconds(timeout)
+            seconds = connect_seconds(seconds)
             offer = rpc_pb2.RegionOffer(id=region.id, size=region.size, sealed=region.sealed)
             sock = await _open_socket(connection.address, seconds)
-            holder = _RegionHolder(sock, connection.address, self.credentials, offer, region.fd)
+            holder = _RegionHolder(sock, connection.address, connection.credentials, offer, region.fd)
             await _greet(holder, seconds)
             assert holder.hello is not None and connection.hello is not None
             if holder.hello.process != connection.hello.process:
@@ -468,6 +487,12 @@ class AioEnvironment:
 
     def reachable(self, address: str) -> bool:
         return not address.startswith("unix:") or os.path.exists(address[5:])
+
+    def renew_identity(self) -> None:
+        self.credentials = replace(self.credentials, client=new_client_id())
+        for connection in self._connections.values():
+            connection.retire()
+        self._connections.clear()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(max(seconds, 0.0))
@@ -494,9 +519,9 @@ class AioEnvironment:
         task.add_done_callback(self._workers.discard)
         return task
 
-    async def subscribe(self, address: str, topic: str, since: int = 0, timeout: float = 5.0) -> AioSubscriber:
+    async def subscribe(self, address: str, topic: str, since: int = 0, seconds: float = 5.0) -> AioSubscriber:
         """Notices of a topic. Raises as `call` does; a refusal comes with the first notice."""
-        connection = await self._connection(address, timeout)
+        connection = await self._connection(address, seconds)
         self._subscriptions += 1
         return AioSubscriber(connection, self._subscriptions, topic, since)
 
@@ -591,15 +616,15 @@ class AioSubscriber:
         self._failure = reason
         self._arrived.set()
 
-    async def next(self, timeout: float | None = None) -> rpc_pb2.Notice | None:
-        """The next notice; None if there is none within `timeout` seconds. Raises when the connection is gone: subscribe again, with
+    async def next(self, seconds: float | None = None) -> rpc_pb2.Notice | None:
+        """The next notice; None if there is none within this time. Raises when the connection is gone: subscribe again, with
         the last version seen as `since`."""
         while not self._queue:
             if self._failure is not None:
                 raise self._failure
             self._arrived.clear()
             try:
-                await asyncio.wait_for(self._arrived.wait(), timeout)
+                await asyncio.wait_for(self._arrived.wait(), seconds)
             except TimeoutError:
                 return None
         return self._queue.popleft()

@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
 from typing import Any
 
 from .. import frame as wire
@@ -26,13 +27,14 @@ from ..hello import Credentials
 from ..ids import new_client_id
 from ..pool import POOL_BYTES, Hold, Pool
 from ..region import Region, Slice
-from ..settings import time_scale
+from ..settings import read_secret, time_scale
 from ..transport.local import LocalNetwork
 from .calls import REGION_WAIT_SECONDS, Backoff, Pending, connect_seconds, is_shared, make_region, unreachable
 from .connection import Broken, Connection, exchange, open_socket, say_hello
 
 IDLE_PER_ADDRESS_MAX = 32  # connections kept for the next call
 STALE_SECONDS = 0.5  # unused for longer: look whether the server hung up before trusting it with a request
+FOREVER_SECONDS = 86400.0  # a subscriber that waits without a limit looks around that often
 JOIN_SECONDS = 2.0  # for workers to end at close
 
 _environments: weakref.WeakSet[BlockingEnvironment] = weakref.WeakSet()
@@ -65,7 +67,7 @@ class _Lock(AbstractAsyncContextManager[None]):
 
 
 class BlockingEnvironment:
-    """`cluster` empty: accept whichever answers first. `secret`: for TCP. `client`: 16 bytes, random if not given."""
+    """`cluster` empty: accept whichever answers first. `secret`, or a file with it: for TCP. `client`: 16 bytes, random if not given."""
 
     def __init__(
         self,
@@ -73,11 +75,14 @@ class BlockingEnvironment:
         client: bytes = b"",
         cluster: str = "",
         secret: bytes = b"",
+        secret_file: str = "",
         acts_for_others: bool = False,
         pool_bytes: int = POOL_BYTES,
         local: LocalNetwork | None = None,
     ) -> None:
-        self.credentials = Credentials(cluster, secret, client or new_client_id(), acts_for_others)
+        self.credentials = Credentials(
+            cluster, secret or read_secret(secret_file), client or new_client_id(), acts_for_others
+        )
         self.pool = Pool(pool_bytes, self._reap)
         self._local = local
         self._closing = threading.Event()
@@ -89,7 +94,9 @@ class BlockingEnvironment:
         self._idle: dict[str, list[Connection]] = {}
         self._live: set[Connection] = set()
         self._quarantine: dict[socket.socket, Hold] = {}
-        self._offers: dict[tuple[str, int], dict[int, socket.socket]] = {}  # by address and process, then region
+        self._offers: dict[
+            tuple[str, int, bytes], dict[int, socket.socket]
+        ] = {}  # by address, process, client; then region
         self._offer_lock = threading.Lock()
         self._backoff = Backoff()
         self._workers: list[threading.Thread] = []
@@ -158,7 +165,7 @@ class BlockingEnvironment:
                     self._checkin(connection)
         return ticket
 
-    async def collect(self, ticket: Ticket) -> Any:
+    async def collect(self, ticket: Any) -> Any:
         connection, pending = ticket.connection, ticket.pending
         if connection is not None and pending is not None:
             try:
@@ -173,7 +180,7 @@ class BlockingEnvironment:
             self._checkin(connection)
         return self._result(ticket)
 
-    def abandon(self, ticket: Ticket) -> None:
+    def abandon(self, ticket: Any) -> None:
         connection, ticket.connection = ticket.connection, None
         if connection is None:
             return
@@ -202,9 +209,9 @@ class BlockingEnvironment:
                 return Ticket(connection, self._post(connection, call))
             except Broken as raised:
                 assert connection is not None
-                failure = self._drop(connection, raised)
-                if failure is None or fresh or failure.status is not Status.UNAVAILABLE:
-                    return Ticket(None, None, failure)
+                broke = self._drop(connection, raised)
+                if broke is None or fresh or broke.status is not Status.UNAVAILABLE:
+                    return Ticket(None, None, broke)
             except StatusError as refused:
                 return Ticket(None, None, refused)
             except BaseException as raised:
@@ -266,7 +273,9 @@ class BlockingEnvironment:
                 connection = idle.pop()
             except IndexError:
                 break  # another thread was faster
-            if time.monotonic() - connection.used > STALE_SECONDS and connection.is_stale():
+            if connection.credentials is not self.credentials or (
+                time.monotonic() - connection.used > STALE_SECONDS and connection.is_stale()
+            ):
                 self._forget(connection)
                 continue
             return connection, False
@@ -277,7 +286,8 @@ class BlockingEnvironment:
     def _connect(self, address: str, timeout: float) -> Connection:
         self._backoff.check(address, time.monotonic())
         try:
-            connection = Connection.open(address, self.credentials, connect_seconds(timeout))
+            credentials = self.credentials
+            connection = Connection.open(address, credentials, connect_seconds(timeout))
         except StatusError as failure:
             self._backoff.failed(address, time.monotonic(), self.random(), failure)
             raise
@@ -286,13 +296,14 @@ class BlockingEnvironment:
         if not self.credentials.cluster:
             self.credentials.cluster = connection.cluster
         if connection.unix:
-            connection.offered = self._offers_of(address, connection.process)
+            connection.offered = self._offers_of(address, connection.process, connection.credentials.client)
         return connection
 
     def _checkin(self, connection: Connection) -> None:
         connection.used = time.monotonic()
         idle = self._idle.setdefault(connection.address, [])
-        if len(idle) >= IDLE_PER_ADDRESS_MAX or connection.pendings or self._closing.is_set():
+        spent = connection.credentials is not self.credentials or self._closing.is_set()
+        if len(idle) >= IDLE_PER_ADDRESS_MAX or connection.pendings or spent:
             self._drop(connection, Broken("not needed any more"))
         else:
             idle.append(connection)
@@ -381,12 +392,13 @@ class BlockingEnvironment:
             os.close(region.fd)
             region.fd = -1
 
-    def _offers_of(self, address: str, process: int) -> dict[int, socket.socket]:
+    def _offers_of(self, address: str, process: int, client: bytes) -> dict[int, socket.socket]:
+        mine = (address, process, client)
         with self._offer_lock:
-            for key in [key for key in self._offers if key[0] == address and key[1] != process]:
+            for key in [key for key in self._offers if key[0] == address and key != mine]:
                 for sock in self._offers.pop(key).values():
                     sock.close()
-            return self._offers.setdefault((address, process), {})
+            return self._offers.setdefault(mine, {})
 
     def _offer(self, connection: Connection, region: Region, timeout: float) -> None:
         """Make a region known to the server, on a connection of its own that lives as long."""
@@ -398,7 +410,7 @@ class BlockingEnvironment:
             try:
                 sock = open_socket(connection.address, seconds)
                 try:
-                    reply = say_hello(sock, connection.address, self.credentials, offer, region.fd)
+                    reply = say_hello(sock, connection.address, connection.credentials, offer, region.fd)
                 except BaseException:
                     sock.close()
                     raise
@@ -423,6 +435,9 @@ class BlockingEnvironment:
 
     def reachable(self, address: str) -> bool:
         return not address.startswith("unix:") or os.path.exists(address[5:])
+
+    def renew_identity(self) -> None:
+        self.credentials = replace(self.credentials, client=new_client_id())
 
     async def sleep(self, seconds: float) -> None:
         if self._closing.wait(max(seconds, 0.0)):
@@ -454,9 +469,9 @@ class BlockingEnvironment:
         thread.start()
         return thread
 
-    def subscribe(self, address: str, topic: str, since: int = 0, timeout: float = 5.0) -> Subscriber:
+    def subscribe(self, address: str, topic: str, since: int = 0, seconds: float = 5.0) -> Subscriber:
         """Notices of a topic, on a connection of their own. Raises as `call` does."""
-        return Subscriber(self._connect(address, timeout), topic, since, timeout, self._forget)
+        return Subscriber(self._connect(address, seconds), topic, since, self._forget)
 
     def close(self) -> None:
         """Ends workers and connections; what is under way in other threads fails."""
@@ -498,7 +513,7 @@ class BlockingEnvironment:
         for connection in self._live:
             connection.close()
         self._close_inherited()
-        self.credentials.client = new_client_id()
+        self.renew_identity()
         self.pool.after_fork_in_child()
         closed = self._closing.is_set()
         self._closing = threading.Event()
@@ -510,20 +525,17 @@ class BlockingEnvironment:
 class Subscriber:
     """Iterate, or ask with a time-out. Used by one thread."""
 
-    def __init__(
-        self, connection: Connection, topic: str, since: int, timeout: float, forget: Callable[[Connection], None]
-    ) -> None:
+    def __init__(self, connection: Connection, topic: str, since: int, forget: Callable[[Connection], None]) -> None:
         self._connection = connection
         self._forget = forget
         connection.post_own(
             wire.SUBSCRIBE, rpc_pb2.Subscribe(subscription=1, topic=topic, since=since).SerializeToString()
         )
-        self._timeout = timeout
 
-    def next(self, timeout: float | None = None) -> rpc_pb2.Notice | None:
-        """The next notice; None if there is none within `timeout` seconds. Raises UNAVAILABLE when the connection is gone:
+    def next(self, seconds: float | None = None) -> rpc_pb2.Notice | None:
+        """The next notice; None if there is none within this time. Raises UNAVAILABLE when the connection is gone:
         subscribe again, with the last version seen as `since`."""
-        deadline = time.monotonic() + (86400.0 if timeout is None else timeout)
+        deadline = time.monotonic() + (FOREVER_SECONDS if seconds is None else seconds)
         connection = self._connection
         try:
             while not connection.notices:

@@ -84,12 +84,13 @@ def say_hello(
 class Connection:
     """After its hello. Raises Broken from every method that touches the socket; the owner then drops it."""
 
-    def __init__(self, sock: socket.socket, address: str, hello: rpc_pb2.HelloReply) -> None:
+    def __init__(self, sock: socket.socket, address: str, credentials: Credentials, hello: rpc_pb2.HelloReply) -> None:
         sock.settimeout(None)
         self.sock = sock
         self.address = address
         self.unix = address.startswith("unix:")
         self.process = hello.process
+        self.credentials = credentials
         self.cluster = hello.cluster
         self.offered: dict[
             int, socket.socket
@@ -114,7 +115,7 @@ class Connection:
         except OSError as failed:
             raise unreachable(address, failed) from failed
         try:
-            return cls(sock, address, say_hello(sock, address, credentials))
+            return cls(sock, address, credentials, say_hello(sock, address, credentials))
         except StatusError:
             sock.close()
             raise

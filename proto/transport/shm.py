@@ -207,17 +207,17 @@ def _write(descriptor: int, data: memoryview, offset: int) -> None:
 
 def pull(pieces: Sequence[Piece], into: memoryview) -> None:
     """Copy the pieces, one after the other, into private memory. Raises REGION_DEAD if one is not there any more."""
-    position = 0
+    start = 0
     for region, offset, length in pieces:
-        end = position + length
-        while position < end:
+        done = 0
+        while done < length:
             try:
-                count = os.preadv(region.descriptor, [into[position:end]], offset)
+                count = os.preadv(region.descriptor, [into[start + done : start + length]], offset + done)
             except OSError as bad:
                 raise error(Status.REGION_DEAD, f"the region cannot be read: {bad.strerror}; register it anew") from bad
             if not count:
                 raise error(
                     Status.REGION_DEAD, "the region is smaller than it was when it was offered; register it anew"
                 )
-            position += count
-            offset += count
+            done += count
+        start += length
