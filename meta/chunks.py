@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from google.protobuf.message import Message
 
-from ..proto.env import Call, Environment
+from ..proto.env import Call
 from ..proto.errors import Status, StatusError, error, status_of
 from ..proto.gen.storage_pb2 import (
     QueryLastRequest,
@@ -43,6 +43,22 @@ _AGAIN = {Status.DEADLINE, Status.CANCELLED}
 _FINAL = {Status.STALE_TRUNCATE_VERSION}
 
 
+class Network(Protocol):
+    """The part of `proto.env.Environment` that is used here."""
+
+    async def call_many(self, calls: Sequence[Call]) -> list[Any]: ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+    def now(self) -> float: ...
+
+    def random(self) -> float: ...
+
+    def lock(self) -> AbstractAsyncContextManager[None]: ...
+
+    def reachable(self, address: str) -> bool: ...
+
+
 class Answer(NamedTuple):
     """What became of one operation: its row in a reply, or why there is none."""
 
@@ -57,7 +73,7 @@ Build = Callable[[Sequence[int], Sequence[int]], Message]  # (positions, chain v
 class StorageChunks:
     """Implements `namespace.seams.Chunks`. `table` is kept up to date by its owner (the manager in this process)."""
 
-    def __init__(self, env: Environment, table: RoutingTable, space: Callable[[], Space], host: str = "") -> None:
+    def __init__(self, env: Network, table: RoutingTable, space: Callable[[], Space], host: str = "") -> None:
         self._env = env
         self._table = table
         self._space = space

@@ -162,6 +162,7 @@ class Process:
     metrics: Metrics
     failure: BaseException | None = None
     _ready_fd: int = -1
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _workers: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -196,12 +197,13 @@ class Process:
             self.fail(failed)
 
     def fail(self, why: BaseException) -> None:
-        """Stop the process with exit code 1."""
+        """Stop the process with exit code 1. May be called from any thread (a disk that fails is noticed by a thread that writes)."""
         self.failure = self.failure or why
-        self._stop.set()
+        self.stop()
 
     def stop(self) -> None:
-        self._stop.set()
+        """Begin the clean stop. May be called from any thread."""
+        self._loop.call_soon_threadsafe(self._stop.set)
 
     async def stopped(self) -> None:
         """Returns when the process is asked to stop (SIGTERM, SIGINT, a failed worker)."""

@@ -82,6 +82,9 @@ class Manager:
         self.node_lease_seconds = NODE_LEASE_SECONDS * time_scale
         self.leases = Leases(CLIENT_LEASE_SECONDS * time_scale)
         self._epoch_seconds = EPOCH_SECONDS * time_scale
+        self.valid_ms = int(
+            self._epoch_seconds * 1000
+        )  # a capability issued now is good for the whole next epoch at least
         self._store = store
         self._clock = clock
         self._lock = clock.lock()
@@ -108,14 +111,17 @@ class Manager:
     def cluster(self) -> str:
         return self.book.state.cluster
 
-    async def start(self, sessions: Sessions) -> None:
-        """Give every client that was here before one lease time, and begin to watch leases and epochs."""
+    async def start(self, sessions: Sessions, own_client: bytes = b"") -> None:
+        """Give every client that was here before one lease time, and begin to watch leases and epochs. `own_client`: under which
+        identity this process calls storage servers. It needs no renewals; its successor finds the record and ends it like any other."""
         self._sessions = sessions
         now = self._clock.now()
         for client, epoch in (await self._store.leases()).items():
             self._epochs[client] = epoch
             self.leases.renew(client, now)
         await self._adopt_session_clients()
+        if own_client:
+            await self._remember(own_client, "metadata server")
         self._clock.spawn(self._watch_clients, "client leases")
         self._clock.spawn(self._count_epochs, "capability epochs")
 
@@ -245,11 +251,6 @@ class Manager:
         await self._store.put_lease(client, epoch, name)
         self._epochs[client] = epoch
 
-    async def own_client(self, client: bytes) -> None:
-        """This process is a client of the storage servers itself. It needs no renewals while it lives; its successor finds the record
-        and ends it like any other."""
-        await self._remember(client, "metadata server")
-
     async def end_client(self, client: bytes) -> None:
         """A client said goodbye, or its lease ran out: storage refuses its writes from now on, then its sessions are settled."""
         if client in self.leases:
@@ -302,11 +303,6 @@ class Manager:
         if newest is None:
             raise error(Status.UNAVAILABLE, "no storage server has registered yet; start one")
         return TABLE_OF_FILES, newest.version, len(newest.chains)
-
-    @property
-    def valid_ms(self) -> int:
-        """How long a capability that is issued now is good at least, in milliseconds: the whole next epoch."""
-        return int(self._epoch_seconds * 1000)
 
     def issue(self, client: bytes, inode: int, rights: int) -> bytes:
         """A capability under the current key and epoch."""

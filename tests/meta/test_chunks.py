@@ -152,7 +152,7 @@ def chunks(network: Network) -> StorageChunks:
     for server in network.servers.values():
         routing.chains.add().CopyFrom(server.chain)
     table.apply(routing)
-    return StorageChunks(network, table, lambda: Space(10, 5), "here")  # type: ignore[arg-type]
+    return StorageChunks(network, table, lambda: Space(10, 5), "here")
 
 
 async def test_truncate_cuts_one_chunk_and_removes_all_behind(network: Network, chunks: StorageChunks) -> None:

@@ -141,11 +141,12 @@ class Cluster:
         self.clock = VirtualClock()
         self.namespace = Namespace()
         self.changes: list[int] = []
+        self.own_client = b""
 
     async def start(self) -> Manager:
         self.manager = await Manager.open(self.engine, self.clock)
         self.manager.listeners.append(self.changes.append)
-        await self.manager.start(self.namespace)
+        await self.manager.start(self.namespace, self.own_client)
         self.service = ClusterService(self.manager, self.namespace.counts, "meta-1", 42)
         return self.manager
 
@@ -330,12 +331,14 @@ async def test_a_lease_keeps_its_epoch_and_a_new_one_has_another(cluster: Cluste
 
 
 async def test_the_servers_own_client_ends_with_its_successor(cluster: Cluster) -> None:
-    await cluster.manager.own_client(BOB)
+    cluster.own_client = ALICE
+    await cluster.restart()
     await cluster.clock.pass_time(3 * CLIENT_LEASE_SECONDS)
-    assert BOB not in cluster.manager.book.ended
+    assert not cluster.manager.book.ended and not len(cluster.manager.leases)
+    cluster.own_client = BOB
     await cluster.restart()
     await cluster.clock.pass_time(1.2 * CLIENT_LEASE_SECONDS)
-    assert BOB in cluster.manager.book.ended
+    assert set(cluster.manager.book.ended) == {ALICE}
 
 
 async def test_a_client_that_says_goodbye_has_ended(cluster: Cluster) -> None:

@@ -1,0 +1,194 @@
+"""The metadata server: `python -m emberfs.meta.server --data DIR`. Namespace and cluster manager in one process.
+
+One event loop. Order of the start: data directory, KV engine, manager, namespace, listeners, registration of this server itself.
+The stop is the reverse: no more requests, then the workers, then the clean-stop record, then the engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from ..proto.datadir import DataDirectory, open_data_directory
+from ..proto.drivers.aio import AioEnvironment
+from ..proto.errors import Status, error
+from ..proto.gen.cluster_pb2 import NODE_KIND_META, Node
+from ..proto.hello import SOFTWARE
+from ..proto.ids import boot_id, new_u64
+from ..proto.process import Process, parser, run
+from ..proto.routing import RoutingTable
+from ..proto.rpc import Service
+from ..proto.server import Server
+from ..proto.settings import read_secret, time_scale
+from ..proto.subscription import Hub
+from .chunks import StorageChunks
+from .cluster.manager import Manager
+from .cluster.service import ClusterService
+from .kv import retry
+from .kv.engine import Engine
+from .kv.open import open_engine
+from .namespace.namespace import Namespace
+from .namespace.seams import Space
+from .namespace.service import MetaService
+
+DATA_FORMAT = 1
+POOL_BYTES = 1 << 20  # this server reads and writes no chunk bytes itself
+ROUTING_TOPIC = "routing"
+
+_log = structlog.get_logger("emberfs.meta")
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    made = parser("emberfs.meta.server", "The metadata server of emberfs: namespace and cluster manager.")
+    made.add_argument("--kv", metavar="URL", help="the key-value engine (default: rocksdb:///… in the data directory)")
+    made.add_argument(
+        "--grpc", metavar="HOST:PORT", action="append", default=[], help="serve gRPC for other tools there"
+    )
+    return made
+
+
+class _Environment(AioEnvironment):
+    """Workers that fail take the process down instead of being forgotten."""
+
+    def __init__(self, process: Process, secret: bytes) -> None:
+        super().__init__(secret=secret, acts_for_others=True, pool_bytes=POOL_BYTES)
+        self._process = process
+
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Any:
+        return self._process.spawn(work(), name)
+
+
+class MetaServer:
+    """The parts of one running server; made by `opened`."""
+
+    def __init__(
+        self, process: Process, data: DataDirectory, engine: Engine, env: AioEnvironment, manager: Manager
+    ) -> None:
+        self.manager = manager
+        self.hub = Hub()
+        self._process = process
+        self._data = data
+        self._table = RoutingTable()  # for our own access to chunks
+        chunks = StorageChunks(env, self._table, self._space)
+        self.namespace = Namespace(engine, chunks, manager, manager, env)
+        self._number = new_u64()  # of this process
+        self.services: list[Service] = []
+
+    @property
+    def default_address(self) -> str:
+        return f"unix:{self._data.path / 'meta.sock'}"
+
+    def _space(self) -> Space:
+        usage = self.manager.space()
+        return Space(usage.capacity, max(0, usage.capacity - usage.used))
+
+    def routing_changed(self, before: int) -> None:
+        """Tell our own storage access, and everybody who watches."""
+        delta = self.manager.routing(self._table.version, server=True)
+        if delta is not None:
+            self._table.apply(delta)
+        body = self.manager.routing(before)
+        if body is not None:
+            self.hub.publish(ROUTING_TOPIC, body.version, body.SerializeToString())
+
+    async def register(self, addresses: list[str]) -> int:
+        """Put this server into the routing; its node number, kept in the data directory."""
+        facts = self._data.facts
+        node = Node(
+            id=facts.get("node", 0),
+            kind=NODE_KIND_META,
+            addresses=addresses,
+            host=boot_id(),
+            name=self._process.options.name,
+            process=self._number,
+            software=SOFTWARE,
+        )
+        number = await self.manager.register(node, [])
+        if facts.get("node") != number:
+            self._data.remember(node=number, cluster=self.manager.cluster)
+        return number
+
+    async def start(self, own_client: bytes) -> int:
+        """Everything but the listeners; our node number."""
+        known = self._data.facts.get("cluster", self.manager.cluster)
+        if known != self.manager.cluster:
+            message = f"{self._data.path} belongs to cluster {known}, and its key-value engine holds {self.manager.cluster}; check --kv"
+            raise error(Status.WRONG_CLUSTER, message)
+        self.manager.listeners.append(self.routing_changed)
+        self.routing_changed(0)
+        owner = self._data.path.stat()
+        await self.namespace.start((owner.st_uid, owner.st_gid))
+        await self.manager.start(self.namespace, own_client)
+        self.namespace.run_workers()
+        number = self._data.facts.get("node") or await self.register([])
+        primary = f"{self._process.options.name} (node {number})"
+        cluster = ClusterService(self.manager, self.namespace.counts, primary, time.time_ns())
+        self.services = [cluster, MetaService(self.namespace)]
+        return int(number)
+
+
+@contextlib.asynccontextmanager
+async def opened(process: Process, secret: bytes) -> AsyncIterator[tuple[MetaServer, int]]:
+    """The server, started but not listening, with its node number; closed in order at the end."""
+    data = open_data_directory(process.options.data, "meta", DATA_FORMAT, SOFTWARE)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(data.close)
+        engine = open_engine(process.options.kv or _default_engine(data.path), on_failure=process.fail)
+        stack.push_async_callback(engine.close)
+        env = _Environment(process, secret)
+        stack.push_async_callback(env.close)
+        manager = await Manager.open(engine, env, time_scale=time_scale())
+        env.credentials.cluster = manager.cluster
+        server = MetaServer(process, data, engine, env, manager)
+        stack.push_async_callback(process.end_workers)
+        number = await server.start(env.client)
+        stack.push_async_callback(server.namespace.close)
+        _measure(process, server)
+        yield server, number
+
+
+def _default_engine(data: Path) -> str:
+    return f"rocksdb://{data / 'kv'}"
+
+
+def _measure(process: Process, server: MetaServer) -> None:
+    manager = server.manager
+    process.metrics.gauge("emberfs_clients", "Clients with a lease", lambda: len(manager.leases))
+    process.metrics.gauge("emberfs_routing_version", "Version of the routing", lambda: manager.book.state.version)
+    process.metrics.gauge("emberfs_targets", "Targets", lambda: len(manager.book.targets))
+    process.metrics.gauge("emberfs_bytes_used", "Bytes used on all targets", lambda: manager.space().used)
+    process.metrics.gauge("emberfs_bytes_capacity", "Bytes of all targets", lambda: manager.space().capacity)
+    for counter in (retry.RETRIES, retry.GIVEN_UP):
+        process.metrics.registry.register(counter)
+
+
+async def main(process: Process) -> None:
+    """Serve until asked to stop. Raises StatusError when it cannot start."""
+    secret = read_secret(process.options.secret_file or "")
+    async with opened(process, secret) as (meta, number):
+        server = Server(meta.services, cluster=meta.manager.cluster, node=number, secret=secret, hub=meta.hub)
+        try:
+            for address in process.options.listen or [meta.default_address]:
+                await server.listen(address)
+            await meta.register(server.addresses)
+            async with contextlib.AsyncExitStack() as stack:
+                if process.options.grpc:
+                    from .grpc import serve_grpc
+
+                    listening = await serve_grpc(meta.services, process.options.grpc, secret)
+                    stack.push_async_callback(listening.stop, 1.0)
+                process.ready(node=number, addresses=server.addresses, cluster=meta.manager.cluster)
+                await process.stopped()
+        finally:
+            await server.stop()
+
+
+if __name__ == "__main__":
+    raise SystemExit(run("meta", options().parse_args(), main))
