@@ -48,6 +48,7 @@ class ClusterOptions:
     host: str = "127.0.0.1"
     capacity: int | None = None  # bytes a target may hold; None: what the disk has
     direct: bool = False  # O_DIRECT
+    grpc: str = ""  # host:port to serve gRPC for other tools on; empty: not at all
     tcp_only: bool = False  # storage listens on TCP alone, so that local clients take the way that remote ones take
 
     def __post_init__(self) -> None:
@@ -73,6 +74,7 @@ class LocalCluster:
         host: str | None = None,
         capacity: int | None = None,
         direct: bool | None = None,
+        grpc: str | None = None,
         tcp_only: bool | None = None,
         replicas: int = 1,
         log_level: str = "info",
@@ -86,6 +88,7 @@ class LocalCluster:
             "host": host,
             "capacity": capacity,
             "direct": direct,
+            "grpc": grpc,
             "tcp_only": tcp_only,
         }
         self.asked = {name: value for name, value in given.items() if value is not None}
@@ -118,6 +121,8 @@ class LocalCluster:
                 f"which knows format {FORMAT}. Use that version, or another directory with --data"
             )
             raise error(Status.BAD_FORMAT, message)
+        if not {"cluster", "addresses", *ROLES} <= {*record, *record.get("servers", {})}:
+            raise error(Status.BAD_FORMAT, f"{self.data / CLUSTER_FILE} is damaged: 'emberfs up' writes it anew")
         return record
 
     @property
@@ -202,6 +207,8 @@ class LocalCluster:
         ]
         for address in listen:
             arguments += ["--listen", address]
+        if role == META and options.grpc:
+            arguments += ["--grpc", options.grpc]
         if role == STORAGE:
             for address in servers[META]["addresses"]:
                 arguments += ["--meta", address]
@@ -315,11 +322,7 @@ class LocalCluster:
     def _existing(self) -> dict[str, Any] | None:
         """cluster.json, or None where there is none yet, or a damaged one (the servers know all that it says)."""
         try:
-            record = self.record
-            record["servers"][META]["addresses"], record["servers"][STORAGE]["addresses"]
-            return record
-        except KeyError:
-            return None
+            return self.record
         except StatusError as bad:
             if bad.status is Status.NOT_FOUND or "damaged" in str(bad.strerror):
                 return None

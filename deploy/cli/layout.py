@@ -28,7 +28,10 @@ def info(
         return
     say(f"  path: {name_out(found['path'])}\n inode: {found['inode']} ({found['inode']:x})    type: {found['type']}")
     layout = found["layout"]
-    if not layout:
+    if found["type"] == "directory":
+        size = human(layout["chunk_size"]) if layout["chunk_size"] else "the default"
+        say(f"new files here get: chunks of {size}, over {layout['stripe'] or 'all'} chains")
+    if found["type"] != "regular":
         return
     say(
         f"  size: {found['size']} ({human(found['size'])})    change: {found['change']}    truncate version: {found['truncate_version']}"

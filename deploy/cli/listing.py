@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ...client.core.attributes import Stat
 
 _Paths = Annotated[
-    list[str], typer.Argument(metavar="[PATH]...", help="Paths or patterns; default: /", show_default=False)
+    list[str], typer.Argument(metavar="PATH...", help="Paths or patterns; default: /", show_default=False)
 ]
 _Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
 
@@ -91,7 +91,9 @@ def _print_entries(entries: list[tuple[str, Stat]], long: bool, human_sizes: boo
 
 def tree(
     path: Annotated[str, typer.Argument()] = "/",
-    level: Annotated[int, typer.Option("-L", "--level", min=1, help="Levels to descend.")] = 0,
+    level: Annotated[
+        int | None, typer.Option("-L", "--level", min=1, help="Levels to descend.", show_default=False)
+    ] = None,
     directories: Annotated[bool, typer.Option("-d", "--directories", help="Only directories.")] = False,
     as_json: _Json = False,
 ) -> None:
@@ -99,7 +101,7 @@ def tree(
     with cluster_of([path]) as (client, [top]):
         if not client.stat(top).is_dir:
             raise Failed(f"{top}: not a directory")
-        found = [(name, stat) for name, stat in client.find(top, level or None) if stat.is_dir or not directories]
+        found = [(name, stat) for name, stat in client.find(top, level) if stat.is_dir or not directories]
     if as_json:
         write_json([stat_json(posixpath.join(top, name), stat) for name, stat in found])
         return
@@ -171,7 +173,9 @@ def _print_stat(name: str, found: Stat) -> None:
 def du(
     paths: _Paths = [],  # noqa: B006
     summary: Annotated[bool, typer.Option("-s", "--summary", help="Only the sum of each path.")] = False,
-    depth: Annotated[int, typer.Option("-d", "--depth", min=0, help="Directories down to this level.")] = -1,
+    depth: Annotated[
+        int | None, typer.Option("-d", "--depth", min=0, help="Directories down to this level.", show_default=False)
+    ] = None,
     exact: Annotated[bool, typer.Option("-b", "--bytes", help="Sizes in bytes.")] = False,
     as_json: _Json = False,
 ) -> None:
@@ -182,7 +186,7 @@ def du(
         for path in expand(client, wanted):
             for directory, (size, files) in _usage(client, path).items():
                 level = directory.count("/") + 1 if directory else 0
-                if 0 <= deepest < level:
+                if deepest is not None and deepest < level:
                     continue
                 full = posixpath.join(path, directory) if directory else path
                 documents.append({"path": full, "bytes": size, "files": files})

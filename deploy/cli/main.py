@@ -149,4 +149,11 @@ def _root(
 
 def main() -> None:
     """Entry point of the console script and of `python -m emberfs`."""
-    app(prog_name="emberfs")
+    try:
+        app(prog_name="emberfs")
+    except Exception as bug:
+        import traceback
+
+        traceback.print_exc()
+        complain(f"this is a bug of emberfs {__version__}: {type(bug).__name__}: {bug}")
+        sys.exit(EXIT_BUG)

@@ -35,6 +35,7 @@ def up(
     direct: Annotated[
         bool | None, typer.Option(help="Bypass the page cache on the servers' side.", show_default=False)
     ] = None,
+    grpc: Annotated[str, typer.Option(help="Serve gRPC for other tools on HOST:PORT.", show_default=False)] = "",
     log_level: Annotated[str, typer.Option(help="Of the servers' logs: debug, info, warning or error.")] = "info",
     as_json: _Json = False,
 ) -> None:
@@ -54,6 +55,7 @@ def up(
         host=host or None,
         capacity=parse_size(capacity) if capacity else None,
         direct=direct,
+        grpc=grpc or None,
         replicas=replicas,
         log_level=log_level,
     )
