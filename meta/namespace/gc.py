@@ -13,7 +13,7 @@ as it was seen G seconds ago is older than G. After a restart it starts anew, wh
 from __future__ import annotations
 
 import struct
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 import structlog
@@ -119,20 +119,27 @@ class Collector:
             return False
 
         async def work(txn: Transaction) -> int:
+            # All reads come before the first write: a scan over a transaction's own writes is slow in every engine.
             page = await txn.scan(begin, self._due + b"\0", FILES_PER_STEP)
             records = await txn.get_many([keys.inode_key(keys.dead_inode(key)) for key, _ in page])
-            for (key, _), record in zip(page, records, strict=True):
+            found = {
+                (inode := inodes.unpack(keys.dead_inode(key), record)).id: inode
+                for (key, _), record in zip(page, records, strict=True)
+                if record is not None
+            }
+            # What got a name after it came here only leaves the queue.
+            unlinked = [inode for inode in found.values() if inode.nlink <= 0]
+            held = [await session.any_holder(txn, inode.id) for inode in unlinked]
+            for key, _ in page:
                 txn.delete(key)
-                if record is not None:
-                    await self._free_file(txn, inodes.unpack(keys.dead_inode(key), record))
+            for inode, is_held in zip(unlinked, held, strict=True):
+                self._free_file(txn, inode, is_held=is_held)
             return len(page)
 
         return bool(await self._namespace.transact(work))
 
-    async def _free_file(self, txn: Transaction, inode: Inode) -> None:
-        if inode.nlink > 0:
-            return  # it got a name after it came here
-        if await session.any_holder(txn, inode.id):
+    def _free_file(self, txn: Transaction, inode: Inode, *, is_held: bool) -> None:
+        if is_held:
             txn.put_versionstamped(keys.DEAD_FILE, keys.dead_suffix(inode.id), DEAD_RECORD)
             return
         txn.delete(keys.inode_key(inode.id))
@@ -167,16 +174,16 @@ class Collector:
         # The directory's own counters are left alone: they go with it.
         now_ns = self._namespace.clock.wall_ns()
         entries = [dentries.unpack(value) for _, value in names]
+        links = Counter(
+            entry.inode for entry in entries if not entry.is_directory
+        )  # two names of one file may lie in one page
+        numbers = list(links)
+        records = await txn.get_many([keys.inode_key(number) for number in numbers])
         for key, _ in names:
             txn.delete(key)
-        links: dict[int, int] = {}  # two names of one file may lie in one page
         for entry in entries:
             if entry.is_directory:
                 txn.put_versionstamped(keys.DEAD_TREE, keys.dead_suffix(entry.inode), DEAD_RECORD)
-            else:
-                links[entry.inode] = links.get(entry.inode, 0) + 1
-        numbers = list(links)
-        records = await txn.get_many([keys.inode_key(number) for number in numbers])
         for number, record in zip(numbers, records, strict=True):
             if record is not None:
                 inode = inodes.unpack(number, record)

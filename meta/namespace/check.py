@@ -1,0 +1,229 @@
+"""The checker: every invariant that `meta/keys.py` states, verified from outside, by reading all keys.
+
+It reads in pages, each on a snapshot of its own, so the answer is exact only while nobody changes the namespace. It keeps a few
+numbers per inode in memory (about 300 bytes).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ...proto.errors import StatusError
+from ...proto.ids import ROOT_INODE
+from .. import keys
+from ..kv.engine import Engine, Pair
+from . import dentry as dentries
+from . import gc, idempotency, session, trim
+from . import inode as inodes
+from .inode import Inode
+
+PAGE = 1000
+
+
+class Problem(NamedTuple):
+    """One broken invariant. `kind` names it, `detail` is for people."""
+
+    kind: str
+    key: bytes
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail} ({self.key!r})"
+
+
+@dataclass(slots=True)
+class _Facts:
+    """What the pass over the keys found."""
+
+    inodes: dict[int, Inode] = field(default_factory=dict)
+    names: Counter[int] = field(default_factory=Counter)  # inode -> how many DENT name it
+    parents: dict[int, int] = field(default_factory=dict)  # directory -> the directory that names it
+    entries: Counter[int] = field(default_factory=Counter)  # directory -> names in it
+    subdirectories: Counter[int] = field(default_factory=Counter)
+    dead_files: set[int] = field(default_factory=set)
+    dead_trees: set[int] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)
+
+    def report(self, kind: str, key: bytes, detail: str) -> None:
+        self.problems.append(Problem(kind, key, detail))
+
+
+async def check(engine: Engine) -> list[Problem]:
+    """Everything that is wrong; empty for a healthy namespace."""
+    facts = _Facts()
+    await _read_inodes(engine, facts)
+    await _read_queues(engine, facts)
+    await _read_names(engine, facts)
+    _check_links(facts)
+    _check_tree(facts)
+    await _check_counters(engine, facts)
+    await _check_sessions(engine, facts)
+    await _check_trims(engine, facts)
+    await _check_singles(engine, facts)
+    return facts.problems
+
+
+async def _rows(engine: Engine, letters: bytes) -> AsyncIterator[Pair]:
+    begin, end = keys.prefix_range(letters)
+    while True:
+        page = await engine.begin().scan(begin, end, PAGE, snapshot=True)
+        for row in page:
+            yield row
+        if len(page) < PAGE:
+            return
+        begin = page[-1][0] + b"\0"
+
+
+async def _read_inodes(engine: Engine, facts: _Facts) -> None:
+    async for key, value in _rows(engine, keys.INODE):
+        number = keys.inode_of(key)
+        try:
+            facts.inodes[number] = inodes.unpack(number, value)
+        except (StatusError, ValueError, IndexError) as damage:
+            facts.report("damaged inode", key, str(damage))
+
+
+async def _read_queues(engine: Engine, facts: _Facts) -> None:
+    async for key, _ in _rows(engine, keys.DEAD_FILE):
+        facts.dead_files.add(keys.dead_inode(key))
+    async for key, _ in _rows(engine, keys.DEAD_TREE):
+        number = keys.dead_inode(key)
+        facts.dead_trees.add(number)
+        if number not in facts.inodes:
+            facts.report("dead tree without inode", key, f"directory {number:x} does not exist")
+    async for key, value in _rows(engine, keys.DEAD_CHUNKS):
+        gc.unpack_layout(value)
+        if keys.dead_inode(key) in facts.inodes:
+            facts.report("chunks of a live inode are going", key, f"inode {keys.dead_inode(key):x} exists")
+
+
+async def _read_names(engine: Engine, facts: _Facts) -> None:
+    async for key, value in _rows(engine, keys.DENTRY):
+        directory, name = keys.inode_of(key), key[keys.DENTRY_NAME_AT :]
+        entry = dentries.unpack(value)
+        inode, parent = facts.inodes.get(entry.inode), facts.inodes.get(directory)
+        if parent is None or not parent.is_directory:
+            facts.report("name in no directory", key, f"{name!r} is in {directory:x}, which is no directory")
+        if inode is None:
+            facts.report("name without inode", key, f"{name!r} in directory {directory:x} names inode {entry.inode:x}")
+            continue
+        if inode.type != entry.type:
+            facts.report("wrong type", key, f"{name!r} says type {entry.type}, inode {inode.id:x} is {inode.type}")
+        facts.names[inode.id] += 1
+        facts.entries[directory] += 1
+        if inode.is_directory:
+            facts.subdirectories[directory] += 1
+            if inode.id in facts.parents:
+                facts.report(
+                    "directory with two names", key, f"directory {inode.id:x} is also in {facts.parents[inode.id]:x}"
+                )
+            facts.parents[inode.id] = directory
+
+
+def _check_links(facts: _Facts) -> None:
+    for number, inode in facts.inodes.items():
+        key = keys.inode_key(number)
+        if inode.is_directory:
+            continue
+        if inode.nlink != facts.names[number]:
+            facts.report(
+                "wrong link count", key, f"inode {number:x} counts {inode.nlink} names and has {facts.names[number]}"
+            )
+        if not inode.nlink and number not in facts.dead_files:
+            facts.report("orphan", key, f"inode {number:x} has no name and is in no queue")
+
+
+def _check_tree(facts: _Facts) -> None:
+    # Upwards from every directory, each visited once: the root, or the top of a detached tree, or a problem.
+    good = {ROOT_INODE} | facts.dead_trees
+    for number, inode in facts.inodes.items():
+        if not inode.is_directory or number == ROOT_INODE:
+            continue
+        named = facts.parents.get(number)
+        if named is None and number not in facts.dead_trees:
+            facts.report("orphan", keys.inode_key(number), f"directory {number:x} has no name and is in no queue")
+        elif named is not None and named != inode.parent:
+            facts.report(
+                "wrong parent",
+                keys.inode_key(number),
+                f"directory {number:x} is in {named:x} and says {inode.parent:x}",
+            )
+        _check_way_up(facts, number, good)
+
+
+def _check_way_up(facts: _Facts, number: int, good: set[int]) -> None:
+    way: list[int] = []
+    seen: set[int] = set()
+    current: int | None = number
+    while current is not None and current not in good:
+        if current in seen:
+            facts.report("cycle", keys.inode_key(number), f"directory {number:x} lies below itself")
+            break
+        seen.add(current)
+        way.append(current)
+        current = facts.parents.get(current)
+    good.update(way)
+
+
+async def _check_counters(engine: Engine, facts: _Facts) -> None:
+    counted: dict[tuple[int, bytes], int] = {}
+    async for key, value in _rows(engine, keys.DIRECTORY_COUNTER):
+        counted[keys.inode_of(key), key[-1:]] = keys.counter(value)
+        if keys.inode_of(key) not in facts.inodes:
+            facts.report("counter without directory", key, f"directory {keys.inode_of(key):x} does not exist")
+    for number, inode in facts.inodes.items():
+        if not inode.is_directory or number in facts.dead_trees:
+            continue  # a tree that is being dismantled does not count any more
+        for column, name, actual in (
+            (b"e", "entries", facts.entries[number]),
+            (b"s", "subdirectories", facts.subdirectories[number]),
+        ):
+            if counted.get((number, column), 0) != actual:
+                facts.report(
+                    "wrong count",
+                    keys.inode_key(number),
+                    f"directory {number:x} counts {counted.get((number, column), 0)} {name} and has {actual}",
+                )
+
+
+async def _check_sessions(engine: Engine, facts: _Facts) -> None:
+    async for key, value in _rows(engine, keys.SESSION):
+        session.unpack(value)
+        number, _ = keys.split_session_key(key)
+        if number not in facts.inodes:
+            facts.report("session without inode", key, f"inode {number:x} does not exist")
+    async for _, value in _rows(engine, keys.IDEMPOTENCY):
+        idempotency.unpack(value)
+
+
+async def _check_trims(engine: Engine, facts: _Facts) -> None:
+    trimming = {number for number, inode in facts.inodes.items() if inode.flags & inodes.TRIMMING}
+    async for key, value in _rows(engine, keys.TRIM):
+        trim.unpack(value)
+        number = keys.inode_of(key)
+        if number not in trimming:
+            facts.report("trim without flag", key, f"inode {number:x} is not being trimmed")
+        trimming.discard(number)
+    for number in sorted(trimming):
+        facts.report(
+            "flag without trim", keys.inode_key(number), f"inode {number:x} waits for a trim that does not exist"
+        )
+
+
+async def _check_singles(engine: Engine, facts: _Facts) -> None:
+    used, following = await engine.begin().get_many([keys.INODES_USED, keys.NEXT_INODE], snapshot=True)
+    if keys.counter(used) != len(facts.inodes):
+        facts.report(
+            "wrong count", keys.INODES_USED, f"counts {keys.counter(used)} inodes, there are {len(facts.inodes)}"
+        )
+    largest = max(facts.inodes, default=0)
+    if largest > ROOT_INODE and largest >= keys.counter(following):
+        facts.report(
+            "inode from the future", keys.inode_key(largest), f"the next number is {keys.counter(following):x}"
+        )
+    root = facts.inodes.get(ROOT_INODE)
+    if root is None or not root.is_directory or root.parent != ROOT_INODE:
+        facts.report("no root", keys.inode_key(ROOT_INODE), "the root directory is missing or damaged")
