@@ -31,6 +31,7 @@ from typing import Any
 from ..proto.errors import Status
 from ..proto.gen.common_pb2 import TARGET_STATE_SERVING, TARGET_STATE_SYNCING, Chain
 from .events import (
+    ALWAYS,
     ChannelRow,
     Checkpoint,
     ChunkRow,
@@ -279,22 +280,25 @@ class Replica:
         if last is not None and update.sequence <= last.sequence:
             same = update.sequence == last.sequence
             return Result(Status.OK, last.number, last.length) if same else Result(Status.DUPLICATE)
-        if row is None:
-            # Nothing to cut: a truncate that would only leave a chunk of zeros is a hole, which needs no chunk.
-            return Result(Status.OK) if update.kind is not Kind.WRITE else self._name(0)
+        floor = self._rows.truncate_floor(update.chunk)
         if update.kind is Kind.REMOVE:
-            # A truncate's remove names the version that it made: chunks written since belong to the regrown file.
-            return (
-                Result(Status.OK)
-                if row.truncate_version >= update.truncate_version
-                else self._name(row.committed.number)
-            )
-        if update.truncate_version < row.truncate_version:
+            return self._decide_remove(update, row, floor)
+        if update.truncate_version < max(floor, row.truncate_version if row is not None else 0):
             return Result(Status.STALE_TRUNCATE_VERSION)
-        return self._name(row.committed.number)
+        if row is None and update.kind is Kind.TRUNCATE and update.truncate_version == floor:
+            return Result(Status.OK)  # nothing to cut; where the floor rises, that is persisted
+        return self._name(row)
 
-    def _name(self, committed: int) -> Version:
+    def _decide_remove(self, update: Update, row: ChunkRow | None, floor: int) -> Result | Version:
+        # A truncate's remove names the version that it made: chunks written since belong to the regrown file.
+        if row is None:
+            known = update.truncate_version == ALWAYS or update.truncate_version <= floor
+            return Result(Status.OK) if known else self._name(row)
+        return Result(Status.OK) if row.truncate_version >= update.truncate_version else self._name(row)
+
+    def _name(self, row: ChunkRow | None) -> Version:
         assert self.chain is not None
+        committed = row.committed.number if row is not None else self._rows.version_floor()
         return Version(self.chain.version, committed + 1)
 
     def _decide_forwarded(
@@ -304,7 +308,7 @@ class Replica:
         committed = row.committed.number if row is not None else 0
         if version.number <= committed or (last is not None and sequence <= last.sequence):
             return Result(Status.OK, version.number, row.length if row is not None else 0)
-        if version.number > committed + 1 and self.serving:
+        if row is not None and version.number > committed + 1 and self.serving:
             return Result(Status.NOT_COMMITTED)  # the one before is missing here: the predecessor sends it first
         return version
 

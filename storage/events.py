@@ -15,7 +15,10 @@ class Kind(enum.IntEnum):
 
     WRITE = 1  # `length` bytes at `offset`
     TRUNCATE = 2  # cut or extend with zeros to `length`
-    REMOVE = 3
+    REMOVE = 3  # unless it was written under `truncate_version` or later; ALWAYS: whatever it is
+
+
+ALWAYS = 1 << 32  # the truncate version of removes that no write comes after: the inode is dead
 
 
 class Version(NamedTuple):
@@ -73,6 +76,12 @@ class Rows(Protocol):
     def chunk(self, key: bytes) -> ChunkRow | None: ...
 
     def channel(self, client: bytes, channel: int) -> ChannelRow | None: ...
+
+    def truncate_floor(self, key: bytes) -> int:
+        """Of the chunk's file: updates from before this truncate version are refused, also where the chunk is gone."""
+
+    def version_floor(self) -> int:
+        """The highest number of any chunk that was removed: a new chunk's first number is higher, so no name is used twice."""
 
 
 # --- events ---

@@ -19,6 +19,7 @@ from emberfs.proto.gen.common_pb2 import (
 from emberfs.storage import craq
 from emberfs.storage.craq import Replica
 from emberfs.storage.events import (
+    ALWAYS,
     ChannelRow,
     Checkpoint,
     ChunkRow,
@@ -54,6 +55,8 @@ class Rows:
         self.chunks: dict[bytes, ChunkRow] = {}
         self.channels: dict[tuple[bytes, int], ChannelRow] = {}
         self.pending: dict[bytes, Update] = {}
+        self.floor = 0  # all test chunks are of one file
+        self.removed = 0
         self.history: dict[bytes, list[tuple[bytes, int]]] = {}  # chunk -> the updates that made it, in order
 
     def chunk(self, key: bytes) -> ChunkRow | None:
@@ -61,6 +64,12 @@ class Rows:
 
     def channel(self, client: bytes, channel: int) -> ChannelRow | None:
         return self.channels.get((client, channel))
+
+    def truncate_floor(self, key: bytes) -> int:
+        return self.floor
+
+    def version_floor(self) -> int:
+        return self.removed
 
     def persist(self, update: Update, commit: bool) -> Result:
         assert update.version is not None
@@ -77,8 +86,11 @@ class Rows:
         assert update.version is not None
         if self.pending.get(update.chunk) == update:
             del self.pending[update.chunk]
+        if update.kind is not Kind.WRITE and update.truncate_version != ALWAYS:
+            self.floor = max(self.floor, update.truncate_version)
         if update.kind is Kind.REMOVE:
             self.chunks.pop(update.chunk, None)
+            self.removed = max(self.removed, update.version.number)
             return
         self.chunks[update.chunk] = ChunkRow(update.version, update.length, update.truncate_version)
         self.history.setdefault(update.chunk, []).append((update.client, update.sequence))
@@ -275,13 +287,23 @@ def test_writes_from_before_a_truncate_are_refused() -> None:
 def test_a_remove_takes_what_is_older_than_its_truncate() -> None:
     machine, rows = replica()
     remove = Update(Kind.REMOVE, b"a", 0, 0, 0, b"", 0, 0, 2, 0)
-    assert submit(machine, rows, remove) == [Status.OK]  # nothing there
     assert submit(machine, rows, write(1, truncate=1)) == [Status.OK]
     assert submit(machine, rows, remove) == [Status.OK]
     assert not rows.chunks
+    assert submit(machine, rows, write(2, truncate=1)) == [Status.STALE_TRUNCATE_VERSION]  # also where the chunk is gone
     assert submit(machine, rows, write(2, truncate=2)) == [Status.OK]
+    assert rows.chunks[b"a"].committed.number == 3  # the name of the removed content is not used again
     assert submit(machine, rows, remove) == [Status.OK]  # a late one: the file has grown again since
     assert rows.chunks
+    assert submit(machine, rows, remove._replace(truncate_version=ALWAYS)) == [Status.OK]
+    assert not rows.chunks
+
+
+def test_a_truncate_of_nothing_still_raises_the_floor() -> None:
+    machine, rows = replica()
+    cut = Update(Kind.TRUNCATE, b"a", 0, 5, 0, OTHER, 1, 1, 3, 1 << 20)
+    assert submit(machine, rows, cut) == [Status.OK]
+    assert submit(machine, rows, write(1, truncate=2)) == [Status.STALE_TRUNCATE_VERSION]
 
 
 def test_what_cannot_be_persisted_is_refused_alone() -> None:

@@ -1,0 +1,130 @@
+"""Batched reads: plans from the engine, bytes straight into the client's memory, checksums in the reply.
+
+What the page cache holds is moved on the loop at once; the rest goes to a thread as one batch. Before each piece the request is asked
+whether somebody still waits for it, and the slots stay pinned until the last piece has moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..proto.errors import Status, StatusError
+from ..proto.gen.storage_pb2 import ReadReply
+from ..proto.rpc import Context, Sink
+from .engine.reads import ReadPlan
+from .target import Target
+
+INLINE_READ_BYTES_MAX = 4 << 20  # of one batch on the loop: about a millisecond, in which nobody else is served
+READS_MAX = 4096  # of one request
+
+_OK = Status.OK
+_NOTHING = ReadPlan(Status.INTERNAL)
+
+Piece = tuple[int, ReadPlan, Sequence[memoryview]]  # which operation, its plan, where its bytes go
+
+
+class Batch:
+    """The operations of one request that one target serves."""
+
+    def __init__(
+        self, target: Target, places: Sequence[int], positions: Sequence[int], sink: Sink, context: Context
+    ) -> None:
+        self.target = target
+        self.places = places  # of the operations in the request
+        self.failures: dict[int, StatusError] = {}  # by operation
+        self._positions = positions  # of every operation of the request, in the sink
+        self._sink = sink
+        self._context = context
+
+    def move(self, plans: Sequence[ReadPlan], whole: memoryview | None) -> list[Piece]:
+        """Move what is in memory; returns what is not. `whole` is the sink where it is one piece."""
+        disk = self.target.engine.disk
+        context, positions = self._context, self._positions
+        missed: list[Piece] = []
+        budget = INLINE_READ_BYTES_MAX
+        for place, plan in zip(self.places, plans, strict=True):
+            length = plan.length
+            if not length:
+                continue
+            position = positions[place]
+            buffers: Sequence[memoryview]
+            if whole is not None:
+                buffers = (whole[position : position + length],)
+            else:
+                buffers = self._sink.buffers(position, length)
+            if context.cancelled:
+                break
+            budget -= length
+            try:
+                if budget < 0 or not plan.read_into(disk, buffers, False):
+                    missed.append((place, plan, buffers))
+            except StatusError as failed:
+                self.failures[place] = failed
+        return missed
+
+    def move_missed(self, missed: Sequence[Piece]) -> None:
+        """The rest, where blocking is allowed."""
+        disk = self.target.engine.disk
+        for place, plan, buffers in missed:
+            if self._context.cancelled:
+                return
+            try:
+                plan.read_into(disk, buffers, True)
+            except StatusError as failed:
+                self.failures[place] = failed
+
+
+async def read_target(
+    batch: Batch, plans_out: list[ReadPlan], reads: Sequence[tuple[bytes, int, int]], whole: memoryview | None
+) -> None:
+    """Plan and move one target's operations; their plans go to `plans_out`. Raises TARGET_OFFLINE."""
+    target = batch.target
+    planned = target.engine.plan(reads)
+    try:
+        plans = planned.plans
+        missed = batch.move(plans, whole)
+        if missed:
+            target.counters.reads_missed += len(missed)
+            await target.blocking(batch.move_missed, missed)
+    finally:
+        planned.release()
+    if len(batch.places) == len(plans_out):
+        plans_out[:] = plans
+    else:
+        for place, plan in zip(batch.places, plans, strict=True):
+            plans_out[place] = plan
+    counters = target.counters
+    counters.reads += len(plans)
+    counters.bytes_read += sum([plan.length for plan in plans])
+    for place, failed in batch.failures.items():
+        note_failure(target, plans_out[place], failed)
+
+
+def note_failure(target: Target, plan: ReadPlan, failed: StatusError) -> None:
+    """A read that failed: loud, with the chunk and the target."""
+    if failed.status is Status.CHECKSUM:
+        target.found_damaged(plan.chunk, str(failed.strerror))
+    elif failed.status is Status.IO_ERROR:
+        target.counters.io_errors += 1
+        target.found_damaged(plan.chunk, str(failed.strerror))
+
+
+def reply_of(plans: Sequence[ReadPlan], failures: dict[int, Status]) -> ReadReply:
+    """The columns of the answer. A failed operation has its status and nothing else."""
+    if failures:
+        plans = [_NOTHING if i in failures else plan for i, plan in enumerate(plans)]
+    checksums = [plan.checksums for plan in plans]
+    flat: list[int] = []
+    for each in checksums:
+        flat += each
+    reply = ReadReply(
+        status=[plan.status for plan in plans],
+        returned=[plan.length for plan in plans],
+        checksums=[len(each) for each in checksums],
+        checksum=flat,
+        unit=[plan.unit for plan in plans],
+        commit_version=[plan.version for plan in plans],
+    )
+    for i, status in failures.items():
+        reply.status[i] = status
+    return reply

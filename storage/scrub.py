@@ -1,0 +1,96 @@
+"""The scrubber: reads every chunk now and then and compares it with its checksums, so that damage is found before it is needed.
+
+It runs at a limited rate and gives way to clients. A damaged chunk is reported loudly and remembered by its target; repairing it from
+another replica comes with chains of several. The same walk can ask, in batches, whether the inodes of the chunks still live
+(`Living`): chunks of dead inodes are what a client left behind that wrote after its file was gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..proto.ids import CHUNK_ID_BYTES, ChunkId
+from ..proto.settings import time_scale
+from .engine.records import ChunkInfo
+from .target import Target, chunk_name
+
+RATE_BYTES = 16 << 20  # verified a second, where --scrub-rate does not say
+FIRST_SECONDS = 300.0  # after the start; scaled
+PAUSE_SECONDS = 6 * 3600.0  # between two walks; scaled
+PAGE_CHUNKS = 256  # looked at together
+END = b"\xff" * (CHUNK_ID_BYTES + 1)
+
+Living = Callable[
+    [Sequence[int]], Awaitable[set[int]]
+]  # inode ids -> those that are alive (or cannot be said to be dead)
+
+
+@dataclass
+class Report:
+    """What one walk found."""
+
+    chunks: int = 0
+    content: int = 0  # bytes verified
+    damaged: list[bytes] = field(default_factory=list)
+    orphans: list[bytes] = field(default_factory=list)  # chunks of inodes that are not alive
+
+
+class Scrubber:
+    """Walks over one target."""
+
+    def __init__(self, target: Target, rate_bytes: int = 0, living: Living | None = None) -> None:
+        self._target = target
+        self._rate = rate_bytes or RATE_BYTES
+        self._living = living
+
+    async def run(self) -> None:
+        """Background: walk, pause, and again, as long as the target is there."""
+        scale = time_scale()
+        await asyncio.sleep(FIRST_SECONDS * scale)
+        while not self._target.engine.failed:
+            report = await self.walk()
+            log = self._target.log.warning if report.damaged or report.orphans else self._target.log.info
+            log(
+                "scrubbed",
+                target=self._target.id,
+                chunks=report.chunks,
+                content=report.content,
+                damaged=[chunk_name(chunk) for chunk in report.damaged[:10]],
+                orphans=len(report.orphans),
+            )
+            await asyncio.sleep(PAUSE_SECONDS * scale)
+
+    async def walk(self) -> Report:
+        """Verify every chunk that is there when its turn comes."""
+        report = Report()
+        first = bytes(CHUNK_ID_BYTES)
+        target = self._target
+        while not target.engine.failed:
+            page: list[ChunkInfo] = await target.blocking(target.engine.chunks, first, END, PAGE_CHUNKS)
+            if not page:
+                return report
+            for info in page:
+                await self._verify(info, report)
+            await self._look_for_orphans(page, report)
+            first = page[-1].chunk + b"\0"
+        return report
+
+    async def _verify(self, info: ChunkInfo, report: Report) -> None:
+        target = self._target
+        if target.engine.failed:
+            return
+        read = await target.verify(info.chunk)
+        report.chunks += 1
+        report.content += read
+        if info.chunk in target.damaged:
+            report.damaged.append(info.chunk)
+        await asyncio.sleep(read / self._rate)
+
+    async def _look_for_orphans(self, page: Sequence[ChunkInfo], report: Report) -> None:
+        if self._living is None:
+            return
+        inodes = {info.chunk: ChunkId.unpack(info.chunk).inode for info in page}
+        living = await self._living(sorted(set(inodes.values())))
+        report.orphans += [chunk for chunk, inode in inodes.items() if inode not in living]

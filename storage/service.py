@@ -1,0 +1,421 @@
+"""The Storage service: requests in, columns of statuses and values out.
+
+Every operation names its chain and chain version and is refused where they do not fit; the refusal brings the chain's entry along.
+An operation that fails has its status in its column; only what concerns the whole request (a malformed one, memory that is gone) is
+raised. The order of updates is decided by the replica's machine (craq.py), the place of bytes by the engine; this module
+checks, groups by target, and puts the columns together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Any
+
+from ..proto.capability import Rights
+from ..proto.errors import Status, StatusError, error
+from ..proto.gen.storage_pb2 import (
+    QueryLastReply,
+    QueryLastRequest,
+    ReadReply,
+    ReadRequest,
+    RemoveChunksReply,
+    RemoveChunksRequest,
+    ReportCorruptionReply,
+    ReportCorruptionRequest,
+    SpaceReply,
+    SpaceRequest,
+    SyncReply,
+    SyncRequest,
+    TruncateChunkReply,
+    TruncateChunkRequest,
+    WriteReply,
+    WriteRequest,
+)
+from ..proto.ids import CHUNK_INDEX_MAX, chunk_key
+from ..proto.routing import Change, RoutingTable
+from ..proto.rpc import STORAGE, Context
+from .engine.reads import ReadPlan
+from .engine.records import LastChunk
+from .events import ALWAYS, Kind, Result, Update
+from .grants import refusals
+from .reads import Batch, read_target, reply_of
+from .target import Target
+
+OPERATIONS_MAX = 4096  # of one request
+REMOVES_MAX = 1000  # chunks of one range in one request
+INODE_BYTES = 10  # of a chunk id: tenant and inode
+
+_OK = Status.OK
+_UNPLANNED = ReadPlan(Status.INTERNAL)
+Groups = dict[tuple[int, int], list[int]]  # (chain, chain version) -> operations
+
+
+class StorageService:
+    """Handlers of proto.rpc.STORAGE over the targets of this process."""
+
+    spec = STORAGE
+
+    def __init__(self, routing: RoutingTable, targets: Sequence[Target], log: Any) -> None:
+        self._routing = routing
+        self._log = log
+        self._targets = {target.id: target for target in targets if target.id}
+        self._all = list(targets)
+        self._by_chain: dict[int, Target] = {}
+
+    # --- routing ---
+
+    def routing_changed(self, change: Change) -> None:
+        """The routing table was changed: find our targets' numbers and chains again, and tell the machines."""
+        by_incarnation = {entry.incarnation: entry.id for entry in self._routing.targets.values()}
+        for target in self._all:
+            if number := by_incarnation.get(target.incarnation):
+                target.assign(number)
+        self._targets = {target.id: target for target in self._all if target.id}
+        self._by_chain = {}
+        chains: dict[int, Any] = {}
+        for chain in self._routing.chains.values():
+            for member in chain.members:
+                mine = self._targets.get(member.target)
+                if mine is not None and member.incarnation in (0, mine.incarnation):
+                    self._by_chain[chain.id] = mine
+                    chains[mine.id] = chain
+        for target in self._targets.values():
+            if change.ended_clients:
+                target.clients_ended(change.ended_clients)
+            target.routing_changed(chains.get(target.id))
+
+    def _chains(self, statuses: Iterable[int], chains: Sequence[int]) -> list[Any]:
+        """The entries that go with refusals for a stale chain version, once each."""
+        stale = {chain for chain, status in zip(chains, statuses, strict=True) if status == Status.STALE_CHAIN_VERSION}
+        return [self._routing.chains[chain] for chain in stale if chain in self._routing.chains]
+
+    def _target(self, chain: int) -> Target | None:
+        return self._by_chain.get(chain)
+
+    # --- reads ---
+
+    async def read(self, request: ReadRequest, context: Context) -> ReadReply:
+        inodes, lengths = request.inode[:], request.length[:]
+        chains, versions = request.chain[:], request.chain_version[:]
+        count = len(inodes)
+        _check_columns(count, chains, versions, request.index, request.offset, lengths)
+        refused: dict[int, Status] = refusals(
+            context.peer, self._routing, request.capabilities, request.capability, inodes, Rights.READ
+        )
+        tenant = request.tenant
+        reads = [
+            (chunk_key(inode, index, tenant), offset, length)
+            for inode, index, offset, length in zip(inodes, request.index, request.offset, lengths, strict=True)
+        ]
+        total = sum(lengths)
+        sink = context.sink(total)
+        parts = sink.buffers(0, total) if total else ()
+        whole = parts[0] if len(parts) == 1 else None
+        positions = [0, *accumulate(lengths)]
+        plans: list[ReadPlan] = [_UNPLANNED] * count
+        for (chain, version), places in self._groups(chains, versions, refused).items():
+            target = self._by_chain.get(chain)
+            status = self._may_read(target, version)
+            if status is not _OK or target is None:
+                refused.update(dict.fromkeys(places, status))
+                continue
+            await self._read_group(target, version, places, reads, plans, refused, (positions, sink, context, whole))
+        self._mark_filled(sink, plans, positions, total, refused)
+        reply = reply_of(plans, refused)
+        if refused:
+            reply.chains.extend(self._chains(reply.status, chains))
+        return reply
+
+    async def _read_group(
+        self,
+        target: Target,
+        version: int,
+        places: list[int],
+        reads: list[tuple[bytes, int, int]],
+        plans: list[ReadPlan],
+        refused: dict[int, Status],
+        moving: tuple[Any, ...],
+    ) -> None:
+        positions, sink, context, whole = moving
+        replica = target.replica
+        if not replica.tail:
+            undecided = [place for place in places if replica.undecided(reads[place][0])]
+            refused.update(dict.fromkeys(undecided, Status.NOT_COMMITTED))
+            places = [place for place in places if place not in refused]
+        mine = reads if len(places) == len(reads) else [reads[place] for place in places]
+        batch = Batch(target, places, positions, sink, context)
+        try:
+            await read_target(batch, plans, mine, whole)
+        except StatusError as failed:
+            refused.update(dict.fromkeys(places, failed.status))
+            return
+        refused.update((place, failed.status) for place, failed in batch.failures.items())
+        # Asked again after the bytes were read: the chain may have changed while a thread waited for the disk.
+        status = self._may_read(target, version)
+        if status is not _OK:
+            refused.update(dict.fromkeys(places, status))
+
+    def _may_read(self, target: Target | None, version: int) -> Status:
+        if target is None:
+            return Status.STALE_ROUTING
+        return target.refusal(writing=False) or target.replica.may_read(version)
+
+    @staticmethod
+    def _mark_filled(
+        sink: Any, plans: Sequence[ReadPlan], positions: Sequence[int], total: int, refused: dict[int, Status]
+    ) -> None:
+        if not refused and sum([plan.length for plan in plans]) == total:
+            sink.filled(0, total)
+            return
+        for i, plan in enumerate(plans):
+            if plan.length and i not in refused:
+                sink.filled(positions[i], plan.length)
+
+    @staticmethod
+    def _groups(chains: Sequence[int], versions: Sequence[int], refused: dict[int, Status]) -> Groups:
+        """The operations that were not refused, by chain and chain version."""
+        count = len(chains)
+        if not refused and count and chains.count(chains[0]) == count == versions.count(versions[0]):
+            return {(chains[0], versions[0]): list(range(count))}
+        groups: Groups = {}
+        for i, key in enumerate(zip(chains, versions, strict=True)):
+            if i not in refused:
+                groups.setdefault(key, []).append(i)
+        return groups
+
+    # --- updates ---
+
+    async def write(self, request: WriteRequest, context: Context) -> WriteReply:
+        count = len(request.inode)
+        columns = (request.chain, request.chain_version, request.index, request.offset, request.length)
+        numbering = (request.checksum, request.channel, request.sequence, request.truncate_version, request.chunk_size)
+        _check_columns(count, *columns, *numbering)
+        refused = refusals(
+            context.peer, self._routing, request.capabilities, request.capability, request.inode[:], Rights.WRITE
+        )
+        data = await context.pull()
+        if len(data) != sum(request.length):
+            raise error(Status.INVALID, f"{sum(request.length)} bytes announced, {len(data)} sent")
+        client = self._client(request.client, context)
+        tenant, position = request.tenant, 0
+        updates: list[Update] = []
+        for i, (inode, index, offset, length) in enumerate(
+            zip(request.inode, request.index, request.offset, request.length, strict=True)
+        ):
+            updates.append(
+                Update(
+                    Kind.WRITE,
+                    chunk_key(inode, index, tenant),
+                    offset,
+                    length,
+                    request.checksum[i],
+                    client,
+                    request.channel[i],
+                    request.sequence[i],
+                    request.truncate_version[i],
+                    request.chunk_size[i],
+                    data[position : position + length],
+                )
+            )
+            position += length
+        results = await self._update(request.chain[:], request.chain_version[:], updates, refused)
+        statuses = [result.status for result in results]
+        return WriteReply(
+            status=statuses,
+            commit_version=[result.number for result in results],
+            chunk_length=[result.length for result in results],
+            chains=self._chains(statuses, request.chain),
+        )
+
+    @staticmethod
+    def _client(named: bytes, context: Context) -> bytes:
+        """Whose update it is: the connection's client, or the one that a server of the cluster forwards for."""
+        if named and not context.peer.identity.trusted:
+            raise error(Status.PERMISSION_DENIED, "only servers of the cluster may write for another client")
+        return named or context.peer.client
+
+    async def truncate(self, request: TruncateChunkRequest, context: Context) -> TruncateChunkReply:
+        _need_trust(context)
+        count = len(request.inode)
+        _check_columns(
+            count,
+            request.chain,
+            request.chain_version,
+            request.index,
+            request.length,
+            request.truncate_version,
+            request.channel,
+            request.sequence,
+            request.chunk_size,
+        )
+        client, tenant = context.peer.client, request.tenant
+        updates = [
+            Update(
+                Kind.TRUNCATE if request.length[i] else Kind.REMOVE,
+                chunk_key(request.inode[i], request.index[i], tenant),
+                0,
+                request.length[i],
+                0,
+                client,
+                request.channel[i],
+                request.sequence[i],
+                request.truncate_version[i],
+                request.chunk_size[i],
+            )
+            for i in range(count)
+        ]
+        results = await self._update(request.chain[:], request.chain_version[:], updates, {})
+        statuses = [result.status for result in results]
+        return TruncateChunkReply(status=statuses, chains=self._chains(statuses, request.chain))
+
+    async def _update(
+        self, chains: Sequence[int], versions: Sequence[int], updates: Sequence[Update], refused: dict[int, Status]
+    ) -> list[Result]:
+        """Run updates through their chains' machines; one result each."""
+        results = [Result(refused.get(i, Status.STALE_ROUTING)) for i in range(len(updates))]
+        groups = []
+        for (chain, version), places in self._groups(chains, versions, refused).items():
+            target = self._by_chain.get(chain)
+            if target is not None:
+                groups.append((places, target.update(version, [updates[i] for i in places])))
+        if len(groups) == 1:
+            found: Sequence[Sequence[Result]] = [await groups[0][1]]
+        else:
+            found = await asyncio.gather(*(work for _, work in groups))
+        for (places, _), group in zip(groups, found, strict=True):
+            for place, result in zip(places, group, strict=True):
+                results[place] = result
+        return results
+
+    async def remove(self, request: RemoveChunksRequest, context: Context) -> RemoveChunksReply:
+        _need_trust(context)
+        count = len(request.inode)
+        _check_columns(count, request.chain, request.chain_version, request.first, request.last)
+        if request.truncate_version:
+            _check_columns(count, request.truncate_version)
+        limit = min(request.chunks_max or REMOVES_MAX, REMOVES_MAX)
+        reply = RemoveChunksReply()
+        for i in range(count):
+            truncate_version = request.truncate_version[i] if request.truncate_version else None
+            first = chunk_key(request.inode[i], request.first[i], request.tenant)
+            last = _end_key(request.inode[i], request.last[i], request.tenant)
+            status, removed, more = await self._remove_range(
+                request.chain[i], request.chain_version[i], (first, last), limit, truncate_version
+            )
+            reply.status.append(status)
+            reply.removed.append(removed)
+            reply.more.append(more)
+        reply.chains.extend(self._chains(reply.status, request.chain))
+        return reply
+
+    async def _remove_range(
+        self, chain: int, version: int, bounds: tuple[bytes, bytes], limit: int, truncate_version: int | None
+    ) -> tuple[Status, int, bool]:
+        """Remove by versioned updates, as any other change: (status, how many, whether there are more)."""
+        target = self._by_chain.get(chain)
+        status = self._may_read(target, version)
+        if target is None or status is not _OK:
+            return status, 0, False
+        first, last = bounds
+        found = target.engine.removable(first, last, limit + 1, truncate_version=truncate_version)
+        chunks = [info.chunk for info in found[:limit]]
+        if truncate_version is not None and not chunks:
+            chunks = [first]  # nothing to take away, but older writes to the file are refused from now on
+        under = ALWAYS if truncate_version is None else truncate_version
+        updates = [Update(Kind.REMOVE, chunk, 0, 0, 0, b"", 0, 0, under, 0) for chunk in chunks]
+        results = await target.update(version, updates) if updates else []
+        failed = next((Status(result.status) for result in results if result.status), _OK)
+        more = len(found) > limit or failed is Status.BUSY
+        if truncate_version is None and not more and failed is _OK:
+            target.engine.remove_range(first, last, 0)  # the file is gone, and with it what it kept out
+        removed = sum(not result.status for result in results) if found else 0
+        return (_OK if failed is Status.BUSY else failed), removed, more
+
+    # --- the rest ---
+
+    async def query_last(self, request: QueryLastRequest, context: Context) -> QueryLastReply:
+        count = len(request.inode)
+        _check_columns(count, request.chain, request.chain_version, request.truncate_version)
+        reply = QueryLastReply()
+        for i in range(count):
+            target = self._by_chain.get(request.chain[i])
+            status = self._may_read(target, request.chain_version[i])
+            last = LastChunk(False)
+            if target is not None and status is _OK:
+                inode = chunk_key(request.inode[i], 0, request.tenant)[:INODE_BYTES]
+                last = await target.blocking(target.engine.query_last, inode, request.truncate_version[i])
+                status = self._may_read(target, request.chain_version[i])
+            reply.status.append(status)
+            reply.found.append(last.found)
+            reply.index.append(last.chunk_index)
+            reply.length.append(last.length)
+            reply.chunks.append(last.chunks)
+            reply.bytes.append(last.content)
+        reply.chains.extend(self._chains(reply.status, request.chain))
+        return reply
+
+    async def sync(self, request: SyncRequest, context: Context) -> SyncReply:
+        _check_columns(len(request.chain), request.chain_version)
+        statuses = await asyncio.gather(
+            *(self._sync(chain, version) for chain, version in zip(request.chain, request.chain_version, strict=True))
+        )
+        return SyncReply(status=statuses, chains=self._chains(statuses, request.chain))
+
+    async def _sync(self, chain: int, version: int) -> Status:
+        target = self._by_chain.get(chain)
+        return await target.sync(version) if target is not None else Status.STALE_ROUTING
+
+    async def space(self, request: SpaceRequest, context: Context) -> SpaceReply:
+        reply = SpaceReply()
+        for target in self._targets.values():
+            info = target.engine.space_info()
+            reply.target.append(target.id)
+            reply.capacity.append(info.capacity)
+            reply.used.append(info.used)
+            reply.chunks.append(info.chunks)
+            reply.bytes_read.append(target.counters.bytes_read)
+            reply.bytes_written.append(target.counters.bytes_written)
+        return reply
+
+    async def report_corruption(self, request: ReportCorruptionRequest, context: Context) -> ReportCorruptionReply:
+        count = len(request.inode)
+        _check_columns(count, request.chain, request.target, request.index)
+        for i in range(count):
+            target = self._targets.get(request.target[i])
+            if target is None or target.engine.failed:
+                continue
+            chunk = chunk_key(request.inode[i], request.index[i], request.tenant)
+            self._log.warning(
+                "a client reports a damaged chunk",
+                target=target.id,
+                inode=f"{request.inode[i]:x}",
+                index=request.index[i],
+                peer=context.peer.name,
+            )
+            await target.verify(chunk)
+        return ReportCorruptionReply()
+
+
+def _check_columns(count: int, *columns: Any) -> None:
+    if count > OPERATIONS_MAX:
+        raise error(Status.TOO_LARGE, f"{count} operations: at most {OPERATIONS_MAX} in one request")
+    for column in columns:
+        if len(column) != count:
+            raise error(Status.INVALID, f"columns of different lengths: {len(column)} and {count}")
+
+
+def _need_trust(context: Context) -> None:
+    if not context.peer.identity.trusted:
+        raise error(
+            Status.PERMISSION_DENIED,
+            f"{context.peer.name} is no server of this cluster: only the metadata server cuts and removes chunks",
+        )
+
+
+def _end_key(inode: int, last: int, tenant: int) -> bytes:
+    """The key behind the chunks [.., last) of a file; `last` may be one more than the largest index."""
+    if last > CHUNK_INDEX_MAX:
+        return chunk_key(inode, CHUNK_INDEX_MAX, tenant) + b"\0"
+    return chunk_key(inode, last, tenant)
