@@ -1,0 +1,197 @@
+"""What goes wrong between client and storage, and what the client makes of it."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from emberfs.client.blocking import Client
+from emberfs.proto.errors import Status, StatusError, error
+
+from .world import World
+
+MIB = 1 << 20
+
+
+def broken() -> StatusError:
+    return error(Status.MAYBE_COMMITTED, "the connection broke")
+
+
+def test_a_repeated_write_counts_once(world: World) -> None:
+    client = world.client()
+    world.storage.raises_after.extend([broken(), broken()])
+    with client.open("/f", "wb") as file:
+        file.write(b"a" * 100)
+        file.flush()
+        file.write(b"b" * 100)
+    assert client.read_bytes("/f") == b"a" * 100 + b"b" * 100
+    assert len(world.storage.applied) == 2
+    assert world.storage.requests.count("write") == 4
+
+
+def test_reads_and_writes_outlive_unavailable_servers(world: World) -> None:
+    client = world.client()
+    world.storage.raises.extend(error(Status.UNAVAILABLE) for _ in range(3))
+    client.write_bytes("/f", b"x" * (3 * MIB))
+    world.storage.raises.extend(error(s) for s in (Status.UNAVAILABLE, Status.BUSY, Status.MAYBE_COMMITTED))
+    assert client.read_bytes("/f") == b"x" * (3 * MIB)
+
+
+def test_single_operations_that_are_refused_are_sent_again(world: World) -> None:
+    client = world.client()
+    data = bytes(range(256)) * (MIB // 64)
+    world.storage.statuses.extend([Status.OK, Status.TARGET_OFFLINE, Status.BUSY])
+    client.write_bytes("/f", data)
+    world.storage.statuses.extend([Status.NOT_COMMITTED, Status.OK, Status.TARGET_OFFLINE])
+    assert client.read_bytes("/f") == data
+
+
+def test_a_stale_chain_version_is_learned_from_the_refusal(world: World) -> None:
+    client = world.client()
+    client.write_bytes("/f", b"1" * 10)
+    for chain in world.storage.chains.values():
+        chain.version += 1
+    assert client.read_bytes("/f") == b"1" * 10
+    for chain in world.storage.chains.values():
+        chain.version += 1
+    client.write_bytes("/f", b"2" * 10)
+    assert client.read_bytes("/f") == b"2" * 10
+
+
+def test_a_byte_flipped_on_its_way_is_read_again(world: World) -> None:
+    client = world.client()
+    client.write_bytes("/f", b"x" * 5000)
+    world.storage.flips.append(1)
+    assert client.read_bytes("/f") == b"x" * 5000
+    assert world.storage.reports == []
+
+
+@pytest.mark.parametrize("size", [5000, MIB])
+def test_damaged_bytes_are_an_error_that_names_chunk_and_target(world: World, size: int) -> None:
+    client = world.client()
+    client.write_bytes("/f", b"x" * size)
+    world.storage.flips.extend([1, 1])
+    with pytest.raises(StatusError) as damaged:
+        client.read_bytes("/f")
+    inode = client.stat("/f").inode
+    assert damaged.value.status is Status.CHECKSUM
+    assert f"chunk {inode:x}.0 on target" in str(damaged.value)
+    assert [report[1:] for report in world.storage.reports] == [(inode, 0)]
+    assert client.read_bytes("/f") == b"x" * size
+
+
+def test_a_missing_chunk_is_lost_data_and_not_a_hole(world: World) -> None:
+    client = world.client()
+    client.write_bytes("/f", b"x" * (3 * MIB))
+    inode = client.stat("/f").inode
+    del world.storage.chunks[inode, 1]
+    with pytest.raises(StatusError) as lost:
+        client.read_bytes("/f")
+    assert lost.value.status is Status.LOST_DATA
+    assert f"{inode:x}.1" in str(lost.value)
+    assert client.read_bytes("/f", 0, MIB) == b"x" * MIB
+    results = client.read_ranges([("/f", 0, 10), ("/f", MIB, MIB + 10)])
+    assert results[0] == b"x" * 10
+    assert isinstance(results[1], StatusError) and results[1].status is Status.LOST_DATA
+
+
+def test_a_cut_chunk_is_lost_data(world: World) -> None:
+    client = world.client()
+    client.write_bytes("/f", b"x" * 1000)
+    inode = client.stat("/f").inode
+    del world.storage.chunks[inode, 0].data[600:]
+    assert client.read_bytes("/f", 0, 600) == b"x" * 600
+    with pytest.raises(StatusError, match="from byte 600 on"):
+        client.read_bytes("/f")
+
+
+def test_an_error_of_write_back_is_reported_once(world: World) -> None:
+    client = world.client()
+    file = client.open("/f", "wb")
+    file.write(b"a" * 10)
+    file.flush()
+    world.storage.statuses.append(Status.NO_SPACE)
+    file.write(b"b" * 10)
+    with pytest.raises(StatusError) as full:
+        file.flush()
+    assert full.value.status is Status.NO_SPACE
+    file.flush()
+    file.close()
+    assert client.read_bytes("/f") == b"a" * 10, "the length says what arrived"
+
+
+def test_close_reports_what_went_wrong_and_closes(world: World) -> None:
+    client = world.client()
+    file = client.open("/f", "wb")
+    world.storage.statuses.append(Status.NO_SPACE)
+    file.write(b"x")
+    with pytest.raises(StatusError):
+        file.close()
+    assert file.closed
+    file.close()
+
+
+def test_a_truncate_by_another_client_comes_before_a_late_write(world: World) -> None:
+    one, two = world.client(), world.client()
+    with one.open("/f", "wb") as file:
+        file.write(b"1" * 1000)
+        file.flush()
+        file.write(b"2" * 1000)  # buffered under the old truncate version
+        two.truncate("/f", 100)
+    data = one.read_bytes("/f")
+    assert len(data) == 2000
+    assert data[:100] == b"1" * 100 and data[100:1000] == bytes(900) and data[1000:] == b"2" * 1000
+
+
+def test_deadline(world: World) -> None:
+    client = world.client(timeout=0.3)
+    client.write_bytes("/f", b"x")
+    world.storage.raises.extend(error(Status.UNAVAILABLE, "it is down") for _ in range(1000))
+    with pytest.raises(TimeoutError, match=r"gave up after 0.3 s.*it is down"):
+        client.read_bytes("/f")
+    world.storage.raises.clear()
+    assert client.read_bytes("/f") == b"x"
+
+
+def test_metadata_changes_are_done_once(world: World) -> None:
+    """The answer is lost after the work was done: the repetition gets the first answer."""
+    client = world.client()
+    handlers = world.network._servers["meta"]
+    number = next(n for n, h in handlers.items() if h.__name__ == "create")
+    plain, lost = handlers[number], [broken(), broken()]
+
+    async def losing(request, context):
+        reply = await plain(request, context)
+        if lost:
+            raise lost.pop()
+        return reply
+
+    handlers[number] = losing
+    client.mkdir("/once")
+    assert not lost
+    assert client.stat("/once").nlink == 2
+
+
+def test_threads_share_a_client_and_a_file(client: Client) -> None:
+    size, count = 100_000, 8
+    with client.open("/f", "w+b", chunk_size=65536) as file:
+        failures = []
+
+        def work(i: int) -> None:
+            try:
+                for _ in range(5):
+                    file.pwrite(bytes([i]) * size, i * size)
+                    assert file.pread(size, i * size) == bytes([i]) * size
+                    client.write_bytes(f"/own{i}", bytes([i]) * size)
+                    assert client.read_bytes(f"/own{i}") == bytes([i]) * size
+            except BaseException as failure:
+                failures.append(failure)
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+    assert client.read_bytes("/f") == b"".join(bytes([i]) * size for i in range(count))
