@@ -182,7 +182,7 @@ async def main(process: Process) -> None:
                 if process.options.grpc:
                     from .grpc import serve_grpc
 
-                    listening = await serve_grpc(meta.services, process.options.grpc, secret)
+                    listening = await serve_grpc(meta.services, process.options.grpc, secret, meta.manager.cluster)
                     stack.push_async_callback(listening.stop, 1.0)
                 process.ready(node=number, addresses=server.addresses, cluster=meta.manager.cluster)
                 await process.stopped()

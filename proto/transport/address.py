@@ -100,8 +100,9 @@ def _remove_dead(path: str, short: str) -> None:
     raise error(Status.BUSY_RESOURCE, f"another server listens on {path}; stop it first")
 
 
-def listen_tcp(rest: str, secret: bytes) -> socket.socket:
-    """A listening TCP socket. Raises UNAUTHENTICATED for an address other than loopback without a secret, BUSY_RESOURCE, OSError."""
+def resolve_listener(rest: str, secret: bytes) -> tuple[socket.AddressFamily, Any]:
+    """Family and socket address to listen on for "host:port". Raises INVALID, and UNAUTHENTICATED for an address other than loopback
+    without a secret."""
     host, port = host_port(rest)
     family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     if not secret and not ipaddress.ip_address(where[0]).is_loopback:
@@ -109,6 +110,12 @@ def listen_tcp(rest: str, secret: bytes) -> socket.socket:
             Status.UNAUTHENTICATED,
             f"tcp:{rest}: without a cluster secret only loopback addresses are served; give --secret-file",
         )
+    return family, where
+
+
+def listen_tcp(rest: str, secret: bytes) -> socket.socket:
+    """A listening TCP socket. Raises as `resolve_listener`, BUSY_RESOURCE, OSError."""
+    family, where = resolve_listener(rest, secret)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

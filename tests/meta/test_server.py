@@ -228,3 +228,17 @@ def test_metrics(home: Home) -> None:
     with urllib.request.urlopen(f"http://{address.removeprefix('tcp:')}/metrics", timeout=SECONDS) as reply:
         text = reply.read().decode()
     assert "emberfs_clients 0.0" in text and "emberfs_kv_retries_total" in text
+
+
+async def test_grpc_beside_the_wire(home: Home) -> None:
+    import grpc
+
+    server = home.start("--grpc", "127.0.0.1:0")
+    assert server.process.stderr is not None
+    log = (json.loads(line) for line in server.process.stderr)
+    address = next(line["address"] for line in log if line["event"] == "grpc")
+    async with grpc.aio.insecure_channel(address.removeprefix("tcp:")) as channel:
+        stub = channel.unary_unary("/emberfs.v1.Meta/Stat", lambda m: m.SerializeToString(), META.Stat.reply.FromString)
+        reply = await stub(meta_pb2.StatRequest(places=[place("")]), timeout=SECONDS)
+        assert [a.inode for a in reply.attributes] == [1]
+    assert server.end()[0] == 0
