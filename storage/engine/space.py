@@ -18,7 +18,10 @@ from ...proto.errors import Status, error
 from .disk import Disk
 from .slots import CLASS_BYTES, NO_SLOT, SLOTS_PER_FILE, class_for, file_name, pack_slot, parse_file_name, unpack_slot
 
-WARM_BYTES_MAX = 64 << 20  # free slots that keep their disk space, over all classes
+WARM_BYTES_MAX = (
+    64 << 20
+)  # free slots that keep their disk space, over all classes; in a small target 1/16 of its capacity
+WARM_PART = 16
 EXTEND_BYTES_MAX = 8 << 20  # by which a block file grows at once
 RESERVE_PART = 64  # 1/64 of the capacity is kept from new chunks, for overwrites of those that are there
 RESERVE_BYTES_MAX = 256 << 20
@@ -148,9 +151,12 @@ class Space:
     def _extend(self, size_class: int) -> BlockFile:
         """Make the last file of the class longer, or begin another; only its first byte range grows, so it never fragments."""
         files = self._files[size_class]
-        if not files or files[-1].slots == SLOTS_PER_FILE:
-            self._add_file(file_name(size_class, len(files)))
-            self.new_names = True
+        try:
+            if not files or files[-1].slots == SLOTS_PER_FILE:
+                self._add_file(file_name(size_class, len(files)))
+                self.new_names = True
+        except OSError as failed:
+            raise error(Status.NO_SPACE, f"a new block file cannot be made: {failed.strerror}") from failed
         file = files[-1]
         # As many as there are already: a target with few chunks of a class reserves little for it.
         count = max(
@@ -240,8 +246,9 @@ class Space:
 
     # --- trimming, in three steps because punching is slow: choose, punch elsewhere, mark ---
 
-    def choose_trim(self, bytes_max: int = WARM_BYTES_MAX) -> list[tuple[int, int]]:
-        """Take warm slots out of use until at most `bytes_max` are warm: [(slot, count of neighbours)] to be punched."""
+    def choose_trim(self) -> list[tuple[int, int]]:
+        """Take warm slots out of use until few enough bytes are warm: [(slot, count of neighbours)] to be punched."""
+        bytes_max = min(WARM_BYTES_MAX, self.capacity // WARM_PART)
         runs: list[tuple[int, int]] = []
         for size_class in reversed(range(len(CLASS_BYTES))):
             for file in self._files[size_class]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 
 import pytest
-from emberfs.proto.errors import Status, StatusError
-from emberfs.storage.engine.engine import Kind, Opened, Receipt, Update
-from emberfs.storage.engine.reads import verify
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from emberfs.proto.errors import Status, StatusError
+from emberfs.storage.engine.engine import Kind, Opened, Receipt, Update
+from emberfs.storage.engine.reads import verify
 
 from .harness import CHUNK_SIZE, Target, check_invariants, content, key, small_pages, write, written
 
@@ -186,19 +187,25 @@ class EngineAgainstModel(RuleBasedStateMachine):
         assert {info.chunk for info in listed if info.version} == {key(n) for n in self.model}
 
 
-@pytest.mark.parametrize("pages", ["inline", "pages"])
-def test_engine_equals_the_model(pages: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if pages == "pages":
-        small_pages(monkeypatch)
-
+def run_machine(examples: int) -> None:
     class Machine(EngineAgainstModel):
         pass
 
     Machine.TestCase.settings = settings(
-        max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=examples,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
     )
-    test = Machine.TestCase()
-    test.runTest()
+    Machine.TestCase().runTest()
+
+
+@pytest.mark.parametrize("pages", ["inline", "pages"])
+def test_engine_equals_the_model(pages: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if pages == "pages":
+        small_pages(monkeypatch)
+    run_machine(60)
 
 
 def test_a_bad_offset_is_refused() -> None:
