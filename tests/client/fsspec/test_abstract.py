@@ -8,11 +8,11 @@ import pytest
 
 
 class EmberFixtures(abstract.AbstractFixtures):
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def fs(self, cluster):
         return fsspec.filesystem("ember", auto_mkdir=True, **cluster.storage_options)
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def fs_path(self, fs):
         root = f"/abstract-{uuid.uuid4().hex}"
         fs.mkdir(root)

@@ -20,9 +20,7 @@ class TestEmberStore(StoreTests[FsspecStore, cpu.Buffer]):
         path = f"/zarr-{uuid.uuid4().hex}"
         blocking = fsspec.filesystem("ember", **cluster.storage_options)
         blocking.mkdir(path)
-        fs = fsspec.filesystem(
-            "ember", asynchronous=True, auto_mkdir=True, skip_instance_cache=True, **cluster.storage_options
-        )
+        fs = fsspec.filesystem("ember", asynchronous=True, auto_mkdir=True, **cluster.storage_options)
         yield {"fs": fs, "path": path}
         blocking.rm(path, recursive=True)
 
