@@ -36,7 +36,7 @@ NEXT allocator → next number*   allocators: "inode", "chain" (namespace/alloca
     Everything below was handed out, or was in a range that its server did not use up.
 STAT column → counter*   columns: "inodes"   Repair: recount.
 DIRV → counter*
-    Raised, and put into the write set, by whatever changes a directory's place, permissions or defaults: rename, rmdir, recursive
+    Raised by whatever changes a directory's place, permissions or defaults: rename, rmdir, recursive
     removal, chmod, chown of a directory. Every transaction reads it; what was learned about directories holds for one value of it.
 META "format" → version of this key space; "clean" → the last server to write closed it in order.
 

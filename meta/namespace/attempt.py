@@ -73,13 +73,11 @@ class Attempt:
             self._private = True
 
     def directory_changed(self) -> None:
-        """A directory moved, went, or changed its permissions or defaults: everybody forgets what he knew about directories."""
+        """A directory moved, went, or changed its permissions or defaults: everybody forgets what he knew about directories, and
+        whoever has read the old value conflicts."""
         self.view = View(self.view.version)
         self._private = True
         self.txn.add(keys.DIRECTORY_VERSION, 1)
-        self.txn.conflict_write(
-            keys.DIRECTORY_VERSION
-        )  # a blind add alone would not disturb those who read the old value
 
     # inodes
 
