@@ -72,7 +72,7 @@ def bound(method: Method, handler: Callable[[Any, Any], Awaitable[Any]], gate: G
         try:
             peer = gate.admit(context.peer(), dict(context.invocation_metadata() or ()))
             if isinstance(peer, dict):
-                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "prove the cluster secret", tuple(peer.items()))
+                return await context.abort(grpc.StatusCode.UNAUTHENTICATED, "prove the secret", tuple(peer.items()))
             return await handler(request, GrpcContext(peer, context.time_remaining()))
         except StatusError as failed:
             code = CODES.get(failed.status) or BLAMES[TABLE[failed.status].blame]

@@ -116,6 +116,7 @@ class Manager:
         identity this process calls storage servers. It needs no renewals; its successor finds the record and ends it like any other."""
         self._sessions = sessions
         now = self._clock.now()
+        self._heard = dict.fromkeys(self.book.nodes, now)
         for client, epoch in (await self._store.leases()).items():
             self._epochs[client] = epoch
             self.leases.renew(client, now)
@@ -226,6 +227,8 @@ class Manager:
                 target.capacity, target.used = usage
             if target.node in silent:
                 target.state = LOCAL_STATE_OFFLINE
+        for part in (routing.nodes, routing.targets, routing.chains):
+            part.sort(key=lambda entry: entry.id)  # for people
         return routing
 
     # Clients.

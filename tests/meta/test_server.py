@@ -242,3 +242,21 @@ async def test_grpc_beside_the_wire(home: Home) -> None:
         reply = await stub(meta_pb2.StatRequest(places=[place("")]), timeout=SECONDS)
         assert [a.inode for a in reply.attributes] == [1]
     assert server.end()[0] == 0
+
+
+async def test_a_silent_client_is_ended_and_everybody_hears_of_it(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.05")
+    server = home.start()
+    monkeypatch.delenv("EMBERFS_TIME_SCALE")
+    address = server.addresses[0]
+    async with connected() as silent, connected() as watching:
+        renewed = await ask(silent, address, CLUSTER.RenewClient, cluster_pb2.RenewClientRequest(name="silent"))
+        assert renewed.lease_ms == 3000
+        watcher = await watching.subscribe(address, "routing", renewed.routing.version)
+        notice = await watcher.next(SECONDS)
+        assert list(cluster_pb2.Routing.FromString(notice.body).ended_clients) == [silent.client]
+        with pytest.raises(StatusError) as ended:
+            await ask(silent, address, CLUSTER.RenewClient, cluster_pb2.RenewClientRequest(name="silent"))
+        assert ended.value.status is Status.SESSION_ENDED
+        fresh = await ask(watching, address, CLUSTER.RenewClient, cluster_pb2.RenewClientRequest(name="watching"))
+        assert list(fresh.routing.ended_clients) == [silent.client]
