@@ -14,27 +14,27 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from typing import Any
 
-from .. import frame as wire
 from ..env import Call, drive
 from ..errors import Status, StatusError, error
 from ..gen import rpc_pb2
 from ..hello import Credentials
 from ..ids import new_client_id
-from ..pool import POOL_BYTES, Hold, Pool
+from ..pool import POOL_BYTES, Pool
 from ..region import Region, Slice
 from ..settings import read_secret, time_scale
 from ..transport.local import LocalNetwork
 from .calls import REGION_WAIT_SECONDS, Backoff, Pending, connect_seconds, is_shared, make_region, unreachable
 from .connection import Broken, Connection, exchange, open_socket, say_hello
+from .quarantine import Quarantine
+from .subscriber import Subscriber
 
 IDLE_PER_ADDRESS_MAX = 32  # connections kept for the next call
 STALE_SECONDS = 0.5  # unused for longer: look whether the server hung up before trusting it with a request
-FOREVER_SECONDS = 86400.0  # a subscriber that waits without a limit looks around that often
 JOIN_SECONDS = 2.0  # for workers to end at close
 
 _environments: weakref.WeakSet[BlockingEnvironment] = weakref.WeakSet()
@@ -93,7 +93,7 @@ class BlockingEnvironment:
     def _reset(self) -> None:
         self._idle: dict[str, list[Connection]] = {}
         self._live: set[Connection] = set()
-        self._quarantine: dict[socket.socket, Hold] = {}
+        self._quarantine = Quarantine(self.pool)
         self._offers: dict[
             tuple[str, int, bytes], dict[int, socket.socket]
         ] = {}  # by address, process, client; then region
@@ -266,7 +266,7 @@ class BlockingEnvironment:
         """A connection for this thread alone, and whether it is a new one."""
         address = call.address
         if self._quarantine:
-            self._reap()
+            self._quarantine.reap()
         idle = self._idle.get(address)
         while idle:
             try:
@@ -339,43 +339,17 @@ class BlockingEnvironment:
             return pending.too_late()
         return error(Status.CANCELLED, "the caller gave up")
 
-    # Quarantine.
-
     def _keep_aside(self, sock: socket.socket, slices: list[Slice], wait: bool) -> None:
         """The server may still move into these slices: tell it to stop, and keep them until it has."""
-        self._quarantine[sock] = self.pool.hold(slices)
-        with suppress(OSError):
-            sock.shutdown(socket.SHUT_WR)
+        self._quarantine.add(sock, self.pool.hold(slices))
         own = self.pool.region
         registered = {slice_.region for slice_ in slices if slice_.region is not own}
-        if not registered:
-            return
-        end = time.monotonic() + (REGION_WAIT_SECONDS * time_scale() if wait else 0.0)
-        while sock in self._quarantine:
-            self._reap_one(sock, max(end - time.monotonic(), 0.0))
-            if time.monotonic() >= end and sock in self._quarantine:
-                for region in registered:
-                    region.dead = True
-                return
+        if registered and not self._quarantine.resolved(sock, REGION_WAIT_SECONDS * time_scale() if wait else 0.0):
+            for region in registered:
+                region.dead = True
 
     def _reap(self) -> None:
-        """Release what no server moves into any more."""
-        for sock in list(self._quarantine):
-            self._reap_one(sock, 0.0)
-
-    def _reap_one(self, sock: socket.socket, seconds: float) -> None:
-        try:
-            sock.settimeout(seconds)
-            while sock.recv(65536):
-                pass  # late replies, to nobody
-        except (BlockingIOError, InterruptedError, TimeoutError):
-            return
-        except OSError:
-            pass
-        hold = self._quarantine.pop(sock, None)
-        if hold is not None:
-            self.pool.release(hold)
-            sock.close()
+        self._quarantine.reap()
 
     # Regions.
 
@@ -491,12 +465,10 @@ class BlockingEnvironment:
         self.pool.close()
 
     def _close_inherited(self) -> None:
-        for sock in list(self._quarantine):
-            sock.close()
+        self._quarantine.close()
         for offers in self._offers.values():
             for sock in offers.values():
                 sock.close()
-        self._quarantine.clear()
         self._offers.clear()
 
     def before_fork(self) -> None:
@@ -520,43 +492,6 @@ class BlockingEnvironment:
         if closed:
             self._closing.set()
         self._reset()
-
-
-class Subscriber:
-    """Iterate, or ask with a time-out. Used by one thread."""
-
-    def __init__(self, connection: Connection, topic: str, since: int, forget: Callable[[Connection], None]) -> None:
-        self._connection = connection
-        self._forget = forget
-        connection.post_own(
-            wire.SUBSCRIBE, rpc_pb2.Subscribe(subscription=1, topic=topic, since=since).SerializeToString()
-        )
-
-    def next(self, seconds: float | None = None) -> rpc_pb2.Notice | None:
-        """The next notice; None if there is none within this time. Raises UNAVAILABLE when the connection is gone:
-        subscribe again, with the last version seen as `since`."""
-        deadline = time.monotonic() + (FOREVER_SECONDS if seconds is None else seconds)
-        connection = self._connection
-        try:
-            while not connection.notices:
-                exchange((connection,), deadline)
-        except TimeoutError as late:
-            if isinstance(late, StatusError):
-                raise
-            return None
-        except Broken as reason:
-            self.close()
-            raise (reason.failure or unreachable(connection.address, reason.reason)) from reason
-        return connection.notices.popleft()
-
-    def __iter__(self) -> Iterator[rpc_pb2.Notice]:
-        while True:
-            notice = self.next()
-            if notice is not None:
-                yield notice
-
-    def close(self) -> None:
-        self._forget(self._connection)
 
 
 _forking: list[BlockingEnvironment] = []

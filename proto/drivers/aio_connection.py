@@ -1,0 +1,282 @@
+"""The client's end of a connection on an event loop: many requests at once, replies in any order, notices.
+
+A request whose caller stops waiting is cancelled at the server; the memory that the server may still move into is kept aside until the
+request's reply or the end of the connection says that it has stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Sequence
+
+from .. import frame as wire
+from ..env import Call
+from ..errors import Status, StatusError, error
+from ..frame import Frame
+from ..gen import rpc_pb2
+from ..hello import ClientHello, Credentials, failure_error
+from ..pool import Hold, Pool
+from ..subscription import NOTICES_MAX
+from ..transport.stream import Stream
+from .calls import Pending, encode_call
+
+
+class Client(Stream):
+    """The client's end of a connection, through its hello. `ready` is set when calls may follow."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        address: str,
+        credentials: Credentials,
+        offer: rpc_pb2.RegionOffer | None = None,
+        descriptor: int = -1,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(loop, sock)
+        self.address = address
+        self.hello: rpc_pb2.HelloReply | None = None
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.reason = error(Status.UNAVAILABLE, f"{address} closed the connection")
+        self._greeting: ClientHello | None = ClientHello(credentials, address, offer)
+        first = self._greeting.first
+        if descriptor >= 0:
+            socket.send_fds(sock, [first], [descriptor])  # the first bytes on a new socket: there is room
+        else:
+            self.send(first)
+
+    def frame_received(self, frame: Frame) -> None:
+        if self._greeting is None:
+            self.reply_received(frame)
+            return
+        answer = self._greeting.received(frame)
+        if answer:
+            self.send(answer)
+        self.hello = self._greeting.reply
+        if self.hello is not None:
+            self._greeting = None
+            if not self.ready.done():
+                self.ready.set_result(None)
+
+    def reply_received(self, frame: Frame) -> None:
+        raise NotImplementedError
+
+    def broken(self, reason: StatusError) -> None:
+        self.reason = reason
+        if self._greeting is not None:
+            self.close()
+            return
+        message = rpc_pb2.Failure(status=reason.status, message=reason.strerror or "")
+        self.fail_all()
+        self.close_gently(wire.encode(0, wire.GOODBYE, 0, message.SerializeToString()), seconds=None)
+
+    def fail_all(self) -> None:
+        """Nobody gets an answer any more."""
+
+    def ended(self) -> None:
+        self.close()
+
+    def lost(self) -> None:
+        if not self.ready.done():
+            self.ready.set_exception(self.reason)
+            self.ready.exception()  # whoever waits gets it; nobody need
+        self.fail_all()
+
+
+class RegionHolder(Client):
+    """A region is known to the server as long as this is open."""
+
+    def reply_received(self, frame: Frame) -> None:
+        if frame.flags & wire.FAILURE:
+            raise failure_error(frame.message, self.address)
+
+
+class AioPending(Pending):
+    """With what the loop needs: whom to wake, when to give up, and the memory kept aside after that."""
+
+    __slots__ = ("hold", "number", "settled", "timer", "waiter")
+
+    def __init__(self, call: Call, shared: bool, number: int, waiter: asyncio.Future[None]) -> None:
+        super().__init__(call, 0.0, shared)
+        self.number = number
+        self.waiter = waiter  # done when answered, failed or given up
+        self.timer: asyncio.TimerHandle | None = None
+        self.hold: Hold = []
+        self.settled: asyncio.Future[None] | None = None  # after it was given up: done when the server has stopped
+
+
+class AioConnection(Client):
+    """Calls and subscriptions to one server."""
+
+    def __init__(self, sock: socket.socket, address: str, credentials: Credentials, pool: Pool) -> None:
+        super().__init__(sock, address, credentials)
+        self.credentials = credentials
+        self.unix = address.startswith("unix:")
+        self.offered: dict[int, RegionHolder] = {}
+        self.subscribers: dict[int, AioSubscriber] = {}
+        self._pool = pool
+        self._pendings: dict[int, AioPending] = {}
+        self._given_up: dict[int, AioPending] = {}  # cancelled, and not answered yet
+        self._number = 0
+        self._retiring = False
+
+    def post(self, call: Call, shared: bool, seconds: float) -> AioPending:
+        """Send a request. Raises TOO_LARGE."""
+        self._number += 1
+        pending = AioPending(call, shared, self._number, self.loop.create_future())
+        head, bulk = encode_call(call, pending.number, shared, seconds)
+        self._pendings[pending.number] = pending
+        self.send(head)
+        for view in bulk:
+            self.send(view)
+        pending.end = self.posted
+        pending.timer = self.loop.call_later(seconds, self._expire, pending)
+        return pending
+
+    def post_own(self, method: int, message: bytes) -> None:
+        """A request of the RPC's own service."""
+        self._number += 1
+        self.send(wire.encode(0, method, self._number, message))
+
+    def _expire(self, pending: AioPending) -> None:
+        self.give_up(pending, pending.too_late())
+
+    def give_up(self, pending: AioPending, failure: StatusError) -> None:
+        """Nobody waits for this request any more: cancel it, and keep its memory aside until the server is done with it."""
+        if self._pendings.pop(pending.number, None) is None:
+            return
+        if pending.shared:
+            pending.hold = self._pool.hold(pending.slices)
+        pending.settled = self.loop.create_future()
+        self._given_up[pending.number] = pending
+        self.send(wire.encode(0, wire.CANCEL, pending.number, b""))
+        self._answer(pending, failure)
+
+    @staticmethod
+    def _answer(pending: AioPending, failure: StatusError | None) -> None:
+        pending.failure = failure
+        if pending.timer is not None:
+            pending.timer.cancel()
+        if not pending.waiter.done():
+            pending.waiter.set_result(None)
+
+    def _settle(self, pending: AioPending) -> None:
+        """The server moves nothing for this request any more."""
+        self._pool.release(pending.hold)
+        if pending.settled is not None and not pending.settled.done():
+            pending.settled.set_result(None)
+
+    def place(self, frame: Frame) -> Sequence[memoryview] | None:
+        pending = self._pendings.get(frame.request_id)
+        if pending is not None:
+            return pending.place(frame)
+        if frame.request_id in self._given_up:
+            return None
+        raise error(Status.PROTOCOL, f"{self.address} sent bulk for request {frame.request_id}, which is not open")
+
+    def reply_received(self, frame: Frame) -> None:
+        if frame.method < 256:
+            self._own_received(frame)
+            return
+        pending = self._pendings.pop(frame.request_id, None)
+        if pending is not None:
+            pending.frame = frame
+            self._answer(pending, None)
+        else:
+            pending = self._given_up.pop(frame.request_id, None)
+            if pending is None:
+                raise error(Status.PROTOCOL, f"{self.address} answered request {frame.request_id}, which is not open")
+            self._settle(pending)
+        if self._retiring:
+            self.retire()
+
+    def retire(self) -> None:
+        """Close as soon as nothing is open on it."""
+        self._retiring = True
+        if not self._pendings and not self._given_up:
+            self.close()
+
+    def _own_received(self, frame: Frame) -> None:
+        if frame.method == wire.NOTICE:
+            notice = rpc_pb2.Notice.FromString(frame.message)
+            subscriber = self.subscribers.get(notice.subscription)
+            if subscriber is not None:
+                subscriber.offer(notice)
+        elif frame.flags & wire.FAILURE:
+            reason = failure_error(frame.message, self.address)
+            if frame.method == wire.GOODBYE:
+                raise reason
+            for subscriber in self.subscribers.values():  # the only requests of the RPC's own that can be refused
+                subscriber.failed(reason)
+
+    def fail_all(self) -> None:
+        # Also called when the goodbye was sent but the server has not closed yet: what it may still move into stays aside until
+        # the connection is lost.
+        for pending in list(self._pendings.values()):
+            failure = self.reason if self.reason.status is Status.PROTOCOL else None
+            failure = failure or pending.broke(self.taken >= pending.end, "the server closed the connection")
+            self.give_up(pending, failure)
+        for subscriber in list(self.subscribers.values()):
+            subscriber.failed(self.reason)
+        self.subscribers.clear()
+
+    def lost(self) -> None:
+        super().lost()
+        for pending in self._given_up.values():
+            self._settle(pending)
+        self._given_up.clear()
+
+
+class AioSubscriber:
+    """An async iterator of notices. A queue that is not emptied becomes one notice with `resync`."""
+
+    def __init__(self, connection: AioConnection, number: int, topic: str, since: int) -> None:
+        self._connection = connection
+        self._number = number
+        self._queue: deque[rpc_pb2.Notice] = deque()
+        self._failure: StatusError | None = None
+        self._arrived = asyncio.Event()
+        connection.subscribers[number] = self
+        message = rpc_pb2.Subscribe(subscription=number, topic=topic, since=since)
+        connection.post_own(wire.SUBSCRIBE, message.SerializeToString())
+
+    def offer(self, notice: rpc_pb2.Notice) -> None:
+        if len(self._queue) >= NOTICES_MAX:
+            self._queue.clear()
+            notice = rpc_pb2.Notice(subscription=self._number, version=notice.version, resync=True)
+        self._queue.append(notice)
+        self._arrived.set()
+
+    def failed(self, reason: StatusError) -> None:
+        self._failure = reason
+        self._arrived.set()
+
+    async def next(self, seconds: float | None = None) -> rpc_pb2.Notice | None:
+        """The next notice; None if there is none within this time. Raises when the connection is gone: subscribe again, with
+        the last version seen as `since`."""
+        while not self._queue:
+            if self._failure is not None:
+                raise self._failure
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), seconds)
+            except TimeoutError:
+                return None
+        return self._queue.popleft()
+
+    def __aiter__(self) -> AioSubscriber:
+        return self
+
+    async def __anext__(self) -> rpc_pb2.Notice:
+        while True:
+            notice = await self.next()
+            if notice is not None:
+                return notice
+
+    def close(self) -> None:
+        if self._connection.subscribers.pop(self._number, None) is not None and not self._connection.closed:
+            self._connection.post_own(
+                wire.UNSUBSCRIBE, rpc_pb2.Unsubscribe(subscription=self._number).SerializeToString()
+            )

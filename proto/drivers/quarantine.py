@@ -1,0 +1,66 @@
+"""Memory that a server may still move into although nobody waits for it any more.
+
+The connection of such a request is half closed, which tells the server to stop, and kept until the server closes its end. A server
+does that only when no request of the connection runs any more, and the kernel does it when the process has died: so the end of the
+connection releases the memory.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import suppress
+
+from ..pool import Hold, Pool
+
+
+class Quarantine:
+    """Half-closed connections and the pool blocks that wait for their end. Any thread may call any method."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._waiting: dict[socket.socket, Hold] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, sock: socket.socket, hold: Hold) -> None:
+        """Take over a connection with requests that were given up."""
+        self._waiting[sock] = hold
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+
+    def reap(self) -> None:
+        """Release what no server moves into any more."""
+        for sock in list(self._waiting):
+            self._look(sock, 0.0)
+
+    def resolved(self, sock: socket.socket, seconds: float) -> bool:
+        """Wait so long for the end of this connection; whether it came."""
+        end = time.monotonic() + seconds
+        while sock in self._waiting:
+            remaining = end - time.monotonic()
+            self._look(sock, max(remaining, 0.0))
+            if remaining <= 0:
+                return sock not in self._waiting
+        return True
+
+    def _look(self, sock: socket.socket, seconds: float) -> None:
+        try:
+            sock.settimeout(seconds)
+            while sock.recv(65536):
+                pass  # late replies, to nobody
+        except (BlockingIOError, InterruptedError, TimeoutError):
+            return
+        except OSError:
+            pass  # reset: the server has closed its end, too
+        hold = self._waiting.pop(sock, None)
+        if hold is not None:
+            self._pool.release(hold)
+            sock.close()
+
+    def close(self) -> None:
+        """Forget everything; the memory is never used again."""
+        for sock in list(self._waiting):
+            sock.close()
+        self._waiting.clear()
