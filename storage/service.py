@@ -290,48 +290,61 @@ class StorageService:
         return results
 
     async def remove(self, request: RemoveChunksRequest, context: Context) -> RemoveChunksReply:
+        """Ranges of many files at once: what there is to remove is listed, then removed by one batch of updates per chain."""
         _need_trust(context)
         count = len(request.inode)
         _check_columns(count, request.chain, request.chain_version, request.first, request.last)
         if request.truncate_version:
             _check_columns(count, request.truncate_version)
         limit = min(request.chunks_max or REMOVES_MAX, REMOVES_MAX)
-        reply = RemoveChunksReply()
-        for i in range(count):
-            truncate_version = request.truncate_version[i] if request.truncate_version else None
-            first = chunk_key(request.inode[i], request.first[i], request.tenant)
-            last = _end_key(request.inode[i], request.last[i], request.tenant)
-            status, removed, more = await self._remove_range(
-                request.chain[i], request.chain_version[i], (first, last), limit, truncate_version
-            )
-            reply.status.append(status)
-            reply.removed.append(removed)
-            reply.more.append(more)
-        reply.chains.extend(self._chains(reply.status, request.chain))
-        return reply
+        ranges = [self._range(request, i) for i in range(count)]
+        refused: dict[int, Status] = {}
+        updates: list[Update] = []
+        owners: list[int] = []  # which range each update is for
+        more = [False] * count
+        for i, (first, last, truncate_version) in enumerate(ranges):
+            status = self._may_read(self._by_chain.get(request.chain[i]), request.chain_version[i])
+            if status is not _OK:
+                refused[i] = status
+                continue
+            room = min(limit, OPERATIONS_MAX - len(updates))
+            found, more[i] = self._removes(self._by_chain[request.chain[i]], first, last, room, truncate_version)
+            updates += found
+            owners += [i] * len(found)
+        chains, versions = [request.chain[i] for i in owners], [request.chain_version[i] for i in owners]
+        results = await self._update(chains, versions, updates, {})
+        removed = [0] * count
+        for i, result in zip(owners, results, strict=True):
+            if result.status == Status.BUSY:
+                more[i] = True  # an update of the chunk is under way: the next call takes it
+            elif result.status:
+                refused[i] = Status(result.status)
+            else:
+                removed[i] += bool(result.number)
+        for i, (first, last, truncate_version) in enumerate(ranges):
+            if truncate_version is None and not more[i] and i not in refused:
+                self._by_chain[request.chain[i]].forget_file(first, last)
+        statuses = [refused.get(i, _OK) for i in range(count)]
+        newer = self._chains(statuses, request.chain)
+        return RemoveChunksReply(status=statuses, removed=removed, more=more, chains=newer)
 
-    async def _remove_range(
-        self, chain: int, version: int, bounds: tuple[bytes, bytes], limit: int, truncate_version: int | None
-    ) -> tuple[Status, int, bool]:
-        """Remove by versioned updates, as any other change: (status, how many, whether there are more)."""
-        target = self._by_chain.get(chain)
-        status = self._may_read(target, version)
-        if target is None or status is not _OK:
-            return status, 0, False
-        first, last = bounds
+    @staticmethod
+    def _range(request: RemoveChunksRequest, i: int) -> tuple[bytes, bytes, int | None]:
+        first = chunk_key(request.inode[i], request.first[i], request.tenant)
+        last = _end_key(request.inode[i], request.last[i], request.tenant)
+        return first, last, request.truncate_version[i] if request.truncate_version else None
+
+    @staticmethod
+    def _removes(
+        target: Target, first: bytes, last: bytes, limit: int, truncate_version: int | None
+    ) -> tuple[list[Update], bool]:
+        """The updates that take a range away, at most `limit`, and whether there are more."""
         found = target.engine.removable(first, last, limit + 1, truncate_version=truncate_version)
         chunks = [info.chunk for info in found[:limit]]
-        if truncate_version is not None and not chunks:
+        if truncate_version is not None and not found:
             chunks = [first]  # nothing to take away, but older writes to the file are refused from now on
         under = ALWAYS if truncate_version is None else truncate_version
-        updates = [Update(Kind.REMOVE, chunk, 0, 0, 0, b"", 0, 0, under, 0) for chunk in chunks]
-        results = await target.update(version, updates) if updates else []
-        failed = next((Status(result.status) for result in results if result.status), _OK)
-        more = len(found) > limit or failed is Status.BUSY
-        if truncate_version is None and not more and failed is _OK:
-            target.engine.remove_range(first, last, 0)  # the file is gone, and with it what it kept out
-        removed = sum(not result.status for result in results) if found else 0
-        return (_OK if failed is Status.BUSY else failed), removed, more
+        return [Update(Kind.REMOVE, chunk, 0, 0, 0, b"", 0, 0, under, 0) for chunk in chunks], len(found) > limit
 
     # --- the rest ---
 

@@ -316,6 +316,11 @@ class Target:
         finally:
             self._checkpointing = None
 
+    def forget_file(self, first: bytes, last: bytes) -> None:
+        """A dead file has no chunks left in this range: what kept its older writes out goes as well."""
+        if not self.engine.failed and self.engine.truncate_floor(first):
+            self.engine.remove_range(first, last, 0)
+
     async def keep_checkpointing(self) -> None:
         """Background: a checkpoint each second, or when space is short for what only a checkpoint frees."""
         while not self.engine.failed:

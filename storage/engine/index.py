@@ -72,10 +72,20 @@ class RocksIndex:
             self._db.write(batch)
 
     def scan(self, begin: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        # Not `items()`, which ends at an unreadable block as if there were no more rows; and not `set_iterate_lower_bound`, which sets
+        # the upper one (rocksdict 0.3.29).
         options = self._read_options()
-        options.set_iterate_lower_bound(begin)
         options.set_iterate_upper_bound(end)
-        return iter(self._db.items(backwards=reverse, from_key=end if reverse else begin, read_opt=options))
+        rows = self._db.iter(options)
+        if reverse:
+            rows.seek_to_last()
+        else:
+            rows.seek(begin)
+        step = rows.prev if reverse else rows.next
+        while rows.valid() and (key := rows.key()) >= begin:
+            yield key, rows.value()
+            step()
+        rows.status()
 
     def close(self) -> None:
         self._db.close()

@@ -290,7 +290,9 @@ def test_a_remove_takes_what_is_older_than_its_truncate() -> None:
     assert submit(machine, rows, write(1, truncate=1)) == [Status.OK]
     assert submit(machine, rows, remove) == [Status.OK]
     assert not rows.chunks
-    assert submit(machine, rows, write(2, truncate=1)) == [Status.STALE_TRUNCATE_VERSION]  # also where the chunk is gone
+    assert submit(machine, rows, write(2, truncate=1)) == [
+        Status.STALE_TRUNCATE_VERSION
+    ]  # also where the chunk is gone
     assert submit(machine, rows, write(2, truncate=2)) == [Status.OK]
     assert rows.chunks[b"a"].committed.number == 3  # the name of the removed content is not used again
     assert submit(machine, rows, remove) == [Status.OK]  # a late one: the file has grown again since

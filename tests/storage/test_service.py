@@ -1,0 +1,390 @@
+"""The Storage service over the local transport, with real engines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from emberfs.proto.capability import Rights
+from emberfs.proto.errors import Status, StatusError
+from emberfs.proto.gen import storage_pb2
+from emberfs.proto.ids import CHUNK_INDEX_MAX, chunk_key
+from emberfs.proto.rpc import STORAGE
+from emberfs.storage.scrub import Scrubber
+
+from .world import CHUNK, World, verify
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    made = await World(tmp_path).start()
+    yield made
+    await made.stop()
+
+
+def pattern(length: int, seed: int = 0) -> bytes:
+    return bytes((i * 7 + i // 251 + seed) & 0xFF for i in range(length))
+
+
+# --- reading and writing ---
+
+
+@pytest.mark.parametrize("length", [1, 100, 4096, 4097, 65536, 300_000, CHUNK])
+async def test_what_was_written_is_read(world: World, length: int) -> None:
+    data = pattern(length)
+    assert await world.write(data) is Status.OK
+    assert await world.read() == data
+    for offset, wanted in ((0, 1), (1, 50), (4095, 2), (4000, 9000), (length - 1, 10), (length // 2, length)):
+        assert await world.read(offset=offset, length=wanted) == data[offset : offset + wanted]
+
+
+async def test_overwrites_and_gaps(world: World) -> None:
+    model = bytearray(300_000)
+    for sequence, (offset, length) in enumerate(
+        [(200_000, 100_000), (5, 10), (4096, 4096), (250_001, 7), (0, 300_000), (9, 1)], 1
+    ):
+        data = pattern(length, sequence)
+        assert await world.write(data, offset=offset, sequence=sequence) is Status.OK
+        model[offset : offset + length] = data
+        assert await world.read() == bytes(model)
+
+
+async def test_a_batch_over_several_targets(tmp_path: Path) -> None:
+    world = await World(tmp_path, targets=3).start()
+    for chain in (1, 2, 3):
+        data = [pattern(10_000, 10 * chain + i) for i in range(4)]
+        pieces = [(5, i, 0, data[i], 1, i) for i in range(4)]
+        reply = await world.write_many(pieces, chain=chain)
+        assert list(reply.status) == [Status.OK] * 4
+        assert list(reply.chunk_length) == [10_000] * 4
+    chains = [1, 2, 3, 1, 2, 3, 2]
+    wanted = [(5, i % 4, 100 * i, 5000) for i in range(7)]
+    reply, data = await world.read_many(wanted, chains=chains)
+    for i, (_, index, offset, length) in enumerate(wanted):
+        piece = data[i * 5000 : (i + 1) * 5000]
+        assert piece == pattern(10_000, 10 * chains[i] + index)[offset : offset + length]
+        verify(reply, i, offset, piece)
+    await world.stop()
+
+
+async def test_holes_and_ends(world: World) -> None:
+    assert await world.write(b"x" * 5000) is Status.OK
+    reply, data = await world.read_many([(5, 0, 4096, 4096), (5, 7, 0, 100), (5, 0, 5000, 10), (5, 0, 0, 10)])
+    assert list(reply.status) == [Status.OK, Status.CHUNK_NOT_FOUND, Status.OK, Status.OK]
+    assert list(reply.returned) == [904, 0, 0, 10]
+    assert list(reply.checksums) == [1, 0, 0, 1]
+    assert data[4096 + 100 + 10 :] == b"x" * 10
+    verify(reply, 3, 0, data[4096 + 100 + 10 :])
+
+
+async def test_reads_that_miss_the_page_cache_go_to_a_thread(world: World) -> None:
+    data = pattern(CHUNK)
+    assert await world.write(data) is Status.OK
+    target = world.open[0]
+    await target.checkpoint()
+    for handle in target.engine.space.handles():
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert await world.read(offset=1, length=CHUNK - 2) == data[1:-1]
+    assert target.counters.bytes_read == CHUNK - 2
+
+
+async def test_a_write_that_was_damaged_on_the_way_is_refused(world: World) -> None:
+    reply = await world.write_many([(5, 0, 0, b"abc", 1, None)], checksums=[4711])
+    assert list(reply.status) == [Status.CHECKSUM]
+    reply, _ = await world.read_many([(5, 0, 0, 3)])
+    assert list(reply.status) == [Status.CHUNK_NOT_FOUND]
+
+
+async def test_malformed_requests(world: World) -> None:
+    request = storage_pb2.ReadRequest(chain=[1, 1], chain_version=[1], inode=[5], index=[0], offset=[0], length=[1])
+    with pytest.raises(StatusError, match="columns") as failed:
+        await world.call(STORAGE.Read, request)
+    assert failed.value.status is Status.INVALID
+    assert await world.write(b"x", offset=CHUNK) is Status.INVALID
+    assert await world.write(b"x" * (CHUNK + 1)) is Status.INVALID
+    assert await world.write(b"", sequence=9) is Status.INVALID
+
+
+# --- who may do what, and under which chain version ---
+
+
+async def test_a_stale_chain_version_is_refused_with_the_newer_entry(world: World) -> None:
+    world.announce(chain_version=7)
+    reply = await world.write_many([(5, 0, 0, b"abc", 1, None)], version=1)
+    assert list(reply.status) == [Status.STALE_CHAIN_VERSION]
+    assert [(chain.id, chain.version) for chain in reply.chains] == [(1, 7)]
+    reply, _ = await world.read_many([(5, 0, 0, 3)], version=1)
+    assert list(reply.status) == [Status.STALE_CHAIN_VERSION]
+    assert reply.chains[0].version == 7
+    reply = await world.call(STORAGE.Sync, storage_pb2.SyncRequest(chain=[1, 99], chain_version=[1, 1]))
+    assert list(reply.status) == [Status.STALE_CHAIN_VERSION, Status.STALE_ROUTING]
+
+
+async def test_a_wrong_capability_is_refused(world: World) -> None:
+    assert await world.write(b"abc") is Status.OK
+    world.untrust()
+    good = world.capability(5)
+    cases = {
+        (): Status.PERMISSION_DENIED,
+        (good,): Status.OK,
+        (world.capability(6),): Status.PERMISSION_DENIED,
+        (good[:-1] + bytes([good[-1] ^ 1]),): Status.PERMISSION_DENIED,
+        (world.capability(5, Rights.WRITE),): Status.PERMISSION_DENIED,
+        (b"short",): Status.PERMISSION_DENIED,
+    }
+    for capabilities, status in cases.items():
+        reply, _ = await world.read_many([(5, 0, 0, 3)], capabilities=capabilities)
+        assert list(reply.status) == [status]
+    reply = await world.write_many([(5, 0, 0, b"abd", 2, None)], capabilities=[world.capability(5, Rights.READ)])
+    assert list(reply.status) == [Status.PERMISSION_DENIED]
+    reply = await world.write_many([(5, 0, 0, b"abd", 2, None)], capabilities=[good])
+    assert list(reply.status) == [Status.OK]
+
+
+async def test_an_expired_capability_is_told_apart(world: World) -> None:
+    assert await world.write(b"abc") is Status.OK
+    world.untrust()
+    capability = world.capability(5)
+    world.routing.capability_epoch = 3
+    reply, _ = await world.read_many([(5, 0, 0, 3)], capabilities=[capability])
+    assert list(reply.status) == [Status.CAPABILITY_EXPIRED]
+
+
+async def test_one_request_with_several_capabilities(world: World) -> None:
+    for inode in (5, 6):
+        assert await world.write(b"abc", inode=inode) is Status.OK
+    world.untrust()
+    request = storage_pb2.ReadRequest(
+        chain=[1] * 3, chain_version=[1] * 3, inode=[5, 6, 6], index=[0] * 3, offset=[0] * 3, length=[0] * 3
+    )
+    request.capabilities.extend([world.capability(5), world.capability(6)])
+    request.capability.extend([0, 1, 0])
+    reply = await world.call(STORAGE.Read, request)
+    assert list(reply.status) == [Status.OK, Status.OK, Status.PERMISSION_DENIED]
+    request.capability[2] = 9
+    reply = await world.call(STORAGE.Read, request)
+    assert reply.status[2] == Status.INVALID
+
+
+async def test_users_neither_truncate_nor_remove_nor_write_for_others(world: World) -> None:
+    world.untrust()
+    for method, request in (
+        (STORAGE.Truncate, storage_pb2.TruncateChunkRequest()),
+        (STORAGE.Remove, storage_pb2.RemoveChunksRequest()),
+    ):
+        with pytest.raises(PermissionError):
+            await world.call(method, request)
+    with pytest.raises(PermissionError):
+        await world.write_many([(5, 0, 0, b"abc", 1, None)], capabilities=[world.capability(5)], client=b"x" * 16)
+
+
+# --- exactly once ---
+
+
+@pytest.mark.parametrize("clean", [True, False])
+async def test_a_duplicate_gets_the_same_answer_after_a_restart(world: World, clean: bool) -> None:
+    client = world.env.client
+    first = await world.write_many([(5, 0, 0, b"one", 7, None)], client=client)
+    for _ in range(2):
+        again = await world.write_many([(5, 0, 0, b"one", 7, None)], client=client)
+        assert (list(again.status), list(again.commit_version), list(again.chunk_length)) == (
+            [0],
+            list(first.commit_version),
+            [3],
+        )
+        await world.restart(clean=clean)
+    assert await world.write(b"two", sequence=8, client=client) is Status.OK
+    assert await world.write(b"one", sequence=7, client=client) is Status.DUPLICATE
+    assert await world.read() == b"two"
+
+
+async def test_late_writes_of_ended_clients_are_refused(world: World) -> None:
+    assert await world.write(b"one") is Status.OK
+    world.announce(ended=[world.env.client])
+    assert await world.write(b"two", sequence=2) is Status.SESSION_ENDED
+    assert await world.write(b"two", sequence=1) is Status.SESSION_ENDED
+    assert await world.read() == b"one"
+    assert await world.write(b"two", client=b"another client!!") is Status.OK
+
+
+# --- truncate, remove, settle ---
+
+
+async def truncate(world: World, length: int, version: int, sequence: int, *, index: int = 0) -> Status:
+    request = storage_pb2.TruncateChunkRequest(
+        chain=[1], chain_version=[1], inode=[5], index=[index], length=[length], truncate_version=[version],
+        channel=[1], sequence=[sequence], chunk_size=[CHUNK],
+    )  # fmt: skip
+    return Status((await world.call(STORAGE.Truncate, request)).status[0])
+
+
+async def remove(
+    world: World, first: int, last: int, *, limit: int = 0, version: int | None = None
+) -> tuple[int, bool]:
+    request = storage_pb2.RemoveChunksRequest(
+        chain=[1], chain_version=[1], inode=[5], first=[first], last=[last], chunks_max=limit,
+        truncate_version=None if version is None else [version],
+    )  # fmt: skip
+    reply = await world.call(STORAGE.Remove, request)
+    assert list(reply.status) == [Status.OK]
+    return reply.removed[0], reply.more[0]
+
+
+async def query_last(world: World, version: int = 0) -> tuple[bool, int, int, int, int]:
+    request = storage_pb2.QueryLastRequest(chain=[1], chain_version=[1], inode=[5], truncate_version=[version])
+    reply = await world.call(STORAGE.QueryLast, request)
+    assert list(reply.status) == [Status.OK]
+    return reply.found[0], reply.index[0], reply.length[0], reply.chunks[0], reply.bytes[0]
+
+
+async def test_truncate_cuts_extends_and_keeps_older_writes_out(world: World) -> None:
+    data = pattern(10_000)
+    assert await world.write(data) is Status.OK
+    assert await truncate(world, 5001, 1, 1) is Status.OK
+    assert await world.read() == data[:5001]
+    assert await world.write(b"late", sequence=2) is Status.STALE_TRUNCATE_VERSION
+    assert await world.write(b"late", index=3, sequence=2) is Status.STALE_TRUNCATE_VERSION
+    assert await truncate(world, 9000, 2, 2) is Status.OK
+    assert await world.read() == data[:5001] + bytes(3999)
+    assert await truncate(world, 9000, 2, 2) is Status.OK  # a retry
+    assert await world.write(b"new", sequence=3, truncate_version=2) is Status.OK
+    assert await truncate(world, 0, 3, 3) is Status.OK
+    assert await query_last(world) == (False, 0, 0, 0, 0)
+
+
+async def test_remove_in_steps_and_query_last(world: World) -> None:
+    for index in (0, 1, 5, 9):
+        assert await world.write(b"x" * (100 + index), index=index) is Status.OK
+    assert await query_last(world) == (True, 9, 109, 4, 415)
+    assert await remove(world, 1, 6, limit=1) == (1, True)
+    assert await remove(world, 1, 6, limit=1) == (1, False)
+    assert await query_last(world) == (True, 9, 109, 2, 209)
+    assert await remove(world, 0, CHUNK_INDEX_MAX + 1) == (2, False)
+    assert await remove(world, 0, CHUNK_INDEX_MAX + 1) == (0, False)
+    assert await query_last(world) == (False, 0, 0, 0, 0)
+
+
+async def test_a_truncates_remove_leaves_what_was_written_since(world: World) -> None:
+    for index in (1, 2):
+        assert await world.write(b"old", index=index) is Status.OK
+    assert await remove(world, 1, 10, version=4) == (2, False)
+    assert await world.write(b"late", index=2, sequence=2) is Status.STALE_TRUNCATE_VERSION
+    assert await world.write(b"new", index=2, sequence=3, truncate_version=4) is Status.OK
+    assert await remove(world, 1, 10, version=4) == (0, False)
+    assert await world.read(index=2) == b"new"
+    assert await query_last(world, 4) == (True, 2, 3, 1, 3)
+    assert await query_last(world, 5) == (False, 0, 0, 0, 0)
+
+
+# --- space, damage, broken disks ---
+
+
+async def test_a_full_target_takes_nothing_new_but_is_read_and_emptied(tmp_path: Path) -> None:
+    world = await World(tmp_path, capacity=64 << 20).start()
+    data = pattern(CHUNK)
+    index = 0
+    while (status := await world.write(data, index=index, sequence=index + 1, channel=1)) is Status.OK:
+        index += 1
+    assert status is Status.NO_SPACE
+    assert 55 < index <= 64
+    assert await world.read(index=3) == data
+    reply = await world.call(STORAGE.Space, storage_pb2.SpaceRequest())
+    assert (list(reply.target), list(reply.capacity), list(reply.chunks)) == ([1], [64 << 20], [index])
+    assert reply.bytes_written[0] == index * CHUNK
+    assert reply.bytes_read[0] == CHUNK
+    assert await remove(world, 0, 10) == (10, False)
+    await world.open[0].checkpoint()
+    assert await world.write(data, index=100, sequence=1000, channel=1) is Status.OK
+    await world.stop()
+
+
+def flip_byte(world: World, chunk: bytes, offset: int) -> None:
+    """Damage a chunk in its block file, behind the engine's back."""
+    with world.open[0].engine.plan([(chunk, 0, 1 << 20)]) as (plan,):
+        handle, start, _ = plan.segments[0]
+        byte = os.pread(handle, 1, start + offset)
+        os.pwrite(handle, bytes([byte[0] ^ 0x40]), start + offset)
+
+
+async def test_a_flipped_byte_is_found_by_readers_reports_and_the_scrubber(world: World) -> None:
+    assert await world.write(pattern(20_000)) is Status.OK
+    assert await world.write(pattern(20_000), index=1) is Status.OK
+    flip_byte(world, chunk_key(5, 0), 5000)
+    with pytest.raises(AssertionError, match="bytes at 4096"):  # whole units: the client finds it
+        await world.read(offset=4096, length=4096)
+    reply, _ = await world.read_many([(5, 0, 4100, 10), (5, 0, 0, 10)])  # an edge: the server does
+    assert list(reply.status) == [Status.CHECKSUM, Status.OK]
+    target = world.open[0]
+    assert list(target.damaged) == [chunk_key(5, 0)]
+    target.damaged.clear()
+    request = storage_pb2.ReportCorruptionRequest(chain=[1, 1], target=[1, 1], inode=[5, 5], index=[0, 1])
+    await world.call(STORAGE.ReportCorruption, request)
+    assert list(target.damaged) == [chunk_key(5, 0)]
+    target.damaged.clear()
+    report = await Scrubber(target, 1 << 40).walk()
+    assert (report.chunks, report.content, report.damaged) == (2, 40_000, [chunk_key(5, 0)])
+    assert await world.write(pattern(20_000, 1), sequence=2) is Status.OK  # a full overwrite heals it
+    assert not (await Scrubber(target, 1 << 40).walk()).damaged
+    assert not target.damaged
+
+
+async def test_the_scrubber_asks_for_orphans(world: World) -> None:
+    for inode in (5, 6, 7):
+        assert await world.write(b"x", inode=inode) is Status.OK
+
+    async def living(inodes: list[int]) -> set[int]:
+        return set(inodes) - {6}
+
+    report = await Scrubber(world.open[0], 1 << 40, living).walk()
+    assert report.orphans == [chunk_key(6, 0)]
+
+
+async def test_a_failed_write_makes_a_target_read_only_and_no_other(tmp_path: Path) -> None:
+    world = await World(tmp_path, targets=2).start()
+    for chain in (1, 2):
+        reply = await world.write_many([(5, 0, 0, b"good", 1, None)], chain=chain)
+        assert list(reply.status) == [Status.OK]
+    disk = world.open[0].engine.disk
+
+    def broken(handle: int, buffers: object, offset: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    disk.pwritev = broken  # type: ignore[method-assign]
+    assert await world.write(b"more", sequence=2) is Status.IO_ERROR
+    assert await world.write(b"more", sequence=3) is Status.READ_ONLY
+    assert await world.read() == b"good"
+    reply = await world.write_many([(5, 0, 0, b"fine", 2, None)], chain=2)
+    assert list(reply.status) == [Status.OK]
+    await world.stop()
+
+
+async def test_a_failed_sync_takes_a_target_offline_and_no_other(tmp_path: Path) -> None:
+    world = await World(tmp_path, targets=2).start()
+    for chain in (1, 2):
+        reply = await world.write_many([(5, 0, 0, b"good", 1, None)], chain=chain)
+        assert list(reply.status) == [Status.OK]
+
+    def broken(handle: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    world.open[0].engine.disk.fdatasync = broken  # type: ignore[method-assign]
+    reply = await world.call(STORAGE.Sync, storage_pb2.SyncRequest(chain=[1, 2], chain_version=[1, 1]))
+    assert list(reply.status) == [Status.TARGET_OFFLINE, Status.OK]
+    reply, _ = await world.read_many([(5, 0, 0, 4), (5, 0, 0, 4)], chains=[1, 2])
+    assert list(reply.status) == [Status.TARGET_OFFLINE, Status.OK]
+    assert world.open[0].entry().state != world.open[1].entry().state
+    await world.stop()
+
+
+async def test_concurrent_syncs_share_checkpoints(world: World) -> None:
+    target = world.open[0]
+    assert await world.write(b"x") is Status.OK
+    before = target.engine.checkpointed
+    request = storage_pb2.SyncRequest(chain=[1] * 50, chain_version=[1] * 50)
+    reply = await world.call(STORAGE.Sync, request)
+    assert list(reply.status) == [Status.OK] * 50
+    assert target.engine.checkpointed <= before + 2
+    assert not target.engine.is_dirty
