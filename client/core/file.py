@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 from ...proto.errors import Status, StatusError, error
@@ -22,8 +23,8 @@ from .attributes import Stat, stat_of
 from .holes import check_holes
 from .inode import Inode
 from .options import O_APPEND, O_RDONLY, O_RDWR
-from .reads import Columns, Fetch, columns_of, fetch_patiently
-from .streams import Into, Output, Stream
+from .reads import Columns, Into, Output, columns_of, cut, fetch_patiently
+from .streams import Stream
 from .writes import sync_chains
 
 if TYPE_CHECKING:
@@ -121,14 +122,17 @@ class Handle:
     async def preadv_batch(self, ranges: Sequence[tuple[int, int]], buffer: Any = None) -> list[memoryview]:
         """Per (offset, length) range a view of its bytes, in `buffer` or a new one."""
         await self._ready(reading=True)
-        lengths = [self._available(offset, length) for offset, length in ranges]
-        if buffer is None:
-            buffer = bytearray(sum(lengths))
-        view = memoryview(buffer).cast("B")
-        if view.readonly or len(view) < sum(lengths):
-            raise error(Status.INVALID, f"the buffer must be writable and hold {sum(lengths)} bytes; it has {len(view)}")
-        offsets = [offset for offset, _ in ranges]
-        await self._arrived(min(offsets, default=0), max((o + n for o, n in zip(offsets, lengths, strict=True)), default=0))
+        if not ranges:
+            return []
+        offsets, lengths = map(list, zip(*ranges, strict=True))
+        end = max(map(add, offsets, lengths))
+        if min(offsets) < 0 or min(lengths) < 0 or end > self.file.length:
+            lengths = [self._available(offset, length) for offset, length in ranges]
+        total = sum(lengths)
+        view = memoryview(bytearray(total) if buffer is None else buffer).cast("B")
+        if view.readonly or len(view) < total:
+            raise error(Status.INVALID, f"the buffer must be writable and hold {total} bytes; it has {len(view)}")
+        await self._arrived(min(offsets), end)
         views: list[memoryview] = []
         position = begin = 0
         for end in _cuts(lengths):
@@ -137,21 +141,22 @@ class Handle:
         return views
 
     async def _batch(
-        self, offsets: Sequence[int], lengths: Sequence[int], view: memoryview, position: int, views: list[memoryview]
+        self, offsets: list[int], lengths: list[int], view: memoryview, position: int, views: list[memoryview]
     ) -> int:
         """Read ranges into `view` from `position` on and append their views; where the next one goes."""
+        end = position + sum(lengths)
+        if end == position:
+            views += [view[position:position]] * len(lengths)
+            return end
         columns = _columns(self.file, offsets, lengths)
         fetch = await fetch_patiently(self.file.cluster, columns)
         try:
             await check_holes(fetch)
-            output = Into(view[position : position + sum(lengths)])
-            _join(fetch, output)
+            fetch.deliver(Into(view[position:end]))
         finally:
             fetch.release()
-        for length in lengths:
-            views.append(view[position : position + length])
-            position += length
-        return position
+        views += cut(view[position:end], lengths)
+        return end
 
     async def _bytes(self, offset: int, count: int) -> bytes:
         if count <= DIRECT_BYTES_MAX and not self.stream.follows(offset):
@@ -172,7 +177,7 @@ class Handle:
             if len(fetch.views) == 1 and len(fetch.views[0]) == count:
                 return bytes(fetch.views[0])
             output = io.BytesIO()
-            _join(fetch, output)
+            fetch.deliver(output)
             return output.getvalue()
         finally:
             fetch.release()
@@ -395,12 +400,12 @@ class Handle:
             raise failure
 
 
-def _columns(file: Inode, offsets: Sequence[int], lengths: Sequence[int]) -> Columns:
+def _columns(file: Inode, offsets: list[int], lengths: list[int]) -> Columns:
     """The pieces of many ranges, one after the other."""
     size = file.chunk_size
     index = [offset // size for offset in offsets]
     start = [offset % size for offset in offsets]
-    if all(s + n <= size for s, n in zip(start, lengths, strict=True)) and all(lengths):
+    if max(map(add, start, lengths)) <= size and all(lengths):
         return Columns((file,), (), index, start, lengths)
     rows: tuple[list[int], list[int], list[int]] = ([], [], [])
     for offset, length in zip(offsets, lengths, strict=True):
@@ -410,14 +415,6 @@ def _columns(file: Inode, offsets: Sequence[int], lengths: Sequence[int]) -> Col
             rows[1].extend(part.offset)
             rows[2].extend(part.length)
     return Columns((file,), (), *rows)
-
-
-def _join(fetch: Fetch, output: Output) -> None:
-    """Everything a fetch brought, in order; what chunks lack is zeros."""
-    for view, wanted in zip(fetch.views, fetch.columns.length, strict=True):
-        output.write(view)
-        if len(view) < wanted:
-            output.write(memoryview(bytes(wanted - len(view))))
 
 
 def _cuts(lengths: Sequence[int]) -> Sequence[int]:

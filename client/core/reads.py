@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Protocol
 
 from ...proto.env import Call, Ticket
 from ...proto.errors import Status, StatusError, error, status_of
@@ -33,6 +35,28 @@ REPORT_SECONDS = 2.0  # a report of corruption waits at most so long; the error 
 _EMPTY = memoryview(b"")
 
 
+class Output(Protocol):
+    """Where bytes go, in order: `io.BytesIO`, or a caller's buffer."""
+
+    def write(self, data: memoryview | bytes, /) -> int: ...
+
+
+class Into:
+    """An `Output` over a caller's writable buffer."""
+
+    __slots__ = ("position", "view")
+
+    def __init__(self, view: memoryview) -> None:
+        self.view = view
+        self.position = 0
+
+    def write(self, data: memoryview | bytes, /) -> int:
+        end = self.position + len(data)
+        self.view[self.position : end] = data
+        self.position = end
+        return len(data)
+
+
 @dataclass(slots=True)
 class Columns:
     """Read operations, one per row: bytes [offset, offset + length) of chunk `index` of `files[file]`."""
@@ -41,7 +65,7 @@ class Columns:
     file: Sequence[int]  # position in `files`; empty where there is only one
     index: Sequence[int]
     offset: Sequence[int]
-    length: Sequence[int]
+    length: list[int]
 
     def inode(self, row: int) -> Inode:
         return self.files[self.file[row]] if self.file else self.files[0]
@@ -59,12 +83,20 @@ def columns_of(file: Inode, offset: int, length: int) -> Columns:
     size = file.chunk_size
     first, start = divmod(offset, size)
     if start + length <= size:
-        return Columns((file,), (), (first,), (start,), (length,))
+        return Columns((file,), (), [first], [start], [length])
     last = (offset + length - 1) // size
     lengths = [size] * (last - first + 1)
     lengths[0] = size - start
     lengths[-1] = offset + length - last * size
     return Columns((file,), (), range(first, last + 1), [start] + [0] * (last - first), lengths)
+
+
+def cut(view: memoryview, lengths: Sequence[int]) -> list[memoryview]:
+    """The pieces of these lengths, one after the other."""
+    size = lengths[0]
+    if lengths.count(size) == len(lengths):
+        return [view[at : at + size] for at in range(0, size * len(lengths), size)]
+    return [view[end - length : end] for end, length in zip(accumulate(lengths), lengths, strict=True)]
 
 
 @dataclass(slots=True)
@@ -86,6 +118,7 @@ class Fetch:
     cluster: Cluster
     columns: Columns
     views: list[memoryview] = field(default_factory=list)  # row by row what is there: short where the chunk ends
+    whole: memoryview | None = None  # all of it, where it came in one piece
     _parts: list[_Part] = field(default_factory=list)
     _slices: list[Slice] = field(default_factory=list)
     _trouble: dict[int, StatusError] = field(default_factory=dict)  # row -> why it has to be read again
@@ -122,7 +155,7 @@ class Fetch:
 
     def release(self) -> None:
         """Give the buffers back: the views are not valid any more."""
-        slices, self._slices, self.views = self._slices, [], []
+        slices, self._slices, self.views, self.whole = self._slices, [], [], None
         for slice_ in slices:
             self.cluster.env.pool.give(slice_)
 
@@ -134,11 +167,22 @@ class Fetch:
                 self.cluster.env.abandon(part.ticket)
         self.release()
 
+    def deliver(self, output: Output) -> None:
+        """Write everything to `output`, row after row; what chunks lack is zeros."""
+        if self.whole is not None:
+            output.write(self.whole)
+            return
+        for view, wanted in zip(self.views, self.columns.length, strict=True):
+            output.write(view)
+            if len(view) < wanted:
+                output.write(bytes(wanted - len(view)))
+
     # --- sending --------------------------------------------------------------------------------------------------------------------
 
     def _send(self, rows: Sequence[int]) -> None:
         for node, (chosen, targets) in self._plan(rows).items():
-            for begin, end in _portions([self.columns.length[row] for row in chosen]):
+            every = len(chosen) == len(self.columns.length)
+            for begin, end in _portions(self.columns.length if every else [self.columns.length[row] for row in chosen]):
                 self._send_part(node, chosen[begin:end], targets[begin:end])
 
     def _send_again(self, rows: Sequence[int]) -> None:
@@ -188,7 +232,8 @@ class Fetch:
     def _request(self, rows: Sequence[int]) -> tuple[ReadRequest, int]:
         columns, table = self.columns, self.cluster.table
         index = columns.index
-        lengths = [columns.length[row] for row in rows]
+        whole = len(rows) == len(index)
+        lengths = columns.length if whole else [columns.length[row] for row in rows]
         capability: list[int] = []
         if len(columns.files) == 1:
             file = columns.files[0]
@@ -208,8 +253,8 @@ class Fetch:
             chain=chains,
             chain_version=[versions[chain] for chain in chains],
             inode=inodes,
-            index=[index[row] for row in rows],
-            offset=[columns.offset[row] for row in rows],
+            index=index if whole else [index[row] for row in rows],
+            offset=columns.offset if whole else [columns.offset[row] for row in rows],
             length=lengths,
             capabilities=capabilities,
             capability=capability,
@@ -236,19 +281,20 @@ class Fetch:
             self._parts.pop(0)
 
     def _take_simple(self, part: _Part, reply: ReadReply) -> bool:
-        """The hot path: every operation worked and has one checksum, and all of them are right. Otherwise False."""
-        rows, returned, sums = part.rows, reply.returned, reply.checksum
-        if any(reply.status) or not len(rows) == len(returned) == len(sums) == len(reply.checksums):
+        """The hot path: every operation brought all of its bytes under one checksum, and all are right. Otherwise False."""
+        rows, count = part.rows, len(part.rows)
+        all_lengths = self.columns.length
+        lengths = all_lengths if count == len(all_lengths) else [all_lengths[row] for row in rows]
+        if reply.returned != lengths or len(reply.checksum) != count or any(reply.status) or reply.checksums != [1] * count:
             return False
-        if min(reply.checksums) != 1:
+        pieces = cut(part.slice.view, lengths)
+        if list(map(crc32c, pieces)) != list(reply.checksum):
             return False
-        view, views, lengths, position = part.slice.view, self.views, self.columns.length, 0
-        for row, got, expected in zip(rows, returned, sums, strict=True):
-            piece = view[position : position + got]
-            if crc32c(piece) != expected or got > lengths[row]:
-                return False
-            views[row] = piece
-            position += lengths[row]
+        if count == len(all_lengths):
+            self.views, self.whole = pieces, part.slice.view
+        else:
+            for row, piece in zip(rows, pieces, strict=True):
+                self.views[row] = piece
         return True
 
     async def _take_mixed(self, part: _Part, reply: ReadReply) -> None:

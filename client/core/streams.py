@@ -8,38 +8,15 @@ read is a stream for itself. A read elsewhere drops the windows; so does any wri
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
 
 from ...proto.errors import Status, StatusError
 from .holes import check_holes
 from .inode import Inode
-from .reads import Fetch, columns_of
+from .reads import Fetch, Output, columns_of
 
 WINDOW_BYTES = 1 << 20  # of one request
 AHEAD_BYTES_FIRST = 256 << 10  # after the first read in sequence
 IN_FLIGHT_BYTES = 8 << 20  # of one long read
-
-
-class Output(Protocol):
-    """Where the bytes go, in order: `io.BytesIO`, or a caller's buffer."""
-
-    def write(self, data: memoryview, /) -> int: ...
-
-
-class Into:
-    """An `Output` over a caller's writable buffer."""
-
-    __slots__ = ("position", "view")
-
-    def __init__(self, view: memoryview) -> None:
-        self.view = view
-        self.position = 0
-
-    def write(self, data: memoryview | bytes, /) -> int:
-        end = self.position + len(data)
-        self.view[self.position : end] = data
-        self.position = end
-        return len(data)
 
 
 class Window:
@@ -65,13 +42,16 @@ class Window:
     def deliver(self, offset: int, length: int, output: Output) -> None:
         """Write the file bytes [offset, offset + length) of this window to `output`; what a chunk lacks is zeros."""
         start = self.offset
+        if (whole := self.fetch.whole) is not None:
+            output.write(whole[offset - start : offset - start + length])
+            return
         for view, wanted in zip(self.fetch.views, self._lengths, strict=True):
             first, last = max(offset, start) - start, min(offset + length, start + wanted) - start
             if first < last:
                 there = view[first:last]
                 output.write(there)
                 if len(there) < last - first:
-                    output.write(memoryview(bytes(last - first - len(there))))
+                    output.write(bytes(last - first - len(there)))
             start += wanted
 
     def drop(self) -> None:
