@@ -57,20 +57,23 @@ def new_chain(chain_id: int, target: int, node: int, incarnation: int) -> Chain:
 def next_chain(chain: Chain, reports: Mapping[int, Report], nodes: Mapping[int, int] | None = None) -> Chain:
     """The chain after these reports (by target; a target without one stays as it is); the same object when nothing changes.
     `nodes` says which node owns a target now: a disk may move to another server."""
-    restarted = False
-    members = []
+    changed = False
+    states: dict[int, tuple[TargetState, int]] = {}  # by target
     for member in chain.members:
         report = reports.get(member.target)
         if report is None:
-            members.append(member)
             continue
-        node = (nodes or {}).get(member.target, member.node)
+        node = nodes.get(member.target, member.node) if nodes else member.node
         state = TRANSITIONS[member.state, local_state(member, report)]
-        members.append(ChainMember(target=member.target, node=node, state=state, incarnation=member.incarnation))
-        restarted = restarted or (report.restarted and state == TARGET_STATE_SERVING)
-    if members == list(chain.members) and not restarted:
+        states[member.target] = state, node
+        restarted = report.restarted and state == TARGET_STATE_SERVING
+        changed = changed or state != member.state or node != member.node or restarted
+    if not changed:
         return chain
-    return Chain(id=chain.id, version=chain.version + 1, members=members)
+    after = Chain(id=chain.id, version=chain.version + 1, members=chain.members)
+    for member in after.members:
+        member.state, member.node = states.get(member.target, (member.state, member.node))
+    return after
 
 
 def local_state(member: ChainMember, report: Report) -> LocalState:
