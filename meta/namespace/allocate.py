@@ -5,6 +5,7 @@ from __future__ import annotations
 from .. import keys
 from ..kv import retry
 from ..kv.engine import Engine, Transaction
+from .seams import Clock
 
 INODES_PER_RANGE = 1 << 16  # one synced commit per so many new files
 PLACES_PER_RANGE = 1 << 10
@@ -17,8 +18,11 @@ class RangeAllocator:
     transactions that used it were lost in a power failure, because the range itself was synced before its first use.
     """
 
-    def __init__(self, engine: Engine, name: bytes, size: int, *, first: int = 0, durable: bool = True) -> None:
+    def __init__(
+        self, engine: Engine, clock: Clock, name: bytes, size: int, *, first: int = 0, durable: bool = True
+    ) -> None:
         self._engine = engine
+        self._clock = clock
         self._key = keys.NEXT + name
         self._size = size
         self._first = first
@@ -45,4 +49,4 @@ class RangeAllocator:
             txn.put(self._key, keys.counter_value(begin + self._size))
             return begin
 
-        return await retry.run(self._engine, work, durable=self._durable)
+        return await retry.run(self._engine, work, self._clock, durable=self._durable)

@@ -84,9 +84,7 @@ class Attempt:
     async def inode(self, number: int) -> Inode:
         """The inode. Raises STALE_HANDLE when it is gone."""
         data = await self.txn.get(keys.inode_key(number), snapshot=self.reading)
-        if data is None:
-            raise error(Status.STALE_HANDLE, f"inode {number:x} is gone; open the path again")
-        return inodes.unpack(number, data)
+        return inodes.existing(number, data)
 
     async def regular(self, number: int) -> tuple[Inode, Layout]:
         """The inode of a regular file and its layout. Raises STALE_HANDLE, IS_DIRECTORY, INVALID."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 IDLE_SECONDS = 0.5
 FAILED_SECONDS = 5.0
 SWEEP_SECONDS = 600.0  # between looks at all idempotency records
+TRIMS_SECONDS = 30.0  # between looks for trims that a request, or another server, left unfinished
 PAGE = 1000  # records per read
 HOLDS_PER_CLIENT_MAX = 100_000  # inodes that one client may report open
 ENDED_MAX = 100_000  # clients waiting to be cleaned up after
@@ -35,6 +36,7 @@ class Clients:
         self._acknowledged: dict[bytes, int] = {}
         self._ended: dict[bytes, None] = {}  # in order
         self._swept = 0.0
+        self._trimmed = -1e9  # when we last looked for unfinished trims
 
     async def load(self) -> None:
         """Read which client holds what (at start)."""
@@ -103,8 +105,11 @@ class Clients:
             client = next(iter(self._ended))
             await self._clean_up(client)
             self._ended.pop(client, None)
-        await self._finish_trims()
-        if self._namespace.clock.now() - self._swept >= SWEEP_SECONDS * self._namespace.time_scale:
+        now = self._namespace.clock.now()
+        if now - self._trimmed >= TRIMS_SECONDS * self._namespace.time_scale:
+            await self._finish_trims()
+            self._trimmed = now
+        if now - self._swept >= SWEEP_SECONDS * self._namespace.time_scale:
             await self.sweep()
 
     async def _clean_up(self, client: bytes) -> None:

@@ -36,6 +36,7 @@ NAMES_PER_STEP = 256
 IDLE_SECONDS = 0.5  # between looks at empty queues
 FAILED_SECONDS = 5.0  # after storage or the engine refused
 MARK_SECONDS = 1.0  # between two marks of the end of the queue
+PENDING_MAX = 10_000  # records of each queue that are counted for people
 CHUNKS_VERSION = 1
 
 _LAYOUT = struct.Struct(
@@ -66,6 +67,12 @@ class Collector:
         self._namespace = namespace
         self._marks: deque[tuple[float, bytes]] = deque()  # (when, last key of the queue of files then)
         self._due = b""  # keys up to this one have waited long enough
+        # Where each queue begins, as far as this server knows: a scan from its letters on would cross the tombstones of
+        # everything that ever was in it. New records only ever come behind.
+        self._trees, self._trees_end = keys.prefix_range(keys.DEAD_TREE)
+        self._files, self._files_end = keys.prefix_range(keys.DEAD_FILE)
+        self._chunks, self._chunks_end = keys.prefix_range(keys.DEAD_CHUNKS)
+        self._names = (0, b"")  # the directory being dismantled, and where its names go on
 
     async def run(self) -> None:
         """Work until the namespace closes. An error is logged and tried again later."""
@@ -89,11 +96,15 @@ class Collector:
         return worked
 
     async def pending(self) -> int:
-        """How many records the queues hold; counts at most 100,000 of each."""
+        """How many records the queues hold; of each at most PENDING_MAX are counted."""
         txn = self._namespace.engine.begin()
         total = 0
-        for letters in (keys.DEAD_FILE, keys.DEAD_TREE, keys.DEAD_CHUNKS):
-            total += len(await txn.scan(*keys.prefix_range(letters), 100_000, snapshot=True))
+        for begin, end in (
+            (self._files, self._files_end),
+            (self._trees, self._trees_end),
+            (self._chunks, self._chunks_end),
+        ):
+            total += len(await txn.scan(begin, end, PENDING_MAX, snapshot=True))
         return total
 
     # the queue of files
@@ -104,8 +115,10 @@ class Collector:
             self._due = self._marks.popleft()[1]
         if self._marks and now - self._marks[-1][0] < MARK_SECONDS * self._namespace.time_scale:
             return
-        begin, end = keys.prefix_range(keys.DEAD_FILE)
-        last = await self._namespace.engine.begin().scan(begin, end, 1, reverse=True, snapshot=True)
+        txn = self._namespace.engine.begin()
+        if not await txn.scan(self._files, self._files_end, 1, snapshot=True):
+            return
+        last = await txn.scan(self._files, self._files_end, 1, reverse=True, snapshot=True)
         if not last or last[0][0] <= self._due or (self._marks and self._marks[-1][1] == last[0][0]):
             return
         if self._namespace.grace_seconds <= 0:
@@ -114,13 +127,13 @@ class Collector:
             self._marks.append((now, last[0][0]))
 
     async def _free_files(self) -> bool:
-        begin = keys.DEAD_FILE
-        if self._due <= begin:
+        begin, end = self._files, self._due + b"\0"
+        if begin >= end:
             return False
 
-        async def work(txn: Transaction) -> int:
+        async def work(txn: Transaction) -> list[Pair]:
             # All reads come before the first write: a scan over a transaction's own writes is slow in every engine.
-            page = await txn.scan(begin, self._due + b"\0", FILES_PER_STEP)
+            page = await txn.scan(begin, end, FILES_PER_STEP)
             records = await txn.get_many([keys.inode_key(keys.dead_inode(key)) for key, _ in page])
             found = {
                 (inode := inodes.unpack(keys.dead_inode(key), record)).id: inode
@@ -134,9 +147,11 @@ class Collector:
                 txn.delete(key)
             for inode, is_held in zip(unlinked, held, strict=True):
                 self._free_file(txn, inode, is_held=is_held)
-            return len(page)
+            return page
 
-        return bool(await self._namespace.transact(work))
+        page = await self._namespace.transact(work)
+        self._files = page[-1][0] if page else end
+        return bool(page)
 
     def _free_file(self, txn: Transaction, inode: Inode, *, is_held: bool) -> None:
         if is_held:
@@ -152,22 +167,30 @@ class Collector:
     # the queue of trees
 
     async def _dismantle(self) -> bool:
-        begin, end = keys.prefix_range(keys.DEAD_TREE)
-        page = await self._namespace.engine.begin().scan(begin, end, 1, snapshot=True)
+        page = await self._namespace.engine.begin().scan(self._trees, self._trees_end, 1, snapshot=True)
         if not page:
             return False
-        number = keys.dead_inode(page[0][0])
+        record = page[0][0]
+        number = keys.dead_inode(record)
+        begin, end = keys.dentry_range(number)
+        if self._names[0] == number:
+            begin = self._names[1]
 
-        async def work(txn: Transaction) -> None:
-            if await txn.get(page[0][0]) is None:
-                return  # another server was faster
-            names = await txn.scan(*keys.dentry_range(number), NAMES_PER_STEP)
+        async def work(txn: Transaction) -> list[Pair]:
+            if await txn.get(record) is None:
+                return []  # another server was faster
+            names = await txn.scan(begin, end, NAMES_PER_STEP)
             await self._drop_names(txn, names)
-            if len(names) < NAMES_PER_STEP:
+            if len(names) < NAMES_PER_STEP:  # nothing comes into a detached directory, so it is empty now
                 self._erase(txn, number)
-                txn.delete(page[0][0])
+                txn.delete(record)
+            return names
 
-        await self._namespace.transact(work)
+        names = await self._namespace.transact(work)
+        if len(names) < NAMES_PER_STEP:
+            self._trees = record
+        else:
+            self._names = (number, names[-1][0])
         return True
 
     async def _drop_names(self, txn: Transaction, names: list[Pair]) -> None:
@@ -210,17 +233,16 @@ class Collector:
     # the queue of chunks
 
     async def _remove_chunks(self) -> bool:
-        begin, end = keys.prefix_range(keys.DEAD_CHUNKS)
-        page = await self._namespace.engine.begin().scan(begin, end, FILES_PER_STEP, snapshot=True)
+        page = await self._namespace.engine.begin().scan(self._chunks, self._chunks_end, FILES_PER_STEP, snapshot=True)
         if not page:
             return False
         await self._namespace.engine.sync()
         files = [DeadFile(keys.dead_inode(key), unpack_layout(value)) for key, value in page]
         results = await self._namespace.chunks.remove(files)
         await self._settle(page, results)
-        failures = [result for result in results if result is not None]
-        if failures:
-            raise failures[0]
+        self._chunks = page[-1][0]
+        if results and (refusal := results[0]) is not None and None not in results:
+            raise refusal  # nothing worked: pause
         return True
 
     async def _settle(self, page: list[Pair], results: list[StatusError | None]) -> None:

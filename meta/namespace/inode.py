@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ...proto.errors import Status, error
 from ...proto.gen import common_pb2
 from .. import keys
 from .seams import Layout
@@ -132,6 +133,13 @@ def unpack(inode: int, data: bytes) -> Inode:
         return _made(inode, *_HEAD.unpack_from(data)[1:], target=data[_HEAD.size :])
     fields = _DEVICE.unpack(data)
     return _made(inode, *fields[1:14], rdev=fields[14])
+
+
+def existing(inode: int, data: bytes | None) -> Inode:
+    """The inode of a record that was read. Raises STALE_HANDLE when there is none."""
+    if data is None:
+        raise error(Status.STALE_HANDLE, f"inode {inode:x} is gone; open the path again")
+    return unpack(inode, data)
 
 
 def with_counters(inode: Inode, subdirectories: int, changed_ns: int) -> Inode:

@@ -60,8 +60,8 @@ class Namespace:
         self.grace_seconds = GRACE_SECONDS * self.time_scale if grace_seconds is None else grace_seconds
         self.closing = False
         self.memory = Memory()
-        self.inode_numbers = RangeAllocator(engine, b"inode", INODES_PER_RANGE, first=FIRST_INODE)
-        self.places = RangeAllocator(engine, b"chain", PLACES_PER_RANGE, durable=False)
+        self.inode_numbers = RangeAllocator(engine, clock, b"inode", INODES_PER_RANGE, first=FIRST_INODE)
+        self.places = RangeAllocator(engine, clock, b"chain", PLACES_PER_RANGE, durable=False)
         self.collector = Collector(self)
         self.clients = Clients(self)
 

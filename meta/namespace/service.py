@@ -7,7 +7,7 @@ import os
 from ...proto.capability import Rights
 from ...proto.errors import Status, error
 from ...proto.gen import meta_pb2
-from ...proto.rpc import META, Context, Identity
+from ...proto.rpc import META, Context, PeerInfo
 from . import trim
 from .access import Credentials
 from .attempt import Task
@@ -15,7 +15,17 @@ from .inode import REGULAR
 from .namespace import Namespace
 from .ops import attributes, close, create, find, link, open, readdir, remove, rename, stat, truncate
 
+_CREDENTIALS = "meta.credentials"  # in a connection's attachments
 GROUPS_MAX = 1024  # supplementary groups of a caller
+
+
+def _credentials(peer: PeerInfo) -> Credentials:
+    # Worked out once per connection: building and hashing them per request would cost more than a look-up of a file.
+    found = peer.attachments.get(_CREDENTIALS)
+    if found is None:
+        identity = peer.identity
+        found = peer.attachments[_CREDENTIALS] = Credentials(identity.uid, identity.gid, tuple(identity.groups))
+    return found
 
 
 class MetaService:
@@ -25,35 +35,26 @@ class MetaService:
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
-        self._people: dict[Identity, Credentials] = {}
 
     def _task(self, context: Context, request: object) -> Task:
         # Whom the request acts for. Only root and the owner of a server may name somebody else: the connection proved who it is.
-        identity = context.peer.identity
+        peer = context.peer
         if not request.HasField("caller"):  # type: ignore[attr-defined]
-            return Task(self._credentials(identity), context.peer.client)
+            return Task(_credentials(peer), peer.client)
         caller = request.caller  # type: ignore[attr-defined]
         if len(caller.groups) > GROUPS_MAX:
             raise error(Status.TOO_LARGE, f"a caller in {len(caller.groups)} groups: at most {GROUPS_MAX}")
         named = Credentials(caller.uid, caller.gid, tuple(caller.groups))
-        if not identity.trusted and named != self._credentials(identity):
+        if not peer.identity.trusted and named != _credentials(peer):
             raise error(
                 Status.NOT_PERMITTED,
-                f"user {identity.uid} may not act for user {caller.uid}: leave the caller out, or connect as the server's user",
+                f"user {peer.identity.uid} may not act for user {caller.uid}: leave the caller out, or connect as the server's user",
             )
-        return Task(named, context.peer.client)
-
-    def _credentials(self, identity: Identity) -> Credentials:
-        found = self._people.get(identity)
-        if found is None:
-            if len(self._people) > 10_000:
-                self._people.clear()
-            found = self._people[identity] = Credentials(identity.uid, identity.gid, tuple(identity.groups))
-        return found
+        return Task(named, peer.client)
 
     def _owner_task(self, context: Context) -> Task:
         # Requests that carry a session need no caller: the right was checked when it was opened.
-        return Task(self._credentials(context.peer.identity), context.peer.client)
+        return Task(_credentials(context.peer), context.peer.client)
 
     async def stat(self, request: meta_pb2.StatRequest, context: Context) -> meta_pb2.StatReply:
         return await self._namespace.read(stat.stat, self._task(context, request), request)

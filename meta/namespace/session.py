@@ -33,9 +33,13 @@ def unpack(data: bytes) -> Session:
 
 
 async def require(txn: Transaction, inode: int, number: int, client: bytes) -> Session:
-    """The client's own session. Raises SESSION_ENDED when it is gone: the client's lease ran out and the length was settled without
-    it; BAD_HANDLE for another client's."""
-    data = await txn.get(keys.session_key(inode, number))
+    """The client's own session. Raises as `own` does."""
+    return own(await txn.get(keys.session_key(inode, number)), inode, client)
+
+
+def own(data: bytes | None, inode: int, client: bytes) -> Session:
+    """The session of a record, if it is the client's. Raises SESSION_ENDED when it is gone: the client's lease ran out and the length
+    was settled without it, or it was closed; BAD_HANDLE for another client's."""
     if data is None:
         raise error(
             Status.SESSION_ENDED,

@@ -123,9 +123,7 @@ async def finish(namespace: Namespace, number: int) -> None:
 async def measure(namespace: Namespace, number: int) -> tuple[int, int]:
     """(truncate version, end of the last chunk) of a file, from its chunks. Raises STALE_HANDLE when the inode is gone."""
     found = await namespace.engine.begin().get(keys.inode_key(number), snapshot=True)
-    if found is None:
-        raise error(Status.STALE_HANDLE, f"inode {number:x} is gone; open the path again")
-    inode = inodes.unpack(number, found)
+    inode = inodes.existing(number, found)
     if inode.flags & inodes.TRIMMING:
         await finish(namespace, number)
     end = await namespace.chunks.query_last(number, layout_of(inode), inode.truncate_version)

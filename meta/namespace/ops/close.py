@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ....proto.errors import Status, error
-from ....proto.gen import meta_pb2
+from ....proto.gen import common_pb2, meta_pb2
 from ... import keys
 from .. import inode as inodes
 from .. import session
@@ -13,15 +13,15 @@ from ..inode import Inode
 from ..session import Session
 from ..trim import FinishTrim, Measure, check_length
 
+_Request = meta_pb2.CloseRequest | meta_pb2.SyncFileRequest
+
 
 async def close(attempt: Attempt, request: meta_pb2.CloseRequest) -> meta_pb2.CloseReply:
     """End a writer's session; what it wrote counts from now on. Without a session there is nothing to end. Raises SESSION_ENDED,
     BAD_HANDLE, FILE_TOO_BIG."""
-    inode = await attempt.inode(request.inode)
     if not request.session:
-        _refuse_written(request)
-        return meta_pb2.CloseReply(attributes=await attempt.visible_attributes(inode))
-    opened = await session.require(attempt.txn, inode.id, request.session, attempt.client)
+        return meta_pb2.CloseReply(attributes=await _unwritten(attempt, request))
+    inode, opened = await _opened(attempt, request)
     if request.written:
         settle(attempt, inode, request, opened, request.mtime_ns)
     attempt.txn.delete(keys.session_key(inode.id, request.session))
@@ -30,25 +30,34 @@ async def close(attempt: Attempt, request: meta_pb2.CloseRequest) -> meta_pb2.Cl
 
 async def sync_file(attempt: Attempt, request: meta_pb2.SyncFileRequest) -> meta_pb2.SyncFileReply:
     """Publish what was written so far; the session goes on. Raises as `close`."""
-    inode = await attempt.inode(request.inode)
     if not request.session:
-        _refuse_written(request)
-        return meta_pb2.SyncFileReply(attributes=await attempt.visible_attributes(inode))
-    opened = await session.require(attempt.txn, inode.id, request.session, attempt.client)
+        return meta_pb2.SyncFileReply(attributes=await _unwritten(attempt, request))
+    inode, opened = await _opened(attempt, request)
     if request.written:
         settle(attempt, inode, request, opened, 0)
     return meta_pb2.SyncFileReply(attributes=inodes.attributes(inode))
 
 
-def _refuse_written(request: meta_pb2.CloseRequest | meta_pb2.SyncFileRequest) -> None:
+async def _opened(attempt: Attempt, request: _Request) -> tuple[Inode, Session]:
+    number = request.inode
+    record, found = await attempt.txn.get_many(
+        [keys.inode_key(number), keys.session_key(number, request.session)], snapshot=attempt.reading
+    )
+    opened = session.own(found, number, attempt.client)
+    return inodes.existing(number, record), opened
+
+
+async def _unwritten(attempt: Attempt, request: _Request) -> common_pb2.Attributes:
+    # Without a session there is nothing to settle, so nothing may have been written.
     if request.written:
         raise error(Status.BAD_HANDLE, f"inode {request.inode:x} was written without a session; open it for writing")
+    return await attempt.visible_attributes(await attempt.inode(request.inode))
 
 
 def settle(
     attempt: Attempt,
     inode: Inode,
-    request: meta_pb2.CloseRequest | meta_pb2.SyncFileRequest,
+    request: _Request,
     opened: Session,
     mtime_ns: int,
 ) -> None:

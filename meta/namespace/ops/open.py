@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 
 from ....proto.errors import Status, error
-from ....proto.gen import common_pb2, meta_pb2
-from ....proto.gen.meta_pb2 import NewEntry
+from ....proto.gen import meta_pb2
 from ... import keys
 from .. import inode as inodes
 from .. import path, session, trim
@@ -14,7 +13,7 @@ from ..access import EXECUTE, READ, WRITE, require
 from ..attempt import Attempt
 from ..inode import Inode
 from ..session import Session
-from .create import check_defaults, make, make_inode, make_parents, mode_of_parents
+from .create import Recipe, check_defaults, make, make_inode, make_parents, mode_of_parents
 
 _RIGHTS = {os.O_RDONLY: READ, os.O_WRONLY: WRITE, os.O_RDWR: READ | WRITE}
 
@@ -63,17 +62,15 @@ async def _open_or_create(attempt: Attempt, request: meta_pb2.OpenRequest) -> me
         return await _open_existing(attempt, await attempt.inode(found.entry.inode), flags)
     if found.slash:  # a dangling symlink to "name/"
         raise error(Status.IS_DIRECTORY, "a path that ends in '/' cannot be created as a file")
-    inode = await make(attempt, found.parent, found.name, _entry(request))
+    inode = await make(attempt, found.parent, found.name, _recipe(request))
     # Whoever makes a file may use it as he asked, whatever mode he gave it.
     number = _start_session(attempt, inode) if writes(flags) else 0
     return meta_pb2.OpenReply(attributes=inodes.attributes(inode), created=True, session=number)
 
 
-def _entry(request: meta_pb2.OpenRequest) -> NewEntry:
+def _recipe(request: meta_pb2.OpenRequest) -> Recipe:
     check_defaults(request.chunk_size, request.stripe)
-    return NewEntry(
-        type=common_pb2.FILE_TYPE_REGULAR, mode=request.mode, chunk_size=request.chunk_size, stripe=request.stripe
-    )
+    return Recipe(inodes.REGULAR, request.mode, request.chunk_size, request.stripe)
 
 
 async def _open_unnamed(attempt: Attempt, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
@@ -87,7 +84,7 @@ async def _open_unnamed(attempt: Attempt, request: meta_pb2.OpenRequest) -> meta
     node = await path.lookup(attempt, request.place, follow=True)
     parent = await path.directory(attempt, node.id)
     require(parent, attempt.caller, WRITE | EXECUTE, is_directory=True)
-    inode = await make_inode(attempt, parent, _entry(request), nlink=0, flags=inodes.UNNAMED)
+    inode = await make_inode(attempt, parent, _recipe(request), nlink=0, flags=inodes.UNNAMED)
     attempt.queue(keys.DEAD_FILE, inode.id)
     number = _start_session(attempt, inode)
     return meta_pb2.OpenReply(attributes=inodes.attributes(inode), created=True, session=number)
