@@ -113,7 +113,9 @@ class MemoryTransaction:
 
     def delete_range(self, begin: bytes, end: bytes) -> None:
         self._refuse(limits.range_refusal(begin, end))
-        self._write(begin, max(begin, end), lambda _: None, len(begin) + len(end))
+        self._size += len(begin) + len(end)
+        if begin < end:
+            self._write(begin, end, lambda _: None, 0)
 
     def add(self, key: bytes, delta: int) -> None:
         self._refuse(limits.key_refusal(key) or limits.counter_refusal(key, delta))

@@ -157,7 +157,7 @@ class RocksEngine:
         if not self._closed:
             self._closed = True
             self.recent.release()  # a snapshot would keep the database open
-            await self.log.close(self._database.close)
+            await self.log.close(self._close_database)
 
     # For the engine's transactions.
 
@@ -257,6 +257,14 @@ class RocksEngine:
             batch.put(key, writes.over(key, self._database.get(key)))
         if not len(batch) and not writes.stamped:
             batch.delete(_NOTHING)
+
+    def _close_database(self) -> None:
+        try:
+            self._database.close()
+        except (
+            Exception
+        ) as failure:  # it could not flush: all is in the log, which was synced unless the engine is down
+            _log.error("kv_close_failed", path=self._path, error=str(failure))
 
     def _fail(self, what: str, failure: BaseException) -> None:
         message = f"the metadata store in {self._path} is down, {what} failed: {failure}; mend the disk and restart the server"

@@ -74,9 +74,9 @@ def open_database(path: str, using: Options | None = None) -> Rdict:
         raise _open_error(path, str(failure)) from failure
     try:
         _check_format(path, database)
-    except BaseException:
+    except Exception as failure:
         database.close()
-        raise
+        raise failure if isinstance(failure, StatusError) else _open_error(path, str(failure)) from failure
     return database
 
 
@@ -93,7 +93,7 @@ def _check_directory(path: str) -> None:
     except OSError as failure:
         status = Status.READ_ONLY if failure.errno == errno.EROFS else Status.IO_ERROR
         raise error(status, f"{path} cannot be made or listed: {failure.strerror}") from failure
-    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         raise error(Status.PERMISSION_DENIED, f"{path} is not writable; the server's user must own it")
     if names and "CURRENT" not in names and not _is_unfinished(names):
         raise error(Status.BAD_FORMAT, f"{path} holds files, but no metadata store: choose an empty directory")

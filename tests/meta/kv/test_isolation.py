@@ -120,6 +120,34 @@ async def test_delete_range_conflicts_with_readers_of_what_it_deleted(engine: En
             await reader.commit()
 
 
+async def test_a_range_that_was_cleared_meanwhile_is_still_in_the_snapshot(engine: Engine) -> None:
+    await store(engine, a=b"1", b=b"2", c=b"3")
+    reader = engine.begin()
+    cleaner = engine.begin()
+    cleaner.delete_range(b"a", b"c")
+    await cleaner.commit()
+    await store(engine, b=b"new", bb=b"new")
+    assert await reader.scan(b"", b"z", 9) == [(b"a", b"1"), (b"b", b"2"), (b"c", b"3")]
+    assert await reader.scan(b"", b"bb", 9, reverse=True) == [(b"b", b"2"), (b"a", b"1")]
+    assert await reader.get_many([b"a", b"b", b"bb"]) == [b"1", b"2", None]
+
+
+async def test_clearing_a_range_conflicts_with_scans_that_overlap_it(engine: Engine) -> None:
+    """Also where nothing lay: a write set is what a transaction said, not what it met."""
+    for begin, end, conflict in ((b"a", b"c", True), (b"c", b"x", True), (b"x", b"z", False), (b"a", b"b", False)):
+        reader = engine.begin()
+        assert await reader.scan(b"b", b"d", 9) == []
+        reader.put(b"z", b"")
+        cleaner = engine.begin()
+        cleaner.delete_range(begin, end)
+        await cleaner.commit()
+        if conflict:
+            with conflicts:
+                await reader.commit()
+        else:
+            await reader.commit()
+
+
 async def changed_meanwhile(
     engine: Engine,
     act: Callable[[Transaction], object],
