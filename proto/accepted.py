@@ -22,7 +22,7 @@ from . import rpc
 from .errors import Status, StatusError, error
 from .frame import Frame
 from .gen import rpc_pb2
-from .hello import HELLO_SECONDS_MAX, NOBODY, ServerHello, failure_frame, parse
+from .hello import HELLO_BYTES_MAX, HELLO_SECONDS_MAX, NOBODY, ServerHello, failure_frame, parse
 from .request import Request
 from .settings import time_scale
 from .subscription import SUBSCRIPTIONS_MAX, Subscription
@@ -67,6 +67,7 @@ class Connection(Stream):
             name = addresses.tcp_name(where)
         self.peer = rpc.PeerInfo(b"", rpc.Identity(NOBODY, NOBODY), "shm" if kind == "unix" else "tcp", name)
         self._hello: ServerHello | None = ServerHello(server.settings, name, kernel)
+        self.decoder.message_bytes_max = HELLO_BYTES_MAX
         self._hello_timer = self.loop.call_later(HELLO_SECONDS_MAX * time_scale(), self._hello_late)
         server.connections.add(self)
 
@@ -89,6 +90,7 @@ class Connection(Stream):
             return
         self._hello = None
         self._hello_timer.cancel()
+        self.decoder.message_bytes_max = rpc.MESSAGE_BYTES_MAX
         self.peer.client = hello.hello.client
         self.peer.identity = hello.identity
         key = (self.peer.client, hello.identity.uid)

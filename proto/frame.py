@@ -105,7 +105,7 @@ class Decoder:
 
     def __init__(self, place: Place = _nowhere, *, message_bytes_max: int = MESSAGE_BYTES_MAX) -> None:
         self._place = place
-        self._message_bytes_max = message_bytes_max
+        self.message_bytes_max = message_bytes_max
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
         self._window = self._scratch  # holds the head of the frame in progress; larger than scratch for a large message
         self._start = 0
@@ -154,10 +154,10 @@ class Decoder:
             raise self._bad_header(magic, version)
         if magic != MAGIC or version != FRAME_VERSION or flags & ~_FLAGS_KNOWN:
             raise self._bad_header(magic, version)
-        if size > self._message_bytes_max or bulk_bytes > BULK_BYTES_MAX:
+        if size > self.message_bytes_max or bulk_bytes > BULK_BYTES_MAX:
             raise error(
                 Status.PROTOCOL,
-                f"a frame announces {size} bytes of message and {bulk_bytes} of bulk; at most {self._message_bytes_max}, {BULK_BYTES_MAX}",
+                f"a frame announces {size} bytes of message and {bulk_bytes} of bulk; at most {self.message_bytes_max}, {BULK_BYTES_MAX}",
             )
         begin = start + HEADER_BYTES
         end = begin + size

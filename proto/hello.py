@@ -39,7 +39,7 @@ from .rpc import (
 SOFTWARE = "emberfs 0.1.0"
 NONCE_BYTES = 32
 HELLO_SECONDS_MAX = 10.0  # for a peer to finish its hello; scaled by EMBERFS_TIME_SCALE
-HELLO_BYTES_MAX = 64 << 10
+HELLO_BYTES_MAX = 512 << 10  # of a message before the hello is complete
 NOBODY = 65534
 GROUPS_MAX = 65536
 

@@ -9,6 +9,7 @@ into it (DECISIONS 5).
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -36,3 +37,15 @@ class Slice(NamedTuple):
     @property
     def view(self) -> memoryview:
         return self.region.view[self.offset : self.offset + self.length]
+
+
+def parts(slices: Sequence[Slice], position: int, length: int) -> list[memoryview]:
+    """Where that part of the slices, taken as one span, lies."""
+    found = []
+    start = 0
+    for slice_ in slices:
+        first, last = max(position - start, 0), min(position + length - start, slice_.length)
+        if first < last:
+            found.append(slice_.region.view[slice_.offset + first : slice_.offset + last])
+        start += slice_.length
+    return found

@@ -405,7 +405,7 @@ class BlockingEnvironment:
         return self._local
 
     def shares_memory(self, address: str) -> bool:
-        return address.startswith(("unix:", "local:"))
+        return address.startswith("unix:")
 
     def reachable(self, address: str) -> bool:
         return not address.startswith("unix:") or os.path.exists(address[5:])

@@ -14,7 +14,7 @@ from ..env import Call
 from ..errors import Status, StatusError, error
 from ..frame import SLICE, SPAN, Frame
 from ..hello import failure_error
-from ..region import Region, Slice
+from ..region import Region, Slice, parts
 from ..rpc import DEADLINE_MS_MAX
 from ..settings import time_scale
 from ..transport.shm import INLINE, is_sealed
@@ -51,7 +51,7 @@ class Pending:
         else:
             places = []
             for position, length in SPAN.iter_unpack(frame.table):
-                places += _scattered(targets, position, length)
+                places += parts(targets, position, length)
         if sum(map(len, places)) != frame.bulk_bytes:
             raise error(Status.PROTOCOL, f"{self.call.address} sent bulk that does not fit what was asked for")
         return places
@@ -88,17 +88,6 @@ class Pending:
             Status.UNAVAILABLE,
             f"{method.service}.{method.name} at {self.call.address}: {reason} before the request was sent",
         )
-
-
-def _scattered(targets: Sequence[Slice], position: int, length: int) -> list[memoryview]:
-    places = []
-    start = 0
-    for target in targets:
-        first, last = max(position - start, 0), min(position + length - start, target.length)
-        if first < last:
-            places.append(target.region.view[target.offset + first : target.offset + last])
-        start += target.length
-    return places
 
 
 def is_shared(call: Call, unix: bool) -> bool:

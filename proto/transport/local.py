@@ -1,7 +1,6 @@
 """Servers in the same process: a call is a call of the handler. For tests, the simulator and embedding.
 
-Messages are serialized and parsed as they would be on the wire, so that both sides never share one. Bulk moves straight between the
-client's slices and the handler.
+Messages are serialized and parsed as they would be on the wire, so that both sides never share one.
 """
 
 from __future__ import annotations
@@ -15,60 +14,59 @@ from typing import Any
 from ..env import Call, drive
 from ..errors import Status, StatusError, error
 from ..hello import Credentials
-from ..region import Slice
-from ..rpc import Identity, PeerInfo, Service
-from .tcp import check_part
+from ..region import parts
+from ..rpc import MESSAGE_BYTES_MAX, Identity, PeerInfo, Service
+from .buffers import Buffers
+from .tcp import Scratch
 
 _Handlers = dict[int, Any]
 
 
-class LocalSink:
-    """The client's slices themselves."""
-
-    def __init__(self, targets: Sequence[Slice], length: int) -> None:
-        self.length = length
-        self._targets = targets
-
-    def buffers(self, position: int, length: int) -> Sequence[memoryview]:
-        check_part(position, length, self.length)
-        found = []
-        start = 0
-        for region, offset, size in self._targets:
-            first, last = max(position - start, 0), min(position + length - start, size)
-            if first < last:
-                found.append(region.view[offset + first : offset + last])
-            start += size
-        return found
-
-    def filled(self, position: int, length: int) -> None:
-        check_part(position, length, self.length)
-
-
 class LocalContext:
-    """The Context of a call in the same process."""
+    """The Context of a call in the same process. Bulk goes through a buffer of the call's own, so that a handler that outlives its
+    caller's patience touches nothing of the caller's."""
 
-    def __init__(self, call: Call, peer: PeerInfo) -> None:
+    def __init__(self, call: Call, peer: PeerInfo, buffers: Buffers) -> None:
         self.peer = peer
         self.cancelled = False
         self._call = call
+        self._buffers = buffers
+        self._sink: Scratch | None = None
         self._deadline = time.monotonic() + call.timeout
 
     def remaining(self) -> float:
         return self._deadline - time.monotonic()
 
-    def sink(self, length: int) -> LocalSink:
+    def sink(self, length: int) -> Scratch:
         offered = sum([slice_.length for slice_ in self._call.target])
         if offered < length:
             raise error(
                 Status.INVALID, f"the reply has {length} bytes of bulk, the client offered memory for {offered}"
             )
-        return LocalSink(self._call.target, length)
+        self._sink = Scratch(length, self._buffers)
+        return self._sink
 
     async def pull(self) -> memoryview:
         return memoryview(b"".join([slice_.view for slice_ in self._call.source]))
 
     def subscribe(self, subscription: int, topic: str) -> Any:
         raise error(Status.UNSUPPORTED, "there are no subscriptions on local: addresses")
+
+    def too_late(self) -> StatusError:
+        """The caller's patience is over."""
+        self.cancelled = True
+        call = self._call
+        return error(Status.DEADLINE, f"{call.method.name} at {call.address}: no answer within {call.timeout:g} s")
+
+    def deliver(self) -> None:
+        """The caller still waits: what the handler filled goes where it belongs."""
+        if self._sink is None:
+            return
+        for position, data in self._sink.pieces():
+            done = 0
+            for view in parts(self._call.target, position, len(data)):
+                view[:] = data[done : done + len(view)]
+                done += len(view)
 
 
 class LocalNetwork:
@@ -82,6 +80,7 @@ class LocalNetwork:
         self._loop = loop
         self._servers: dict[str, _Handlers] = {}
         self._peers: dict[bytes, PeerInfo] = {}
+        self._buffers = Buffers()
 
     def serve(self, name: str, services: Sequence[Service]) -> str:
         """Returns the address, "local:name"."""
@@ -109,7 +108,12 @@ class LocalNetwork:
         handler = handlers.get(call.method.number)
         if handler is None:
             raise error(Status.UNSUPPORTED, f"{call.address} has no method {call.method.service}.{call.method.name}")
-        request = call.method.request.FromString(call.request.SerializeToString())
+        data = call.request.SerializeToString()
+        if len(data) > MESSAGE_BYTES_MAX:
+            raise error(
+                Status.TOO_LARGE, f"a message of {len(data)} bytes: at most {MESSAGE_BYTES_MAX}; send less at once"
+            )
+        request = call.method.request.FromString(data)
         try:
             reply = await handler(request, context)
         except StatusError:
@@ -120,33 +124,33 @@ class LocalNetwork:
 
     def call(self, call: Call, credentials: Credentials) -> Any:
         """For blocking callers."""
-        context = LocalContext(call, self.peer(credentials))
+        context = LocalContext(call, self.peer(credentials), self._buffers)
         if self._loop is None:
-            return drive(self._run(call, context))
+            reply = drive(self._run(call, context))
+            context.deliver()
+            return reply
         future = asyncio.run_coroutine_threadsafe(self._run(call, context), self._loop)
         try:
-            return future.result(call.timeout)
+            reply = future.result(call.timeout)
         except TimeoutError as late:
             if isinstance(late, StatusError):
                 raise
-            context.cancelled = True
-            raise error(
-                Status.DEADLINE, f"{call.method.name} at {call.address}: no answer within {call.timeout:g} s"
-            ) from late
+            raise context.too_late() from late
+        context.deliver()
+        return reply
 
     async def call_aio(self, call: Call, credentials: Credentials) -> Any:
-        """For asyncio callers. A handler outlives a caller that stops waiting, and so does its answer's place."""
-        context = LocalContext(call, self.peer(credentials))
+        """For asyncio callers."""
+        context = LocalContext(call, self.peer(credentials), self._buffers)
         task = asyncio.ensure_future(self._run(call, context))
         try:
-            return await asyncio.wait_for(asyncio.shield(task), call.timeout)
+            reply = await asyncio.wait_for(asyncio.shield(task), call.timeout)
         except asyncio.CancelledError:
             context.cancelled = True
             raise
         except TimeoutError as late:
             if isinstance(late, StatusError):
                 raise
-            context.cancelled = True
-            raise error(
-                Status.DEADLINE, f"{call.method.name} at {call.address}: no answer within {call.timeout:g} s"
-            ) from late
+            raise context.too_late() from late
+        context.deliver()
+        return reply
