@@ -93,7 +93,7 @@ async def _serve(process: Process, directory: DataDirectory) -> None:
             return
         directory.remember(cluster=cluster)
         paths = options.target or [str(directory.path / "target-1")]
-        targets += [await open_one(process, path, cluster) for path in paths]
+        targets += await open_all(process, paths, cluster)
         service = StorageService(routing, targets, process.log)
         services.append(service)
         server = Server([service], cluster=cluster, node=directory.facts.get("node", 0), secret=secret)
@@ -152,8 +152,26 @@ async def _unless_stopped(process: Process, work: Any) -> Any:
     return True if result is None else result
 
 
+async def open_all(process: Process, paths: Sequence[str], cluster: str) -> list[Target]:
+    """Open the targets. One whose disk fails is left out, loudly, as long as another one opens; what the operator has to put right (a
+    foreign or newer format, a directory in use) is raised."""
+    targets = []
+    failure: StatusError | None = None
+    for path in paths:
+        try:
+            targets.append(await open_one(process, path, cluster))
+        except StatusError as failed:
+            if failed.status is not Status.IO_ERROR:
+                raise
+            failure = failed
+            process.log.error("target left out", path=path, error=failed.strerror)
+    if failure is not None and not targets:
+        raise failure
+    return targets
+
+
 async def open_one(process: Process, path: str, cluster: str) -> Target:
-    """Open (or format) a target, elsewhere: recovery reads. Raises what the operator has to see: BAD_FORMAT, WRONG_CLUSTER, NO_SPACE."""
+    """Open (or format) a target, in a thread: recovery reads. Raises BAD_FORMAT, WRONG_CLUSTER, BUSY_RESOURCE, INVALID, IO_ERROR."""
     options = process.options
     pool = ThreadPoolExecutor(THREADS_PER_TARGET, thread_name_prefix=f"emberfs-{os.path.basename(path)}")
     loop = asyncio.get_running_loop()
