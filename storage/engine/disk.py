@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 BUFFERS_MAX = 1024  # IOV_MAX: buffers in one system call
+_preadv = os.preadv  # looked up once: it is called per small read
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 
 
@@ -112,12 +113,12 @@ class FileDisk:
             done += step
 
     def preadv(self, handle: int, buffers: Sequence[Any], offset: int, wait: bool) -> int:
-        if handle in self._direct:
+        if self._is_direct:
             return self._preadv_direct(handle, buffers, offset, wait)
         if wait:
             return os.preadv(handle, buffers, offset)
         try:
-            return os.preadv(handle, buffers, offset, self._no_wait)
+            return _preadv(handle, buffers, offset, self._no_wait)
         except OSError as failed:
             if failed.errno != errno.EOPNOTSUPP:
                 raise

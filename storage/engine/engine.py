@@ -31,7 +31,7 @@ from .row import CHUNK, Row, State, encode_row
 from .rows import Floors, Receipts, Rows, chunk_info, successor
 from .space import Space
 
-CACHE_BYTES = 64 << 20  # rows and pages of checksums in memory, as rows.py reckons their size
+CACHE_BYTES = 80 << 20  # rows and pages of checksums in memory, as rows.py reckons their size
 LIST_CHUNKS_MAX = 10_000  # of one listing
 PRESSURE_PART = 8  # a checkpoint is wanted when slots that it would free take 1/8 of the capacity
 

@@ -16,6 +16,8 @@ from .row import PAGE_UNITS, Row, State
 from .rows import Rows
 from .space import Space
 
+_OK = Status.OK  # looked up once
+
 
 class ReadBatch:
     """The plans of one batch, in order, and the pin on everything they refer to. Release it when the last byte has arrived; a
@@ -55,7 +57,11 @@ class Planner:
             young = self._rows.cached.young
             missing = [chunk for chunk, _, _ in reads if chunk not in young]
             if not missing:
-                plans = [self._one(young[chunk], chunk, offset, length, versions) for chunk, offset, length in reads]
+                plans = (
+                    self._cached(young, reads)
+                    if versions is None
+                    else [self._one(young[chunk], chunk, offset, length, versions) for chunk, offset, length in reads]
+                )
             else:
                 found = self._rows.get_many(missing)
                 plans = [
@@ -66,6 +72,27 @@ class Planner:
             self._space.leave(ticket)
             raise
         return ReadBatch(plans, self._space, ticket)
+
+    def _cached(self, young: dict[bytes, Row], reads: Sequence[Read]) -> list[ReadPlan]:
+        """All rows are in memory: the commonest small read, one unit of one slot, is decided here; others by `_one`."""
+        plans = []
+        for chunk, offset, length in reads:
+            row = young[chunk]
+            state = row.committed
+            if (
+                state is not None
+                and length == state.unit
+                and offset % length == 0
+                and 0 <= offset <= state.length - length
+            ):
+                page, position = divmod(offset // length, PAGE_UNITS)
+                place, crcs = state.place, state.crcs[page]
+                if place is not None and crcs is not None and not state.patches:
+                    segments = ((place[0], place[1] + offset, length),)
+                    plans.append(ReadPlan(_OK, length, state.version, length, segments, (crcs[position],), (), chunk))
+                    continue
+            plans.append(self._one(row, chunk, offset, length, None))
+        return plans
 
     def _one(
         self, row: Row | None, chunk: bytes, offset: int, length: int, versions: dict[bytes, int] | None
@@ -87,10 +114,6 @@ class Planner:
         if offset == 0 and end == size:
             return ReadPlan(Status.OK, end, state.version, unit, segments, (state.whole,), (), chunk)
         first, inside = divmod(offset, unit)
-        if not inside and end - offset == unit:  # the commonest small read: one unit
-            page = first // PAGE_UNITS
-            crcs = state.crcs[page] or self._rows.page(chunk, state, page)
-            return ReadPlan(Status.OK, unit, state.version, unit, segments, (crcs[first % PAGE_UNITS],), (), chunk)
         checksums = self._checksums(chunk, state, first, -(-end // unit))
         edges: tuple[Edge, ...] = ()
         if inside or (end % unit and end != size):

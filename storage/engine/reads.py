@@ -18,13 +18,7 @@ from .disk import Disk, read_exactly
 from .row import State
 from .space import Space
 
-
-class Segment(NamedTuple):
-    """A run of bytes in a block file."""
-
-    handle: int
-    offset: int  # bytes into the file
-    length: int
+Segment = tuple[int, int, int]  # a run of bytes in a block file: handle, offset in the file, length
 
 
 class Edge(NamedTuple):
@@ -58,7 +52,7 @@ class ReadPlan:
         Raises CHECKSUM when an edge is damaged, IO_ERROR when the disk is, REGION_DEAD when the destination went away."""
         try:
             if len(self.segments) == 1:
-                handle, offset, length = self.segments[0]
+                ((handle, offset, length),) = self.segments
                 if disk.preadv(handle, buffers, offset, wait) != length:
                     read_exactly(disk, handle, buffers, offset, length, wait)
             else:
@@ -107,14 +101,16 @@ def _scatter(disk: Disk, segments: Sequence[Segment], buffers: Sequence[Any], wa
 def segments_of(state: State, space: Space, start: int, end: int) -> list[Segment]:
     """Where the bytes [start, end) of this content lie: newest patches first, then the base slot."""
     if not state.patches:
-        handle, offset = space.place(state.slot)
-        return [Segment(handle, offset + start, end - start)]
+        if state.place is None:
+            state.place = space.place(state.slot)
+        handle, offset = state.place
+        return [(handle, offset + start, end - start)]
     pieces: list[tuple[int, Segment]] = []
     gaps = [(start, end)]
     for patch in reversed(state.patches):
         gaps = _cover(gaps, patch.start, patch.start + patch.length, space.place(patch.slot), pieces)
     handle, offset = space.place(state.slot)
-    pieces += [(low, Segment(handle, offset + low, high - low)) for low, high in gaps]
+    pieces += [(low, (handle, offset + low, high - low)) for low, high in gaps]
     return [segment for _, segment in sorted(pieces)]
 
 
@@ -128,7 +124,7 @@ def _cover(
         if first >= last:
             left.append((low, high))
             continue
-        pieces.append((first, Segment(handle, offset + first - start, last - first)))
+        pieces.append((first, (handle, offset + first - start, last - first)))
         if low < first:
             left.append((low, first))
         if last < high:

@@ -66,6 +66,7 @@ class State:
     patches: tuple[Patch, ...] = ()  # oldest first
     copies: bytes = b""  # per page, which copy; empty: the CRCs are inline
     crcs: list[Crcs | None] = field(default_factory=list)  # per page; None: not loaded yet
+    place: tuple[int, int] | None = None  # handle and offset of the slot, once looked up
 
     @property
     def units(self) -> int:
