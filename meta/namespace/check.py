@@ -82,7 +82,7 @@ async def _read_inodes(engine: Engine, facts: _Facts) -> None:
         number = keys.inode_of(key)
         try:
             facts.inodes[number] = inodes.unpack(number, value)
-        except (StatusError, ValueError, IndexError) as damage:
+        except StatusError as damage:
             facts.report("damaged inode", key, str(damage))
 
 

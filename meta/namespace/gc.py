@@ -31,8 +31,8 @@ from .seams import DeadFile, Layout
 if TYPE_CHECKING:
     from .namespace import Namespace
 
-FILES_PER_STEP = 256  # records of one transaction
-NAMES_PER_STEP = 256
+FILES_PER_STEP = 128  # records of one transaction: about 5 ms, in which the server answers nobody
+NAMES_PER_STEP = 128
 IDLE_SECONDS = 0.5  # between looks at empty queues
 FAILED_SECONDS = 5.0  # after storage or the engine refused
 MARK_SECONDS = 1.0  # between two marks of the end of the queue
@@ -89,10 +89,11 @@ class Collector:
 
     async def step(self) -> bool:
         """Some of each queue; whether there was anything to do."""
+        worked = False
         await self._mark()
-        worked = await self._dismantle()
-        worked |= await self._free_files()
-        worked |= await self._remove_chunks()
+        for piece in (self._dismantle, self._free_files, self._remove_chunks):
+            worked |= await piece()
+            await self._namespace.clock.sleep(0)  # requests come in between
         return worked
 
     async def pending(self) -> int:

@@ -17,6 +17,7 @@ from .. import keys
 from .seams import Layout
 
 VERSION = 1
+_VERSION_BYTE = bytes([VERSION])
 
 REGULAR = int(common_pb2.FILE_TYPE_REGULAR)
 DIRECTORY = int(common_pb2.FILE_TYPE_DIRECTORY)
@@ -118,9 +119,16 @@ _made: Callable[..., Inode] = Inode  # struct's fields have no static types
 
 
 def unpack(inode: int, data: bytes) -> Inode:
-    """The inode of a record. Raises BAD_FORMAT for one of a newer version."""
-    if data[0] > VERSION:
+    """The inode of a record. Raises BAD_FORMAT for one that is damaged or of a newer version."""
+    if data[:1] > _VERSION_BYTE:
         raise keys.refused(f"inode {inode:x}", data[0])
+    try:
+        return _unpack(inode, data)
+    except (struct.error, IndexError) as damage:
+        raise error(Status.BAD_FORMAT, f"the record of inode {inode:x} is damaged: run 'emberfs fsck'") from damage
+
+
+def _unpack(inode: int, data: bytes) -> Inode:
     kind = data[1]
     if kind == REGULAR:
         fields = _FILE.unpack(data)

@@ -24,7 +24,7 @@ from emberfs.proto.gen.meta_pb2 import FindRequest
 from .world import ManualClock, World, place
 
 CREATE, W = os.O_CREAT, os.O_WRONLY
-SEEDS = 4
+SEEDS = 3
 
 Action = Callable[[World], Awaitable[object]]
 
