@@ -139,6 +139,10 @@ class Replica:
         line = self._lines.get(chunk)
         return line is not None and line[0].stage is not Stage.WAITING
 
+    def busy(self, chunk: bytes) -> bool:
+        """Whether an update of this chunk is under way or waits."""
+        return chunk in self._lines
+
     @property
     def in_flight(self) -> int:
         return len(self._batches)

@@ -22,14 +22,16 @@ from ..proto.gen.cluster_pb2 import (
     Routing,
     Target,
 )
+from ..proto.gen.meta_pb2 import Place, StatRequest
 from ..proto.routing import Change, RoutingTable
-from ..proto.rpc import CLUSTER, Method
+from ..proto.rpc import CLUSTER, META, Method
 from ..proto.settings import time_scale
 
 CALL_SECONDS_MAX = 5.0  # of one call to the manager; scaled
 RETRY_SECONDS = 0.2  # between two tries over all managers; scaled
 HEARTBEATS_PER_LEASE = 4
 LEASE_SECONDS_DEFAULT = 5.0
+DEAD = (Status.NOT_FOUND, Status.STALE_HANDLE)  # what the namespace says of an inode that is gone
 
 
 class Membership:
@@ -109,6 +111,16 @@ class Membership:
         if not self._reachable:
             self._log.info("the manager is back", routing=self._routing.version)
         self._reachable = True
+
+    async def living(self, inodes: Sequence[int]) -> set[int]:
+        """Those of the inodes that the namespace knows; all of them where it does not answer."""
+        request = StatRequest(places=[Place(parent=inode) for inode in inodes])
+        try:
+            reply = await self._call(META.Stat, request)
+        except StatusError as failed:
+            self._log.warning("cannot ask which inodes live", error=failed.strerror)
+            return set(inodes)
+        return {inode for inode, status in zip(inodes, reply.statuses, strict=True) if status not in DEAD}
 
     def _report(self) -> HeartbeatRequest:
         request = HeartbeatRequest(

@@ -1,8 +1,9 @@
 """The scrubber: reads every chunk now and then and compares it with its checksums, so that damage is found before it is needed.
 
-It runs at a limited rate and gives way to clients. A damaged chunk is reported loudly and remembered by its target; repairing it from
-another replica comes with chains of several. The same walk can ask, in batches, whether the inodes of the chunks still live
-(`Living`): chunks of dead inodes are what a client left behind that wrote after its file was gone.
+It runs at a limited rate; where no client is at work it also folds the patches of small overwrites into one slot. A damaged chunk is
+reported loudly and remembered by its target; repairing it from another replica comes with chains of several. The same walk can ask, in
+batches, whether the inodes of the chunks still live (`Living`): chunks of dead inodes are what a client left behind that wrote after
+its file was gone.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Scrubber:
         self._target = target
         self._rate = rate_bytes or RATE_BYTES
         self._living = living
+        self._seen = -1  # operations of clients when the last chunk was looked at: nothing since then means idle
 
     async def run(self) -> None:
         """Background: walk, pause, and again, as long as the target is there."""
@@ -81,7 +83,9 @@ class Scrubber:
         target = self._target
         if target.engine.failed:
             return
-        read = await target.verify(info.chunk)
+        counters = target.counters
+        before, self._seen = self._seen, counters.reads + counters.writes
+        read = await target.verify(info.chunk, fold=before == self._seen and info.patches > 0)
         report.chunks += 1
         report.content += read
         if info.chunk in target.damaged:

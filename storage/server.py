@@ -133,7 +133,7 @@ async def _join(
     process.spawn(_tick(targets), "tick")
     for target in targets:
         process.spawn(target.keep_checkpointing(), f"checkpoints of {target.path}")
-        process.spawn(Scrubber(target, options.scrub_rate).run(), f"scrubber of {target.path}")
+        process.spawn(Scrubber(target, options.scrub_rate, membership.living).run(), f"scrubber of {target.path}")
         _add_metrics(process, target)
     process.ready(node=node.id, addresses=addresses, cluster=server.settings.cluster)
 

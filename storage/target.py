@@ -19,6 +19,7 @@ from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, LOCAL_STATE_UPTODATE
 from ..proto.gen.cluster_pb2 import Target as TargetEntry
 from ..proto.gen.common_pb2 import Chain
 from ..proto.ids import ChunkId
+from ..proto.layout import UNIT_SMALL
 from .craq import Replica
 from .engine import job as chunks
 from .engine.checksum import crc32c
@@ -26,6 +27,7 @@ from .engine.engine import ChunkEngine
 from .engine.job import Job, Shape
 from .engine.reads import ReadPlan, verify
 from .engine.records import Receipt
+from .engine.slots import SLOT_BYTES_MAX
 from .events import (
     ALWAYS,
     ChannelRow,
@@ -54,6 +56,7 @@ from .events import (
 
 INLINE_BYTES_MAX = 64 << 10  # of a batch of new bytes: a hop to a thread and back would cost more than writing them
 CHECKPOINT_SECONDS = 1.0  # what was acknowledged is durable after this at the latest
+FOLD_BYTES_MAX = 4 << 20  # of a chunk that is folded: it is written on the loop, in a millisecond
 DAMAGED_MAX = 10_000  # chunks known to be damaged that are remembered
 
 _Result = TypeVar("_Result")
@@ -351,20 +354,38 @@ class Target:
             self.damaged[chunk] = why
         self.log.error("damaged chunk", target=self.id, path=self.path, chunk=chunk_name(chunk), error=why)
 
-    async def verify(self, chunk: bytes) -> int:
-        """Read a whole chunk and compare it with its checksums; a damaged one is noted. Returns how many bytes were read."""
-        with self.engine.plan([(chunk, 0, 1 << 30)]) as (plan,):
+    async def verify(self, chunk: bytes, *, fold: bool = False) -> int:
+        """Read a whole chunk and compare it with its checksums; a damaged one is noted. Returns how many bytes were read. `fold`: put
+        the patches of a sound one into one slot, unless somebody is writing to it."""
+        with self.engine.plan([(chunk, 0, SLOT_BYTES_MAX)]) as (plan,):
             if plan.status is not Status.OK or not plan.length:
                 return 0
             try:
-                await self.blocking(_verify, self.engine, plan)
+                data = await self.blocking(_read_verified, self.engine, plan)
             except StatusError as failed:
                 if failed.status not in (Status.CHECKSUM, Status.IO_ERROR):
                     raise
                 self.found_damaged(chunk, str(failed.strerror))
-            else:
-                self.damaged.pop(chunk, None)
-            return plan.length
+                return plan.length
+        self.damaged.pop(chunk, None)
+        if fold and len(data) <= FOLD_BYTES_MAX:
+            self._fold(chunk, plan.version, data)
+        return len(data)
+
+    def _fold(self, chunk: bytes, version: int, data: bytearray) -> None:
+        """Write the content anew under its own version. On the loop, so that no update comes between."""
+        if self.refusal(writing=True) or self.replica.busy(chunk):
+            return
+        info = self.engine.info(chunk)
+        if info is None or info.version != version or info.pending or not info.patches:
+            return
+        size = 1 << 20 if info.unit == UNIT_SMALL else SLOT_BYTES_MAX
+        same = (info.truncate_version, info.chain_version, info.version)
+        update = chunks.Update(chunks.Kind.REPLACE, chunk, 0, data, info.checksum, size, *same)
+        try:
+            self.engine.apply([update])
+        except StatusError as failed:  # no room for it now: it can wait
+            self.log.info("not folded", target=self.id, chunk=chunk_name(chunk), error=failed.strerror)
 
     # --- for the manager, and the end ---
 
@@ -388,10 +409,11 @@ class Target:
             self.log.error("target not closed cleanly", target=self.id, path=self.path, error=failed.strerror)
 
 
-def _verify(engine: ChunkEngine, plan: ReadPlan) -> None:
+def _read_verified(engine: ChunkEngine, plan: ReadPlan) -> bytearray:
     data = bytearray(plan.length)
     plan.read_into(engine.disk, (data,), True)
     verify(plan, 0, memoryview(data))
+    return data
 
 
 def chunk_name(chunk: bytes) -> str:

@@ -30,6 +30,8 @@ class ChunkInfo(NamedTuple):
     pending_chain_version: int = 0
     pending_length: int = 0
     pending_removes: bool = False
+    patches: int = 0  # of the committed content: a fold makes one slot of them
+    unit: int = 0  # bytes per checksum of the committed content
 
 
 class LastChunk(NamedTuple):

@@ -110,7 +110,7 @@ class Rows:
 
 def chunk_info(chunk: bytes, row: Row) -> ChunkInfo:
     committed, pending = row.committed, row.pending
-    known = (0, 0, 0, 0, 0)
+    known, shape = (0, 0, 0, 0, 0), (0, 0)
     if committed is not None:
         known = (
             committed.version,
@@ -119,9 +119,12 @@ def chunk_info(chunk: bytes, row: Row) -> ChunkInfo:
             committed.truncate_version,
             committed.whole,
         )
+        shape = (len(committed.patches), committed.unit)
     if pending is None:
-        return ChunkInfo(chunk, *known)
-    return ChunkInfo(chunk, *known, pending.version, pending.chain_version, pending.length, pending.removed)
+        return ChunkInfo(chunk, *known, 0, 0, 0, False, *shape)
+    return ChunkInfo(
+        chunk, *known, pending.version, pending.chain_version, pending.length, pending.removed, *shape
+    )
 
 
 class Receipts:

@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
+from emberfs.proto.drivers.aio import AioEnvironment
 from emberfs.proto.errors import Status
 from emberfs.proto.gen import cluster_pb2, storage_pb2
+from emberfs.proto.ids import ROOT_INODE
+from emberfs.proto.routing import RoutingTable
 from emberfs.proto.rpc import CLUSTER, STORAGE
+from emberfs.storage.membership import Membership
 
 from .processes import Client, Cluster, running_cluster
 
@@ -131,6 +136,18 @@ def test_it_serves_on_without_the_manager_and_finds_it_again(cluster: Cluster) -
     while not used():  # the heartbeat has found the new manager
         assert not deadline.wait(0.1)
     client.close()
+
+
+async def test_the_namespace_is_asked_which_inodes_live(cluster: Cluster) -> None:
+    env = AioEnvironment(acts_for_others=True)
+    membership = Membership(env, [cluster.address], RoutingTable(), lambda change: None, structlog.get_logger())
+    assert await membership.living([ROOT_INODE, 123_456]) == {ROOT_INODE}
+    cluster.started[0].end(signal.SIGKILL)
+    assert await membership.living([ROOT_INODE, 123_456]) == {
+        ROOT_INODE,
+        123_456,
+    }  # nobody answers: nothing is said to be dead
+    await env.close()
 
 
 def test_a_client_whose_session_ended_is_refused_at_once(cluster: Cluster) -> None:

@@ -331,6 +331,25 @@ async def test_a_flipped_byte_is_found_by_readers_reports_and_the_scrubber(world
     assert not target.damaged
 
 
+async def test_the_idle_scrubber_folds_patches(world: World) -> None:
+    model = bytearray(pattern(CHUNK))
+    assert await world.write(bytes(model), sequence=1) is Status.OK
+    for sequence in range(2, 6):
+        offset = sequence * 10_000
+        model[offset : offset + 5] = b"patch"
+        assert await world.write(b"patch", offset=offset, sequence=sequence) is Status.OK
+    engine = world.open[0].engine
+    before = engine.info(chunk_key(5, 0))
+    assert before is not None
+    assert before.patches == 4
+    scrubber = Scrubber(world.open[0], 1 << 40)
+    await scrubber.walk()  # clients were at work just before
+    await scrubber.walk()
+    after = engine.info(chunk_key(5, 0))
+    assert after == before._replace(patches=0)
+    assert await world.read() == bytes(model)
+
+
 async def test_the_scrubber_asks_for_orphans(world: World) -> None:
     for inode in (5, 6, 7):
         assert await world.write(b"x", inode=inode) is Status.OK

@@ -225,7 +225,7 @@ def test_a_full_disk_fails_the_update_and_nothing_else() -> None:
     target = Target()
     engine = target.open()
     engine.apply([write(key(0), 0, b"x" * CHUNK_SIZE)])
-    target.disk.size_max = 3 * CHUNK_SIZE
+    target.disk.size_max = target.capacity // 16 + 3 * CHUNK_SIZE
     with pytest.raises(StatusError) as caught:
         for n in range(1, 9):
             engine.apply([write(key(n), 0, b"x" * CHUNK_SIZE)])

@@ -53,6 +53,13 @@ def test_bytes_come_back_as_they_were_written(disk: Disk, offset: int, sizes: li
     assert data == b"".join(parts)
 
 
+def test_free_space_is_told(disk: Disk) -> None:
+    before = disk.free()
+    disk.allocate(disk.open("00001000.000000"), 0, 64 << 20)
+    assert before > 64 << 20
+    assert disk.free() < before
+
+
 def test_a_hole_reads_as_zeros_and_the_file_keeps_its_length(disk: Disk) -> None:
     handle = disk.open("00001000.000000")
     disk.pwritev(handle, [b"x" * 16384], 0)
