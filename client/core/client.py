@@ -42,6 +42,7 @@ class Core(Namespace):
         self.epoch = 0
         self.closed = False
         self.handles: WeakSet[Handle] = WeakSet()
+        self.losing = env.lock()
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
@@ -307,19 +308,20 @@ class Core(Namespace):
 
     # --- identities ---------------------------------------------------------------------------------------------------------------
 
-    async def lose_lease(self) -> None:
-        """The lease is over: what was not written out is lost (the handles say so once), everything else goes on as a new client."""
-        ended = error(Status.SESSION_ENDED, "this client was silent for longer than its lease; what it had not written out is lost")
-        for inode in list(self.inodes.values()):
-            if inode.unsettled or (inode.write_back is not None and inode.write_back.pending):
-                inode.fail(ended)
-            if inode.write_back is not None:
-                inode.write_back.abandon()
-        self.env.renew_identity()
-        self.cluster.renew_identity()
-        self._begin_epoch()
-        if any(not handle.closed for handle in list(self.handles)):
-            self.keeper.start()
+    async def lose_lease(self, lease: Lease) -> None:
+        """This lease is over: what was not written out is lost (its files say so once), everything else goes on as a new client."""
+        async with self.losing:
+            if lease is not self.lease:
+                return  # another thread or the keeper was faster
+            ended = lease.ended_error()
+            for inode in list(self.inodes.values()):
+                if inode.unsettled or (inode.write_back is not None and inode.write_back.pending):
+                    inode.fail(ended)
+                if inode.write_back is not None:
+                    inode.write_back.abandon()
+            self.env.renew_identity()
+            self.cluster.renew_identity()
+            self._begin_epoch()
 
     def after_fork_in_child(self) -> None:
         """In a forked child, before anything else runs: nothing that a lock guards is taken over, nothing that the parent wrote is
@@ -327,6 +329,7 @@ class Core(Namespace):
         for inode in self.inodes.values():
             inode.error = None  # the parent's to report
         self.cluster.after_fork_in_child()
+        self.losing = self.env.lock()
         self._begin_epoch()
 
 

@@ -53,7 +53,8 @@ class Cluster:
         self._cache_generation = -1
         self._refreshing = env.lock()
         self.requests = RequestIds(env)
-        self.attempt_seconds = options.scaled(ATTEMPT_SECONDS)
+        self.operation_seconds = options.scaled(options.timeout)
+        self.attempt_seconds = min(options.scaled(ATTEMPT_SECONDS), self.operation_seconds)
         self.local_nodes: frozenset[int] = frozenset()  # storage nodes on this machine: read from them first
 
     def after_fork_in_child(self) -> None:
@@ -161,7 +162,7 @@ class Cluster:
 
     def patience(self, seconds: float | None = None) -> Patience:
         """A new operation's patience."""
-        scaled = self.options.scaled(self.options.timeout if seconds is None else seconds)
+        scaled = self.operation_seconds if seconds is None else self.options.scaled(seconds)
         return Patience(self.env, scaled, self.attempt_seconds)
 
     async def meta(self, method: Method, request: Message, patience: Patience | None = None) -> Any:

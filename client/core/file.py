@@ -222,6 +222,8 @@ class Handle:
 
     async def _write(self, view: memoryview, offset: int) -> int:
         """Write, under the inode's lock; where it ended."""
+        if not len(view) and offset >= 0:
+            return offset
         file = self.file
         async with file.lock:
             if self.append:
@@ -231,9 +233,6 @@ class Handle:
             if offset < 0 or offset + len(view) > file_bytes_max(file.chunk_size):
                 status = Status.INVALID if offset < 0 else Status.FILE_TOO_BIG
                 raise error(status, f"{self.name}: cannot write {len(view)} bytes at offset {offset}")
-            if not len(view):
-                return offset
-            self.core.lease.check()
             write_back = self.core.write_back_of(file)
             await write_back.write(view, offset)
             file.wrote(offset, offset + len(view))
@@ -391,6 +390,9 @@ class Handle:
         self._check_open()
         if (reading and not self.can_read) or (writing and not self.can_write):
             raise io.UnsupportedOperation(f"{self.name}: not open for {'reading' if reading else 'writing'}")
+        lease = self.core.lease
+        if lease.over:
+            await self.core.lose_lease(lease)
         if self.epoch != self.core.epoch:
             await self.core.reopen(self)
 

@@ -51,7 +51,7 @@ class Keeper:
     async def renew(self) -> None:
         """Renew the lease once; a failure is tried again with the next tick, until the lease is over."""
         core, cluster = self._core, self._core.cluster
-        sent = self._env.now()
+        lease, sent = core.lease, self._env.now()
         request = RenewClientRequest(
             open_inodes=self._held(),
             acknowledged_request=await cluster.requests.acknowledged(),
@@ -63,13 +63,13 @@ class Keeper:
             reply: RenewClientReply = await self._env.call(Call(cluster.meta_address(), CLUSTER.RenewClient, request, timeout))
         except StatusError as failure:
             if failure.status is Status.SESSION_ENDED:
-                await core.lose_lease()
+                await core.lose_lease(lease)
             elif failure.status is not Status.CANCELLED:
                 await cluster.recover(failure)
             return
         self._renewal_due = sent + core.options.scaled(RENEW_SECONDS)
-        if core.lease.over or not core.lease.renewed(sent, reply.lease_ms, reply.epoch):
-            await core.lose_lease()
+        if lease.over or not lease.renewed(sent, reply.lease_ms, reply.epoch):
+            await core.lose_lease(lease)
         if reply.HasField("routing"):
             await cluster.learn(reply.routing)
 

@@ -8,7 +8,7 @@ locks given away meanwhile, and a late write would destroy the work of a success
 from __future__ import annotations
 
 from ...proto.env import Environment
-from ...proto.errors import Status, error
+from ...proto.errors import Status, StatusError, error
 from ...proto.settings import time_scale
 
 LEASE_SECONDS = 60.0  # until the first renewal tells better
@@ -43,7 +43,15 @@ class Lease:
     def check(self) -> None:
         """Raise SESSION_ENDED when the lease has run out."""
         if self.over:
-            raise error(
-                Status.SESSION_ENDED,
-                "this client was silent for longer than its lease: what it had not written out is lost; open the file again",
-            )
+            raise self.ended_error()
+
+    def end(self) -> None:
+        """A server says that it is over."""
+        self.expires = 0.0
+
+    @staticmethod
+    def ended_error() -> StatusError:
+        return error(
+            Status.SESSION_ENDED,
+            "this client was silent for longer than its lease; what it had not written out is lost, check the file",
+        )

@@ -140,10 +140,10 @@ class Fetch:
 
     async def finish(self, patience: Patience | None = None) -> list[memoryview]:
         """Collect and verify everything, again where that can help. On an error the buffers are given back."""
+        patience = patience or self.cluster.patience()
         try:
             await self._collect()
             while self._trouble:
-                patience = patience or self.cluster.patience()
                 trouble, self._trouble = self._trouble, {}
                 await self._settle_trouble(trouble, patience)
                 self._send_again(sorted(trouble))

@@ -167,12 +167,11 @@ class WriteBatch:
     # --- collecting -----------------------------------------------------------------------------------------------------------------
 
     async def _finish(self) -> None:
-        patience: Patience | None = None
+        patience = self._cluster.patience()
         while self._parts:
             again = await self._collect()
             if not again:
                 return
-            patience = patience or self._cluster.patience()
             self._send(await self._prepare(again, patience))
 
     async def _collect(self) -> list[tuple[Update, StatusError]]:
@@ -217,6 +216,8 @@ class WriteBatch:
                 wait = failure
                 again.append(update)
             except StatusError as final:
+                if final.status is Status.SESSION_ENDED:
+                    self._lease.end()
                 update.file.fail(final)
         if wait is not None:
             try:
