@@ -88,15 +88,15 @@ class AioEnvironment:
         connection = self._connections.get(call.address)
         if connection is None or connection.closed:
             return None
-        shared = is_shared(call, connection.unix)
+        shared = is_shared(call)
         if shared and not all(slice_.region.id in connection.offered for slice_ in call.source or call.target):
             return None
         return connection, connection.post(call, shared, call.timeout)
 
     async def _post(self, call: Call) -> tuple[AioConnection, AioPending]:
         end = self._monotonic() + call.timeout
+        shared = is_shared(call)
         connection = await self._connection(call.address, call.timeout)
-        shared = is_shared(call, connection.unix)
         if shared:
             for slice_ in call.source or call.target:
                 if slice_.region.id not in connection.offered:

@@ -111,10 +111,11 @@ class BlockingEnvironment:
     async def call(self, call: Call) -> Any:
         if call.address.startswith("local:"):
             return self._network().call(call, self.credentials)
+        shared = is_shared(call)
         while True:
             connection, fresh = self._checkout(call)
             try:
-                pending = self._post(connection, call)
+                pending = self._post(connection, call, shared)
                 connection.wait(pending)
             except BaseException as raised:
                 if isinstance(raised, StatusError) and not connection.pendings:
@@ -199,6 +200,10 @@ class BlockingEnvironment:
             except StatusError as failure:
                 ticket.failure = failure
             return ticket
+        try:
+            moves = is_shared(call)
+        except StatusError as refused:
+            return Ticket(None, None, refused)
         for _ in range(2):
             connection = shared.get(call.address)
             fresh = True
@@ -206,7 +211,7 @@ class BlockingEnvironment:
                 if connection is None or connection not in self._live:
                     connection, fresh = self._checkout(call)
                     shared[call.address] = connection
-                return Ticket(connection, self._post(connection, call))
+                return Ticket(connection, self._post(connection, call, moves))
             except Broken as raised:
                 assert connection is not None
                 broke = self._drop(connection, raised)
@@ -252,8 +257,7 @@ class BlockingEnvironment:
             raise ticket.failure
         return ticket.local if ticket.pending is None else ticket.pending.result()
 
-    def _post(self, connection: Connection, call: Call) -> Pending:
-        shared = is_shared(call, connection.unix)
+    def _post(self, connection: Connection, call: Call, shared: bool) -> Pending:
         if shared:
             for slice_ in call.source or call.target:
                 if slice_.region.id not in connection.offered:
@@ -273,15 +277,20 @@ class BlockingEnvironment:
                 connection = idle.pop()
             except IndexError:
                 break  # another thread was faster
-            if connection.credentials is not self.credentials or (
-                time.monotonic() - connection.used > STALE_SECONDS and connection.is_stale()
-            ):
+            if connection.credentials is not self.credentials or self._may_be_stale(connection):
                 self._forget(connection)
                 continue
             return connection, False
         if self._closing.is_set():
             raise error(Status.CANCELLED, "the client was closed")
         return self._connect(address, call.timeout), True
+
+    @staticmethod
+    def _may_be_stale(connection: Connection) -> bool:
+        """Whether the server has hung up. A Unix socket says so by itself when something is sent; TCP takes it, and loses it."""
+        if connection.unix and time.monotonic() - connection.used < STALE_SECONDS:
+            return False
+        return connection.is_stale()
 
     def _connect(self, address: str, timeout: float) -> Connection:
         self._backoff.check(address, time.monotonic())
@@ -321,8 +330,10 @@ class BlockingEnvironment:
         failure = None
         for pending in pendings:
             failure = pending.failure = self._failure(connection, pending, raised)
-        if isinstance(raised, Broken) and failure is None:
-            failure = raised.failure or unreachable(connection.address, raised.reason)
+        if isinstance(raised, Broken):
+            failure = failure or raised.failure or unreachable(connection.address, raised.reason)
+        elif not isinstance(raised, TimeoutError):
+            failure = None
         moving = [slice_ for pending in pendings if pending.shared for slice_ in pending.slices]
         self._live.discard(connection)
         if ended or not moving:

@@ -90,14 +90,14 @@ class Pending:
         )
 
 
-def is_shared(call: Call, unix: bool) -> bool:
+def is_shared(call: Call) -> bool:
     """Whether the server can move this call's bulk itself. Raises INVALID, REGION_DEAD."""
     slices = call.source or call.target
     if not slices:
         return False
     if call.source and call.target:
         raise error(Status.INVALID, "a call has bulk in one direction only")
-    shared = unix
+    shared = call.address.startswith("unix:")
     for slice_ in slices:
         region = slice_.region
         if region.dead:
