@@ -120,6 +120,8 @@ class Manager:
         for client, epoch in (await self._store.leases()).items():
             self._epochs[client] = epoch
             self.leases.renew(client, now)
+        for client in self.book.ended:
+            sessions.client_ended(client)  # the namespace refuses their late requests
         await self._adopt_session_clients()
         if own_client:
             await self._remember(own_client, "metadata server")

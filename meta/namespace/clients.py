@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ...proto.errors import Status, StatusError
+from ...proto.errors import Status, StatusError, error
 from .. import keys
 from ..kv.engine import Transaction
 from . import idempotency, session, trim
@@ -23,6 +23,7 @@ TRIMS_SECONDS = 30.0  # between looks for trims that a request, or another serve
 PAGE = 1000  # records per read
 HOLDS_PER_CLIENT_MAX = 100_000  # inodes that one client may report open
 ENDED_MAX = 100_000  # clients waiting to be cleaned up after
+GONE_MAX = 200_000  # clients that are remembered as gone; the oldest is forgotten
 
 _log = structlog.get_logger("emberfs.meta.clients")
 
@@ -34,7 +35,8 @@ class Clients:
         self._namespace = namespace
         self._holds: dict[bytes, frozenset[int]] = {}  # as the HOLD records are
         self._acknowledged: dict[bytes, int] = {}
-        self._ended: dict[bytes, None] = {}  # in order
+        self._ended: dict[bytes, None] = {}  # to be cleaned up after, in order
+        self._gone: dict[bytes, None] = {}  # whose requests are refused, in order
         self._swept = 0.0
         self._trimmed = -1e9  # when we last looked for unfinished trims
 
@@ -76,6 +78,15 @@ class Clients:
         """The client's lease is over: clean up after it, in the background. Its writes must already be refused by storage."""
         if len(self._ended) < ENDED_MAX:  # beyond that a restart finds them by their records
             self._ended[client] = None
+        if len(self._gone) >= GONE_MAX:
+            del self._gone[next(iter(self._gone))]
+        self._gone[client] = None
+
+    def require_alive(self, client: bytes) -> None:
+        """Raise SESSION_ENDED for a client that is gone. A late request of it must not be carried out: it may have been before, and
+        the record of that is gone too."""
+        if client in self._gone:
+            raise error(Status.SESSION_ENDED, "this client's lease ran out; connect again under a new client id")
 
     async def with_records(self) -> list[bytes]:
         """The clients that have sessions or holds here."""
@@ -101,10 +112,10 @@ class Clients:
 
     async def step(self) -> None:
         """All that is to be done now."""
-        while self._ended:
-            client = next(iter(self._ended))
-            await self._clean_up(client)
-            self._ended.pop(client, None)
+        if ended := set(self._ended):
+            await self._clean_up(ended)
+            for client in ended:
+                self._ended.pop(client, None)
         now = self._namespace.clock.now()
         if now - self._trimmed >= TRIMS_SECONDS * self._namespace.time_scale:
             await self._finish_trims()
@@ -112,14 +123,17 @@ class Clients:
         if now - self._swept >= SWEEP_SECONDS * self._namespace.time_scale:
             await self.sweep()
 
-    async def _clean_up(self, client: bytes) -> None:
+    async def _clean_up(self, ended: set[bytes]) -> None:
         begin, end = keys.prefix_range(keys.SESSION)
         async for page in self._namespace.pages(begin, end, PAGE):
             for key, value in page:
-                if session.unpack(value).client == client:
+                if session.unpack(value).client in ended:
                     await settle_session(self._namespace, *keys.split_session_key(key))
-        await self.renewed(client, (), (1 << 64) - 1)
-        self._acknowledged.pop(client, None)
+        for client in sorted(ended):
+            begin, end = keys.idempotency_range(client)
+            if client in self._holds or await self._namespace.engine.begin().scan(begin, end, 1, snapshot=True):
+                await self.renewed(client, (), (1 << 64) - 1)
+            self._acknowledged.pop(client, None)
 
     async def _finish_trims(self) -> None:
         # A trim that is under way in a request is done twice, harmlessly; one that failed is taken up here.

@@ -144,7 +144,9 @@ class Namespace:
         durable: bool = False,
     ) -> tuple[_Reply, bool]:
         """Run an operation that changes something, exactly once by (client, request id). The reply, and whether it is a repeated
-        one. Raises what the operation raises, and CONFLICT or MAYBE_COMMITTED: the same request may be sent again."""
+        one. Raises what the operation raises, SESSION_ENDED for a client that is gone, and CONFLICT or MAYBE_COMMITTED: the same
+        request may be sent again."""
+        self.clients.require_alive(task.client)
         request_id: int = request.request_id  # type: ignore[attr-defined]  # every request that changes something has one
         key = keys.idempotency_key(task.client, request_id)
 

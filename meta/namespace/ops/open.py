@@ -108,6 +108,8 @@ async def _open_existing(attempt: Attempt, inode: Inode, flags: int) -> meta_pb2
         raise error(Status.NO_DEVICE, f"inode {inode.id:x} is a device, FIFO or socket: only a mount can open it")
     if cutting:
         await trim.cut(attempt, inode, 0)
+    elif writing and inode.flags & inodes.TRIMMING:
+        raise trim.FinishTrim(inode.id)  # before anybody writes where chunks are going
     number = _start_session(attempt, inode) if writing else 0
     return meta_pb2.OpenReply(attributes=inodes.attributes(inode), session=number)
 

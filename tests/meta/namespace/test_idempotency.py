@@ -106,6 +106,18 @@ async def test_clients_do_not_share_request_ids(world: World) -> None:
     assert len(await world.listdir("/")) == 2
 
 
+async def test_a_late_request_of_a_client_that_is_gone_is_refused(world: World) -> None:
+    request = meta_pb2.OpenRequest(place=place("/a"), flags=os.O_CREAT, mode=0o644, request_id=1 << 40)
+    await world.ask("open", request)
+    await world.unlink("/a")
+    world.namespace.client_ended(world.client)
+    await world.namespace.clients.step()
+    with pytest.raises(StatusError) as caught:
+        await world.ask("open", request)
+    assert caught.value.status is Status.SESSION_ENDED
+    assert await world.listdir("/") == []
+
+
 async def test_one_id_for_two_methods_is_refused(world: World) -> None:
     await world.touch("/a")
     await world.ask("truncate", meta_pb2.TruncateRequest(place=place("/a"), length=1, request_id=9))

@@ -261,6 +261,7 @@ class Tree(RuleBasedStateMachine):
         self.world = World()
         self.model = Model()
         self.lives = 1
+        self.deaths = 0
 
     @initialize()
     def start(self) -> None:
@@ -284,7 +285,8 @@ class Tree(RuleBasedStateMachine):
     @rule(path=paths, length=st.integers(0, 100), dies=st.booleans())
     def write(self, path: str, length: int, dies: bool) -> None:
         async def real() -> None:
-            client = b"client that dies" if dies else self.world.client
+            self.deaths += dies
+            client = b"dies-%011d" % self.deaths if dies else self.world.client
             opened = await self.world.open(path, os.O_CREAT | os.O_WRONLY, client=client)
             number, version = opened.attributes.inode, opened.attributes.truncate_version
             self.world.chunks.write(number, length, version)
