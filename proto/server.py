@@ -26,6 +26,7 @@ from .transport.shm import Regions
 
 CONNECTIONS_MAX = 8192
 ACCEPTS_MAX = 64  # per wake-up
+ACCEPT_PAUSE_SECONDS = 0.2  # after the process ran out of descriptors
 STOP_SECONDS_MAX = 10.0  # for requests in flight to finish
 
 _log = structlog.get_logger("emberfs.rpc")
@@ -78,8 +79,12 @@ class Server:
         else:
             raise error(Status.INVALID, f"{address}: a server listens on unix: or tcp: addresses")
         self._listeners[address] = sock
-        asyncio.get_running_loop().add_reader(sock.fileno(), self._accept, sock, kind)
+        self._listen_on(sock, kind)
         return address
+
+    def _listen_on(self, sock: socket.socket, kind: str) -> None:
+        if sock.fileno() >= 0:  # not stopped meanwhile
+            asyncio.get_running_loop().add_reader(sock.fileno(), self._accept, sock, kind)
 
     def _accept(self, listener: socket.socket, kind: str) -> None:
         for _ in range(ACCEPTS_MAX):
@@ -87,8 +92,11 @@ class Server:
                 sock, where = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError as failed:  # out of descriptors: tell, and try again when the loop comes round
+            except OSError as failed:  # out of descriptors: who waits in the queue waits a little longer
                 _log.warning("cannot accept a connection", error=str(failed))
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(listener.fileno())
+                loop.call_later(ACCEPT_PAUSE_SECONDS, self._listen_on, listener, kind)
                 return
             if len(self.connections) >= CONNECTIONS_MAX:
                 _log.warning("refused a connection: too many", limit=CONNECTIONS_MAX)

@@ -26,6 +26,10 @@ from .calls import Pending, encode_call
 class Client(Stream):
     """The client's end of a connection, through its hello. `ready` is set when calls may follow."""
 
+    out_bytes_high = float(
+        "inf"
+    )  # if both sides stopped reading, neither could go on; what waits here is the callers' own memory
+
     def __init__(
         self,
         sock: socket.socket,

@@ -166,19 +166,19 @@ class Backoff:
     """Keeps everybody in this process from trying a dead address again at once."""
 
     def __init__(self) -> None:
-        self._until: dict[str, tuple[float, float, str]] = {}
+        self._until: dict[str, tuple[float, float, StatusError]] = {}  # until when, after which wait, why
 
     def check(self, address: str, now: float) -> None:
-        """Raises UNAVAILABLE shortly after a failure."""
+        """Raises the last failure again shortly after it."""
         entry = self._until.get(address)
         if entry is not None and now < entry[0]:
-            raise error(Status.UNAVAILABLE, entry[2])
+            raise error(entry[2].status, entry[2].strerror or "")
 
     def failed(self, address: str, now: float, chance: float, reason: StatusError) -> None:
         """The next attempt is due after a time that doubles; `chance` in [0, 1) spreads clients out."""
-        _, last, _ = self._until.get(address, (0.0, 0.0, ""))
+        last = self._until[address][1] if address in self._until else 0.0
         wait = min(max(last * 2, BACKOFF_SECONDS_MIN), BACKOFF_SECONDS_MAX)
-        self._until[address] = (now + wait * (0.5 + chance / 2), wait, reason.strerror or "")
+        self._until[address] = (now + wait * (0.5 + chance / 2), wait, reason)
 
     def succeeded(self, address: str) -> None:
         self._until.pop(address, None)

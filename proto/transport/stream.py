@@ -18,7 +18,7 @@ from ..frame import Decoder, Frame
 
 RECEIVES_MAX = 8  # per wake-up, so that one busy peer does not starve the others
 PIECES_MAX = 512  # per sendmsg (the kernel takes 1024)
-OUT_BYTES_HIGH = 16 << 20  # unsent: reading stops
+OUT_BYTES_HIGH = 16 << 20  # unsent: a server reads no more requests
 OUT_BYTES_LOW = 4 << 20  # unsent: reading goes on
 LINGER_SECONDS = 1.0  # for the peer to read our last frame before its socket is reset
 
@@ -28,6 +28,8 @@ _Out = tuple[Buffer, Callable[[], None] | None]
 
 class Stream:
     """Subclasses say what frames, the end and a drained queue mean to them."""
+
+    out_bytes_high: float = OUT_BYTES_HIGH  # unsent: reading stops
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         self.loop = loop
@@ -130,7 +132,7 @@ class Stream:
         if not self._writing:
             self._writing = True
             self.loop.add_writer(self.sock.fileno(), self._writable)
-        if self._reading and self._out_bytes > OUT_BYTES_HIGH:
+        if self._reading and self._out_bytes > self.out_bytes_high:
             self._pause()
 
     def _writable(self) -> None:
@@ -165,6 +167,11 @@ class Stream:
             self._ended = True
             self.broken(reason)
         except OSError:
+            self.close()
+        except Exception as bug:
+            self.loop.call_exception_handler(
+                {"message": "a connection was closed: a frame could not be handled", "exception": bug}
+            )
             self.close()
         if self.closed:
             return

@@ -105,8 +105,8 @@ class Pieces:
 class Loop:
     """An event loop in a thread of its own."""
 
-    def __init__(self) -> None:
-        self.loop = uvloop.new_event_loop()
+    def __init__(self, make: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop) -> None:
+        self.loop = make()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
 
@@ -130,11 +130,16 @@ class Running:
     """A server in a thread."""
 
     def __init__(
-        self, addresses: Sequence[str], service: Pieces | None = None, cluster: str = "c1", **options: Any
+        self,
+        addresses: Sequence[str],
+        service: Pieces | None = None,
+        cluster: str = "c1",
+        loop: Loop | None = None,
+        **options: Any,
     ) -> None:
         self.service = service or Pieces()
         self.hub = Hub(("routing", "invalidate"))
-        self.thread = Loop()
+        self.thread = loop or Loop()
         self.server: Server = self.thread.do(lambda: Server([self.service], cluster=cluster, hub=self.hub, **options))
         try:
             self.addresses = [self.thread.run(self.server.listen(address)) for address in addresses]
@@ -191,9 +196,9 @@ def process(*addresses: str, **options: Any) -> Iterator[Process]:
 class Face:
     """The same blocking surface over either driver."""
 
-    def __init__(self, kind: str, **options: Any) -> None:
+    def __init__(self, kind: str, loop: Loop | None = None, **options: Any) -> None:
         self.kind = kind
-        self.loop = Loop() if kind == "aio" else None
+        self.loop = loop or Loop() if kind == "aio" else None
         make = AioEnvironment if kind == "aio" else BlockingEnvironment
         self.env: Any = self.loop.do(lambda: make(**options)) if self.loop else make(**options)
 

@@ -152,5 +152,5 @@ def test_bulk_that_nobody_wants_is_dropped() -> None:
 def test_too_much_to_send_is_refused_here() -> None:
     for options in ({"message": bytes(MESSAGE_BYTES_MAX + 1)}, {"message": b"", "bulk_bytes": BULK_BYTES_MAX + 1}):
         with pytest.raises(StatusError) as refused:
-            wire.encode(0, 1, 1, **options)  # type: ignore[arg-type]
+            wire.encode(0, 1, 1, **options)
         assert refused.value.status is Status.TOO_LARGE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2, storage_pb2
 from emberfs.proto.region import Slice
 
-from .pieces import (  # fmt: skip
+from .pieces import (
     READ,
     REMOVE,
     SIZE,
@@ -23,10 +24,13 @@ from .pieces import (  # fmt: skip
     SYNC,
     TRUNCATE,
     WRITE,
+    Loop,
     Pair,
     eventually,
+    face,
     paired,
     read,
+    running,
     unix_address,
     write,
 )
@@ -262,3 +266,17 @@ def test_threads_share_an_environment(pair: Pair) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@pytest.mark.parametrize("transport", ["tcp", "shm"])
+def test_the_standard_loop_will_do(transport: str, tmp_path: Path) -> None:
+    """Not only uvloop: both sides on asyncio's own event loop."""
+    where = unix_address(tmp_path) if transport == "shm" else "tcp:127.0.0.1:0"
+    with (
+        running(where, loop=Loop(asyncio.new_event_loop)) as server,
+        face("aio", loop=Loop(asyncio.new_event_loop)) as client,
+    ):
+        target = client.env.pool.take(MIB)
+        client.call(server.addresses[0], READ, read((5, MIB)), target=[target])
+        client.call(server.addresses[0], WRITE, write(0), source=[target])
+        assert server.service.data[:MIB] == target.view

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from crc32c import crc32c
 
 from emberfs.proto import frame as wire
 from emberfs.proto import hello as hellos
@@ -151,7 +152,7 @@ BAD_FRAMES = {
     "noise": (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "no emberfs frame"),
     "damaged header": (damaged(REQUEST), "damaged"),
     "frame version": (REQUEST[:4] + b"\x07" + REQUEST[5:], "frame version 7"),
-    "oversize": (OVERSIZE + struct.pack("<I", wire.crc32c(OVERSIZE)), "at most"),
+    "oversize": (OVERSIZE + struct.pack("<I", crc32c(OVERSIZE)), "at most"),
     "an unexpected reply": (wire.encode(wire.REPLY, SPACE.number, 1, b""), "no meaning"),
     "a second hello": (wire.encode(0, wire.SUBSCRIBE, 1, b"\xff\xff"), "cannot be read"),
 }
@@ -531,7 +532,7 @@ def test_a_slow_subscriber_gets_resync_instead_of_a_queue_without_end(both: Runn
     assert raw.next().method == wire.SUBSCRIBE
     for version in range(1, 1001):
         both.publish("routing", version, bytes(50_000))
-    notices = []
+    notices: list[rpc_pb2.Notice] = []
     while not notices or notices[-1].version < 1000:
         notices.append(rpc_pb2.Notice.FromString(raw.next().message))
     assert any(notice.resync for notice in notices) and len(notices) < 300
@@ -563,7 +564,12 @@ def test_an_interrupted_call_leaves_no_half_finished_connection_behind(both: Run
     address = both.addresses[1]
     drive(env.call(Call(address, SPACE, SPACE_REQUEST, 10.0)))
     main = threading.get_ident()
-    thread = threading.Thread(target=lambda: both.service.entered.wait(10) and signal.pthread_kill(main, signal.SIGINT))
+
+    def interrupt() -> None:
+        assert both.service.entered.wait(10)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
         drive(env.call(Call(address, SYNC, storage_pb2.SyncRequest(), 30.0)))
