@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from fsspec.asyn import AbstractAsyncStreamedFile
@@ -54,6 +55,8 @@ class EmberFile(AbstractBufferedFile):  # type: ignore[misc]
                 raise FileExistsError(17, "the name exists", path)
             self.file = fs.client.open(fs._parent(path), "w+b", unnamed=True, **known)
         self.closed = False
+        self._sought: dict[int, tuple[int, int]] = {}  # thread -> (where its next read begins, `_turns` then)
+        self._turns = 0  # reads by a thread that had not sought: they end every thread's own place
         self.cache = None
         if cache_type and mode == "rb":
             from fsspec.core import caches
@@ -75,7 +78,10 @@ class EmberFile(AbstractBufferedFile):  # type: ignore[misc]
 
     @property
     def loc(self) -> int:
-        return self._cached_loc if self.cache is not None else self.file.tell()
+        if self.cache is not None:
+            return self._cached_loc
+        place = self._own_place()
+        return self.file.tell() if place is None else place
 
     @property
     def name(self) -> str:
@@ -103,11 +109,24 @@ class EmberFile(AbstractBufferedFile):  # type: ignore[misc]
     def tell(self) -> int:
         return self.loc
 
+    # duckdb seeks and reads one file from several threads at once and relies on both together being atomic. Each thread that has sought
+    # therefore reads on from its own place; one that has not uses the file's position, as ever, and with that ends the others' places.
+
+    def _own_place(self) -> int | None:
+        place, turn = self._sought.get(get_ident(), (0, -1))
+        return place if turn == self._turns else None
+
+    def _move(self, position: int) -> int:
+        self.file.seek(position)
+        if self.mode == "rb":
+            self._sought[get_ident()] = position, self._turns
+        return position
+
     def seek(self, loc: int, whence: int = 0) -> int:
-        file = self._open_file()
+        self._open_file()
+        position = int(loc) + (0, self.loc if whence == 1 else 0, self.size if whence == 2 else 0)[whence]
         if self.cache is None:
-            return file.seek(int(loc), whence)
-        position = int(loc) + (0, self._cached_loc, self.size)[whence]
+            return self._move(position)
         if position < 0:
             raise ValueError("seek before the start of the file")
         self._cached_loc = position
@@ -117,15 +136,28 @@ class EmberFile(AbstractBufferedFile):  # type: ignore[misc]
         file = self._open_file()
         length = -1 if length is None else int(length)
         if self.cache is None:
-            return file.read(length)
+            place = self._own_place()
+            if place is None:
+                self._turns += 1
+                return file.read(length)
+            data = file.pread(max(0, self.size - place) if length < 0 else length, place)
+            self._move(place + len(data))
+            return data
         end = self.size if length < 0 else min(self.size, self._cached_loc + length)
-        data: bytes = self.cache._fetch(self._cached_loc, end) if end > self._cached_loc else b""
-        self._cached_loc += len(data)
-        return data
+        cached: bytes = self.cache._fetch(self._cached_loc, end) if end > self._cached_loc else b""
+        self._cached_loc += len(cached)
+        return cached
 
     def readinto(self, b: Any) -> int:
+        file = self._open_file()
         if self.cache is None:
-            return self._open_file().readinto(b)
+            place = self._own_place()
+            if place is None:
+                self._turns += 1
+                return file.readinto(b)
+            count = file.pread_into(b, place)
+            self._move(place + count)
+            return count
         view = memoryview(b).cast("B")
         data = self.read(view.nbytes)
         view[: len(data)] = data
@@ -134,7 +166,7 @@ class EmberFile(AbstractBufferedFile):  # type: ignore[misc]
     readinto1 = readinto
 
     def read1(self, size: int = -1) -> bytes:
-        return self._open_file().read1(size) if self.cache is None else self.read(self.blocksize if size < 0 else size)
+        return self.read(self.blocksize if size < 0 else min(size, self.blocksize))
 
     def read_buffer(self, nbytes: int = -1) -> Any:
         """pyarrow's short cut: the bytes as a buffer that pyarrow wraps without a copy."""

@@ -227,8 +227,7 @@ class Copy(_IntoCluster):
     title = "cp"
 
     def file(self, item: Item, progress: Progress) -> None:
-        if self.exclusive:
-            self.create(item).close()
+        self.create(item).close()  # with the source's mode; copy_file alone would give the default one
         self.client.copy_file(item.source, item.target)
         progress.add(item.size)
         self.finish(item)

@@ -49,5 +49,7 @@ class Command:
     def any(self, *arguments: str | bytes, data: bytes = b"") -> Result:
         environment = {**os.environ, "COLUMNS": "200", **self.environment}
         command = [sys.executable, "-P", "-m", "emberfs", *arguments]
-        done = subprocess.run(command, check=False, input=data, capture_output=True, env=environment, cwd="/", timeout=100)
+        done = subprocess.run(
+            command, check=False, input=data, capture_output=True, env=environment, cwd="/", timeout=100
+        )
         return Result(done.returncode, done.stdout, done.stderr.decode("utf-8", "surrogateescape"))

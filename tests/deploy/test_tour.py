@@ -1,0 +1,38 @@
+"""The quickstart's work and the benchmarks run to their end; what they measure is not judged here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emberfs.deploy.local import LocalCluster
+
+from .command import Command
+
+
+def test_quickstart_twice(cluster: LocalCluster) -> None:
+    """It verifies every byte itself; a second run finds the first one's files and does it all again."""
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("duckdb")
+    for state in ("was running", "was running"):
+        command = [sys.executable, "-P", "-m", "emberfs.deploy.tour", "--data", str(cluster.data)]
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, cwd="/", env={**os.environ, "COLUMNS": "200"}
+        )
+        assert done.returncode == 0, done.stderr
+        assert state in done.stdout and "files are identical" in done.stdout and "rows are identical" in done.stdout
+        assert "status" in done.stdout.splitlines()[-7]
+
+
+@pytest.mark.parametrize("name", ["net", "target", "meta", "fs"])
+def test_bench_says_what_it_measured(name: str, tmp_path: Path) -> None:
+    run = Command({"TMPDIR": str(tmp_path)})
+    [result] = run("bench", name, "--quick", "--json", "--keep", str(tmp_path / "kept")).json
+    assert result["bench"] == name and result["rows"]
+    assert all(row["value"] > 0 and row["unit"] and row["what"] for row in result["rows"])
+    assert (tmp_path / "kept" / f"{name}.json").exists()
+    assert not list(tmp_path.glob("emberfs-bench-*")), "it cleans up"
