@@ -29,6 +29,9 @@ class Disk(Protocol):
     def size(self, handle: int) -> int:
         """Its length in bytes."""
 
+    def free(self) -> int:
+        """Bytes of disk space that are left."""
+
     def allocate(self, handle: int, offset: int, length: int) -> None:
         """Reserve disk space for the range, and extend the file over it. ENOSPC when the disk is full."""
 
@@ -81,6 +84,10 @@ class FileDisk:
 
     def size(self, handle: int) -> int:
         return os.fstat(handle).st_size
+
+    def free(self) -> int:
+        found = os.statvfs(self._path)
+        return found.f_bavail * found.f_frsize
 
     def allocate(self, handle: int, offset: int, length: int) -> None:
         try:

@@ -122,9 +122,7 @@ def chunk_info(chunk: bytes, row: Row) -> ChunkInfo:
         shape = (len(committed.patches), committed.unit)
     if pending is None:
         return ChunkInfo(chunk, *known, 0, 0, 0, False, *shape)
-    return ChunkInfo(
-        chunk, *known, pending.version, pending.chain_version, pending.length, pending.removed, *shape
-    )
+    return ChunkInfo(chunk, *known, pending.version, pending.chain_version, pending.length, pending.removed, *shape)
 
 
 class Receipts:

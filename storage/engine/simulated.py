@@ -93,10 +93,13 @@ class SimulatedDisk:
         _apply(file.data, offset, content)
         file.log.append((offset, content))
 
+    def free(self) -> int:
+        return self.size_max - sum(len(file.data) for file in self.files.values())
+
     def allocate(self, handle: int, offset: int, length: int) -> None:
         file = self._handles[handle]
         grow = max(0, offset + length - len(file.data))
-        if sum(len(f.data) for f in self.files.values()) + grow > self.size_max:
+        if grow > self.free():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.faults.effect("allocate", lambda: self._write(handle, len(file.data), bytes(grow)))
 

@@ -22,6 +22,11 @@ WARM_BYTES_MAX = (
     64 << 20
 )  # free slots that keep their disk space, over all classes; in a small target 1/16 of its capacity
 WARM_PART = 16
+DISK_RESERVE_BYTES = (
+    128 << 20
+)  # of the disk, kept for the index: without it not even a remove would work; 1/16 in a small target
+DISK_RESERVE_PART = 16
+FILES_MAX = 1 << 20  # block files of one class
 EXTEND_BYTES_MAX = 8 << 20  # by which a block file grows at once
 RESERVE_PART = 64  # 1/64 of the capacity is kept from new chunks, for overwrites of those that are there
 RESERVE_BYTES_MAX = 256 << 20
@@ -88,7 +93,7 @@ class Space:
     def adopt(self, slot: int) -> None:
         """A row refers to this slot."""
         size_class, number, position = unpack_slot(slot)
-        if size_class >= len(CLASS_BYTES) or position >= SLOTS_PER_FILE:
+        if size_class >= len(CLASS_BYTES) or position >= SLOTS_PER_FILE or number >= FILES_MAX:
             raise error(Status.BAD_FORMAT, f"an index row refers to slot {slot:#x}, which cannot be")
         if number >= len(self._files[size_class]):
             self._add_file(file_name(size_class, number))
@@ -126,6 +131,8 @@ class Space:
             self._refuse(size, limit)
         roomy = self._roomy[size_class]
         file = next(iter(roomy.values())) if roomy else self._extend(size_class)
+        if not file.warm:
+            self._check_disk(size)
         if file.warm:
             position = _lowest(file.warm)
             file.warm &= ~(1 << position)
@@ -148,9 +155,16 @@ class Space:
             f"the target is full: {self.used_bytes} of {self.capacity} bytes; remove files or add a target",
         )
 
+    def _check_disk(self, length: int) -> None:
+        """Disk space is about to be taken. Others may have filled the disk."""
+        reserve = min(DISK_RESERVE_BYTES, self.capacity // DISK_RESERVE_PART)
+        if self._disk.free() < length + reserve:
+            raise error(Status.NO_SPACE, f"the disk under the target has less than {length + reserve} bytes left")
+
     def _extend(self, size_class: int) -> BlockFile:
         """Make the last file of the class longer, or begin another; only its first byte range grows, so it never fragments."""
         files = self._files[size_class]
+        self._check_disk(CLASS_BYTES[size_class])
         try:
             if not files or files[-1].slots == SLOTS_PER_FILE:
                 self._add_file(file_name(size_class, len(files)))
@@ -162,6 +176,8 @@ class Space:
         count = max(
             1, min(EXTEND_BYTES_MAX // file.size, file.used.bit_count() + len(files) - 1, SLOTS_PER_FILE - file.slots)
         )
+        if count > 1 and self._disk.free() < DISK_RESERVE_BYTES + count * file.size:
+            count = 1  # the last bytes go where they are needed
         try:
             self._disk.allocate(file.handle, file.slots * file.size, count * file.size)
         except OSError as failed:

@@ -114,6 +114,7 @@ def open_target(
             disk.close()
             raise error(Status.BAD_FORMAT, f"{path}: the index cannot be opened: {bad}") from bad
         try:
+            sync_directory(path)  # the names of blocks/ and index/
             engine = ChunkEngine(
                 disk, index, capacity=capacity or found.capacity, boot=boot_id(), cache_bytes=cache_bytes
             )
