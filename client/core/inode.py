@@ -77,7 +77,7 @@ class Inode:
         self.capability_write = b""
         self.sessions: list[int] = []  # of writers, the newest last
         self.handles = 0
-        self.generation = 0  # grows with every write here: read-ahead bytes of an older one are dropped
+        self.generation = 0  # grows when written bytes arrive: what was read ahead before that is dropped
         self.unsettled = False  # something was written that the server's length and times do not know
         self.synced = True  # nothing was written since the last fsync
         self.error: StatusError | None = None  # of data written in the background, to be reported once
@@ -120,7 +120,6 @@ class Inode:
         self.written_end = max(self.written_end, end)
         self.unsettled = True
         self.synced = False
-        self.generation += 1
 
     @property
     def hint_end(self) -> int:

@@ -112,7 +112,6 @@ class WriteBack:
         await self._send(list(self._blocks.values()))
         while self._batches:
             await self._settle_oldest()
-        self.file.generation += 1  # what was read ahead of these bytes' arrival is old
 
     def discard(self) -> None:
         """Drop what was not sent."""
@@ -202,4 +201,5 @@ class WriteBack:
     async def _settle_oldest(self) -> None:
         batch = self._batches[0]
         await batch.settle()
+        self.file.generation += 1  # what was read ahead of these bytes' arrival is old
         self._batches.popleft()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from emberfs.client import aio
 from emberfs.client.core.client import Core
@@ -76,13 +76,9 @@ class Machine(RuleBasedStateMachine):
     def mkdir(self, path: str) -> None:
         both(lambda: self.client.mkdir(self.there(path)), lambda: self.here(path).mkdir())
 
-    @rule(path=PATHS)
-    def rmdir(self, path: str) -> None:
-        both(lambda: self.client.rmdir(self.there(path)), lambda: self.here(path).rmdir())
-
-    @rule(path=PATHS)
-    def unlink(self, path: str) -> None:
-        both(lambda: self.client.unlink(self.there(path)), lambda: self.here(path).unlink())
+    @rule(path=PATHS, kind=st.sampled_from(["rmdir", "unlink"]))
+    def remove(self, path: str, kind: str) -> None:
+        both(lambda: getattr(self.client, kind)(self.there(path)), lambda: getattr(self.here(path), kind)())
 
     @rule(old=PATHS, new=PATHS)
     def rename(self, old: str, new: str) -> None:
@@ -145,7 +141,7 @@ class Machine(RuleBasedStateMachine):
     @rule(pair=files, size=SIZES, offset=OFFSETS)
     def pwrite(self, pair: Any, size: int, offset: int) -> None:
         ours, local = pair
-        if local.closed or not local.writable() or "a" in ours.mode:
+        if not local.writable() or "a" in ours.mode:
             return
         data = self.data(size)
         ours.pwrite(data, offset)
@@ -154,7 +150,7 @@ class Machine(RuleBasedStateMachine):
     @rule(pair=files, size=SIZES, offset=OFFSETS)
     def pread(self, pair: Any, size: int, offset: int) -> None:
         ours, local = pair
-        if not local.closed and local.readable():
+        if local.readable():
             assert ours.pread(size, offset) == os.pread(local.fileno(), size, offset)
 
     @rule(pair=files, offset=OFFSETS)
@@ -171,27 +167,25 @@ class Machine(RuleBasedStateMachine):
     @rule(pair=files, length=OFFSETS)
     def truncate(self, pair: Any, length: int) -> None:
         ours, local = pair
-        if local.closed or local.writable():
+        if local.writable():
             both(lambda: ours.truncate(length), lambda: local.truncate(length))
 
-    @rule(pair=files)
-    def flush(self, pair: Any) -> None:
-        if not pair[1].closed:
-            pair[0].flush()
+    @rule(pair=files, how=st.sampled_from(["flush", "fsync"]))
+    def get_out(self, pair: Any, how: str) -> None:
+        getattr(pair[0], how)()
 
-    @rule(pair=files)
-    def fsync(self, pair: Any) -> None:
-        if not pair[1].closed:
-            pair[0].fsync()
+    @rule(pair=files, size=SIZES, offset=OFFSETS, near=st.integers(-10, 10))
+    def write_and_look(self, pair: Any, size: int, offset: int, near: int) -> None:
+        self.pwrite(pair, size, offset)
+        self.pread(pair, size, max(0, offset + near))
 
-    @rule(pair=files)
+    @rule(pair=consumes(files))
     def close(self, pair: Any) -> None:
         pair[0].close()
         pair[1].close()
 
     def same_position(self, pair: Any) -> None:
-        if not pair[1].closed:
-            assert pair[0].tell() == pair[1].tell()
+        assert pair[0].tell() == pair[1].tell()
 
     # --- looking ------------------------------------------------------------------------------------------------------------------
 
