@@ -3,7 +3,8 @@
 Rules:
 1. All decisions are synchronous and belong to one thread, the owner's event loop. Blocking I/O is in three places, which may run in any
    other thread: `Job.run`, `ReadPlan.read_into` and `Checkpoint.run`; so may the listings (`chunks`, `query_last`, `removable`,
-   `receipts`), which only look at the index. Index writes are calls of a few µs on the loop. `read`, `apply` and `close` block whoever calls them.
+   `receipts`), which only look at the index. Index writes are calls of a few µs on the loop. `read`, `apply` and `close` block
+   whoever calls them.
 2. An update is prepared (decided, slots allocated), run (bytes written), staged (a row names them: from here on it survives kill -9) and
    committed or discarded. A chain of one stages and commits in one index write. A chunk has one update under way.
 3. No byte that any state refers to is overwritten (job.py); no slot is used again before a checkpoint passed and readers left (space.py).
