@@ -27,6 +27,7 @@ MAGIC = 0x52424D45  # "EMBR"
 FRAME_VERSION = 1  # of this layout; what the messages mean is agreed in the hello
 
 _HEAD = struct.Struct("<IBBHQIII")
+_HEAD_AND_CRC = struct.Struct("<IBBHQIIII")
 _CRC = struct.Struct("<I")
 _LENGTH = struct.Struct("<I")
 SLICE = struct.Struct("<QQQ")  # region id, offset, length
@@ -149,8 +150,10 @@ class Decoder:
         """The frame at the start of the window, without its bulk; None if it is not all there."""
         start = self._start
         window = self._window
-        magic, version, flags, method, request_id, deadline_ms, size, bulk_bytes = _HEAD.unpack_from(window, start)
-        if crc32c(window[start : start + _HEAD.size]) != _CRC.unpack_from(window, start + _HEAD.size)[0]:
+        magic, version, flags, method, number, deadline_ms, size, bulk_bytes, crc = _HEAD_AND_CRC.unpack_from(
+            window, start
+        )
+        if crc32c(window[start : start + _HEAD.size]) != crc:
             raise self._bad_header(magic, version)
         if magic != MAGIC or version != FRAME_VERSION or flags & ~_FLAGS_KNOWN:
             raise self._bad_header(magic, version)
@@ -164,7 +167,7 @@ class Decoder:
         if end > self._end:
             self._make_room(HEADER_BYTES + size)
             return None
-        frame = Frame(flags, method, request_id, deadline_ms, bulk_bytes)
+        frame = Frame(flags, method, number, deadline_ms, bulk_bytes)
         if flags & TABLE:
             end = self._split_table(frame, begin, end)
         frame.message = bytes(window[begin:end])

@@ -46,17 +46,20 @@ class Method:
     handler: str = ""  # the attribute of the service object: snake_case of the name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ServiceSpec:
+    """A service's methods, as a tuple and each as an attribute of its own name: `STORAGE.Read`."""
+
     name: str
     number: int
     methods: tuple[Method, ...]
 
+    def __post_init__(self) -> None:
+        for method in self.methods:  # plain attributes: they are looked up with every call
+            object.__setattr__(self, method.name, method)
+
     def __getattr__(self, name: str) -> Method:
-        for method in self.methods:
-            if method.name == name:
-                return method
-        raise AttributeError(name)
+        raise AttributeError(f"{self.name} has no method {name}")
 
 
 def _snake(name: str) -> str:
