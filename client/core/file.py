@@ -23,7 +23,7 @@ from .attributes import Stat, stat_of
 from .holes import check_holes
 from .inode import Inode
 from .options import O_APPEND, O_RDONLY, O_RDWR
-from .reads import Columns, Into, Output, columns_of, cut, fetch_patiently
+from .reads import Columns, Into, Output, columns_of, cut, fetch_patiently, read_piece
 from .streams import Stream
 from .writes import sync_chains
 
@@ -97,7 +97,7 @@ class Handle:
         async with self.lock:
             view = memoryview(buffer).cast("B")
             count = self._available(self.position, len(view))
-            await self._sequential(self.position, count, Into(view))
+            await self._read_to(Into(view), self.position, count)
             self.position += count
             return count
 
@@ -105,19 +105,25 @@ class Handle:
         """`length` bytes from `offset`, fewer at the end."""
         await self._ready(reading=True)
         count = self._available(offset, length)
-        if count <= DIRECT_BYTES_MAX and not self.stream.follows(offset):
-            return await self._direct(offset, count)
-        async with self.lock:
-            return await self._bytes(offset, count)
+        output = io.BytesIO()
+        await self._pread(output, offset, count)
+        return output.getvalue()
 
     async def pread_into(self, buffer: Any, offset: int) -> int:
         """Fill `buffer` from `offset` on; bytes read."""
         await self._ready(reading=True)
         view = memoryview(buffer).cast("B")
         count = self._available(offset, len(view))
-        async with self.lock:
-            await self._sequential(offset, count, Into(view))
+        await self._pread(Into(view), offset, count)
         return count
+
+    async def _pread(self, output: Output, offset: int, count: int) -> None:
+        # Random reads of several threads go on at the same time; only the stream needs the lock.
+        if count <= DIRECT_BYTES_MAX and not self.stream.follows(offset):
+            await self._direct(output, offset, count)
+        else:
+            async with self.lock:
+                await self._sequential(offset, count, output)
 
     async def preadv_batch(self, ranges: Sequence[tuple[int, int]], buffer: Any = None) -> list[memoryview]:
         """Per (offset, length) range a view of its bytes, in `buffer` or a new one."""
@@ -159,26 +165,32 @@ class Handle:
         return end
 
     async def _bytes(self, offset: int, count: int) -> bytes:
-        if count <= DIRECT_BYTES_MAX and not self.stream.follows(offset):
-            return await self._direct(offset, count)
         output = io.BytesIO()
-        await self._sequential(offset, count, output)
+        await self._read_to(output, offset, count)
         return output.getvalue()
 
-    async def _direct(self, offset: int, count: int) -> bytes:
-        """One fetch, for a read that follows no other."""
+    async def _read_to(self, output: Output, offset: int, count: int) -> None:
+        """Under the handle's lock: by the stream if the read follows another one or is long, else by itself."""
+        if count <= DIRECT_BYTES_MAX and not self.stream.follows(offset):
+            await self._direct(output, offset, count)
+        else:
+            await self._sequential(offset, count, output)
+
+    async def _direct(self, output: Output, offset: int, count: int) -> None:
+        """A read that follows no other."""
         self.stream.next = offset + count
         if not count:
-            return b""
+            return
         await self._arrived(offset, offset + count)
-        fetch = await fetch_patiently(self.file.cluster, columns_of(self.file, offset, count))
+        cluster = self.file.cluster
+        patience = cluster.patience()
+        doubtful = await read_piece(self.file, offset, count, output, patience)
+        if doubtful is None:
+            return
+        fetch = await fetch_patiently(cluster, columns_of(self.file, offset, count), patience, doubtful)
         try:
             await check_holes(fetch)
-            if len(fetch.views) == 1 and len(fetch.views[0]) == count:
-                return bytes(fetch.views[0])
-            output = io.BytesIO()
             fetch.deliver(output)
-            return output.getvalue()
         finally:
             fetch.release()
 

@@ -10,7 +10,7 @@ damaged on their way), then reported to the scrubber and read from another repli
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -119,10 +119,10 @@ class Fetch:
     columns: Columns
     views: list[memoryview] = field(default_factory=list)  # row by row what is there: short where the chunk ends
     whole: memoryview | None = None  # all of it, where it came in one piece
+    doubtful: set[tuple[int, int]] = field(default_factory=set)  # (row, target) whose checksum was wrong once
     _parts: list[_Part] = field(default_factory=list)
     _slices: list[Slice] = field(default_factory=list)
     _trouble: dict[int, StatusError] = field(default_factory=dict)  # row -> why it has to be read again
-    _doubtful: set[tuple[int, int]] = field(default_factory=set)  # (row, target) whose checksum was wrong once
     _avoid: dict[int, set[int]] = field(default_factory=dict)  # row -> targets that hold damaged bytes
     _pending_writes: set[int] = field(default_factory=set)  # rows to be read from the tail: a write is on its way
     _renewed: bool = False  # capabilities were renewed once already
@@ -330,12 +330,12 @@ class Fetch:
         chain = self.columns.chain(row)
         where = f"chunk {self.columns.chunk(row)} on target {target} (chain {chain})"
         failure = error(Status.CHECKSUM, f"{where}: the bytes do not match their checksum; 'emberfs status' shows the target's disk")
-        if (row, target) in self._doubtful:
+        if (row, target) in self.doubtful:
             await report_damage(self.cluster, self.columns, row, target)
             self._avoid.setdefault(row, set()).add(target)
             if all(replica.target in self._avoid[row] for replica in self.cluster.table.route(chain).serving):
                 raise failure
-        self._doubtful.add((row, target))
+        self.doubtful.add((row, target))
         self._trouble[row] = failure
 
     async def _settle_trouble(self, trouble: dict[int, StatusError], patience: Patience) -> None:
@@ -360,11 +360,52 @@ class Fetch:
             raise patience.exhausted(next(iter(trouble.values())))
 
 
-async def fetch_patiently(cluster: Cluster, columns: Columns) -> Fetch:
+async def read_piece(file: Inode, offset: int, length: int, output: Output, patience: Patience) -> set[tuple[int, int]] | None:
+    """The short way for a range within one chunk of one replica: one request, one checksum; None when it was delivered. If anything
+    is unusual a `Fetch` knows what to do: then the (row, target) pairs whose checksum was wrong."""
+    cluster = file.cluster
+    index, start = divmod(offset, file.chunk_size)
+    chain = file.chains[index % len(file.chains)]
+    slice_: Slice | None = None
+    try:
+        route = cluster.table.route(chain)
+        if start + length > file.chunk_size or len(route.serving) != 1:
+            return set()
+        slice_ = cluster.env.pool.take(length)
+        request = ReadRequest(
+            chain=(chain,),
+            chain_version=(route.version,),
+            inode=(file.id,),
+            index=(index,),
+            offset=(start,),
+            length=(length,),
+            capabilities=(file.capability_read,),
+        )
+        address = cluster.node_address(route.serving[0].node)
+        reply = await cluster.env.call(Call(address, STORAGE.Read, request, patience.attempt(), target=(slice_,)))
+        if reply.status != [0] or reply.returned != [length]:
+            return set()
+        view = slice_.view
+        if not matches(view, reply.checksum, reply.unit[0] if reply.unit else 0, start):
+            return {(0, route.serving[0].target)}
+        output.write(view)
+        return None
+    except StatusError:
+        return set()
+    finally:
+        if slice_ is not None:
+            cluster.env.pool.give(slice_)
+
+
+async def fetch_patiently(
+    cluster: Cluster,
+    columns: Columns,
+    patience: Patience | None = None,
+    doubtful: Iterable[tuple[int, int]] = (),
+) -> Fetch:
     """A finished fetch. Waits for buffers and for routing as for everything else. Raises StatusError."""
-    patience: Patience | None = None
     while True:
-        fetch = Fetch(cluster, columns)
+        fetch = Fetch(cluster, columns, doubtful=set(doubtful))
         try:
             fetch.start()
         except StatusError as failure:

@@ -78,7 +78,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(path=PATHS, kind=st.sampled_from(["rmdir", "unlink"]))
     def remove(self, path: str, kind: str) -> None:
-        both(lambda: getattr(self.client, kind)(self.there(path)), lambda: getattr(self.here(path), kind)())
+        both(lambda: getattr(self.client, kind)(self.there(path)), getattr(self.here(path), kind))
 
     @rule(old=PATHS, new=PATHS)
     def rename(self, old: str, new: str) -> None:
@@ -118,7 +118,7 @@ class Machine(RuleBasedStateMachine):
     def open(self, path: str, mode: str) -> Any:
         ours, local = both(
             lambda: self.client.open(self.there(path), mode, chunk_size=CHUNK),
-            lambda: open(self.here(path), mode, buffering=0),
+            lambda: open(self.here(path), mode, buffering=0),  # noqa: SIM115 - closed by `close` or the teardown
         )
         if ours is None:
             return multiple()

@@ -229,7 +229,7 @@ def test_a_flipped_byte_on_the_disk_is_an_error_that_names_chunk_and_target(fres
         client.sync()
         flipped = 0
         for path in (fresh_cluster.data / "storage-1").rglob("*"):
-            if path.is_file() and not path.suffix == ".sst":
+            if path.is_file() and path.suffix != ".sst":
                 flipped += _flip(path, bytes(64) + needle + bytes(64))
         assert flipped >= 1
         with pytest.raises(StatusError) as damaged:
@@ -281,5 +281,5 @@ def test_connecting_loads_nothing_heavy(cluster: Any) -> None:
         "heavy = {'grpc', 'fsspec', 'typer', 'structlog', 'pydantic', 'rocksdict', 'prometheus_client', 'uvloop'}\n"
         "raise SystemExit(', '.join(heavy & set(sys.modules)) or 0)\n"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, cwd="/")
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, check=False, cwd="/")
     assert done.returncode == 0, done.stderr
