@@ -136,7 +136,9 @@ def test_rooms_import_only_what_they_may() -> None:
 def test_cores_own_no_io() -> None:
     complaints = []
     for module in modules():
-        if not any(module.relative == core or (core.endswith("/") and module.relative.startswith(core)) for core in CORES):
+        if not any(
+            module.relative == core or (core.endswith("/") and module.relative.startswith(core)) for core in CORES
+        ):
             continue
         for item in imports(module):
             foreign = item.module.split(".")[0]

@@ -155,7 +155,7 @@ def run(quick: bool = False, mib: int = 0) -> dict[str, Any]:
 
 def _unix(cluster: Any) -> str:
     servers = {server["name"]: server for server in cluster.status()["servers"]}
-    return next(address for address in servers["meta"]["addresses"] if address.startswith("unix:"))
+    return str(next(address for address in servers["meta"]["addresses"] if address.startswith("unix:")))
 
 
 def _bare_server(end: socket.socket, region: int, path: Path) -> None:
