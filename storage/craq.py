@@ -358,12 +358,19 @@ class Replica:
         return [Commit(batch.id, batch.staged)]
 
     def _commit_done(self, now: float, event: CommitDone) -> list[Effect]:
-        return self._answer(self._batches[event.batch])
+        batch = self._batches[event.batch]
+        if event.status != Status.OK:
+            self._fail(batch, Status.MAYBE_COMMITTED)  # the others have it
+        return self._answer(batch)
+
+    @staticmethod
+    def _fail(batch: _Batch, status: Status) -> None:
+        for i in batch.live:
+            batch.results[i] = Result(status)
 
     def _abandon(self, batch: _Batch) -> list[Effect]:
         # This member left the chain: whether the others have the update it cannot know. Resync overwrites what is pending here.
-        for i in batch.live:
-            batch.results[i] = Result(Status.MAYBE_COMMITTED)
+        self._fail(batch, Status.MAYBE_COMMITTED)
         if not batch.updates:
             batch.results = [Result(Status.TARGET_OFFLINE)]
         return self._answer(batch)

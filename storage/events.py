@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from ..proto.errors import Status
 from ..proto.gen.common_pb2 import Chain
 
 
@@ -130,9 +131,11 @@ class PersistDone:
 
 @dataclass(frozen=True, slots=True)
 class CommitDone:
-    """A Commit was carried out. Until then the chunk's next update has to wait: `Rows` would still answer the version before."""
+    """A Commit was carried out, or failed with the target. Until then the chunk's next update has to wait: `Rows` would still answer the
+    version before."""
 
     batch: int
+    status: int = Status.OK
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
+
+from prometheus_client import Gauge
 
 from ..proto.datadir import DataDirectory, open_data_directory
 from ..proto.drivers.aio import AioEnvironment
@@ -134,7 +137,7 @@ async def _join(
     for target in targets:
         process.spawn(target.keep_checkpointing(), f"checkpoints of {target.path}")
         process.spawn(Scrubber(target, options.scrub_rate, membership.living).run(), f"scrubber of {target.path}")
-        _add_metrics(process, target)
+    _add_metrics(process, targets)
     process.ready(node=node.id, addresses=addresses, cluster=server.settings.cluster)
 
 
@@ -231,19 +234,25 @@ async def _leave(membership: Membership, targets: Sequence[Target]) -> None:
         pass  # it will notice the silence
 
 
-def _add_metrics(process: Process, target: Target) -> None:
-    gauge, name = process.metrics.gauge, f"emberfs_target_{target.id}"
-    counters = target.counters
-    gauge(f"{name}_bytes_used", "Bytes in slots", lambda: target.engine.space_info().used)
-    gauge(f"{name}_bytes_capacity", "Bytes that the target may take", lambda: target.engine.space_info().capacity)
-    gauge(f"{name}_chunks", "Chunks", lambda: target.engine.space_info().chunks)
-    gauge(f"{name}_bytes_read", "Served to clients since the start", lambda: counters.bytes_read)
-    gauge(f"{name}_bytes_written", "Taken from clients since the start", lambda: counters.bytes_written)
-    gauge(f"{name}_reads", "Read operations since the start", lambda: counters.reads)
-    gauge(f"{name}_reads_missed", "Read operations that had to wait for the disk", lambda: counters.reads_missed)
-    gauge(f"{name}_writes", "Updates since the start", lambda: counters.writes)
-    gauge(f"{name}_checksum_errors", "Damaged chunks met since the start", lambda: counters.checksum_errors)
-    gauge(f"{name}_io_errors", "Errors of the disk since the start", lambda: counters.io_errors)
+def _add_metrics(process: Process, targets: Sequence[Target]) -> None:
+    values: dict[tuple[str, str], Callable[[Target], float]] = {
+        ("bytes_used", "Bytes in slots"): lambda t: t.engine.space_info().used,
+        ("bytes_capacity", "Bytes that the target may take"): lambda t: t.engine.space_info().capacity,
+        ("chunks", "Chunks"): lambda t: t.engine.space_info().chunks,
+        ("online", "1 unless the disk has taken the target out"): lambda t: not t.engine.failed,
+        ("read_only", "1 after a write to the disk failed"): lambda t: bool(t.read_only),
+        ("bytes_read", "Served to clients since the start"): lambda t: t.counters.bytes_read,
+        ("bytes_written", "Taken from clients since the start"): lambda t: t.counters.bytes_written,
+        ("reads", "Read operations since the start"): lambda t: t.counters.reads,
+        ("reads_missed", "Read operations that had to wait for the disk"): lambda t: t.counters.reads_missed,
+        ("writes", "Updates since the start"): lambda t: t.counters.writes,
+        ("checksum_errors", "Damaged chunks met since the start"): lambda t: t.counters.checksum_errors,
+        ("io_errors", "Errors of the disk since the start"): lambda t: t.counters.io_errors,
+    }
+    for (name, text), read in values.items():
+        gauge = Gauge(f"emberfs_target_{name}", text, ["target"], registry=process.metrics.registry)
+        for target in targets:
+            gauge.labels(target=str(target.id)).set_function(partial(read, target))
 
 
 __all__ = ["Blocking", "main", "serve"]

@@ -45,11 +45,13 @@ from .target import Target
 
 OPERATIONS_MAX = 4096  # of one request
 REMOVES_MAX = 1000  # chunks of one range in one request
+REPORTS_MAX = 64  # damaged chunks that are looked at for one request
 INODE_BYTES = 10  # of a chunk id: tenant and inode
 
 _OK = Status.OK
 _UNPLANNED = ReadPlan(Status.INTERNAL)
-Groups = dict[tuple[int, int], list[int]]  # (chain, chain version) -> operations
+_READ, _WRITE = int(Rights.READ), int(Rights.WRITE)
+Group = tuple[int, int, Sequence[int]]  # chain, chain version, operations
 
 
 class StorageService:
@@ -97,17 +99,18 @@ class StorageService:
     # --- reads ---
 
     async def read(self, request: ReadRequest, context: Context) -> ReadReply:
-        inodes, lengths = request.inode[:], request.length[:]
+        # Columns are copied out once: a look into a column of a message costs more than a look into a list.
         chains, versions = request.chain[:], request.chain_version[:]
+        inodes, indexes, offsets, lengths = request.inode[:], request.index[:], request.offset[:], request.length[:]
         count = len(inodes)
-        _check_columns(count, chains, versions, request.index, request.offset, lengths)
+        _check_columns(count, chains, versions, indexes, offsets, lengths)
         refused: dict[int, Status] = refusals(
-            context.peer, self._routing, request.capabilities, request.capability, inodes, Rights.READ
+            context.peer, self._routing, request.capabilities, request.capability, inodes, _READ
         )
         tenant = request.tenant
         reads = [
             (chunk_key(inode, index, tenant), offset, length)
-            for inode, index, offset, length in zip(inodes, request.index, request.offset, lengths, strict=True)
+            for inode, index, offset, length in zip(inodes, indexes, offsets, lengths, strict=True)
         ]
         total = sum(lengths)
         sink = context.sink(total)
@@ -115,7 +118,7 @@ class StorageService:
         whole = parts[0] if len(parts) == 1 else None
         positions = [0, *accumulate(lengths)]
         plans: list[ReadPlan] = [_UNPLANNED] * count
-        for (chain, version), places in self._groups(chains, versions, refused).items():
+        for chain, version, places in self._groups(chains, versions, refused):
             target = self._by_chain.get(chain)
             status = self._may_read(target, version)
             if status is not _OK or target is None:
@@ -132,7 +135,7 @@ class StorageService:
         self,
         target: Target,
         version: int,
-        places: list[int],
+        places: Sequence[int],
         reads: list[tuple[bytes, int, int]],
         plans: list[ReadPlan],
         refused: dict[int, Status],
@@ -174,16 +177,16 @@ class StorageService:
                 sink.filled(positions[i], plan.length)
 
     @staticmethod
-    def _groups(chains: Sequence[int], versions: Sequence[int], refused: dict[int, Status]) -> Groups:
+    def _groups(chains: Sequence[int], versions: Sequence[int], refused: dict[int, Status]) -> list[Group]:
         """The operations that were not refused, by chain and chain version."""
         count = len(chains)
         if not refused and count and chains.count(chains[0]) == count == versions.count(versions[0]):
-            return {(chains[0], versions[0]): list(range(count))}
-        groups: Groups = {}
+            return [(chains[0], versions[0], range(count))]
+        groups: dict[tuple[int, int], list[int]] = {}
         for i, key in enumerate(zip(chains, versions, strict=True)):
             if i not in refused:
                 groups.setdefault(key, []).append(i)
-        return groups
+        return [(chain, version, places) for (chain, version), places in groups.items()]
 
     # --- updates ---
 
@@ -193,7 +196,7 @@ class StorageService:
         numbering = (request.checksum, request.channel, request.sequence, request.truncate_version, request.chunk_size)
         _check_columns(count, *columns, *numbering)
         refused = refusals(
-            context.peer, self._routing, request.capabilities, request.capability, request.inode[:], Rights.WRITE
+            context.peer, self._routing, request.capabilities, request.capability, request.inode[:], _WRITE
         )
         data = await context.pull()
         if len(data) != sum(request.length):
@@ -276,7 +279,7 @@ class StorageService:
         """Run updates through their chains' machines; one result each."""
         results = [Result(refused.get(i, Status.STALE_ROUTING)) for i in range(len(updates))]
         groups = []
-        for (chain, version), places in self._groups(chains, versions, refused).items():
+        for chain, version, places in self._groups(chains, versions, refused):
             target = self._by_chain.get(chain)
             if target is not None:
                 groups.append((places, target.update(version, [updates[i] for i in places])))
@@ -349,6 +352,7 @@ class StorageService:
     # --- the rest ---
 
     async def query_last(self, request: QueryLastRequest, context: Context) -> QueryLastReply:
+        _need_trust(context)
         count = len(request.inode)
         _check_columns(count, request.chain, request.chain_version, request.truncate_version)
         reply = QueryLastReply()
@@ -395,7 +399,7 @@ class StorageService:
     async def report_corruption(self, request: ReportCorruptionRequest, context: Context) -> ReportCorruptionReply:
         count = len(request.inode)
         _check_columns(count, request.chain, request.target, request.index)
-        for i in range(count):
+        for i in range(min(count, REPORTS_MAX)):
             target = self._targets.get(request.target[i])
             if target is None or target.engine.failed:
                 continue
@@ -423,7 +427,7 @@ def _need_trust(context: Context) -> None:
     if not context.peer.identity.trusted:
         raise error(
             Status.PERMISSION_DENIED,
-            f"{context.peer.name} is no server of this cluster: only the metadata server cuts and removes chunks",
+            f"{context.peer.name} is no server of this cluster: only the metadata server cuts, removes and counts chunks",
         )
 
 

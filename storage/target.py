@@ -263,8 +263,9 @@ class Target:
             # The target is out: its pending updates are resolved by whoever is left, or when it is opened again.
             self.log.error("cannot commit", target=self.id, error=failed.strerror)
             self._tell_offline()
-            return
-        self.submit(CommitDone(effect.batch))
+            self.submit(CommitDone(effect.batch, failed.status))
+        else:
+            self.submit(CommitDone(effect.batch))
 
     def _note_refused(self, update: Update, refused: StatusError) -> None:
         if refused.status is Status.BUSY and self.engine.wants_checkpoint:
@@ -450,12 +451,15 @@ def receipt(update: Update, job: Job) -> Receipt:
 
 
 def is_quick(job: Job) -> bool:
-    """Whether running it cannot wait for a disk to read: nothing old has to be merged."""
-    return (
-        (job.shape is Shape.NONE and job.state.removed)
-        or (job.shape is Shape.COPY and job.old is None)
-        or job.shape is Shape.APPEND
-    )
+    """Whether running it never waits for a disk to read: no old bytes have to be merged."""
+    old, update = job.old, job.update
+    if old is None or job.shape is Shape.APPEND:
+        return True
+    if job.shape is Shape.NONE:
+        return job.state.removed
+    end = update.offset + len(update.payload)
+    aligned = update.offset % old.unit == 0 and (end % old.unit == 0 or end >= old.length)
+    return job.shape is Shape.PATCH and aligned
 
 
 def run_jobs(jobs: Sequence[Job]) -> list[StatusError | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,7 +194,7 @@ def test_several_targets_and_a_damaged_block_file(cluster: Cluster) -> None:
 
 
 def test_the_space_that_a_target_may_take(cluster: Cluster) -> None:
-    cluster.start_storage("--capacity", str(64 << 20))
+    cluster.start_storage("--capacity", str(64 << 20), "--metrics", f"unix:{cluster.folder / 'metrics.sock'}")
     client = Client(cluster)
     sequence = 0
     while (status := client.write(b"z" * (1 << 20), sequence, sequence + 1)) is Status.OK:
@@ -203,6 +204,13 @@ def test_the_space_that_a_target_may_take(cluster: Cluster) -> None:
     assert list(space.capacity) == [64 << 20]
     assert space.chunks[0] == sequence
     assert client.read(0)[0] is Status.OK
+    with socket.socket(socket.AF_UNIX) as metrics:
+        metrics.connect(str(cluster.folder / "metrics.sock"))
+        metrics.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        text = b"".join(iter(lambda: metrics.recv(65536), b"")).decode()
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("emberfs_target"))
+    assert float(values['emberfs_target_bytes_written{target="1"}']) == sequence << 20
+    assert float(values['emberfs_target_online{target="1"}']) == 1
     client.close()
 
 

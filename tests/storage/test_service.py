@@ -174,6 +174,7 @@ async def test_users_neither_truncate_nor_remove_nor_write_for_others(world: Wor
     for method, request in (
         (STORAGE.Truncate, storage_pb2.TruncateChunkRequest()),
         (STORAGE.Remove, storage_pb2.RemoveChunksRequest()),
+        (STORAGE.QueryLast, storage_pb2.QueryLastRequest()),
     ):
         with pytest.raises(PermissionError):
             await world.call(method, request)
