@@ -67,8 +67,8 @@ class Clients:
             if acknowledged > last:
                 txn.delete_range(*keys.idempotency_range(client, acknowledged))
 
+        self._acknowledged[client] = max(acknowledged, last)  # first: whoever misses a record must be able to see why
         await self._namespace.transact(work)
-        self._acknowledged[client] = max(acknowledged, last)
         if held:
             self._holds[client] = held
         else:
@@ -87,6 +87,13 @@ class Clients:
         the record of that is gone too."""
         if client in self._gone:
             raise error(Status.SESSION_ENDED, "this client's lease ran out; connect again under a new client id")
+
+    def require_wanted(self, client: bytes, request_id: int) -> None:
+        """Raise DUPLICATE for a request whose reply the client has: a late copy, that waited in the buffer of an old connection. There
+        is no record of it any more, and carrying it out again would undo what came after it. (Connections end with the process, so
+        this need not outlive it; a second server would have to see the number in the engine.)"""
+        if request_id <= self._acknowledged.get(client, 0):
+            raise error(Status.DUPLICATE, f"request {request_id} was answered before, and its client has the answer")
 
     async def with_records(self) -> list[bytes]:
         """The clients that have sessions or holds here."""

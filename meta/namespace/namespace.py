@@ -154,6 +154,8 @@ class Namespace:
             done, version = await txn.get_many([key, keys.DIRECTORY_VERSION])
             if done is not None and request_id:
                 return _repeat(method, idempotency.unpack(done)), True, None
+            if request_id:
+                self.clients.require_wanted(task.client, request_id)
             view = self.memory.view(keys.counter(version))
             attempt = Attempt(self, txn, task, view, reading=False)
             reply = await operation(attempt, request)

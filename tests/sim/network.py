@@ -177,6 +177,7 @@ class Exchange:
         self._peer = peer
         self._message = call.request.SerializeToString()
         self._contexts: list[SimulatedContext] = []
+        self._incarnation = 0  # of the server that the connection leads to: another one never gets what was sent on it
         self._name = f"#{number} {host.name}>{call.address.removeprefix(ADDRESS)} {call.method.name}"
 
     def begin(self) -> None:
@@ -192,6 +193,7 @@ class Exchange:
             network.disconnect(self._host, call.address)
             self._break("the server is gone")
             return
+        self._incarnation = server.incarnation
         for _ in range(2 if network.happens(network.weather.duplication) else 1):
             if network.happens(network.weather.loss):
                 self._lose("request lost")
@@ -213,7 +215,7 @@ class Exchange:
     def _arrive(self) -> None:
         network, call = self.network, self.call
         server = network.server(call.address)
-        if server is None or network.connection(self._host, call.address) not in (None, server.incarnation):
+        if server is None or server.incarnation != self._incarnation:
             self._break("the server crashed")
             return
         if network.is_cut(self._host, server.host):
