@@ -21,7 +21,6 @@ from typing import Any
 
 from ..env import Call, drive
 from ..errors import Status, StatusError, error
-from ..gen import rpc_pb2
 from ..hello import Credentials
 from ..ids import new_client_id
 from ..pool import POOL_BYTES, Pool
@@ -29,11 +28,13 @@ from ..region import Region, Slice
 from ..settings import read_secret, time_scale
 from ..transport.local import LocalNetwork
 from .calls import REGION_WAIT_SECONDS, Backoff, Pending, connect_seconds, is_shared, make_region, unreachable
-from .connection import Broken, Connection, exchange, open_socket, say_hello
+from .connection import Broken, Connection, exchange
+from .offers import Offers
 from .quarantine import Quarantine
 from .subscriber import Subscriber
 
 IDLE_PER_ADDRESS_MAX = 32  # connections kept for the next call
+QUARANTINED_MAX = 128  # connections per address with requests given up and not known to be over
 STALE_SECONDS = 0.5  # unused for longer: look whether the server hung up before trusting it with a request
 JOIN_SECONDS = 2.0  # for workers to end at close
 
@@ -94,10 +95,7 @@ class BlockingEnvironment:
         self._idle: dict[str, list[Connection]] = {}
         self._live: set[Connection] = set()
         self._quarantine = Quarantine(self.pool)
-        self._offers: dict[
-            tuple[str, int, bytes], dict[int, socket.socket]
-        ] = {}  # by address, process, client; then region
-        self._offer_lock = threading.Lock()
+        self._offers = Offers()
         self._backoff = Backoff()
         self._workers: list[threading.Thread] = []
 
@@ -112,10 +110,11 @@ class BlockingEnvironment:
         if call.address.startswith("local:"):
             return self._network().call(call, self.credentials)
         shared = is_shared(call)
+        deadline = time.monotonic() + call.timeout
         while True:
             connection, fresh = self._checkout(call)
             try:
-                pending = self._post(connection, call, shared)
+                pending = self._post(connection, call, shared, deadline)
                 connection.wait(pending)
             except BaseException as raised:
                 if isinstance(raised, StatusError) and not connection.pendings:
@@ -204,6 +203,7 @@ class BlockingEnvironment:
             moves = is_shared(call)
         except StatusError as refused:
             return Ticket(None, None, refused)
+        deadline = time.monotonic() + call.timeout
         for _ in range(2):
             connection = shared.get(call.address)
             fresh = True
@@ -211,7 +211,7 @@ class BlockingEnvironment:
                 if connection is None or connection not in self._live:
                     connection, fresh = self._checkout(call)
                     shared[call.address] = connection
-                return Ticket(connection, self._post(connection, call, moves))
+                return Ticket(connection, self._post(connection, call, moves, deadline))
             except Broken as raised:
                 assert connection is not None
                 broke = self._drop(connection, raised)
@@ -257,12 +257,12 @@ class BlockingEnvironment:
             raise ticket.failure
         return ticket.local if ticket.pending is None else ticket.pending.result()
 
-    def _post(self, connection: Connection, call: Call, shared: bool) -> Pending:
+    def _post(self, connection: Connection, call: Call, shared: bool, deadline: float) -> Pending:
         if shared:
             for slice_ in call.source or call.target:
                 if slice_.region.id not in connection.offered:
-                    self._offer(connection, slice_.region, call.timeout)
-        return connection.post(call, time.monotonic() + call.timeout, shared)
+                    self._offers.make(connection, slice_.region, call.timeout)
+        return connection.post(call, deadline, shared)
 
     # Connections.
 
@@ -271,6 +271,11 @@ class BlockingEnvironment:
         address = call.address
         if self._quarantine:
             self._quarantine.reap()
+            if self._quarantine.count(address) >= QUARANTINED_MAX:
+                raise error(
+                    Status.BUSY,
+                    f"{address} has not ended {QUARANTINED_MAX} requests that were given up; is it stopped?",
+                )
         idle = self._idle.get(address)
         while idle:
             try:
@@ -305,7 +310,7 @@ class BlockingEnvironment:
         if not self.credentials.cluster:
             self.credentials.cluster = connection.cluster
         if connection.unix:
-            connection.offered = self._offers_of(address, connection.process, connection.credentials.client)
+            connection.offered = self._offers.known_to(connection)
         return connection
 
     def _checkin(self, connection: Connection) -> None:
@@ -339,7 +344,7 @@ class BlockingEnvironment:
         if ended or not moving:
             connection.close()
             return failure
-        self._keep_aside(connection.sock, moving, wait=isinstance(raised, TimeoutError))
+        self._keep_aside(connection, moving, wait=isinstance(raised, TimeoutError))
         return failure
 
     @staticmethod
@@ -350,9 +355,10 @@ class BlockingEnvironment:
             return pending.too_late()
         return error(Status.CANCELLED, "the caller gave up")
 
-    def _keep_aside(self, sock: socket.socket, slices: list[Slice], wait: bool) -> None:
+    def _keep_aside(self, connection: Connection, slices: list[Slice], wait: bool) -> None:
         """The server may still move into these slices: tell it to stop, and keep them until it has."""
-        self._quarantine.add(sock, self.pool.hold(slices))
+        sock = connection.sock
+        self._quarantine.add(connection.address, sock, self.pool.hold(slices))
         own = self.pool.region
         registered = {slice_.region for slice_ in slices if slice_.region is not own}
         if registered and not self._quarantine.resolved(sock, REGION_WAIT_SECONDS * time_scale() if wait else 0.0):
@@ -368,45 +374,10 @@ class BlockingEnvironment:
         return make_region(buffer, descriptor)
 
     def unregister(self, region: Region) -> None:
-        with self._offer_lock:
-            for offers in self._offers.values():
-                sock = offers.pop(region.id, None)
-                if sock is not None:
-                    sock.close()
+        self._offers.withdraw(region)
         if region.fd >= 0:
             os.close(region.fd)
             region.fd = -1
-
-    def _offers_of(self, address: str, process: int, client: bytes) -> dict[int, socket.socket]:
-        mine = (address, process, client)
-        with self._offer_lock:
-            for key in [key for key in self._offers if key[0] == address and key != mine]:
-                for sock in self._offers.pop(key).values():
-                    sock.close()
-            return self._offers.setdefault(mine, {})
-
-    def _offer(self, connection: Connection, region: Region, timeout: float) -> None:
-        """Make a region known to the server, on a connection of its own that lives as long."""
-        with self._offer_lock:
-            if region.id in connection.offered:
-                return
-            seconds = connect_seconds(timeout)
-            offer = rpc_pb2.RegionOffer(id=region.id, size=region.size, sealed=region.sealed)
-            try:
-                sock = open_socket(connection.address, seconds)
-                try:
-                    reply = say_hello(sock, connection.address, connection.credentials, offer, region.fd)
-                except BaseException:
-                    sock.close()
-                    raise
-            except StatusError:
-                raise
-            except OSError as failed:
-                raise unreachable(connection.address, failed) from failed
-            if reply.process != connection.process:
-                sock.close()
-                raise Broken("the server was restarted", ended=True)
-            connection.offered[region.id] = sock
 
     # The rest of the environment.
 
@@ -477,18 +448,15 @@ class BlockingEnvironment:
 
     def _close_inherited(self) -> None:
         self._quarantine.close()
-        for offers in self._offers.values():
-            for sock in offers.values():
-                sock.close()
-        self._offers.clear()
+        self._offers.close()
 
     def before_fork(self) -> None:
-        self._offer_lock.acquire()
+        self._offers.lock.acquire()
         self.pool.before_fork()
 
     def after_fork_in_parent(self) -> None:
         self.pool.after_fork_in_parent()
-        self._offer_lock.release()
+        self._offers.lock.release()
 
     def after_fork_in_child(self) -> None:
         """A new identity and no connections: the sockets, their replies and the memory are the parent's. They are closed, not shut

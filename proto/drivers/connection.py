@@ -127,9 +127,10 @@ class Connection:
             raise
 
     def is_stale(self) -> bool:
-        """Whether the server has hung up while nobody used the connection."""
+        """Whether the server has hung up, or said that it will, while nobody used the connection."""
         try:
-            return len(self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)) == 0
+            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return True
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:

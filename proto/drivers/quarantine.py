@@ -19,14 +19,18 @@ class Quarantine:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._waiting: dict[socket.socket, Hold] = {}
+        self._waiting: dict[socket.socket, tuple[str, Hold]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, sock: socket.socket, hold: Hold) -> None:
+    def count(self, address: str) -> int:
+        """Connections to this server that have not ended."""
+        return sum(where == address for where, _ in list(self._waiting.values()))
+
+    def add(self, address: str, sock: socket.socket, hold: Hold) -> None:
         """Take over a connection with requests that were given up."""
-        self._waiting[sock] = hold
+        self._waiting[sock] = (address, hold)
         with suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
 
@@ -54,9 +58,9 @@ class Quarantine:
             return
         except OSError:
             pass  # reset: the server has closed its end, too
-        hold = self._waiting.pop(sock, None)
-        if hold is not None:
-            self._pool.release(hold)
+        found = self._waiting.pop(sock, None)
+        if found is not None:
+            self._pool.release(found[1])
             sock.close()
 
     def close(self) -> None:
