@@ -141,7 +141,9 @@ class Cluster:
         if address is None:
             usable = [a for a in self.table.node_addresses(node, self.host) if self.env.reachable(a)]
             if not usable:
-                raise error(Status.UNAVAILABLE, f"storage node {node} has no address that can be reached from this machine")
+                raise error(
+                    Status.UNAVAILABLE, f"storage node {node} has no address that can be reached from this machine"
+                )
             address = self._node_cache[node] = usable[self._node_turns.get(node, 0) % len(usable)]
         return address
 
@@ -165,10 +167,17 @@ class Cluster:
         scaled = self.operation_seconds if seconds is None else self.options.scaled(seconds)
         return Patience(self.env, scaled, self.attempt_seconds)
 
-    async def meta(self, method: Method, request: Message, patience: Patience | None = None) -> Any:
-        """Ask a metadata server, again until the deadline where that can help. Raises StatusError."""
+    async def meta(
+        self, method: Method, request: Message, patience: Patience | None = None, ids: RequestIds | None = None
+    ) -> Any:
+        """Ask a metadata server, again until the deadline where that can help. `ids`: those of the identity that this is asked under.
+        Raises StatusError."""
         patience = patience or self.patience()
         while True:
+            if ids is not None and ids is not self.requests:
+                # Under the new identity its number means another request, and nobody would know that it is a repetition.
+                text = f"the client's lease ran out during {method.name}: it may have been carried out; look, and repeat it"
+                raise error(Status.MAYBE_COMMITTED, text)
             try:
                 return await self.env.call(Call(self.meta_address(), method, request, patience.attempt()))
             except StatusError as failure:
@@ -177,11 +186,12 @@ class Cluster:
 
     async def change(self, method: Method, request: Any, patience: Patience | None = None) -> Any:
         """`meta` for a request that changes something: its request id makes every repetition count once."""
-        request.request_id = await self.requests.begin()
+        ids = self.requests
+        request.request_id = await ids.begin()
         try:
-            return await self.meta(method, request, patience)
+            return await self.meta(method, request, patience, ids)
         finally:
-            await self.requests.end(request.request_id)
+            await ids.end(request.request_id)
 
     async def meta_many(self, method: Method, requests: Sequence[Message]) -> list[Any]:
         """The same question about many things at once: per request the reply or its StatusError, in order."""

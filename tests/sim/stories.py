@@ -98,6 +98,14 @@ class Cluster:
         await self.start_meta()
 
 
+    async def check(self) -> None:
+        """Every invariant of the key space, once the background workers have stopped."""
+        await self.namespace.close()
+        await self.simulation.loop.sleep(60)
+        problems = await check(self.engine)
+        assert not problems, problems
+
+
 async def trouble(cluster: Cluster, count: int) -> None:
     """Faults, one after the other."""
     simulation = cluster.simulation
@@ -138,8 +146,7 @@ async def namespace_under_faults(simulation: Simulation) -> None:
         simulation.loop.trace(f"{name} has {sorted(found)}")
         assert model.sure <= found <= model.sure | model.unsure, (name, sorted(found), model)
         await core.close()
-    problems = await check(cluster.engine)
-    assert not problems, problems
+    await cluster.check()
 
 
 async def _trouble(cluster: Cluster, count: int) -> None:
@@ -259,7 +266,7 @@ async def files_under_faults(simulation: Simulation) -> None:
             assert found == content(name, int.from_bytes(found[:2], "big"))
             assert int.from_bytes(found[:2], "big") >= closed[name]
         await core.close()
-    assert not await check(cluster.engine)
+    await cluster.check()
 
 
 def content(name: str, version: int) -> bytes:
