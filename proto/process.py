@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import json
 import logging
@@ -32,6 +33,7 @@ from .settings import time_scale
 STOP_SECONDS_MAX = 30.0  # a clean stop that takes longer is ended by force
 METRICS_REQUEST_BYTES_MAX = 8 << 10
 METRICS_SECONDS_MAX = 5.0
+COLLECT_AFTER_OBJECTS = 50_000  # new ones that are still there
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -168,6 +170,7 @@ class Process:
 
     def ready(self, *, node: int, addresses: Sequence[str], cluster: str) -> None:
         """It serves. `addresses` are where, with the ports that were chosen."""
+        _calm_collector()
         report = {"node": node, "addresses": list(addresses), "pid": os.getpid(), "cluster": cluster}
         self.log.info("serving", node=node, addresses=list(addresses), cluster=cluster, uid=os.getuid())
         self._report(report)
@@ -215,6 +218,17 @@ class Process:
         for task in workers:
             task.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
+
+
+def _calm_collector() -> None:
+    """Let the garbage collector look less often, and not at what lives as long as the process.
+
+    Requests make thousands of small objects that die by their reference count; with the interpreter's defaults the collector takes a
+    quarter of the time of a storage server under small reads, to find nothing.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER_OBJECTS, 20, 50)
 
 
 def run(kind: str, options: argparse.Namespace, main: Callable[[Process], Awaitable[None]]) -> int:
