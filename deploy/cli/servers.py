@@ -225,7 +225,7 @@ def _ask(url: str) -> dict[str, Any]:
 
 def tables(found: dict[str, Any]) -> list[Table | str]:
     """What `collect` found, for people."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     shown: list[Table | str] = []
     head = f"cluster {found.get('cluster', '?')}" + (f"  in {found['data']}" if found.get("data") else "")
@@ -235,7 +235,7 @@ def tables(found: dict[str, Any]) -> list[Table | str]:
             head += f", {found['gc_pending']} removed files still being freed"
     shown.append(head)
     if found["servers"]:
-        table = Table("server", "pid", "memory", "up for", "addresses", box=None)
+        table = Table("server", "pid", "memory", "up for", Column("addresses", overflow="fold"), box=None)
         for server in found["servers"]:
             alive = bool(server["pid"])
             memory = human(server["resident_bytes"]) if alive else ""
@@ -245,10 +245,12 @@ def tables(found: dict[str, Any]) -> list[Table | str]:
         shown.append(table)
     if found["targets"]:
         on_chain = {member["target"]: (chain, member) for chain in found["chains"] for member in chain["members"]}
-        table = Table("target", "node", "local state", "chain", "chain state", "used", "capacity", "path", box=None)
+        table = Table(
+            "target", "node", "disk", "chain", "state", "used", "capacity", Column("path", overflow="fold"), box=None
+        )
         for target in found["targets"]:
             chain, member = on_chain.get(target["target"], ({}, {}))
-            version = f"{chain['chain']} (version {chain['version']})" if chain else "-"
+            version = f"{chain['chain']}, version {chain['version']}" if chain else "-"
             state = member.get("state", "-")
             shown_state = state if state == "SERVING" else f"[red]{state}[/]"
             sizes = (human(target["used"]), human(target["capacity"]))
