@@ -157,7 +157,9 @@ TABLE: dict[Status, Row] = {
     ),
     Status.MAYBE_COMMITTED: Row(_errno.EIO, True, True, Blame.PEER, "the connection broke before the answer"),
     Status.STALE_TRUNCATE_VERSION: Row(_errno.ESTALE, True, False, Blame.STATE, "the file was truncated in between"),
-    Status.CAPABILITY_EXPIRED: Row(_errno.ESTALE, False, False, Blame.STATE, "the grant is too old; open the inode again for a new one"),
+    Status.CAPABILITY_EXPIRED: Row(
+        _errno.ESTALE, False, False, Blame.STATE, "the grant is too old; open the inode again for a new one"
+    ),
     Status.CHUNK_NOT_FOUND: Row(_errno.ENOENT, False, False, Blame.STATE, "the target holds no such chunk"),
     Status.CHECKSUM: Row(_errno.EIO, False, False, Blame.DISK, "the bytes do not match their checksum"),
     Status.LOST_DATA: Row(_errno.EIO, False, False, Blame.DISK, "a chunk below the file's length is missing"),
