@@ -224,6 +224,9 @@ class StorageService:
             )
             position += length
         results = await self._update(request.chain[:], request.chain_version[:], updates, refused)
+        for update in updates:
+            # Now, not when the last reference goes (a thread may still hold one): the buffer behind is used again only without views.
+            update.data.release()
         statuses = [result.status for result in results]
         return WriteReply(
             status=statuses,
