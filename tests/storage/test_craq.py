@@ -1,32 +1,16 @@
-"""The replica as a machine: each rule of its docstring by itself, then chains of machines in every order that hypothesis finds."""
+"""The replica as a machine: each rule of its docstring by itself."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from emberfs.proto.errors import Status
-from emberfs.proto.gen.common_pb2 import (
-    TARGET_STATE_OFFLINE,
-    TARGET_STATE_SERVING,
-    TARGET_STATE_SYNCING,
-    Chain,
-    ChainMember,
-)
 from emberfs.storage import craq
 from emberfs.storage.craq import Replica
 from emberfs.storage.events import (
     ALWAYS,
-    ChannelRow,
     Checkpoint,
-    ChunkRow,
     ClientsEnded,
     Commit,
     CommitDone,
-    Effect,
     Forward,
     ForwardAck,
     Kind,
@@ -41,115 +25,9 @@ from emberfs.storage.events import (
     Tick,
     Update,
     Version,
-    WriteRequest,
 )
 
-CLIENT = b"c" * 16
-OTHER = b"d" * 16
-
-
-class Rows:
-    """An index in memory: what was persisted survives the machine."""
-
-    def __init__(self) -> None:
-        self.chunks: dict[bytes, ChunkRow] = {}
-        self.channels: dict[tuple[bytes, int], ChannelRow] = {}
-        self.pending: dict[bytes, Update] = {}
-        self.floor = 0  # all test chunks are of one file
-        self.removed = 0
-        self.history: dict[bytes, list[tuple[bytes, int]]] = {}  # chunk -> the updates that made it, in order
-
-    def chunk(self, key: bytes) -> ChunkRow | None:
-        return self.chunks.get(key)
-
-    def channel(self, client: bytes, channel: int) -> ChannelRow | None:
-        return self.channels.get((client, channel))
-
-    def truncate_floor(self, key: bytes) -> int:
-        return self.floor
-
-    def version_floor(self) -> int:
-        return self.removed
-
-    def persist(self, update: Update, commit: bool) -> Result:
-        assert update.version is not None
-        self.pending[update.chunk] = update
-        if update.client:
-            self.channels[update.client, update.channel] = ChannelRow(
-                update.sequence, update.version.number, update.length
-            )
-        if commit:
-            self.commit(update)
-        return Result(Status.OK, update.version.number, update.length)
-
-    def commit(self, update: Update) -> None:
-        assert update.version is not None
-        if self.pending.get(update.chunk) == update:
-            del self.pending[update.chunk]
-        if update.kind is not Kind.WRITE and update.truncate_version != ALWAYS:
-            self.floor = max(self.floor, update.truncate_version)
-        if update.kind is Kind.REMOVE:
-            self.chunks.pop(update.chunk, None)
-            self.removed = max(self.removed, update.version.number)
-            return
-        self.chunks[update.chunk] = ChunkRow(update.version, update.length, update.truncate_version)
-        self.history.setdefault(update.chunk, []).append((update.client, update.sequence))
-
-
-def chain(*states: int, version: int = 1) -> Chain:
-    """Targets 1, 2, 3, … in these states."""
-    return Chain(id=1, version=version, members=[ChainMember(target=i + 1, state=s) for i, s in enumerate(states)])
-
-
-SERVING, SYNCING, OFFLINE = TARGET_STATE_SERVING, TARGET_STATE_SYNCING, TARGET_STATE_OFFLINE
-
-
-def replica(*states: int, target: int = 1, rows: Rows | None = None) -> tuple[Replica, Rows]:
-    rows = rows or Rows()
-    machine = Replica(target, rows)
-    machine.step(0, RoutingChanged(chain(*states or (SERVING,))))
-    return machine, rows
-
-
-def write(
-    sequence: int,
-    chunk: bytes = b"a",
-    *,
-    client: bytes = CLIENT,
-    channel: int = 1,
-    truncate: int = 0,
-    version: Version | None = None,
-) -> Update:
-    return Update(Kind.WRITE, chunk, 0, 10, 0, client, channel, sequence, truncate, 1 << 20, None, version)
-
-
-def request(*updates: Update, ticket: object = "t", version: int = 1, forwarded: bool = False) -> WriteRequest:
-    return WriteRequest(ticket, version, updates, forwarded)
-
-
-def perform(machine: Replica, rows: Rows, effects: list[Effect]) -> list[Reply]:
-    """Carry out the effects of a chain of one to the end; the replies."""
-    replies = []
-    while effects:
-        effect = effects.pop(0)
-        if isinstance(effect, Persist):
-            effects += machine.step(
-                0, PersistDone(effect.batch, [rows.persist(u, effect.commit) for u in effect.updates])
-            )
-        elif isinstance(effect, Commit):
-            for update in effect.updates:
-                rows.commit(update)
-            effects += machine.step(0, CommitDone(effect.batch))
-        elif isinstance(effect, Checkpoint):
-            effects += machine.step(0, PersistDone(effect.batch, [Result(Status.OK)]))
-        elif isinstance(effect, Reply):
-            replies.append(effect)
-    return replies
-
-
-def submit(machine: Replica, rows: Rows, *updates: Update, version: int = 1) -> list[Status]:
-    (reply,) = perform(machine, rows, machine.step(0, request(*updates, version=version)))
-    return [Status(r.status) for r in reply.results]
+from .machines import CLIENT, OFFLINE, OTHER, SERVING, SYNCING, Rows, chain, perform, replica, request, submit, write
 
 
 def test_alone_an_update_is_persisted_and_committed_in_one_write_before_the_reply() -> None:
@@ -420,153 +298,3 @@ def test_a_long_row_of_waiting_duplicates_is_no_recursion() -> None:
     assert isinstance(first, Persist)
     assert len(perform(machine, rows, [first])) == 1500
     assert machine.in_flight == 0
-
-
-# --- chains of machines ---
-
-
-@dataclass
-class Member:
-    """A machine with its disk and what it has still to do; a crash loses everything but the disk."""
-
-    target: int
-    rows: Rows = field(default_factory=Rows)
-    machine: Replica = field(init=False)
-    todo: list[Effect] = field(default_factory=list)
-
-    def start(self, entry: Chain) -> None:
-        self.machine = Replica(self.target, self.rows)
-        self.todo = self.machine.step(0, Recovered(list(self.rows.pending.values())))
-        self.todo += self.machine.step(0, RoutingChanged(entry))
-
-
-class Cluster:
-    """A chain of members and clients that repeat each write until it is acknowledged."""
-
-    def __init__(self, members: int) -> None:
-        self.now = 0.0
-        self.version = 1
-        self.members = {i + 1: Member(i + 1) for i in range(members)}
-        self.alive = list(self.members)
-        self.wanted: dict[tuple[bytes, int], Update] = {}  # (client, channel) -> the write that is not acknowledged yet
-        self.sequences: dict[tuple[bytes, int], int] = {}
-        self.acknowledged: list[Update] = []
-        for member in self.members.values():
-            member.start(self.entry())
-
-    def entry(self) -> Chain:
-        states = [SERVING if t in self.alive else OFFLINE for t in self.members]
-        ordered = sorted(zip(self.members, states, strict=True), key=lambda pair: pair[1] != SERVING)
-        return Chain(id=1, version=self.version, members=[ChainMember(target=t, state=s) for t, s in ordered])
-
-    def client_writes(self, client: bytes, chunk: int) -> None:
-        slot = (client, chunk)  # one channel per chunk
-        if slot not in self.wanted:
-            self.sequences[slot] = self.sequences.get(slot, 0) + 1
-            self.wanted[slot] = write(self.sequences[slot], bytes([chunk]), client=client, channel=chunk)
-        head = self.members[self.alive[0]]
-        head.todo += head.machine.step(self.now, request(self.wanted[slot], ticket=slot, version=self.version))
-
-    def advance(self, target: int) -> bool:
-        """One effect of one member is carried out."""
-        member = self.members[target]
-        if not member.todo or target not in self.alive:
-            return False
-        effect = member.todo.pop(0)
-        if isinstance(effect, Persist):
-            done = PersistDone(effect.batch, [member.rows.persist(u, effect.commit) for u in effect.updates])
-            member.todo += member.machine.step(self.now, done)
-        elif isinstance(effect, Commit):
-            for update in effect.updates:
-                member.rows.commit(update)
-            member.todo += member.machine.step(self.now, CommitDone(effect.batch))
-        elif isinstance(effect, Forward):
-            peer = self.members[effect.target]
-            ticket = (member, effect.batch, member.machine)
-            peer.todo += peer.machine.step(
-                self.now, request(*effect.updates, ticket=ticket, version=effect.chain_version, forwarded=True)
-            )
-        elif isinstance(effect, Reply):
-            self.reply(member, effect)
-        return True
-
-    def reply(self, member: Member, effect: Reply) -> None:
-        if len(effect.ticket) == 3:
-            predecessor, batch, machine = effect.ticket
-            if predecessor.machine is machine:  # otherwise it has been restarted and does not remember
-                predecessor.todo += machine.step(self.now, ForwardAck(batch, effect.results))
-        elif effect.results[0].status == Status.OK and effect.ticket in self.wanted:
-            self.acknowledged.append(self.wanted.pop(effect.ticket))
-
-    def crash(self, target: int) -> None:
-        """kill -9 and restart within the lease; whoever waited for its answer sees the connection break."""
-        if target not in self.alive:
-            return
-        crashed = self.members[target]
-        crashed.start(self.entry())
-        place = self.alive.index(target)
-        if place:
-            before = self.members[self.alive[place - 1]]
-            for batch in list(before.machine._batches.values()):
-                if batch.stage is craq.Stage.FORWARDING:
-                    before.todo += before.machine.step(self.now, ForwardAck(batch.id, None))
-
-    def drop(self, target: int) -> None:
-        """The manager takes a member out for good."""
-        if len(self.alive) == 1 or target not in self.alive:
-            return
-        self.alive.remove(target)
-        self.version += 1
-        for other in self.alive:
-            member = self.members[other]
-            member.todo += member.machine.step(self.now, RoutingChanged(self.entry()))
-
-    def settle(self) -> None:
-        for _ in range(200):
-            self.now += 1
-            for slot in list(self.wanted):
-                self.client_writes(*slot)
-            for target in self.alive:
-                member = self.members[target]
-                member.todo += member.machine.step(self.now, Tick())
-            while sum(self.advance(t) for t in self.alive):
-                pass
-            if not self.wanted and not any(self.members[t].machine.in_flight for t in self.alive):
-                return
-        raise AssertionError("the chain does not come to rest")
-
-
-STEPS = st.one_of(
-    st.tuples(st.just("write"), st.sampled_from([CLIENT, OTHER]), st.integers(1, 3)),
-    st.tuples(st.just("advance"), st.integers(1, 3), st.integers(1, 4)),
-    st.tuples(st.just("crash"), st.integers(1, 3), st.just(0)),
-    st.tuples(st.just("drop"), st.integers(1, 3), st.just(0)),
-)
-
-
-@pytest.mark.parametrize("members", [1, 2, 3])
-@settings(max_examples=150, deadline=None)
-@given(steps=st.lists(STEPS, max_size=60))
-def test_every_acknowledged_write_is_on_every_member_once_and_in_one_order(members: int, steps: list) -> None:
-    cluster = Cluster(members)
-    for step, first, second in steps:
-        if step == "write":
-            cluster.client_writes(first, second)
-        elif first <= members:
-            if step == "advance":
-                for _ in range(second):
-                    cluster.advance(first)
-            elif step == "crash":
-                cluster.crash(first)
-            else:
-                cluster.drop(first)
-    cluster.settle()
-    histories = [cluster.members[t].rows.history for t in cluster.alive]
-    assert all(h == histories[0] for h in histories)
-    for updates in histories[0].values():
-        assert len(updates) == len(set(updates))  # exactly once
-        for client in (CLIENT, OTHER):
-            mine = [sequence for c, sequence in updates if c == client]
-            assert mine == sorted(mine)
-    for update in cluster.acknowledged:
-        assert (update.client, update.sequence) in histories[0][update.chunk]
