@@ -16,7 +16,7 @@ from .reads import Fetch, Output, columns_of
 
 WINDOW_BYTES = 1 << 20  # of one request
 AHEAD_BYTES_FIRST = 256 << 10  # after the first read in sequence
-IN_FLIGHT_BYTES = 8 << 20  # of one long read
+IN_FLIGHT_BYTES = 4 << 20  # of one long read
 
 
 class Window:
