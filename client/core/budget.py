@@ -23,7 +23,10 @@ class Budget:
     def take(self, length: int) -> Slice:
         """A buffer of `length` bytes. Raises BUSY when the share or the pool is used up."""
         if self._held and self.held + length > self._limit:
-            raise error(Status.BUSY, f"the client's buffers are in use ({self._limit >> 20} MiB of this kind); see `memory` of connect")
+            raise error(
+                Status.BUSY,
+                f"the client's buffers are in use ({self._limit >> 20} MiB of this kind); see `memory` of connect",
+            )
         slice_ = self._env.pool.take(length)
         self._held[slice_.region.id, slice_.offset] = slice_.length
         return slice_

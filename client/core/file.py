@@ -42,7 +42,9 @@ class Handle:
     The class is long because a file has many operations; the machinery is in `streams`, `writeback`, `reads` and `writes`.
     """
 
-    def __init__(self, core: Core, file: Inode, flags: int, *, session: int, buffered: bool, name: str, unnamed: bool = False) -> None:
+    def __init__(
+        self, core: Core, file: Inode, flags: int, *, session: int, buffered: bool, name: str, unnamed: bool = False
+    ) -> None:
         self.core = core
         self.file = file
         self.flags = flags

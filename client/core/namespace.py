@@ -111,9 +111,7 @@ class Namespace:
 
     # --- changing -----------------------------------------------------------------------------------------------------------------
 
-    async def mkdir(
-        self, path: PathLike, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False
-    ) -> Stat:
+    async def mkdir(self, path: PathLike, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False) -> Stat:
         entry = NewEntry(place=place(path), type=common_pb2.FILE_TYPE_DIRECTORY, mode=mode & ~self.umask)
         return await self._create(path, entry, parents=parents, exist_ok=exist_ok)
 
@@ -155,14 +153,13 @@ class Namespace:
 
     async def unlink_many(self, paths: Iterable[PathLike]) -> list[StatusError | None]:
         given = list(paths)
-        requests = [
-            RemoveRequest(places=[place(p) for p in part], kind=REMOVE_KIND_UNLINK) for part in batches(given)
+        requests = [RemoveRequest(places=[place(p) for p in part], kind=REMOVE_KIND_UNLINK) for part in batches(given)]
+        return [
+            found if isinstance(found, StatusError) else None
+            for found in await self._batches(META.Remove, requests, given)
         ]
-        return [found if isinstance(found, StatusError) else None for found in await self._batches(META.Remove, requests, given)]
 
-    async def rename(
-        self, source: PathLike, target: PathLike, *, replace: bool = True, exchange: bool = False
-    ) -> None:
+    async def rename(self, source: PathLike, target: PathLike, *, replace: bool = True, exchange: bool = False) -> None:
         if exchange and not replace:
             raise error(Status.INVALID, "rename: exchange needs an existing target, replace=False refuses one")
         flags = RENAME_EXCHANGE if exchange else 0 if replace else RENAME_NOREPLACE

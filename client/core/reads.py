@@ -29,7 +29,9 @@ from .retry import Patience
 from .verify import crc32c, matches
 
 OPERATIONS_MAX = 4096  # of one request
-REQUEST_BYTES_MAX = 8 << 20  # of one request: its reply needs one contiguous slice (or one whole chunk, if that is more)
+REQUEST_BYTES_MAX = (
+    8 << 20
+)  # of one request: its reply needs one contiguous slice (or one whole chunk, if that is more)
 REPORT_SECONDS = 2.0  # a report of corruption waits at most so long; the error that follows matters more
 
 _EMPTY = memoryview(b"")
@@ -195,7 +197,12 @@ class Fetch:
     def _plan(self, rows: Sequence[int]) -> dict[int, tuple[Sequence[int], Sequence[int]]]:
         """Which node reads which rows, from which targets."""
         columns = self.columns
-        if len(columns.files) == 1 and len(columns.files[0].chains) == 1 and not self._avoid and not self._pending_writes:
+        if (
+            len(columns.files) == 1
+            and len(columns.files[0].chains) == 1
+            and not self._avoid
+            and not self._pending_writes
+        ):
             replica = self._choose(rows[0], {})
             return {replica.node: (rows, [replica.target] * len(rows))}
         load: dict[int, int] = {}
@@ -224,7 +231,9 @@ class Fetch:
         part = _Part(node, rows, targets, slice_)
         self._parts.append(part)
         try:
-            call = Call(self.cluster.node_address(node), STORAGE.Read, request, self.cluster.attempt_seconds, target=(slice_,))
+            call = Call(
+                self.cluster.node_address(node), STORAGE.Read, request, self.cluster.attempt_seconds, target=(slice_,)
+            )
             part.ticket = env.start(call)
         except StatusError as failure:
             part.failure = failure  # for `finish`, which may try again
@@ -285,7 +294,12 @@ class Fetch:
         rows, count = part.rows, len(part.rows)
         all_lengths = self.columns.length
         lengths = all_lengths if count == len(all_lengths) else [all_lengths[row] for row in rows]
-        if reply.returned != lengths or len(reply.checksum) != count or any(reply.status) or reply.checksums != [1] * count:
+        if (
+            reply.returned != lengths
+            or len(reply.checksum) != count
+            or any(reply.status)
+            or reply.checksums != [1] * count
+        ):
             return False
         pieces = cut(part.slice.view, lengths)
         if list(map(crc32c, pieces)) != list(reply.checksum):
@@ -302,7 +316,10 @@ class Fetch:
         self.cluster.learn_chains(reply.chains)
         count = len(part.rows)
         if not count == len(reply.status) == len(reply.returned) == len(reply.checksums):
-            raise error(Status.PROTOCOL, f"storage node {part.node} answered a read of {count} pieces with columns of another length")
+            raise error(
+                Status.PROTOCOL,
+                f"storage node {part.node} answered a read of {count} pieces with columns of another length",
+            )
         view, position, sums_at = part.slice.view, 0, 0
         for i, row in enumerate(part.rows):
             wanted, status = self.columns.length[row], status_of(reply.status[i])
@@ -312,7 +329,9 @@ class Fetch:
             position += wanted
             if status is Status.CHUNK_NOT_FOUND:
                 self.views[row] = _EMPTY
-            elif status is Status.OK and matches(piece, sums, reply.unit[i] if reply.unit else 0, self.columns.offset[row]):
+            elif status is Status.OK and matches(
+                piece, sums, reply.unit[i] if reply.unit else 0, self.columns.offset[row]
+            ):
                 self.views[row] = piece
             elif status in (Status.OK, Status.CHECKSUM):
                 await self._damaged(row, part.targets[i])
@@ -329,7 +348,9 @@ class Fetch:
         """A wrong checksum: once more from there; the second time tell the scrubber and look elsewhere. Raises CHECKSUM."""
         chain = self.columns.chain(row)
         where = f"chunk {self.columns.chunk(row)} on target {target} (chain {chain})"
-        failure = error(Status.CHECKSUM, f"{where}: the bytes do not match their checksum; 'emberfs status' shows the target's disk")
+        failure = error(
+            Status.CHECKSUM, f"{where}: the bytes do not match their checksum; 'emberfs status' shows the target's disk"
+        )
         if (row, target) in self.doubtful:
             await report_damage(self.cluster, self.columns, row, target)
             self._avoid.setdefault(row, set()).add(target)
@@ -360,7 +381,9 @@ class Fetch:
             raise patience.exhausted(next(iter(trouble.values())))
 
 
-async def read_piece(file: Inode, offset: int, length: int, output: Output, patience: Patience) -> set[tuple[int, int]] | None:
+async def read_piece(
+    file: Inode, offset: int, length: int, output: Output, patience: Patience
+) -> set[tuple[int, int]] | None:
     """The short way for a range within one chunk of one replica: one request, one checksum; None when it was delivered. If anything
     is unusual a `Fetch` knows what to do: then the (row, target) pairs whose checksum was wrong."""
     cluster = file.cluster

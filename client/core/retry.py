@@ -15,7 +15,9 @@ DELAY_SECONDS_MIN = 0.002
 DELAY_SECONDS_MAX = 0.5
 
 # What a fresh look at the routing cures: no reason to wait before the first retry.
-_AT_ONCE = frozenset({Status.STALE_CHAIN_VERSION, Status.STALE_ROUTING, Status.NOT_PRIMARY, Status.STALE_TRUNCATE_VERSION})
+_AT_ONCE = frozenset(
+    {Status.STALE_CHAIN_VERSION, Status.STALE_ROUTING, Status.NOT_PRIMARY, Status.STALE_TRUNCATE_VERSION}
+)
 
 
 class Patience:
@@ -52,7 +54,10 @@ class Patience:
     def exhausted(self, failure: StatusError) -> StatusError:
         """The error of an operation whose time is used up; it says what stood in the way last."""
         seen = f"{failure.status.name}: {failure.strerror}"
-        return error(Status.DEADLINE, f"gave up after {self.total:.3g} s and {self.failures} attempts; the last failed with {seen}")
+        return error(
+            Status.DEADLINE,
+            f"gave up after {self.total:.3g} s and {self.failures} attempts; the last failed with {seen}",
+        )
 
     def _delay(self, failure: StatusError) -> float:
         if self.failures == 1 and failure.status in _AT_ONCE:

@@ -73,7 +73,9 @@ class WriteBatch:
 
     __slots__ = ("_budget", "_channels", "_cluster", "_lease", "_lock", "_parts", "bytes", "done", "updates")
 
-    def __init__(self, cluster: Cluster, channels: Channels, lease: Lease, budget: Budget, updates: list[Update]) -> None:
+    def __init__(
+        self, cluster: Cluster, channels: Channels, lease: Lease, budget: Budget, updates: list[Update]
+    ) -> None:
         self._cluster = cluster
         self._channels = channels
         self._lease = lease
@@ -185,7 +187,10 @@ class WriteBatch:
                     raise part.failure or error(Status.INTERNAL, "a write was collected twice")
                 reply: WriteReply = await self._cluster.env.collect(ticket)
                 if len(reply.status) != len(part.updates):
-                    raise error(Status.PROTOCOL, f"storage node {part.node} answered {len(part.updates)} writes with other columns")
+                    raise error(
+                        Status.PROTOCOL,
+                        f"storage node {part.node} answered {len(part.updates)} writes with other columns",
+                    )
             except StatusError as failure:
                 await self._cluster.recover(failure, part.node)
                 again += [(update, failure) for update in part.updates]
