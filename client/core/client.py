@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakSet
@@ -43,6 +45,7 @@ class Core(Namespace):
         self.closed = False
         self.handles: WeakSet[Handle] = WeakSet()
         self.losing = env.lock()
+        self.orphans: deque[Handle] = deque()  # open handles that nobody refers to any more
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
@@ -115,13 +118,15 @@ class Core(Namespace):
         """An open's reply, and when it was asked for."""
         if self.closed:
             raise error(Status.CANCELLED, "the client is closed; connect again")
-        sent = self.env.now()
+        sent, epoch = self.env.now(), self.epoch
         if request.flags == O_RDONLY:
             reply = await self.cluster.meta(META.Open, request)
         else:
             reply = await self.cluster.change(META.Open, request)
         if reply.attributes.type == common_pb2.FILE_TYPE_DIRECTORY:
             raise error(Status.IS_DIRECTORY)
+        if reply.session and epoch != self.epoch:
+            raise Lease.ended_error()  # the session is the old identity's, which is gone
         return reply, sent
 
     async def _hold(self, reply: OpenReply, flags: int, sent: float) -> Inode:
@@ -180,6 +185,14 @@ class Core(Namespace):
             if inode.handles <= 0 and self.inodes.get(inode.id) is inode:
                 del self.inodes[inode.id]
 
+    async def close_orphan(self) -> None:
+        """Close a file that was forgotten. An error of its data can only be a warning: whom else could it be told?"""
+        handle = self.orphans.popleft()
+        try:
+            await handle.close()
+        except (StatusError, ValueError) as failure:
+            warnings.warn(f"{handle.name} was never closed, and its data is lost: {failure}", ResourceWarning, stacklevel=2)
+
     async def _write_out(self, path: PathLike) -> None:
         """Before another way to the same file cuts it: what this client wrote to it earlier goes first."""
         dirty = [inode for inode in list(self.inodes.values()) if inode.unsettled]
@@ -213,9 +226,7 @@ class Core(Namespace):
             raise
         return await handle.close_with_stat()
 
-    async def read_ranges(
-        self, ranges: Iterable[tuple[PathLike, int | None, int | None]]
-    ) -> list[bytes | StatusError]:
+    async def read_ranges(self, ranges: Iterable[tuple[PathLike, int | None, int | None]]) -> list[bytes | StatusError]:
         return await read_ranges(self, list(ranges))
 
     async def copy_file(self, source: PathLike, target: PathLike) -> Stat:
@@ -287,6 +298,8 @@ class Core(Namespace):
         if self.closed:
             return
         failure: BaseException | None = None
+        while self.orphans:
+            await self.close_orphan()
         for handle in list(self.handles):
             try:
                 await handle.close()
@@ -328,6 +341,7 @@ class Core(Namespace):
         written again. Handles find out by the epoch."""
         for inode in self.inodes.values():
             inode.error = None  # the parent's to report
+        self.orphans.clear()
         self.cluster.after_fork_in_child()
         self.losing = self.env.lock()
         self._begin_epoch()

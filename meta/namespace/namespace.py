@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from ...proto.errors import Status, error
+from ...proto.errors import Status, StatusError, error
 from ...proto.ids import FIRST_INODE, ROOT_INODE, new_u64
 from ...proto.rpc import Method
 from ...proto.settings import time_scale
@@ -19,7 +19,7 @@ from . import inode as inodes
 from .allocate import INODES_PER_RANGE, PLACES_PER_RANGE, RangeAllocator
 from .attempt import Attempt, Detour, Task
 from .clients import Clients
-from .directories import Memory
+from .directories import Memory, View
 from .gc import Collector
 from .inode import Inode
 from .seams import Capabilities, Chunks, Clock, Layout, Layouts
@@ -130,9 +130,20 @@ class Namespace:
 
     async def read(self, operation: Operation[_Request, _Reply], task: Task, request: _Request) -> _Reply:
         """Run an operation that changes nothing, on one snapshot."""
+        try:
+            return await self._read(operation, task, request, shared=True)
+        except StatusError as failure:
+            if failure.status is not Status.STALE_HANDLE:
+                raise
+        return await self._read(operation, task, request, shared=False)  # as in `change`
+
+    async def _read(
+        self, operation: Operation[_Request, _Reply], task: Task, request: _Request, shared: bool
+    ) -> _Reply:
         txn = self.engine.begin()
         version = keys.counter(await txn.get(keys.DIRECTORY_VERSION, snapshot=True))
-        return await operation(Attempt(self, txn, task, self.memory.view(version), reading=True), request)
+        view = self.memory.view(version) if shared else View(version)
+        return await operation(Attempt(self, txn, task, view, reading=True), request)
 
     async def change(
         self,
@@ -149,6 +160,7 @@ class Namespace:
         self.clients.require_alive(task.client)
         request_id: int = request.request_id  # type: ignore[attr-defined]  # every request that changes something has one
         key = keys.idempotency_key(task.client, request_id)
+        shared = True  # whether to use what others have learned about directories
 
         async def work(txn: Transaction) -> tuple[_Reply, bool, Attempt | None]:
             done, version = await txn.get_many([key, keys.DIRECTORY_VERSION])
@@ -156,9 +168,17 @@ class Namespace:
                 return _repeat(method, idempotency.unpack(done)), True, None
             if request_id:
                 self.clients.require_wanted(task.client, request_id)
-            view = self.memory.view(keys.counter(version))
+            nonlocal shared
+            view = self.memory.view(keys.counter(version)) if shared else View(keys.counter(version))
             attempt = Attempt(self, txn, task, view, reading=False)
-            reply = await operation(attempt, request)
+            try:
+                reply = await operation(attempt, request)
+            except StatusError as failure:
+                if failure.status is not Status.STALE_HANDLE or not shared:
+                    raise
+                # A directory that was made after our snapshot does not change DIRV: others remember it, and we do not find its inode.
+                shared = False
+                raise error(Status.CONFLICT, "a directory is younger than this transaction") from failure
             if request_id:
                 txn.put(key, idempotency.pack(method.number, attempt.now_ns, reply.SerializeToString()))
             return reply, False, attempt
@@ -192,7 +212,7 @@ class Namespace:
             return False
 
     async def pages(self, begin: bytes, end: bytes, size: int) -> AsyncIterator[list[Pair]]:
-        """A range in pages, each on a snapshot of its own."""
+        """A range in pages, each on a snapshot of its own; requests come in between."""
         while True:
             page = await self.engine.begin().scan(begin, end, size, snapshot=True)
             if page:
@@ -200,6 +220,7 @@ class Namespace:
             if len(page) < size:
                 return
             begin = page[-1][0] + b"\0"
+            await self.clock.sleep(0)
 
     async def new_layout(self, inode: int, chunk_size: int, stripe: int) -> Layout:
         """The layout of a new file: the next place of the newest chain table. Raises UNAVAILABLE without storage."""

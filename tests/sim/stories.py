@@ -22,7 +22,7 @@ from .network import CALM, ROUGH
 
 TARGETS = 3
 OPERATION_SECONDS = 120.0  # a client's patience: longer than any fault of a story lasts
-_AMBIGUOUS = {Status.DEADLINE, Status.MAYBE_COMMITTED}
+_AMBIGUOUS = {Status.DEADLINE, Status.MAYBE_COMMITTED, Status.SESSION_ENDED}
 _ORDINARY = {
     Status.NOT_FOUND,
     Status.EXISTS,
@@ -96,7 +96,6 @@ class Cluster:
         self.meta.crash(silent=self.simulation.random.random() < 0.5)
         await self.simulation.loop.sleep(self.simulation.random.uniform(0, 3))
         await self.start_meta()
-
 
     async def check(self) -> None:
         """Every invariant of the key space, once the background workers have stopped."""
