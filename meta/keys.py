@@ -24,11 +24,11 @@ HOLD inode:u64 client:16 → (empty)
 IDEM client:16 request:u64 → method, time, reply (namespace/idempotency.py)
     Written by the transaction that carried the request out. Goes when the client says that it has the reply, when the client is gone,
     or after an hour.
-DEADf versionstamp:10 inode:u64 → (version)   a file whose nlink reached 0, or that never had a name (namespace/gc.py)
+DEADf versionstamp:10 inode:u64 → (version), "u" for a file that never had a name   a file whose nlink reached 0 (namespace/gc.py)
 DEADt versionstamp:10 inode:u64 → (version)   a directory that a recursive removal detached
 DEADc versionstamp:10 inode:u64 → layout      the inode is gone, its chunks are going
     Three garbage queues in the order of commits. A record of the first is stale, and dropped, when a link or publish gave the file a
-    name meanwhile. Repair: put what nothing names into its queue.
+    name meanwhile; when that name went too, there is a later record. Repair: put what nothing names into its queue.
 TRIM inode:u64 → old length, new length, truncate version (namespace/trim.py)
     The inode was cut and chunks behind the new end may still be there. Exists exactly while the inode's TRIMMING flag is set.
     The length does not grow meanwhile. Repair: finish it.

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from .namespace import Namespace
 
 
-DEAD_RECORD = b"\x01"  # the value of a record in the queues of files and trees: a version, and nothing else yet
+DEAD_RECORD = b"\x01"  # the value of a record in the queues of files and trees: a version, and nothing else
+UNNAMED_RECORD = b"\x01u"  # of a file that never had a name: void once it got one
 
 
 class Detour(Exception):
@@ -114,9 +115,9 @@ class Attempt:
             for inode in found
         ]
 
-    def queue(self, letters: bytes, inode: int) -> None:
+    def queue(self, letters: bytes, inode: int, record: bytes = DEAD_RECORD) -> None:
         """Into a garbage queue (DEADf, DEADt), behind everything that was committed before."""
-        self.txn.put_versionstamped(letters, keys.dead_suffix(inode), DEAD_RECORD)
+        self.txn.put_versionstamped(letters, keys.dead_suffix(inode), record)
 
     def put(self, inode: Inode) -> None:
         self.txn.put(keys.inode_key(inode.id), inode.pack())

@@ -118,36 +118,52 @@ class Clients:
             await namespace.clock.sleep(pause * namespace.time_scale)
 
     async def step(self) -> None:
-        """All that is to be done now."""
-        if ended := set(self._ended):
-            await self._clean_up(ended)
-            for client in ended:
-                self._ended.pop(client, None)
+        """All that is to be done now. What fails does not hold up the rest: a chain that is down concerns only the files on it. Raises
+        the last failure."""
+        failure: StatusError | None = None
         now = self._namespace.clock.now()
-        if now - self._trimmed >= TRIMS_SECONDS * self._namespace.time_scale:
-            await self._finish_trims()
-            self._trimmed = now
         if now - self._swept >= SWEEP_SECONDS * self._namespace.time_scale:
             await self.sweep()
+        if ended := set(self._ended):
+            failure = await self._clean_up(ended)
+        if now - self._trimmed >= TRIMS_SECONDS * self._namespace.time_scale:
+            failure = await self._finish_trims() or failure
+            self._trimmed = now
+        if failure is not None:
+            raise failure
 
-    async def _clean_up(self, ended: set[bytes]) -> None:
+    async def _clean_up(self, ended: set[bytes]) -> StatusError | None:
+        failure: StatusError | None = None
         begin, end = keys.prefix_range(keys.SESSION)
+        left: set[bytes] = set()  # with sessions that could not be settled
         async for page in self._namespace.pages(begin, end, PAGE):
             for key, value in page:
-                if session.unpack(value).client in ended:
-                    await settle_session(self._namespace, *keys.split_session_key(key))
+                if (client := session.unpack(value).client) in ended:
+                    try:
+                        await settle_session(self._namespace, *keys.split_session_key(key))
+                    except StatusError as refused:
+                        failure = refused
+                        left.add(client)
         for client in sorted(ended):
             begin, end = keys.idempotency_range(client)
             if client in self._holds or await self._namespace.engine.begin().scan(begin, end, 1, snapshot=True):
                 await self.renewed(client, (), (1 << 64) - 1)
             self._acknowledged.pop(client, None)
+            if client not in left:
+                self._ended.pop(client, None)
+        return failure
 
-    async def _finish_trims(self) -> None:
+    async def _finish_trims(self) -> StatusError | None:
         # A trim that is under way in a request is done twice, harmlessly; one that failed is taken up here.
+        failure: StatusError | None = None
         begin, end = keys.prefix_range(keys.TRIM)
         async for page in self._namespace.pages(begin, end, PAGE):
             for key, _ in page:
-                await trim.finish(self._namespace, keys.inode_of(key))
+                try:
+                    await trim.finish(self._namespace, keys.inode_of(key))
+                except StatusError as refused:
+                    failure = refused
+        return failure
 
     async def sweep(self) -> None:
         """Drop idempotency records that nobody will ask for any more, whoever's they are."""

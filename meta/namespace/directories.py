@@ -13,6 +13,7 @@ from typing import NamedTuple
 from .access import Credentials
 
 FACTS_MAX = 200_000  # of each kind; then a view starts anew (about 60 MB at the most)
+WALK_BYTES_MAX = 256  # longer ways are walked each time: their text would be most of the memory
 
 
 class Directory(NamedTuple):
@@ -42,8 +43,8 @@ class View:
         self.attached: set[int] = set()  # directories from which the root can be reached
 
     def trim(self) -> None:
-        """Forget everything when there is too much."""
-        if max(len(self.directories), len(self.children), len(self.walks)) > FACTS_MAX:
+        """Forget everything when there is too much. Before each fact that is added."""
+        if max(len(self.directories), len(self.children), len(self.walks)) >= FACTS_MAX:
             self.directories.clear()
             self.children.clear()
             self.walks.clear()

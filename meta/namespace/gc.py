@@ -24,7 +24,7 @@ from ..kv.engine import Pair, Transaction
 from . import dentry as dentries
 from . import inode as inodes
 from . import session
-from .attempt import DEAD_RECORD
+from .attempt import DEAD_RECORD, UNNAMED_RECORD
 from .inode import Inode
 from .seams import DeadFile, Layout
 
@@ -141,22 +141,28 @@ class Collector:
                 for (key, _), record in zip(page, records, strict=True)
                 if record is not None
             }
-            # What got a name after it came here only leaves the queue.
-            unlinked = [inode for inode in found.values() if inode.nlink <= 0]
-            held = [await session.any_holder(txn, inode.id) for inode in unlinked]
+            # What got a name after it came here only leaves the queue; if that name is gone again, a later record says since when.
+            unlinked = {
+                inode.id: (inode, value)
+                for key, value in page
+                if (inode := found.get(keys.dead_inode(key))) is not None
+                and inode.nlink <= 0
+                and (value != UNNAMED_RECORD or inode.flags & inodes.UNNAMED)
+            }
+            held = [await session.any_holder(txn, number) for number in unlinked]
             for key, _ in page:
                 txn.delete(key)
-            for inode, is_held in zip(unlinked, held, strict=True):
-                self._free_file(txn, inode, is_held=is_held)
+            for (inode, value), is_held in zip(unlinked.values(), held, strict=True):
+                self._free_file(txn, inode, value, is_held=is_held)
             return page
 
         page = await self._namespace.transact(work)
         self._files = page[-1][0] if page else end
         return bool(page)
 
-    def _free_file(self, txn: Transaction, inode: Inode, *, is_held: bool) -> None:
+    def _free_file(self, txn: Transaction, inode: Inode, value: bytes, *, is_held: bool) -> None:
         if is_held:
-            txn.put_versionstamped(keys.DEAD_FILE, keys.dead_suffix(inode.id), DEAD_RECORD)
+            txn.put_versionstamped(keys.DEAD_FILE, keys.dead_suffix(inode.id), value)
             return
         txn.delete(keys.inode_key(inode.id))
         txn.add(keys.INODES_USED, -1)

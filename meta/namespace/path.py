@@ -13,7 +13,7 @@ from . import inode as inodes
 from .access import EXECUTE, require
 from .attempt import Attempt
 from .dentry import Dentry
-from .directories import Directory
+from .directories import WALK_BYTES_MAX, Directory
 from .inode import Inode
 
 NAME_BYTES_MAX = 255
@@ -100,6 +100,7 @@ async def child(attempt: Attempt, parent: Directory, name: bytes) -> Dentry | No
         return None
     entry = dentries.unpack(data)
     if entry.type == inodes.DIRECTORY:
+        view.trim()
         view.children[parent.id, name] = entry.inode
     return entry
 
@@ -138,7 +139,8 @@ async def _walk(attempt: Attempt, start: Directory, path: bytes, *, follow: bool
             if not stack:
                 return _itself(current, slash=slash, dots=name)
             continue
-        if not stack and not links and head and not slash:
+        if not stack and not links and head and not slash and len(head) <= WALK_BYTES_MAX:
+            attempt.view.trim()
             attempt.view.walks[attempt.caller, start.id, head] = current.id
         entry = await child(attempt, current, name)
         if entry is not None and entry.type == inodes.SYMLINK and (stack or follow):

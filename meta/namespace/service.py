@@ -17,6 +17,8 @@ from .ops import attributes, close, create, find, link, open, readdir, remove, r
 
 _CREDENTIALS = "meta.credentials"  # in a connection's attachments
 GROUPS_MAX = 1024  # supplementary groups of a caller
+# What was asked for was checked against the mode, so a capability grants that and no more.
+_RIGHTS = {os.O_RDONLY: int(Rights.READ), os.O_WRONLY: int(Rights.WRITE), os.O_RDWR: int(Rights.READ | Rights.WRITE)}
 
 
 def _credentials(peer: PeerInfo) -> Credentials:
@@ -68,8 +70,8 @@ class MetaService:
         else:
             reply = await self._namespace.read(open.open_file, task, request)
         if reply.attributes.type == REGULAR:
-            rights = Rights.READ | Rights.WRITE if reply.session else Rights.READ
             grants = self._namespace.capabilities
+            rights = _RIGHTS[request.flags & os.O_ACCMODE]
             reply.capability = grants.issue(task.client, reply.attributes.inode, rights)
             reply.capability_ms = grants.valid_ms
         return reply

@@ -122,15 +122,15 @@ async def make_parents(attempt: Attempt, place: Place, mode: int) -> None:
         return  # the usual case: they all exist
     except FileNotFoundError:
         pass
-    made = b""
     entry = Recipe(inodes.DIRECTORY, mode & 0o777 | 0o300)
+    current = place.parent
     for name in names.split(b"/"):
-        made += name + b"/"
-        if name in (b"", b".", b".."):
-            continue
-        found = await path.locate(attempt, Place(parent=place.parent, path=made), follow=True)
-        if found.entry is None:
-            await make(attempt, found.parent, found.name, entry)
+        if name:  # one step at a time: walking from the start again would cost the square of the depth
+            found = await path.locate(attempt, Place(parent=current, path=name + b"/"), follow=True)
+            if found.entry is None:
+                current = (await make(attempt, found.parent, found.name, entry)).id
+            else:
+                current = found.entry.inode
 
 
 def mode_of_parents(kind: int, mode: int) -> int:

@@ -64,8 +64,8 @@ class _Walk:
             self._levels.append(_Level(current, prefix, name, []))
             record = await self._attempt.txn.get(keys.dentry_key(current, name), snapshot=True)
             entry = dentries.unpack(record) if record is not None else None
-            if entry is None or not entry.is_directory:
-                return  # gone: its siblings come next
+            if entry is None or not entry.is_directory or not await self._may_read(entry.inode):
+                return  # gone, or a cookie that no page of this caller's ever ended in: its siblings come next
             current, prefix = entry.inode, prefix + name + b"/"
         self._levels.append(_Level(current, prefix, last, []))
         if last:
@@ -82,12 +82,15 @@ class _Walk:
     async def _enter(self, directory: int, name: bytes) -> None:
         if self._depth_max and len(self._levels) >= self._depth_max:
             return
-        inode = await self._attempt.inode(directory)
-        if not permits(inode, self._attempt.caller, READ | EXECUTE, is_directory=True):
+        if not await self._may_read(directory):
             self._denied.append(name)
             return
         self._entered += 1
         self._levels.append(_Level(directory, name + b"/", b"", []))
+
+    async def _may_read(self, directory: int) -> bool:
+        inode = await self._attempt.inode(directory)
+        return permits(inode, self._attempt.caller, READ | EXECUTE, is_directory=True)
 
     async def page(self) -> meta_pb2.FindReply:
         told: list[tuple[bytes, Dentry]] = []

@@ -10,7 +10,7 @@ from ... import keys
 from .. import inode as inodes
 from .. import path, session, trim
 from ..access import EXECUTE, READ, WRITE, require
-from ..attempt import Attempt
+from ..attempt import UNNAMED_RECORD, Attempt
 from ..inode import Inode
 from ..session import Session
 from .create import Recipe, check_defaults, make, make_inode, make_parents, mode_of_parents
@@ -85,7 +85,7 @@ async def _open_unnamed(attempt: Attempt, request: meta_pb2.OpenRequest) -> meta
     parent = await path.directory(attempt, node.id)
     require(parent, attempt.caller, WRITE | EXECUTE, is_directory=True)
     inode = await make_inode(attempt, parent, _recipe(request), nlink=0, flags=inodes.UNNAMED)
-    attempt.queue(keys.DEAD_FILE, inode.id)
+    attempt.queue(keys.DEAD_FILE, inode.id, UNNAMED_RECORD)
     number = _start_session(attempt, inode)
     return meta_pb2.OpenReply(attributes=inodes.attributes(inode), created=True, session=number)
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from emberfs.meta.namespace.access import Credentials
+from emberfs.meta.namespace.access import ROOT, Credentials
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2
 from emberfs.proto.gen.common_pb2 import FILE_TYPE_FIFO
@@ -15,6 +15,16 @@ from .world import ALICE, BOB, World, place
 
 R, W, RW = os.O_RDONLY, os.O_WRONLY, os.O_RDWR
 CREATE, EXCLUSIVE, TRUNCATE = os.O_CREAT, os.O_EXCL, os.O_TRUNC
+
+
+@pytest.mark.parametrize(("access", "rights"), [(R, 1), (W, 2), (RW, 3)])
+async def test_a_capability_grants_what_was_asked_for(world: World, access: int, rights: int) -> None:
+    """Who may write a file but not read it gets no right to read its chunks."""
+    await world.touch("/f", mode=0o622)
+    opened = await world.open("/f", access, BOB if access == W else ROOT)
+    assert opened.capability == b"%d:%d" % (opened.attributes.inode, rights)
+    created = await world.open("/g", CREATE | access)
+    assert created.capability == b"%d:%d" % (created.attributes.inode, rights)
 
 
 async def furnish(world: World) -> None:
@@ -316,3 +326,21 @@ async def test_settlement_waits_for_storage(world: World) -> None:
     world.chunks.down = False
     await world.namespace.clients.step()
     assert (await world.stat("/f")).length == 10
+
+
+async def test_what_cannot_be_settled_does_not_hold_up_the_rest(world: World) -> None:
+    """A chain that is down concerns the files on it; other clients are cleaned up after, and old records go."""
+    stuck, other = b"client-stuck----", b"client-other----"
+    first = await world.open("/1", CREATE | W, client=stuck)
+    second = await world.open("/2", CREATE | W, client=other)
+    world.chunks.write(second.attributes.inode, 77)
+    world.chunks.lost.add(first.attributes.inode)
+    for client in (stuck, other):
+        world.namespace.client_ended(client)
+    with pytest.raises(StatusError):
+        await world.namespace.clients.step()
+    assert (await world.stat("/2")).length == 77
+    assert await world.namespace.session_clients() == [stuck]
+    world.chunks.lost.clear()
+    await world.namespace.clients.step()
+    assert await world.namespace.session_clients() == []

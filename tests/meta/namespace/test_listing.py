@@ -111,6 +111,14 @@ async def test_find_names_what_it_may_not_read_once(world: World, page: int) -> 
         await find(world, "/t/b")
 
 
+@pytest.mark.parametrize("cookie", [b"b/", b"b/1", b"b/secret/", b"b/secret/x"])
+async def test_a_cookie_opens_no_closed_directory(world: World, cookie: bytes) -> None:
+    await fill(world, ["/t/a", "/t/b/2", "/t/b/secret/3", "/t/c"])
+    await world.set("/t/b", mode=0o700)
+    reply = await world.ask("find", FindRequest(place=place("/t"), cookie=cookie), ALICE)
+    assert (list(reply.paths), reply.end) == ([b"c"], True)
+
+
 async def test_find_goes_on_where_the_tree_changed(world: World) -> None:
     await fill(world, ["/t/a/1/x", "/t/a/2/x", "/t/a/3", "/t/b"])
     reply = await world.ask("find", FindRequest(place=place("/t"), entries_max=3))

@@ -460,6 +460,22 @@ async def test_unnamed_file_goes_when_nobody_names_it(world: World) -> None:
     assert await world.exists("/linked")
 
 
+async def test_a_published_file_waits_from_its_unlink_on(world: World) -> None:
+    """Not from its creation: who opened it while it had a name has not reported it yet."""
+    opened = await world.open("/", W, unnamed=True)
+    number = opened.attributes.inode
+    await world.namespace.collector.step()
+    world.clock.time += 15.0
+    await world.ask("publish", meta_pb2.PublishRequest(inodes=[number], targets=[place("/f")]))
+    await world.close(opened, 5)
+    await world.unlink("/f")
+    unlinked = world.clock.time
+    while not world.chunks.removed:
+        await world.namespace.collector.step()
+        world.clock.time += 1.0
+    assert world.clock.time - unlinked >= world.namespace.grace_seconds
+
+
 async def test_batches_have_a_status_each(world: World) -> None:
     entries = [
         NewEntry(place=place("/a"), type=FILE_TYPE_REGULAR, mode=0o644),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from emberfs.meta import keys
+from emberfs.meta.namespace import directories
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2
 from emberfs.proto.gen.meta_pb2 import Place
@@ -139,3 +141,26 @@ async def test_batch_of_stats_has_a_status_each(world: World) -> None:
     assert reply.attributes[0].nlink == 3
     with pytest.raises(StatusError, match="at most 1024"):
         await world.ask("stat", meta_pb2.StatRequest(places=[Place()] * 1025))
+
+
+async def test_what_is_remembered_has_a_limit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directories, "FACTS_MAX", 50)
+    for i in range(200):
+        await world.mkdir(f"/{i}")
+        await world.stat(f"/{i}")
+    view = world.namespace.memory.view(keys.counter(await world.engine.begin().get(keys.DIRECTORY_VERSION)))
+    for i in range(200):
+        await world.stat("/" + "./" * i + "7/../8")
+    assert max(map(len, (view.children, view.walks, view.directories, view.attached))) <= 51
+    assert sum(len(head) for _, _, head in view.walks) <= 50 * directories.WALK_BYTES_MAX
+
+
+async def test_parents_of_a_deep_path_are_made_in_one_walk(world: World) -> None:
+    await world.symlink("/link", "real")
+    await world.mkdir("/real")
+    path = "/link//./x/../" + "d/" * 1000 + "end"
+    await world.touch(path, parents=True)
+    assert (await world.stat("/real/" + "d/" * 1000 + "end")).type == 1
+    assert await world.listdir("/real") == ["d", "x"]
+    with pytest.raises(NotADirectoryError):
+        await world.touch(path + "/below/it", parents=True)

@@ -58,6 +58,7 @@ class MemoryChunks:
     removed: list[int] = field(default_factory=list)
     trims: list[tuple[int, int, int]] = field(default_factory=list)  # inode, new length, truncate version
     down: bool = False
+    lost: set[int] = field(default_factory=set)  # inodes whose chains are down
 
     def write(self, inode: int, end: int, truncate_version: int = 0) -> None:
         if truncate_version < self.versions.get(inode, 0):
@@ -87,6 +88,8 @@ class MemoryChunks:
 
     async def query_last(self, inode: int, layout: Layout, truncate_version: int) -> int:
         self._check()
+        if inode in self.lost:
+            raise error(Status.UNAVAILABLE, "the chain is down")
         return self.ends.get(inode, 0)
 
     async def sync(self, inode: int, layout: Layout) -> None:
