@@ -100,7 +100,7 @@ class Replica:
         self.predecessor = 0  # target id; 0: this is the head
         self.successor = 0  # target id; 0: this is the tail
         self.tail = False  # the last SERVING member: its committed version is the chain's
-        self.ended: set[bytes] = set()
+        self.ended: frozenset[bytes] = frozenset()
         self._rows = rows
         self._batches: dict[int, _Batch] = {}
         self._lines: dict[Any, deque[_Batch]] = {}
@@ -173,7 +173,7 @@ class Replica:
         self.tail = self.serving and not any(m.state == TARGET_STATE_SERVING for m in line[here + 1 :])
 
     def _clients_ended(self, now: float, event: ClientsEnded) -> list[Effect]:
-        self.ended.update(event.clients)
+        self.ended = frozenset(event.clients)
         return []
 
     # --- admission ---

@@ -97,7 +97,7 @@ class RoutingChanged:
 
 @dataclass(frozen=True, slots=True)
 class ClientsEnded:
-    """Sessions that are over."""
+    """All clients whose sessions are known to be over; those that are not named any more cannot come back (their capabilities expired)."""
 
     clients: Iterable[bytes]
 

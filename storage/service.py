@@ -84,8 +84,8 @@ class StorageService:
                     self._by_chain[chain.id] = mine
                     chains[mine.id] = chain
         for target in self._targets.values():
-            if change.ended_clients:
-                target.clients_ended(change.ended_clients)
+            if change.ended_clients or change.full:
+                target.clients_ended(self._routing.ended_clients, change.ended_clients)
             target.routing_changed(chains.get(target.id))
 
     def _chains(self, statuses: Iterable[int], chains: Sequence[int]) -> list[Any]:

@@ -142,12 +142,11 @@ class Target:
         if self.replica.chain != chain:
             self.submit(RoutingChanged(chain))
 
-    def clients_ended(self, clients: Iterable[bytes]) -> None:
-        """Their writes are refused from now on, so what was kept to recognise their retries may go."""
-        clients = list(clients)
-        self.submit(ClientsEnded(clients))
+    def clients_ended(self, ended: Iterable[bytes], fresh: Iterable[bytes]) -> None:
+        """Writes of `ended` clients are refused from now on; what was kept to recognise retries of the `fresh` ones among them may go."""
+        self.submit(ClientsEnded(ended))
         if not self.engine.failed:
-            for client in clients:
+            for client in fresh:
                 self.engine.forget_client(client)
 
     # --- the machine's shell ---
