@@ -273,6 +273,11 @@ class File:
     async def discard(self) -> None:
         await self.handle.discard()
 
+    def __del__(self) -> None:
+        handle = getattr(self, "handle", None)
+        if handle is not None and not handle.closed:
+            handle.core.orphans.append(handle)  # the keeper closes it
+
     async def __aenter__(self) -> File:
         return self
 

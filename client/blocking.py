@@ -156,8 +156,6 @@ class Client:
         """Give files that were opened with `unnamed=True` their names, all in one transaction, after their data was written out;
         then close them. Existing targets are replaced, or with `exclusive` make the whole call fail (the files stay open)."""
         drive(self.core.publish([file.handle for file in files], targets, exclusive=exclusive))
-        for file in files:
-            io.BufferedIOBase.close(file)
 
     # --- files ----------------------------------------------------------------------------------------------------------------------
 
@@ -347,22 +345,24 @@ class File(io.BufferedIOBase):
         """`flush`, then make data and length durable on every replica."""
         drive(self.handle.fsync())
 
+    @property
+    def closed(self) -> bool:
+        return self.handle.closed
+
     def close(self) -> None:
         """`flush` and give the file back. Raises once what went wrong with earlier writes; the file is closed even then."""
-        if not self.closed:
-            try:
-                drive(self.handle.close())
-            finally:
-                # The base class would flush again; a closed handle has nothing left.
-                super().close()
+        drive(self.handle.close())
 
     def discard(self) -> None:
         """Close without writing out what is still buffered; an unnamed file is dropped."""
-        if not self.closed:
-            try:
-                drive(self.handle.discard())
-            finally:
-                super().close()
+        drive(self.handle.discard())
+
+    def __del__(self) -> None:
+        # The collector may run this in the middle of anything, also where this very thread holds a lock: no work here. The keeper
+        # closes the file soon, and the process at its end.
+        handle = getattr(self, "handle", None)
+        if handle is not None and not handle.closed:
+            handle.core.orphans.append(handle)
 
     def readable(self) -> bool:
         self._check_open()

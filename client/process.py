@@ -1,4 +1,4 @@
-"""What a client shares with the process around it: the umask, a name for people, and forks.
+"""What a client shares with the process around it: the umask, a name for people, forks, and the process's end.
 
 A forked child inherits the memory of its parent's clients, and nothing else of them. The environment gives the child a new identity,
 no connections and new buffers (proto/drivers); here each core begins a new epoch, in which inherited files reopen when
@@ -8,11 +8,13 @@ throws away everything that a lock guards instead, and makes new locks.
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import weakref
 from pathlib import Path
 
+from ..proto.env import drive
 from .core.client import Core
 
 _cores: weakref.WeakSet[Core] = weakref.WeakSet()
@@ -35,12 +37,19 @@ def name() -> str:
 
 
 def track(core: Core) -> None:
-    """Look after a core when this process forks."""
+    """Look after a core with a blocking environment when this process forks, and when it ends."""
     _cores.add(core)
 
 
 def forget(core: Core) -> None:
     _cores.discard(core)
+
+
+def _close_all() -> None:
+    """At the end of the process: what was written to files that nobody closed is not lost."""
+    for core in list(_cores):
+        forget(core)
+        drive(core.close())
 
 
 def _after_fork_in_child() -> None:
@@ -50,3 +59,4 @@ def _after_fork_in_child() -> None:
 
 # Registered after the environment's own handlers, which therefore run first: the core finds new locks to make there.
 os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_close_all)

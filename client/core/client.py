@@ -178,6 +178,17 @@ class Core(Namespace):
             await inode.write_back.drain()
         await inode.settle()
 
+    async def shed(self) -> bool:
+        """Get buffers free: send what some file has buffered for longest. False if no file has. The caller holds no inode's lock."""
+        dirty = [i for i in list(self.inodes.values()) if i.write_back is not None and i.write_back.pending]
+        if not dirty:
+            return False
+        inode = min(dirty, key=lambda i: i.unsettled_since)
+        async with inode.lock:
+            if inode.write_back is not None:
+                await inode.write_back.drain()
+        return True
+
     async def release_inode(self, inode: Inode) -> None:
         """One handle less."""
         async with self.table_lock:

@@ -235,9 +235,21 @@ class Handle:
         return len(view)
 
     async def _write(self, view: memoryview, offset: int) -> int:
-        """Write, under the inode's lock; where it ended."""
+        """Write; where it ended. Waits for buffers that other files hold."""
         if not len(view) and offset >= 0:
             return offset
+        patience = None
+        while True:
+            try:
+                return await self._write_once(view, offset)
+            except StatusError as failure:
+                if failure.status is not Status.BUSY:
+                    raise
+                patience = patience or self.core.cluster.patience()
+                if not await self.core.shed():
+                    await patience.again(failure)
+
+    async def _write_once(self, view: memoryview, offset: int) -> int:
         file = self.file
         async with file.lock:
             if self.append:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.common_pb2 import Attributes, Layout
-from ...proto.gen.meta_pb2 import OpenReply, OpenRequest, Place, StatRequest, SyncFileRequest
+from ...proto.gen.meta_pb2 import CloseRequest, OpenReply, OpenRequest, Place, StatRequest, SyncFileRequest
 from ...proto.layout import stripe_chains
 from ...proto.rpc import META
 from .cluster import Cluster
@@ -55,6 +55,7 @@ class Inode:
         "synced",
         "truncate_version",
         "unsettled",
+        "unsettled_since",
         "write_back",
         "written_end",
     )
@@ -79,6 +80,7 @@ class Inode:
         self.handles = 0
         self.generation = 0  # grows when written bytes arrive: what was read ahead before that is dropped
         self.unsettled = False  # something was written that the server's length and times do not know
+        self.unsettled_since = 0.0  # on the environment's clock
         self.synced = True  # nothing was written since the last fsync
         self.error: StatusError | None = None  # of data written in the background, to be reported once
         self.stale_end = 0  # end of what was written after a truncate that this inode has not heard of yet
@@ -118,7 +120,9 @@ class Inode:
             self.sparse = True
         self.length = max(self.length, end)
         self.written_end = max(self.written_end, end)
-        self.unsettled = True
+        if not self.unsettled:
+            self.unsettled = True
+            self.unsettled_since = self.cluster.env.now()
         self.synced = False
 
     @property
@@ -183,7 +187,8 @@ class Inode:
         reply = await self.cluster.change(META.Open, OpenRequest(place=Place(parent=self.id), flags=flags))
         if writing:
             self.capability_write = reply.capability
-            self.sessions.append(reply.session)
+            # The session that writes under it is the one that we have.
+            await self.cluster.change(META.Close, CloseRequest(inode=self.id, session=reply.session))
         else:
             self.capability_read = reply.capability
 

@@ -45,6 +45,7 @@ class Keeper:
         while not core.closed and core.keeper is self:
             if self._env.now() >= self._renewal_due:
                 await self.renew()
+            await self._close_orphans()
             await self._flush_old(self._env.now() - scaled(DIRTY_SECONDS_MAX))
             await self._env.sleep(scaled(TICK_SECONDS))
 
@@ -60,7 +61,9 @@ class Keeper:
         )
         timeout = core.options.scaled(RENEW_TIMEOUT_SECONDS)
         try:
-            reply: RenewClientReply = await self._env.call(Call(cluster.meta_address(), CLUSTER.RenewClient, request, timeout))
+            reply: RenewClientReply = await self._env.call(
+                Call(cluster.meta_address(), CLUSTER.RenewClient, request, timeout)
+            )
         except StatusError as failure:
             if failure.status is Status.SESSION_ENDED:
                 await core.lose_lease(lease)
@@ -81,8 +84,12 @@ class Keeper:
 
     async def _flush_old(self, moment: float) -> None:
         for inode in list(self._core.inodes.values()):
-            if inode.write_back is not None and inode.write_back.older_than(moment):
+            if inode.unsettled and inode.unsettled_since < moment:
                 await self._flush(inode)
+
+    async def _close_orphans(self) -> None:
+        while self._core.orphans:
+            await self._core.close_orphan()
 
     async def _flush(self, inode: Inode) -> None:
         try:

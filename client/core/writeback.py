@@ -20,18 +20,18 @@ from .writes import Update, WriteBatch
 BLOCK_BYTES_MAX = 4 << 20  # a buffer covers a chunk, or this much of a larger one (whose pieces go one at a time)
 BLOCK_BYTES_FIRST = 64 << 10  # small files never need more
 SEND_BYTES = 1 << 20  # as much is sent in one request, if the chunks are smaller
+STREAM_BYTES = 4 << 20  # in flight within one long write, even if none may stay behind
 
 
 class Block:
     """One dirty extent [start, end) within the buffer for file bytes [base, base + size)."""
 
-    __slots__ = ("base", "born", "end", "slice", "start")
+    __slots__ = ("base", "end", "slice", "start")
 
-    def __init__(self, base: int, slice_: Slice, start: int, born: float) -> None:
+    def __init__(self, base: int, slice_: Slice, start: int) -> None:
         self.base = base
         self.slice = slice_
         self.start = self.end = start
-        self.born = born
 
     def touches(self, start: int, end: int) -> bool:
         return start <= self.end and end >= self.start
@@ -78,20 +78,18 @@ class WriteBack:
         for block in list(self._blocks.values()):
             if offset < block.base + block.end and end > block.base + block.start:
                 return True
-        return any(offset < u.end and end > u.end - u.source.length for batch in list(self._batches) for u in batch.updates)
+        return any(
+            offset < u.end and end > u.end - u.source.length for batch in list(self._batches) for u in batch.updates
+        )
 
     def dirty_end(self) -> int:
         """Where the last byte that was not sent yet ends in the file."""
         return max((block.base + block.end for block in list(self._blocks.values())), default=0)
 
-    def older_than(self, moment: float) -> bool:
-        """Whether something has waited since before `moment`."""
-        return any(block.born < moment for block in list(self._blocks.values()))
-
     # --- writing ----------------------------------------------------------------------------------------------------------------------
 
     async def write(self, data: memoryview, offset: int) -> None:
-        """Take over a copy of `data`. Raises BUSY when no buffer comes free in time."""
+        """Take over a copy of `data`. Raises BUSY when other files hold all buffers; then it may be called again."""
         for base, start, piece in self._cut(data, offset):
             block = await self._block(base, start, start + len(piece))
             block.put(start, piece)
@@ -100,7 +98,12 @@ class WriteBack:
                 self._full_bytes += block.end - block.start
                 if self._full_bytes >= SEND_BYTES:
                     await self._send(self._full)
-        while self._in_flight() + self._dirty() > self._limit:
+                    await self._bound(max(self._limit, STREAM_BYTES))
+        await self._bound(self._limit)
+
+    async def _bound(self, limit: int) -> None:
+        """Wait for the oldest until at most `limit` bytes have not arrived."""
+        while self._in_flight() + self._dirty() > limit:
             if not self._batches:
                 await self._send(list(self._blocks.values()))
             await self._settle_oldest()
@@ -141,31 +144,26 @@ class WriteBack:
         if block is not None and not block.touches(start, end):
             await self._send([block])
             block = None
-        if block is None:
-            length = BLOCK_BYTES_FIRST if end <= BLOCK_BYTES_FIRST else self._block_bytes
-            block = Block(base, await self._buffer(length), start, self._cluster.env.now())
-            self._blocks[base] = block
-        elif end > block.slice.length:
-            larger = await self._buffer(self._block_bytes)
-            larger.view[block.start : block.end] = block.slice.view[block.start : block.end]
-            small, block.slice = block.slice, larger
-            self._free(small)
-        return block
+        if block is not None and end <= block.slice.length:
+            return block
+        small = block is None and end <= BLOCK_BYTES_FIRST
+        buffer = await self._buffer(BLOCK_BYTES_FIRST if small else self._block_bytes)
+        old = self._blocks.get(base)  # unless it was sent to get the buffer
+        made = self._blocks[base] = Block(base, buffer, start)
+        if old is not None:
+            made.put(old.start, old.slice.view[old.start : old.end])
+            self._free(old.slice)
+        return made
 
     async def _buffer(self, length: int) -> Slice:
-        """A buffer from the pool; at the limit our own writes are finished first, then we wait for others'."""
-        patience = None
+        """A buffer from the client's share; at the limit our own writes are finished first. Raises BUSY when others hold it all."""
         while True:
             try:
                 return self._budget.take(length)
             except StatusError as failure:
-                if failure.status is not Status.BUSY:
+                if failure.status is not Status.BUSY or not self.pending:
                     raise
-                if self.pending:
-                    await self.drain()
-                else:
-                    patience = patience or self._cluster.patience()
-                    await patience.again(failure)
+                await self.drain()
 
     def _free(self, slice_: Slice) -> None:
         self._budget.give(slice_)

@@ -195,3 +195,15 @@ def test_threads_share_a_client_and_a_file(client: Client) -> None:
             thread.join()
         assert not failures
     assert client.read_bytes("/f") == b"".join(bytes([i]) * size for i in range(count))
+
+
+def test_an_expired_capability_is_renewed(world: World) -> None:
+    client = world.client()
+    file = client.open("/f", "w+b")
+    file.write(b"x" * 100)
+    world.storage.statuses.append(Status.CAPABILITY_EXPIRED)
+    file.flush()
+    world.storage.statuses.append(Status.CAPABILITY_EXPIRED)
+    assert file.pread(100, 0) == b"x" * 100
+    file.close()
+    assert client.stat("/f").size == 100

@@ -8,6 +8,7 @@ import random
 import pytest
 
 from emberfs.client.blocking import Client
+from emberfs.proto.env import drive
 from emberfs.proto.errors import Status, StatusError
 
 from .world import World
@@ -274,3 +275,33 @@ def test_random_operations_against_a_local_file(world: World, tmp_path, options:
                 file.flush()
             assert file.tell() == local.tell()
     assert client.read_bytes("/f") == (tmp_path / "oracle").read_bytes()
+
+
+def test_a_forgotten_file_is_closed_by_the_keeper(world: World) -> None:
+    client, other = world.client(), world.client()
+    client.open("/f", "wb").write(b"never closed")
+    assert client.read_bytes("/f") == b"never closed"
+    drive(client.core.keeper._close_orphans())
+    assert other.read_bytes("/f") == b"never closed"
+    assert not client.core.inodes
+
+
+def test_a_long_write_stays_within_its_limits(world: World) -> None:
+    client = world.client(write_back=0, memory=32 << 20)
+    data = content(40 * MIB)
+    with client.open("/f", "wb") as file:
+        file.write(data)
+        assert not client.core.write_budget.held
+    assert client.read_bytes("/f") == data
+
+
+def test_many_files_share_the_memory(world: World) -> None:
+    client = world.client(memory=16 << 20)
+    files = [client.open(f"/f{i}", "wb") for i in range(30)]
+    for part in range(3):
+        for i, file in enumerate(files):
+            file.write(bytes([i]) * 700_000)
+    for file in files:
+        file.close()
+    for i in range(30):
+        assert client.read_bytes(f"/f{i}") == bytes([i]) * 2_100_000
