@@ -82,9 +82,7 @@ class Client:
 
     # --- changing the namespace -----------------------------------------------------------------------------------------------------
 
-    async def mkdir(
-        self, path: PathLike, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False
-    ) -> Stat:
+    async def mkdir(self, path: PathLike, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False) -> Stat:
         return await self.core.mkdir(path, mode, parents=parents, exist_ok=exist_ok)
 
     async def rmdir(self, path: PathLike) -> None:
@@ -99,9 +97,7 @@ class Client:
     async def remove_tree(self, path: PathLike) -> None:
         await self.core.remove_tree(path)
 
-    async def rename(
-        self, source: PathLike, target: PathLike, *, replace: bool = True, exchange: bool = False
-    ) -> None:
+    async def rename(self, source: PathLike, target: PathLike, *, replace: bool = True, exchange: bool = False) -> None:
         await self.core.rename(source, target, replace=replace, exchange=exchange)
 
     async def link(self, source: PathLike, target: PathLike) -> None:
@@ -169,9 +165,7 @@ class Client:
     async def write_bytes(self, path: PathLike, data: Any, *, exclusive: bool = False) -> Stat:
         return await self.core.write_bytes(path, data, exclusive=exclusive)
 
-    async def read_ranges(
-        self, ranges: Iterable[tuple[PathLike, int | None, int | None]]
-    ) -> list[bytes | StatusError]:
+    async def read_ranges(self, ranges: Iterable[tuple[PathLike, int | None, int | None]]) -> list[bytes | StatusError]:
         return await self.core.read_ranges(ranges)
 
     async def copy_file(self, source: PathLike, target: PathLike) -> Stat:

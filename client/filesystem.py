@@ -11,9 +11,9 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from fsspec.asyn import AsyncFileSystem, get_loop
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .aio import Client as AioClient
     from .blocking import Client
     from .core.client import Core
+
+_Result = TypeVar("_Result")
 
 
 class EmberFileSystem(AsyncFileSystem):  # type: ignore[misc]
@@ -47,6 +49,7 @@ class EmberFileSystem(AsyncFileSystem):  # type: ignore[misc]
     # The base class's blocking methods build on each other: none needs its asynchronous twin and a loop thread.
     mirror_sync_methods = False
     transaction_type = EmberTransaction
+    _pid: int
 
     def __init__(self, host: str = "", auto_mkdir: bool = False, **options: Any) -> None:
         super().__init__(**options)
@@ -80,9 +83,8 @@ class EmberFileSystem(AsyncFileSystem):  # type: ignore[misc]
                 await connected.close()
         return self._aio[loop].core
 
-    def _drive(self, work: Any, *args: Any, **kwargs: Any) -> Any:
-        coroutine: Coroutine[Any, Any, Any] = work(self.client.core, *args, **kwargs)
-        return drive(coroutine)
+    def _drive(self, work: Callable[..., Coroutine[Any, Any, _Result]], *args: Any, **kwargs: Any) -> _Result:
+        return drive(work(self.client.core, *args, **kwargs))
 
     @property
     def loop(self) -> Any:
@@ -232,13 +234,13 @@ class EmberFileSystem(AsyncFileSystem):  # type: ignore[misc]
         self._drive(ops.rm, self.expand_path(path), recursive)
 
     async def _cp_file(self, path1: str, path2: str, **_: Any) -> None:
-        await ops.cp_file(await self._core(), *self._strip_protocol([path1, path2]), self.auto_mkdir)
+        await ops.cp_file(await self._core(), self._strip_protocol(path1), self._strip_protocol(path2), self.auto_mkdir)
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
-        self._drive(ops.cp_file, *self._strip_protocol([path1, path2]), self.auto_mkdir)
+        self._drive(ops.cp_file, self._strip_protocol(path1), self._strip_protocol(path2), self.auto_mkdir)
 
     async def _mv_file(self, path1: str, path2: str) -> None:
-        await ops.mv(await self._core(), *self._strip_protocol([path1, path2]), self.auto_mkdir)
+        await ops.mv(await self._core(), self._strip_protocol(path1), self._strip_protocol(path2), self.auto_mkdir)
 
     async def _mv(self, path1: str, path2: str, **_: Any) -> None:
         await self._mv_file(path1, path2)
@@ -246,7 +248,7 @@ class EmberFileSystem(AsyncFileSystem):  # type: ignore[misc]
     def mv(self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> None:
         """Rename a file or a whole directory, atomically. Lists and globs move each match."""
         if isinstance(path1, str | os.PathLike) and isinstance(path2, str | os.PathLike) and "*" not in str(path1):
-            self._drive(ops.mv, *self._strip_protocol([path1, path2]), self.auto_mkdir)
+            self._drive(ops.mv, self._strip_protocol(path1), self._strip_protocol(path2), self.auto_mkdir)
             return
         super().mv(path1, path2, recursive=recursive, maxdepth=maxdepth, **kwargs)
 

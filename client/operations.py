@@ -137,7 +137,7 @@ async def pipe_file(core: Core, path: str, value: Any, exclusive: bool, auto_mkd
     await with_parents(core, path, auto_mkdir, lambda: core.write_bytes(path, value, exclusive=exclusive))
 
 
-async def cat_ranges(core: Core, paths: list[str], starts: Any, ends: Any, on_error: str) -> list[bytes | Exception]:
+async def cat_ranges(core: Core, paths: list[str], starts: Any, ends: Any, on_error: str) -> list[bytes | StatusError]:
     """All ranges as one batched plan over all files and chains. `starts` and `ends` are numbers, None, or lists of them."""
     if not isinstance(paths, list):
         raise TypeError("cat_ranges takes a list of paths")
@@ -145,10 +145,10 @@ async def cat_ranges(core: Core, paths: list[str], starts: Any, ends: Any, on_er
     last = list(ends) if isinstance(ends, Iterable) else [ends] * len(paths)
     if len(first) != len(paths) or len(last) != len(paths):
         raise ValueError("paths, starts and ends differ in length")
-    out: list[bytes | Exception] = await core.read_ranges(list(zip(paths, first, last, strict=True)))
+    out = await core.read_ranges(list(zip(paths, first, last, strict=True)))
     if on_error != "return":
         for result in out:
-            if isinstance(result, Exception):
+            if isinstance(result, StatusError):
                 raise result
     return out
 

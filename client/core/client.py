@@ -202,7 +202,9 @@ class Core(Namespace):
         try:
             await handle.close()
         except (StatusError, ValueError) as failure:
-            warnings.warn(f"{handle.name} was never closed, and its data is lost: {failure}", ResourceWarning, stacklevel=2)
+            warnings.warn(
+                f"{handle.name} was never closed, and its data is lost: {failure}", ResourceWarning, stacklevel=2
+            )
 
     async def _write_out(self, path: PathLike) -> None:
         """Before another way to the same file cuts it: what this client wrote to it earlier goes first."""

@@ -143,11 +143,11 @@ class Collector:
             }
             # What got a name after it came here only leaves the queue; if that name is gone again, a later record says since when.
             unlinked = {
-                inode.id: (inode, value)
+                dead.id: (dead, value)
                 for key, value in page
-                if (inode := found.get(keys.dead_inode(key))) is not None
-                and inode.nlink <= 0
-                and (value != UNNAMED_RECORD or inode.flags & inodes.UNNAMED)
+                if (dead := found.get(keys.dead_inode(key))) is not None
+                and dead.nlink <= 0
+                and (value != UNNAMED_RECORD or dead.flags & inodes.UNNAMED)
             }
             held = [await session.any_holder(txn, number) for number in unlinked]
             for key, _ in page:
