@@ -34,7 +34,7 @@ from .measure import MIB, in_turns, peer, rate, row, stream, stream_mib, tempora
 BATCH = 64
 SMALL = UNIT_SMALL
 DEPTH = 2  # requests in flight
-LARGE_PER_REQUEST = 4  # pieces of 1 MiB in one request
+LARGE_PER_REQUEST = 2  # pieces of 1 MiB in one request
 INODE = (1 << 63) + 4711  # far above what the metadata server gives out
 SECONDS_MAX = 60.0
 AIM_READ, AIM_IOPS, AIM_TCP, AIM_WRITE = 0.6, 150_000, 0.8, 0.4
