@@ -60,7 +60,8 @@ class Cluster:
     def after_fork_in_child(self) -> None:
         """New locks and request ids: another thread of the parent may have held them. The routing is good as it is."""
         self._refreshing = self.env.lock()
-        self.requests = RequestIds(self.env)
+        # The numbers go on: a request that is on its way while the identity changes must not share one with a later request.
+        self.requests = RequestIds(self.env, self.requests.last)
 
     renew_identity = after_fork_in_child
 
@@ -211,16 +212,16 @@ class Cluster:
 class RequestIds:
     """Numbers of this client's changes, and up to which of them all replies have arrived (their records may then be dropped)."""
 
-    def __init__(self, env: Environment) -> None:
+    def __init__(self, env: Environment, last: int = 0) -> None:
         self._lock = env.lock()
-        self._last = 0
+        self.last = last
         self._in_flight: dict[int, None] = {}  # in rising order
 
     async def begin(self) -> int:
         async with self._lock:
-            self._last += 1
-            self._in_flight[self._last] = None
-            return self._last
+            self.last += 1
+            self._in_flight[self.last] = None
+            return self.last
 
     async def end(self, request_id: int) -> None:
         async with self._lock:
@@ -229,4 +230,4 @@ class RequestIds:
     async def acknowledged(self) -> int:
         """Every change up to this number has its answer."""
         async with self._lock:
-            return next(iter(self._in_flight), self._last + 1) - 1
+            return next(iter(self._in_flight), self.last + 1) - 1

@@ -2,7 +2,8 @@
 
 A blocking client runs only inside its calls; while its caller computes for minutes, the keeper renews the one lease, reports which
 inodes are open for reading, applies routing changes and writes out what has been dirty for long. It touches only the table of inodes,
-each under its lock. It starts with the first open file and ends with the client.
+each under its lock. It starts with the first open file and ends with the client. What waits for storage, or for an inode's lock, is done
+by a second, short-lived worker.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Keeper:
         self._env = core.env
         self._renewal_due = 0.0
         self._reported: set[int] = set()  # inodes that were open at the last renewal
+        self._writing_out = False
         self.started = False
 
     def start(self) -> None:
@@ -45,9 +47,13 @@ class Keeper:
         while not core.closed and core.keeper is self:
             if self._env.now() >= self._renewal_due:
                 await self.renew()
-            await self._close_orphans()
-            await self._flush_old(self._env.now() - scaled(DIRTY_SECONDS_MAX))
-            await self._env.sleep(scaled(TICK_SECONDS))
+            if self._anything_old() and not self._writing_out:
+                # In a worker of its own: while storage is down, or another thread holds a file, the lease is renewed all the same.
+                self._writing_out = True
+                self._env.spawn(self._write_out, "write-back")
+            until_due = self._renewal_due - self._env.now()
+            tick = scaled(TICK_SECONDS)
+            await self._env.sleep(until_due if 0 < until_due < tick else tick)
 
     async def renew(self) -> None:
         """Renew the lease once; a failure is tried again with the next tick, until the lease is over."""
@@ -78,9 +84,22 @@ class Keeper:
 
     def _held(self) -> list[int]:
         """The inodes open for reading for longer than one interval."""
-        now = {inode.id for inode in list(self._core.inodes.values()) if not inode.sessions}
-        held, self._reported = now & self._reported, now
+        now = {inode.id: inode for inode in list(self._core.inodes.values())}
+        held = [number for number, inode in now.items() if number in self._reported and not inode.sessions]
+        self._reported = set(now)
         return sorted(held)
+
+    def _anything_old(self) -> bool:
+        moment = self._env.now() - self._core.options.scaled(DIRTY_SECONDS_MAX)
+        inodes = list(self._core.inodes.values())
+        return bool(self._core.orphans) or any(inode.unsettled and inode.unsettled_since < moment for inode in inodes)
+
+    async def _write_out(self) -> None:
+        try:
+            await self._close_orphans()
+            await self._flush_old(self._env.now() - self._core.options.scaled(DIRTY_SECONDS_MAX))
+        finally:
+            self._writing_out = False
 
     async def _flush_old(self, moment: float) -> None:
         for inode in list(self._core.inodes.values()):

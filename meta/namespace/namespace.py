@@ -25,7 +25,7 @@ from .inode import Inode
 from .seams import Capabilities, Chunks, Clock, Layout, Layouts
 
 STRIPE_DEFAULT = 16  # chains that a file is spread over, unless its directory says otherwise
-GRACE_SECONDS = 20.0  # two lease renewals: by then readers have reported what they hold open
+GRACE_SECONDS = 30.0  # readers report what they hold open with the second renewal after the open; one more may fail
 DETOURS_MAX = 16  # of one request; each waits for storage, so this is about livelock
 ROOT_MODE = 0o755
 

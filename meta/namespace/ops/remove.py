@@ -16,7 +16,9 @@ from ..inode import Inode
 from ..path import Found
 from .stat import check_batch, status_of_entry
 
-TREE_DIRECTORIES_MAX = 50_000  # whose permissions one recursive removal checks (root's are not checked): 1.3 s of the 5 of a transaction
+TREE_DIRECTORIES_MAX = (
+    50_000  # whose permissions one recursive removal checks (root's are not checked): 1.3 s of the 5 of a transaction
+)
 DIRECTORIES_PER_TURN = 256  # about 6 ms, then other requests come in between
 PAGE = 1024  # names per read
 
