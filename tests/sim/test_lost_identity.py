@@ -1,0 +1,43 @@
+"""A client whose lease ran out goes on under a new identity; nothing that was under way is repeated under that one."""
+
+from __future__ import annotations
+
+from emberfs.client.core.options import parse_mode
+from emberfs.proto.errors import Status, StatusError
+
+from .environment import Simulation
+from .stories import Cluster
+
+
+def test_a_change_is_not_repeated_under_another_identity() -> None:
+    """Its number would mean another request there, and the server could not know it for a repetition: whether it happened is open."""
+    simulation = Simulation(4)
+
+    async def story() -> None:
+        cluster = await Cluster(simulation).start()
+        core = await cluster.client("ann")
+        file = await core.open("/f", parse_mode("wb"))  # from here on there is a lease to lose
+        host = simulation.host("ann")
+        identity = core.env.client  # type: ignore[attr-defined]
+
+        async def change() -> Status:
+            try:
+                await core.mkdir("/during")
+            except StatusError as failure:
+                return failure.status
+            return Status.OK
+
+        simulation.network.partition([host], [cluster.meta])
+        task = simulation.host("story").spawn(change(), "change")
+        await core.env.sleep(12)
+        await core.lose_lease(core.lease)  # as the keeper does when it finds out
+        simulation.network.heal()
+        assert await task is Status.MAYBE_COMMITTED
+        assert core.env.client != identity  # type: ignore[attr-defined]
+        for i in range(10):
+            await core.mkdir(f"/{i}")
+        await file.write(b"under the new one")  # nothing was unwritten, so the handle was opened anew
+        await file.close()
+        assert await core.read_bytes("/f") == b"under the new one"
+
+    simulation.run(story())
