@@ -37,6 +37,8 @@ class Channels:
         self._sequence[channel] += 1
         return self._sequence[channel]
 
-    def release(self, channels: Sequence[int]) -> None:
+    def release(self, batch: WriteBatch, channels: Sequence[int]) -> None:
+        """Leave the channels that the batch occupies."""
         for channel in channels:
-            self._owner[channel] = None
+            if self._owner[channel] is batch:
+                self._owner[channel] = None

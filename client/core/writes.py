@@ -69,9 +69,12 @@ class _Part:
 
 
 class WriteBatch:
-    """Updates of distinct channels on their way to storage."""
+    """Updates of distinct channels on their way to storage.
 
-    __slots__ = ("_budget", "_channels", "_cluster", "_lease", "_lock", "_parts", "bytes", "done", "updates")
+    Whoever waits for it may be cancelled: what was not answered then is sent again, under the same numbers, by whoever settles next.
+    """
+
+    __slots__ = ("_budget", "_channels", "_cluster", "_lease", "_lock", "_parts", "_unsent", "bytes", "done", "updates")
 
     def __init__(
         self, cluster: Cluster, channels: Channels, lease: Lease, budget: Budget, updates: list[Update]
@@ -82,6 +85,7 @@ class WriteBatch:
         self._budget = budget
         self._lock = cluster.env.lock()
         self._parts: list[_Part] = []
+        self._unsent: list[Update] = []
         self.updates = updates
         self.bytes = sum(update.source.length for update in updates)
         self.done = False
@@ -89,62 +93,71 @@ class WriteBatch:
     async def begin(self) -> None:
         """Number and send the updates. What cannot be sent is told by the files' errors when the batch is settled."""
         async with self._lock:
-            sequences = await self._channels.take(self, [update.channel for update in self.updates])
-            for update, sequence in zip(self.updates, sequences, strict=True):
-                update.sequence = sequence
-                update.checksum = crc32c(update.source.view)
-                update.truncate_version = update.file.truncate_version
-            self._send(self.updates)
+            await self._begin()
 
     async def settle(self) -> None:
         """Wait until every update is on every replica or has failed for good; then the channels and buffers are free."""
         async with self._lock:
             if self.done:
                 return
-            try:
-                await self._finish()
-            finally:
-                self._end()
+            if not self.updates[0].sequence:
+                await self._begin()
+            await self._finish()
+            self._end()
 
     def abandon(self) -> None:
         """Forget the batch (the lease is over, or the environment): what was sent may or may not be applied."""
-        for part in self._parts:
+        parts, self._parts = self._parts, []
+        for part in parts:
             if part.ticket is not None:
                 self._cluster.env.abandon(part.ticket)
-        self._parts = []
         self._end()
+
+    async def _begin(self) -> None:
+        sequences = await self._channels.take(self, [update.channel for update in self.updates])
+        self._unsent = list(self.updates)
+        for update, sequence in zip(self.updates, sequences, strict=True):
+            update.sequence = sequence
+            update.checksum = crc32c(update.source.view)
+            update.truncate_version = update.file.truncate_version
+        self._send()
 
     def _end(self) -> None:
         if not self.done:
             self.done = True
-            self._channels.release([update.channel for update in self.updates])
+            self._channels.release(self, [update.channel for update in self.updates])
             for update in self.updates:
                 self._budget.give(update.buffer)
 
     # --- sending --------------------------------------------------------------------------------------------------------------------
 
-    def _send(self, updates: list[Update]) -> None:
+    def _send(self) -> None:
+        """Send what is unsent: one request per node, which holds the heads of its chains."""
         nodes: dict[int, list[Update]] = {}
-        for update in updates:
+        for update in self._unsent:
             try:
                 nodes.setdefault(self._cluster.table.head(update.chain).node, []).append(update)
             except StatusError as failure:
                 self._parts.append(_Part(0, [update], failure=failure))
-        for node, chosen in nodes.items():
-            part = _Part(node, chosen)
-            self._parts.append(part)
-            try:
-                self._lease.check()
-                call = Call(
-                    self._cluster.node_address(node),
-                    STORAGE.Write,
-                    self._request(chosen),
-                    self._cluster.attempt_seconds,
-                    source=[update.source for update in chosen],
-                )
-                part.ticket = self._cluster.env.start(call)
-            except StatusError as failure:
-                part.failure = failure
+        made = [_Part(node, updates) for node, updates in nodes.items()]
+        self._parts += made
+        self._unsent = []
+        for part in made:
+            self._send_part(part)
+
+    def _send_part(self, part: _Part) -> None:
+        try:
+            self._lease.check()
+            call = Call(
+                self._cluster.node_address(part.node),
+                STORAGE.Write,
+                self._request(part.updates),
+                self._cluster.attempt_seconds,
+                source=[update.source for update in part.updates],
+            )
+            part.ticket = self._cluster.env.start(call)
+        except StatusError as failure:
+            part.failure = failure
 
     def _request(self, updates: list[Update]) -> WriteRequest:
         table = self._cluster.table
@@ -170,39 +183,52 @@ class WriteBatch:
 
     async def _finish(self) -> None:
         patience = self._cluster.patience()
-        while self._parts:
-            again = await self._collect()
-            if not again:
-                return
-            self._send(await self._prepare(again, patience))
+        while (self._parts or self._unsent) and not self.done:
+            if self._unsent:
+                self._send()
+            await self._collect(patience)
 
-    async def _collect(self) -> list[tuple[Update, StatusError]]:
-        """All replies in; the updates that have to be sent again and why."""
-        again: list[tuple[Update, StatusError]] = []
-        while self._parts:
-            part = self._parts[0]
-            ticket, part.ticket = part.ticket, None
-            try:
-                if ticket is None:
-                    raise part.failure or error(Status.INTERNAL, "a write was collected twice")
-                reply: WriteReply = await self._cluster.env.collect(ticket)
-                if len(reply.status) != len(part.updates):
-                    raise error(
-                        Status.PROTOCOL,
-                        f"storage node {part.node} answered {len(part.updates)} writes with other columns",
-                    )
-            except StatusError as failure:
-                await self._cluster.recover(failure, part.node)
-                again += [(update, failure) for update in part.updates]
+    async def _collect(self, patience: Patience) -> None:
+        """All replies in; what has to be sent again is in `_unsent` afterwards."""
+        failed: list[tuple[Update, StatusError]] = []
+        try:
+            while self._parts:
+                part = self._parts[0]
+                failed += await self._reply(part)
+                if self._parts and self._parts[0] is part:  # the batch may have been abandoned meanwhile
+                    self._parts.pop(0)
+            again = await self._prepare(failed, patience)
+        except BaseException:
+            self._unsent += [update for update, _ in failed]
+            raise
+        self._unsent += again
+
+    async def _reply(self, part: _Part) -> list[tuple[Update, StatusError]]:
+        """The updates of a request that failed, and why."""
+        try:
+            if part.ticket is None:
+                raise part.failure or error(Status.MAYBE_COMMITTED, "whoever waited for the answer gave up")
+            reply: WriteReply = await self._cluster.env.collect(part.ticket)
+            if len(reply.status) != len(part.updates):
+                raise error(
+                    Status.PROTOCOL, f"storage node {part.node} answered {len(part.updates)} writes with other columns"
+                )
+        except StatusError as failure:
+            part.ticket, part.failure = None, failure
+            await self._cluster.recover(failure, part.node)
+            return [(update, failure) for update in part.updates]
+        except BaseException:
+            part.ticket = None  # cancelled with us
+            raise
+        part.ticket = None
+        self._cluster.learn_chains(reply.chains)
+        failed = []
+        for update, code in zip(part.updates, reply.status, strict=True):
+            if code:
+                failed.append((update, _failure(update, code)))
             else:
-                self._cluster.learn_chains(reply.chains)
-                for update, code in zip(part.updates, reply.status, strict=True):
-                    if code:
-                        again.append((update, _failure(update, code)))
-                    else:
-                        update.file.arrived_end = max(update.file.arrived_end, update.end)
-            self._parts.pop(0)
-        return again
+                update.file.arrived_end = max(update.file.arrived_end, update.end)
+        return failed
 
     async def _prepare(self, failed: list[tuple[Update, StatusError]], patience: Patience) -> list[Update]:
         """Do what each failure asks for; the updates to be sent again. The others have failed: their files say why."""
