@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..env import Call, drive
 from ..errors import Status, StatusError, error
@@ -26,12 +26,14 @@ from ..ids import new_client_id
 from ..pool import POOL_BYTES, Pool
 from ..region import Region, Slice
 from ..settings import read_secret, time_scale
-from ..transport.local import LocalNetwork
 from .calls import REGION_WAIT_SECONDS, Backoff, Pending, connect_seconds, is_shared, make_region, unreachable
 from .connection import Broken, Connection, exchange
 from .offers import Offers
 from .quarantine import Quarantine
 from .subscriber import Subscriber
+
+if TYPE_CHECKING:
+    from ..transport.local import LocalNetwork  # it loads asyncio, which a blocking program does without
 
 IDLE_PER_ADDRESS_MAX = 32  # connections kept for the next call
 QUARANTINED_MAX = 128  # connections per address with requests given up and not known to be over

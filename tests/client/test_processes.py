@@ -278,7 +278,7 @@ def test_an_idle_client_is_small(cluster: Any) -> None:
 def test_connecting_loads_nothing_heavy(cluster: Any) -> None:
     program = (
         f"import emberfs, sys\nemberfs.connect({cluster.url!r}).close()\n"
-        "heavy = {'grpc', 'fsspec', 'typer', 'structlog', 'pydantic', 'rocksdict', 'prometheus_client', 'uvloop'}\n"
+        "heavy = {'asyncio', 'grpc', 'fsspec', 'typer', 'structlog', 'pydantic', 'rocksdict', 'prometheus_client', 'uvloop'}\n"
         "raise SystemExit(', '.join(heavy & set(sys.modules)) or 0)\n"
     )
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, check=False, cwd="/")
