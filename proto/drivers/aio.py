@@ -292,6 +292,8 @@ class AioEnvironment:
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work(), name=f"emberfs-{name}")
+        # A loop that just ends (a thread's at interpreter exit) has no news for anybody in a worker that was still waiting.
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
         self._workers.add(task)
         task.add_done_callback(self._workers.discard)
         return task
