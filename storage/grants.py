@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..proto.capability import Grant, verify
-from ..proto.errors import Status, StatusError
+from ..proto.errors import Status, StatusError, error
 from ..proto.routing import RoutingTable
 from ..proto.rpc import PeerInfo
 
@@ -22,7 +22,10 @@ def refusals(
     rights: int,
 ) -> dict[int, Status]:
     """Position -> status of the operations that this peer may not do; empty in the usual case. Operation i acts on `inodes[i]` under
-    `capabilities[which[i]]` (`which` empty: the first for all). A server of the cluster needs none."""
+    `capabilities[which[i]]` (`which` empty: the first for all). A server of the cluster needs none. Raises INVALID when only some
+    operations say which."""
+    if which and len(which) != len(inodes):
+        raise error(Status.INVALID, f"columns of different lengths: {len(which)} and {len(inodes)}")
     if not capabilities:
         if peer.identity.trusted:
             return {}

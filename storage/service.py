@@ -33,7 +33,8 @@ from ..proto.gen.storage_pb2 import (
     WriteReply,
     WriteRequest,
 )
-from ..proto.ids import CHUNK_INDEX_MAX, chunk_key
+from ..proto.ids import CHANNELS, CHUNK_INDEX_MAX, chunk_key
+from ..proto.layout import check_chunk_size
 from ..proto.routing import Change, RoutingTable
 from ..proto.rpc import STORAGE, Context
 from .engine.reads import ReadPlan
@@ -195,6 +196,7 @@ class StorageService:
         columns = (request.chain, request.chain_version, request.index, request.offset, request.length)
         numbering = (request.checksum, request.channel, request.sequence, request.truncate_version, request.chunk_size)
         _check_columns(count, *columns, *numbering)
+        _check_numbers(request)
         refused = refusals(
             context.peer, self._routing, request.capabilities, request.capability, request.inode[:], _WRITE
         )
@@ -424,6 +426,14 @@ def _check_columns(count: int, *columns: Any) -> None:
     for column in columns:
         if len(column) != count:
             raise error(Status.INVALID, f"columns of different lengths: {len(column)} and {count}")
+
+
+def _check_numbers(request: WriteRequest) -> None:
+    """What no layout has and no client counts: it must not reach the machine and the index, which rely on it. Raises INVALID."""
+    for size in set(request.chunk_size):
+        check_chunk_size(size)
+    if max(request.channel, default=0) >= CHANNELS or not all(request.sequence):
+        raise error(Status.INVALID, f"channels are below {CHANNELS}, sequence numbers above 0")
 
 
 def _need_trust(context: Context) -> None:

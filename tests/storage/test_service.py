@@ -15,7 +15,7 @@ from emberfs.proto.ids import CHUNK_INDEX_MAX, chunk_key
 from emberfs.proto.rpc import STORAGE
 from emberfs.storage.scrub import Scrubber
 
-from .world import CHUNK, World, verify
+from .world import CHUNK, World, memory, verify
 
 
 @pytest.fixture
@@ -121,6 +121,44 @@ async def test_a_stale_chain_version_is_refused_with_the_newer_entry(world: Worl
     assert reply.chains[0].version == 7
     reply = await world.call(STORAGE.Sync, storage_pb2.SyncRequest(chain=[1, 99], chain_version=[1, 1]))
     assert list(reply.status) == [Status.STALE_CHAIN_VERSION, Status.STALE_ROUTING]
+
+
+ABSURD = {
+    "offset": [CHUNK, 1 << 31, (1 << 32) - 1],
+    "channel": [1024, 1 << 16, (1 << 32) - 1],
+    "sequence": [0],
+    "chunk_size": [0, 1, 4097, (1 << 32) - 1],
+    "index": [(1 << 32) - 1],
+}
+
+
+@pytest.mark.parametrize(("column", "value"), [(name, value) for name, values in ABSURD.items() for value in values])
+async def test_absurd_numbers_are_refused_and_nothing_waits_behind_them(world: World, column: str, value: int) -> None:
+    assert await world.write(b"good", sequence=1) is Status.OK
+    request = world.write_request([(5, 0, 0, b"bad!", 2, None)])
+    getattr(request, column)[0] = value
+    try:
+        reply = await world.call(STORAGE.Write, request, source=[memory(b"bad!")])
+    except StatusError as failed:
+        assert failed.status is Status.INVALID
+    else:
+        assert reply.status[0] == Status.INVALID or column == "index"
+    assert await world.write(b"next", sequence=3) is Status.OK
+    assert await world.read() == b"next"
+
+
+async def test_every_operation_needs_a_capability_of_its_own(world: World) -> None:
+    assert await world.write(b"abc") is Status.OK
+    assert await world.write(b"secret", inode=6) is Status.OK
+    world.untrust()
+    request = storage_pb2.ReadRequest(
+        chain=[1, 1], chain_version=[1, 1], inode=[5, 6], index=[0, 0], offset=[0, 0], length=[3, 6]
+    )
+    request.capabilities.append(world.capability(5))
+    request.capability.append(0)  # and nothing for the second operation
+    with pytest.raises(StatusError) as failed:
+        await world.call(STORAGE.Read, request, target=[memory(9)])
+    assert failed.value.status is Status.INVALID
 
 
 async def test_a_wrong_capability_is_refused(world: World) -> None:

@@ -135,23 +135,31 @@ class World:
         client: bytes = b"",
     ) -> Any:
         """Writes as (inode, index, offset, data, sequence, channel)."""
+        request = self.write_request(pieces, chain, version)
+        request.truncate_version[:] = [truncate_version] * len(pieces)
+        request.checksum[:] = checksums or request.checksum
+        request.capabilities.extend(capabilities)
+        request.client = client
+        return await self.call(STORAGE.Write, request, source=[memory(b"".join(p[3] for p in pieces))])
+
+    @staticmethod
+    def write_request(
+        pieces: Sequence[tuple[int, int, int, bytes, int, int | None]], chain: int = 1, version: int = 1
+    ) -> storage_pb2.WriteRequest:
         count = len(pieces)
-        request = storage_pb2.WriteRequest(
+        return storage_pb2.WriteRequest(
             chain=[chain] * count,
             chain_version=[version] * count,
             inode=[p[0] for p in pieces],
             index=[p[1] for p in pieces],
             offset=[p[2] for p in pieces],
             length=[len(p[3]) for p in pieces],
-            checksum=checksums or [crc32c(p[3]) for p in pieces],
+            checksum=[crc32c(p[3]) for p in pieces],
             channel=[channel_of(p[0], p[1]) if p[5] is None else p[5] for p in pieces],
             sequence=[p[4] for p in pieces],
-            truncate_version=[truncate_version] * count,
+            truncate_version=[0] * count,
             chunk_size=[CHUNK] * count,
-            capabilities=capabilities,
-            client=client,
         )
-        return await self.call(STORAGE.Write, request, source=[memory(b"".join(p[3] for p in pieces))])
 
     async def read_many(
         self,
