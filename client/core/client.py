@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -137,8 +138,15 @@ class Core(Namespace):
             inode = self.inodes.get(attributes.inode)
             if inode is None:
                 inode = self.inodes[attributes.inode] = Inode(self.cluster, attributes)
+            truncated = attributes.truncate_version != inode.truncate_version
             inode.take_open(reply, flags)
             inode.handles += 1
+        if truncated and inode.write_back is not None and inode.write_back.pending:
+            # Whether what is on its way came before the truncate or after it, storage decides: then we know the length.
+            async with inode.lock:
+                await inode.write_back.drain()
+                with suppress(StatusError):
+                    await inode.fetch()
         if reply.session:
             self.lease.begin(sent)
         self.keeper.start()
@@ -339,6 +347,7 @@ class Core(Namespace):
         async with self.losing:
             if lease is not self.lease:
                 return  # another thread or the keeper was faster
+            lease.end()  # for whoever is in the middle of a write: it must not send what is thrown away here
             ended = lease.ended_error()
             for inode in list(self.inodes.values()):
                 if inode.unsettled or (inode.write_back is not None and inode.write_back.pending):

@@ -57,6 +57,7 @@ class Handle:
         self.append = bool(flags & O_APPEND)
         self.position = 0
         self.closed = False
+        self.unwanted = False  # what is not sent yet is to be discarded
         self.epoch = core.epoch
         self.lock = core.env.lock()
         self.stream = Stream(file, core.options.readahead if buffered else 0)
@@ -299,8 +300,6 @@ class Handle:
     async def fsync(self) -> None:
         """`flush`, and make it durable on every replica and in the namespace."""
         await self._ready()
-        if not self.can_write:
-            return
         file = self.file
         async with file.lock:
             if file.write_back is not None:
@@ -312,7 +311,7 @@ class Handle:
             file.synced = True
 
     async def close(self) -> None:
-        """Send everything, settle the length, end the session. The handle is closed even if this raises."""
+        """Send everything, settle the length, end the session. The handle is closed even if this raises, unless it is interrupted."""
         await self._end(discard=False)
 
     async def close_with_stat(self) -> Stat:
@@ -328,17 +327,30 @@ class Handle:
         if self.closed:
             return
         self.closed = True
-        self.core.handles.discard(self)
-        self.stream.drop()
         if self.epoch != self.core.epoch:
             # Inherited over a fork, or from before the lease ran out: nothing of it is ours to settle any more.
+            self.core.handles.discard(self)
+            self.stream.drop()
             self._raise_error()
             return
+        self.unwanted = self.unwanted or discard
         try:
+            async with self.lock:  # a read in another thread still looks into the windows
+                self.stream.drop()
             if self.can_write:
-                await self._end_session(discard)
-        finally:
-            await self.core.release_inode(self.file)
+                await self._end_session(self.unwanted)
+        except Exception:
+            await self._leave()
+            raise
+        except BaseException:
+            # Interrupted or cancelled: what is still here is not lost. Whoever comes next closes the file, the keeper at last.
+            self.closed = False
+            raise
+        await self._leave()
+
+    async def _leave(self) -> None:
+        self.core.handles.discard(self)
+        await self.core.release_inode(self.file)
 
     async def _end_session(self, discard: bool) -> None:
         file = self.file

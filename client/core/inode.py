@@ -52,6 +52,7 @@ class Inode:
         "settled_length",
         "sparse",
         "stale_end",
+        "stale_version",
         "synced",
         "truncate_version",
         "unsettled",
@@ -81,9 +82,10 @@ class Inode:
         self.generation = 0  # grows when written bytes arrive: what was read ahead before that is dropped
         self.unsettled = False  # something was written that the server's length and times do not know
         self.unsettled_since = 0.0  # on the environment's clock
-        self.synced = True  # nothing was written since the last fsync
+        self.synced = False  # nothing was written since the last fsync; before the first one nobody knows, the file was closed before
         self.error: StatusError | None = None  # of data written in the background, to be reported once
-        self.stale_end = 0  # end of what was written after a truncate that this inode has not heard of yet
+        self.stale_end = 0  # end of what was written after a truncate that this inode has not heard of yet,
+        self.stale_version = 0  # and the truncate version that it was written under
         self.write_back: WriteBack | None = None
 
     # --- what the server said -------------------------------------------------------------------------------------------------------
@@ -99,14 +101,21 @@ class Inode:
         self.take(reply.attributes)
 
     def take(self, attributes: Attributes) -> None:
-        """Newer attributes. What was written here and is not settled stays visible, unless a truncate came after it."""
+        """Newer attributes (older ones, of a reply that was overtaken, say nothing). What was written here and is not settled stays
+        visible, unless a truncate came after it."""
+        if attributes.change < self.change:
+            return
         if attributes.truncate_version != self.truncate_version:
             self.truncate_version = attributes.truncate_version
             # What was settled or sent before the truncate is cut; what came after it stays.
-            self.written_end = max(self.stale_end, self.write_back.dirty_end() if self.write_back else 0)
-            self.arrived_end = self.stale_end
-            self.stale_end = 0
+            self.written_end = self.write_back.dirty_end() if self.write_back else 0
+            self.arrived_end = 0
             self.generation += 1
+        if self.stale_end and self.stale_version <= attributes.truncate_version:
+            if self.stale_version == attributes.truncate_version:  # else yet another truncate has cut it
+                self.written_end = max(self.written_end, self.stale_end)
+                self.arrived_end = max(self.arrived_end, self.stale_end)
+            self.stale_end = 0
         if attributes.change != self.change:
             self.change = attributes.change
             self.generation += 1
@@ -124,6 +133,12 @@ class Inode:
             self.unsettled = True
             self.unsettled_since = self.cluster.env.now()
         self.synced = False
+
+    def came_after(self, truncate_version: int, end: int) -> None:
+        """Note that a write was refused as older than a truncate, and is sent again as one that comes after it."""
+        if truncate_version > self.stale_version:
+            self.stale_version, self.stale_end = truncate_version, 0
+        self.stale_end = max(self.stale_end, end)
 
     @property
     def hint_end(self) -> int:

@@ -60,8 +60,7 @@ class WriteBack:
         self._limit = limit
         self._block_bytes = min(file.chunk_size, BLOCK_BYTES_MAX)
         self._blocks: dict[int, Block] = {}  # by base, the oldest first
-        self._full: list[Block] = []  # those of them that can take no more
-        self._full_bytes = 0
+        self._full: dict[int, Block] = {}  # those of them that reach their end, by base
         self._batches: deque[WriteBatch] = deque()
 
     # --- looking (no lock needed) -----------------------------------------------------------------------------------------------------
@@ -94,10 +93,10 @@ class WriteBack:
             block = await self._block(base, start, start + len(piece))
             block.put(start, piece)
             if block.end == self._block_bytes:
-                self._full.append(block)
-                self._full_bytes += block.end - block.start
-                if self._full_bytes >= SEND_BYTES:
-                    await self._send(self._full)
+                # By base: one that is full already and is written again must not be sent twice, its buffer goes with the first.
+                self._full[base] = block
+                if sum(full.end - full.start for full in self._full.values()) >= SEND_BYTES:
+                    await self._send(list(self._full.values()))
                     await self._bound(max(self._limit, STREAM_BYTES))
         await self._bound(self._limit)
 
@@ -118,7 +117,7 @@ class WriteBack:
 
     def discard(self) -> None:
         """Drop what was not sent."""
-        blocks, self._blocks, self._full, self._full_bytes = self._blocks, {}, [], 0
+        blocks, self._blocks, self._full = self._blocks, {}, {}
         for block in blocks.values():
             self._free(block.slice)
 
@@ -186,15 +185,11 @@ class WriteBack:
                 else:
                     batch[update.channel] = update
                     self._blocks.pop(block.base, None)
-            self._forget_full()
+                    self._full.pop(block.base, None)
             made = WriteBatch(self._cluster, self._channels, self._lease, self._budget, list(batch.values()))
             self._batches.append(made)
             await made.begin()
             blocks = left
-
-    def _forget_full(self) -> None:
-        self._full = [block for block in self._full if self._blocks.get(block.base) is block]
-        self._full_bytes = sum(block.end - block.start for block in self._full)
 
     async def _settle_oldest(self) -> None:
         batch = self._batches[0]

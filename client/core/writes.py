@@ -239,7 +239,7 @@ class WriteBatch:
             try:
                 if failure.status is Status.STALE_TRUNCATE_VERSION:
                     await self._after_truncate(update)
-                elif failure.status is Status.CAPABILITY_EXPIRED and patience.failures == 0:
+                elif failure.status is Status.CAPABILITY_EXPIRED:
                     await update.file.renew_capability(writing=True)
                     failure = error(Status.BUSY, failure.strerror or "")
                 elif not failure.retryable and failure.status is not Status.DEADLINE:
@@ -264,7 +264,7 @@ class WriteBatch:
         attributes = await update.file.ask()
         update.truncate_version = attributes.truncate_version
         update.sequence = self._channels.next(update.channel)
-        update.file.stale_end = max(update.file.stale_end, update.end)
+        update.file.came_after(attributes.truncate_version, update.end)
 
 
 def _failure(update: Update, code: int) -> StatusError:

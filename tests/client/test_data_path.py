@@ -1,0 +1,96 @@
+"""Bytes that must not get lost, doubled or mixed up where several things happen at once to one file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from emberfs.proto.env import drive
+from emberfs.proto.errors import Status
+
+from .world import World
+
+MIB = 1 << 20
+
+
+def test_a_full_block_that_is_written_again_is_sent_once(world: World) -> None:
+    client = world.client()
+    with client.open("/file", "wb") as file:
+        file.pwrite(bytes(MIB - 4096), 4096)  # reaches the end of the block: full, but less than a request's worth
+        file.pwrite(b"again", 8192)
+        file.flush()
+    assert len(world.storage.applied) == 1
+
+
+def test_a_write_after_anothers_truncate_counts_although_the_file_was_opened_again_meanwhile(world: World) -> None:
+    client, other = world.client(), world.client()
+    data = bytes(range(256)) * 4096
+    with client.open("/file", "wb") as file:
+        file.write(b"x" * 100)
+        file.flush()
+        other.truncate("/file", 10)
+        file.pwrite(data, 0)  # on its way, under the version from before the truncate
+        with client.open("/file", "rb") as again:
+            assert again.size == MIB
+            assert again.read() == data
+    assert other.stat("/file").size == MIB
+    assert other.read_bytes("/file") == data
+    with client.open("/file", "rb+") as file:
+        file.truncate(0)
+        assert file.size == 0
+
+
+def test_an_expired_capability_is_renewed_whatever_failed_before(world: World) -> None:
+    client = world.client()
+    with client.open("/file", "wb") as file:
+        file.write(b"kept")
+        world.storage.statuses.extend([Status.UNAVAILABLE, Status.CAPABILITY_EXPIRED])
+    assert client.read_bytes("/file") == b"kept"
+
+
+def test_a_close_that_is_interrupted_loses_nothing_and_can_be_repeated(world: World) -> None:
+    client = world.client()
+    file = client.open("/file", "wb")
+    file.write(b"kept")
+    interrupt_next_collect(client.core.env)
+    with pytest.raises(KeyboardInterrupt):
+        file.close()
+    assert not file.closed
+    file.close()
+    assert file.closed
+    assert client.read_bytes("/file") == b"kept"
+    assert not client.core.inodes and not client.core.write_budget.held
+
+
+def test_attributes_that_were_overtaken_say_nothing(world: World) -> None:
+    client = world.client()
+    with client.open("/file", "wb") as file:
+        old = drive(file.handle.file.ask())
+        file.write(b"newer")
+        file.flush()
+        file.handle.file.take(old)
+        assert file.size == 5
+
+
+@pytest.mark.parametrize("mode", ["rb", "rb+"])
+def test_fsync_makes_durable_what_was_closed_before(world: World, mode: str) -> None:
+    client = world.client()
+    client.write_bytes("/file", b"kept")
+    with client.open("/file", mode) as file:
+        file.fsync()
+        assert world.storage.requests.count("sync") == 1
+        file.fsync()
+        assert world.storage.requests.count("sync") == 1
+
+
+def interrupt_next_collect(env: Any) -> None:
+    """As a signal at the keyboard does."""
+    collect = env.collect
+
+    async def interrupted(ticket: Any) -> Any:
+        env.collect = collect
+        env.abandon(ticket)
+        raise KeyboardInterrupt
+
+    env.collect = interrupted
