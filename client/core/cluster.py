@@ -56,14 +56,29 @@ class Cluster:
         self.operation_seconds = options.scaled(options.timeout)
         self.attempt_seconds = min(options.scaled(ATTEMPT_SECONDS), self.operation_seconds)
         self.local_nodes: frozenset[int] = frozenset()  # storage nodes on this machine: read from them first
+        self.lookahead: dict[Any, Any] = {}  # streams between two reads -> their windows, who read last at the end
 
     def after_fork_in_child(self) -> None:
+        """As `renew_identity`; what was read ahead is the parent's."""
+        self.renew_identity()
+        self.lookahead = {}
+
+    def renew_identity(self) -> None:
         """New locks and request ids: another thread of the parent may have held them. The routing is good as it is."""
         self._refreshing = self.env.lock()
         # The numbers go on: a request that is on its way while the identity changes must not share one with a later request.
         self.requests = RequestIds(self.env, self.requests.last)
 
-    renew_identity = after_fork_in_child
+    def drop_lookahead(self) -> bool:
+        """Buffers are short: give back what some file has read ahead and not used for longest. False if there is nothing."""
+        return any(self.forget_lookahead(stream) for stream in list(self.lookahead))
+
+    def forget_lookahead(self, stream: Any) -> bool:
+        """Give back what a stream has read ahead. False if it has nothing, or its reader was faster."""
+        windows = self.lookahead.pop(stream, None)
+        while windows:
+            windows.popleft().drop()
+        return windows is not None
 
     # --- routing ----------------------------------------------------------------------------------------------------------------
 

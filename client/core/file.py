@@ -144,7 +144,7 @@ class Handle:
         await self._arrived(min(offsets), end)
         views: list[memoryview] = []
         position = begin = 0
-        for end in _cuts(lengths):
+        for end in _cuts(lengths, min(BATCH_BYTES_MAX, self.core.options.memory // 8)):
             position = await self._batch(offsets[begin:end], lengths[begin:end], view, position, views)
             begin = end
         return views
@@ -247,7 +247,7 @@ class Handle:
                 if failure.status is not Status.BUSY:
                     raise
                 patience = patience or self.core.cluster.patience()
-                if not await self.core.shed():
+                if not (await self.core.shed() or self.core.cluster.drop_lookahead()):
                     await patience.again(failure)
 
     async def _write_once(self, view: memoryview, offset: int) -> int:
@@ -330,7 +330,7 @@ class Handle:
         if self.epoch != self.core.epoch:
             # Inherited over a fork, or from before the lease ran out: nothing of it is ours to settle any more.
             self.core.handles.discard(self)
-            self.stream.drop()
+            self.file.cluster.forget_lookahead(self.stream)
             self._raise_error()
             return
         self.unwanted = self.unwanted or discard
@@ -411,6 +411,7 @@ class Handle:
 
     def adopt(self, file: Inode, session: int) -> None:
         """Go on in the client's present epoch, with nothing but the position from before."""
+        self.file.cluster.forget_lookahead(self.stream)
         self.file = file
         self.session = session
         self.lock = self.core.env.lock()
@@ -457,13 +458,13 @@ def _columns(file: Inode, offsets: list[int], lengths: list[int]) -> Columns:
     return Columns((file,), (), *rows)
 
 
-def _cuts(lengths: Sequence[int]) -> Sequence[int]:
-    """Ends of portions of rows that fit into one batch."""
-    if sum(lengths) <= BATCH_BYTES_MAX:
+def _cuts(lengths: Sequence[int], limit: int) -> Sequence[int]:
+    """Ends of portions of rows that fit into one batch of `limit` bytes."""
+    if sum(lengths) <= limit:
         return [len(lengths)] if lengths else []
     cuts, total = [], 0
     for i, length in enumerate(lengths):
-        if total and total + length > BATCH_BYTES_MAX:
+        if total and total + length > limit:
             cuts.append(i)
             total = 0
         total += length

@@ -42,7 +42,7 @@ async def read_ranges(core: Core, ranges: Sequence[Range]) -> list[bytes | Statu
     plan: list[tuple[int, Inode, int, int]] = []
     size = 0
     for row in wanted:
-        if plan and size + row[3] > PLAN_BYTES_MAX:
+        if plan and size + row[3] > min(PLAN_BYTES_MAX, core.options.memory // 8):
             await _read_plan(core, plan, results)
             plan, size = [], 0
         plan.append(row)

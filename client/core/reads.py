@@ -432,6 +432,8 @@ async def fetch_patiently(
         try:
             fetch.start()
         except StatusError as failure:
+            if failure.status is Status.BUSY and cluster.drop_lookahead():
+                continue
             patience = patience or cluster.patience()
             await patience.again(failure)
             await cluster.recover(failure)
