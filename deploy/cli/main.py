@@ -30,6 +30,7 @@ COMMANDS = {
     "down": ("servers", "Cluster"),
     "status": ("servers", "Cluster"),
     "doctor": ("doctor", "Cluster"),
+    "chain": ("chain", "Cluster"),
     "bench": ("bench", "Cluster"),
     "ls": ("listing", "Files"),
     "tree": ("listing", "Files"),
@@ -58,6 +59,10 @@ class _Commands(typer.core.TyperGroup):
             return None
         module, panel = COMMANDS[cmd_name]
         function = getattr(importlib.import_module(f".{module}", __package__), cmd_name)
+        if isinstance(function, typer.Typer):  # a command with commands of its own
+            group: Any = typer.main.get_command(function)
+            group.rich_help_panel = panel
+            return group
         single = typer.Typer(add_completion=False)
         single.command(cmd_name, rich_help_panel=panel, context_settings={"help_option_names": ["-h", "--help"]})(
             function

@@ -36,7 +36,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ...proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, LOCAL_STATE_ONLINE, LOCAL_STATE_UPTODATE, LocalState
+from ...proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, LOCAL_STATE_UPTODATE, LocalState
 from ...proto.gen.common_pb2 import (
     TARGET_STATE_LASTSRV,
     TARGET_STATE_OFFLINE,
