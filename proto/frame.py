@@ -146,6 +146,12 @@ class Decoder:
         self._compact()
         return frames
 
+    def forget(self, request_id: int) -> None:
+        """Nobody waits for this request's reply any more: what is still to come of its bulk, if it has begun, is dropped."""
+        if self._frame is not None and self._frame.request_id == request_id:
+            self._drop += sum(map(len, self._places))
+            self._places = []
+
     def _next(self) -> Frame | None:
         """The frame at the start of the window, without its bulk; None if it is not all there."""
         start = self._start

@@ -153,6 +153,8 @@ class AioConnection(Client):
             return
         if pending.shared:
             pending.hold = self._pool.hold(pending.slices)
+        else:
+            self.decoder.forget(pending.number)  # its memory may be another request's from now on
         pending.settled = self.loop.create_future()
         self._given_up[pending.number] = pending
         self.send(wire.encode(0, wire.CANCEL, pending.number, b""))

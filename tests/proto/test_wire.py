@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -246,6 +246,34 @@ def test_bulk_outside_of_what_was_offered_is_not_taken(kind: str, tmp_path: Path
         with pytest.raises(StatusError) as raised:
             client.call(address, READ, read((0, 100)), target=[Slice(region, 0, 100)])
         assert raised.value.status is Status.PROTOCOL and region.view == b"\xee" * 100
+
+
+def test_bulk_that_nobody_waits_for_any_more_does_not_land_in_memory_given_back(kind: str, tmp_path: Path) -> None:
+    size = 2 << 20
+    given_up, all_sent = threading.Event(), threading.Event()
+
+    def answer(peer: socket.socket, frame: Frame) -> None:
+        table = wire.SPAN.pack(0, size)
+        with suppress(ConnectionError):
+            peer.sendall(wire.encode(wire.REPLY, READ.number, frame.request_id, b"", table=table, bulk_bytes=size))
+            peer.sendall(b"\1" * (size // 2))
+            given_up.wait(10.0)
+            peer.sendall(b"\1" * (size - size // 2))
+        all_sent.set()
+
+    with false_server(tmp_path, answer) as address, face(kind) as client:
+        region = client.env.register(bytearray(size))
+        ticket = client.start(address, READ, read((0, size)), target=[Slice(region, 0, size)])
+        if kind == "aio":  # the loop receives by itself
+            assert eventually(lambda: region.view[size // 4] == 1)
+        client.abandon(ticket)
+        region.view[:] = b"\2" * size  # somebody else's, from now on
+        given_up.set()
+        assert all_sent.wait(10.0)
+        if kind == "aio":
+            with pytest.raises(StatusError):  # the end of the connection, which comes after those bytes
+                client.call(address, SPACE, SPACE_REQUEST, timeout=10.0)
+        assert region.view == b"\2" * size
 
 
 # --- death -------------------------------------------------------------------------------------------------------------------------
