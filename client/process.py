@@ -15,6 +15,7 @@ import weakref
 from pathlib import Path
 
 from ..proto.env import drive
+from ..proto.errors import StatusError
 from .core.client import Core
 
 _cores: weakref.WeakSet[Core] = weakref.WeakSet()
@@ -46,10 +47,16 @@ def forget(core: Core) -> None:
 
 
 def _close_all() -> None:
-    """At the end of the process: what was written to files that nobody closed is not lost."""
+    """At the end of the process: what was written to files that nobody closed is not lost, of any client. Raises the first error."""
+    failure: BaseException | None = None
     for core in list(_cores):
         forget(core)
-        drive(core.close())
+        try:
+            drive(core.close())
+        except (StatusError, ValueError) as broken:
+            failure = failure or broken
+    if failure is not None:
+        raise failure
 
 
 def _after_fork_in_child() -> None:
