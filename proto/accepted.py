@@ -29,7 +29,7 @@ from .subscription import SUBSCRIPTIONS_MAX, Subscription
 from .transport import address as addresses
 from .transport.shm import REGIONS_PER_CLIENT_MAX, ClientRegion, MappedSink, Regions, WrittenSink
 from .transport.stream import Stream
-from .transport.tcp import Scratch, span_table
+from .transport.tcp import InlineSink, Scratch, span_table
 
 if TYPE_CHECKING:
     from .server import Server
@@ -218,10 +218,43 @@ class Connection(Stream):
             pieces.clear()
             self._release(request)
 
+        if isinstance(sink, InlineSink) and sink.lent:
+            pieces.clear()
+            self._reply_from_files(head, sink, sent)
+            return
         self.send(head)
         for _, data in pieces[:-1]:
             self.send(data)
         self.send(pieces[-1][1], sent)
+
+    def _reply_from_files(self, head: bytes, sink: InlineSink, sent: Callable[[], None]) -> None:
+        """What the socket takes at once leaves from the page cache. The rest is copied here and now: the slots of the files
+        must not wait for a peer that reads slowly, or never."""
+        room = self.send_now(head)
+        rest: list[memoryview] = []
+        try:
+            for part in sink.parts():
+                if isinstance(part, memoryview):
+                    if room:
+                        room = self.send_now(part)
+                    else:
+                        rest.append(part)
+                    continue
+                done = self.send_file(part.descriptor, part.offset, part.length) if room else 0
+                if done < part.length:
+                    room = False
+                    rest.append(sink.copied(part, done))
+        except OSError as failed:  # half of a reply has left: there is no other way to say so
+            _log.error("a reply broke off", peer=self.peer.name, error=str(failed))
+            self.close()
+        sink.give_back()
+        if not rest or self.closed:
+            rest.clear()
+            sent()
+            return
+        for data in rest[:-1]:
+            self.send(data)
+        self.send(rest.pop(), sent)
 
     def _fail(self, request: Request, failure: Exception) -> None:
         frame = request.frame

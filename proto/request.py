@@ -12,7 +12,7 @@ from .frame import SLICE, TABLE, Frame
 from .rpc import BULK_BYTES_MAX, PeerInfo
 from .transport.buffers import Buffers
 from .transport.shm import INLINE, MappedSink, Piece, Regions, WrittenSink, pull
-from .transport.tcp import Scratch
+from .transport.tcp import InlineSink, Scratch
 
 PULL_INLINE_BYTES_MAX = 4 << 20  # larger copies are made by a thread, so that the loop goes on
 
@@ -69,7 +69,7 @@ class Request:
             self.sink_made = MappedSink(pieces, length)
             return self.sink_made
         self._hold(length)
-        sink = Scratch(length, self.buffers) if pieces is None else WrittenSink(pieces, length, self.buffers)
+        sink = InlineSink(length, self.buffers) if pieces is None else WrittenSink(pieces, length, self.buffers)
         self.sink_made = sink
         return sink
 

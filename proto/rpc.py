@@ -9,7 +9,7 @@ are the client's own memory (shm), or travel behind the frame (tcp), the handler
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -117,12 +117,20 @@ class Sink(Protocol):
     """Where the bulk of a reply goes: a span of `length` bytes, in the client's memory or on its way there."""
 
     length: int
+    lends: bool  # whether bytes may be sent straight from a file
 
     def buffers(self, position: int, length: int) -> Sequence[memoryview]:
         """Writable buffers for that part of the span, in order (several where the client's pieces are scattered)."""
 
     def filled(self, position: int, length: int) -> None:
         """Those bytes are valid. What is never filled is not sent, and is left untouched at the client."""
+
+    def lend(self, position: int, descriptor: int, offset: int, length: int) -> None:
+        """Instead of filling buffers, where `lends`: that part is in this file, in the page cache. It must stay there as it is until
+        `when_returned`, and is marked as `filled` like any other."""
+
+    def when_returned(self, release: Callable[[], None]) -> None:
+        """What to call when nothing that was lent is needed any more; called in any case."""
 
 
 class Context(Protocol):

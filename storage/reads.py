@@ -6,7 +6,7 @@ whether somebody still waits for it, and the slots stay pinned until the last pi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..proto.errors import Status, StatusError
 from ..proto.gen.storage_pb2 import ReadReply
@@ -14,6 +14,7 @@ from ..proto.rpc import Context, Sink
 from .engine.reads import ReadPlan
 from .target import Target
 
+LENT_BYTES_MIN = 64 << 10  # what is shorter is copied faster than the page cache is asked about it
 INLINE_READ_BYTES_MAX = 4 << 20  # of one batch on the loop: about a millisecond, in which nobody else is served
 
 _OK = Status.OK
@@ -34,11 +35,12 @@ class Batch:
         self._positions = positions  # of every operation of the request, in the sink
         self._sink = sink
         self._context = context
+        self.has_lent = False
 
     def move(self, plans: Sequence[ReadPlan], whole: memoryview | None) -> list[Piece]:
         """Move what is in memory; returns what is not. `whole` is the sink where it is one piece."""
         disk = self.target.engine.disk
-        context, positions = self._context, self._positions
+        context, positions, lends = self._context, self._positions, self._sink.lends
         missed: list[Piece] = []
         budget = INLINE_READ_BYTES_MAX
         for place, plan in zip(self.places, plans, strict=True):
@@ -54,12 +56,33 @@ class Batch:
             if context.cancelled:
                 break
             budget -= length
+            if lends and length >= LENT_BYTES_MIN and budget >= 0 and self._lend(plan, position):
+                continue
             try:
                 if budget < 0 or not plan.read_into(disk, buffers, False):
                     missed.append((place, plan, buffers))
             except StatusError as failed:
                 self.failures[place] = failed
         return missed
+
+    def _lend(self, plan: ReadPlan, position: int) -> bool:
+        """Let the bytes go from the page cache to the client's socket, if that is where they are. Nobody here has to look at them: the
+        client has the checksums."""
+        if len(plan.segments) != 1 or plan.edges:
+            return False
+        ((handle, offset, length),) = plan.segments
+        if not self.target.engine.disk.is_cached(handle, offset, length):
+            return False
+        self._sink.lend(position, handle, offset, length)
+        self.has_lent = True
+        return True
+
+    def returned(self, release: Callable[[], None]) -> None:
+        """Call `release` when none of the bytes are needed any more: now, or when what was lent has been sent."""
+        if self.has_lent:
+            self._sink.when_returned(release)
+        else:
+            release()
 
     def move_missed(self, missed: Sequence[Piece]) -> None:
         """The rest, where blocking is allowed."""
@@ -86,7 +109,7 @@ async def read_target(
             target.counters.reads_missed += len(missed)
             await target.blocking(batch.move_missed, missed)
     finally:
-        planned.release()
+        batch.returned(planned.release)
     if len(batch.places) == len(plans_out):
         plans_out[:] = plans
     else:

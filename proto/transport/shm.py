@@ -17,7 +17,7 @@ import fcntl
 import mmap
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import Status, error
@@ -146,6 +146,7 @@ class MappedSink:
     """The client's own memory: what the handler reads into these buffers is where it belongs."""
 
     __slots__ = ("_parts", "length")
+    lends = False
 
     def __init__(self, pieces: Sequence[Piece], length: int) -> None:
         self.length = length
@@ -170,6 +171,12 @@ class MappedSink:
 
     def filled(self, position: int, length: int) -> None:
         """They are there already."""
+
+    def lend(self, position: int, descriptor: int, offset: int, length: int) -> None:
+        raise error(Status.INTERNAL, "shared memory is filled, nothing is lent to it")
+
+    def when_returned(self, release: Callable[[], None]) -> None:
+        release()
 
     def finish(self) -> None:
         self._parts.clear()

@@ -7,6 +7,7 @@ and sent from where it lies, and all replies to what one receive brought leave i
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -97,12 +98,7 @@ class Stream:
             return
         out = self._out
         try:
-            while out:
-                if len(out) == 1:
-                    count = self.sock.send(out[0][0])
-                else:
-                    count = self.sock.sendmsg([data for data, _ in islice(out, PIECES_MAX)])
-                self._sent(count)
+            self._push()
         except (BlockingIOError, InterruptedError):
             self._wait_writable()
         except OSError:
@@ -112,6 +108,46 @@ class Stream:
             self.drained()
         if not self._reading and not self._ended and self._out_bytes < OUT_BYTES_LOW:
             self._resume()
+
+    def _push(self) -> None:
+        out = self._out
+        while out:
+            if len(out) == 1:
+                count = self.sock.send(out[0][0])
+            else:
+                count = self.sock.sendmsg([data for data, _ in islice(out, PIECES_MAX)])
+            self._sent(count)
+
+    def send_now(self, data: Buffer) -> bool:
+        """Queue, and send what the socket takes at once. Whether it took everything, so that more may go around the queue."""
+        if self.closed:
+            return False
+        self._out.append((data, None))
+        self._out_bytes += len(data)
+        self.posted += len(data)
+        try:
+            self._push()
+        except (BlockingIOError, InterruptedError):
+            self._wait_writable()
+        except OSError:
+            self.close()
+        return not self._out and not self.closed
+
+    def send_file(self, descriptor: int, offset: int, length: int) -> int:
+        """After `send_now` took everything: how many of these bytes the socket takes at once, straight from the page cache."""
+        sent = 0
+        try:
+            while sent < length and (
+                count := os.sendfile(self.sock.fileno(), descriptor, offset + sent, length - sent)
+            ):
+                sent += count
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            self.close()
+        self.posted += sent
+        self.taken += sent
+        return sent
 
     def _sent(self, count: int) -> None:
         out = self._out

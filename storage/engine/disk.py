@@ -12,6 +12,19 @@ BUFFERS_MAX = 1024  # IOV_MAX: buffers in one system call
 _preadv = os.preadv  # looked up once: it is called per small read
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_CACHESTAT = 451  # the system call, on every architecture
+
+
+class _CacheRange(ctypes.Structure):
+    _fields_ = [("offset", ctypes.c_uint64), ("length", ctypes.c_uint64)]
+
+
+class _CacheStat(ctypes.Structure):
+    """Numbers of pages."""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in ("cached", "dirty", "writeback", "evicted", "recently_evicted")]
+
 
 class Disk(Protocol):
     """Block files in one directory. Handles are small numbers, real file descriptors in the real one.
@@ -44,6 +57,9 @@ class Disk(Protocol):
     def preadv(self, handle: int, buffers: Sequence[Any], offset: int, wait: bool) -> int:
         """Fill the buffers; fewer bytes at the end of the file, or where not `wait` and the rest is not in memory. Raises BlockingIOError
         when not `wait` and nothing is in memory."""
+
+    def is_cached(self, handle: int, offset: int, length: int) -> bool:
+        """Whether all of the range is in the page cache behind the descriptor `handle`, as far as one can tell."""
 
     def fdatasync(self, handle: int) -> None:
         """What was written to the file before is durable when this returns. After an error nothing is known any more."""
@@ -141,6 +157,17 @@ class FileDisk:
             if failed.errno != errno.EINVAL:
                 raise
             return os.preadv(handle, buffers, offset)
+
+    def is_cached(self, handle: int, offset: int, length: int) -> bool:
+        if self._is_direct:
+            return False
+        first = offset // PAGE_BYTES
+        found = _CacheStat()
+        wanted = _CacheRange(offset, length)
+        # Linux 6.5 has it; what is older says ENOSYS, which reads as "not cached".
+        if _libc.syscall(_CACHESTAT, handle, ctypes.byref(wanted), ctypes.byref(found), 0):
+            return False
+        return int(found.cached) == (offset + length - 1) // PAGE_BYTES - first + 1
 
     def fdatasync(self, handle: int) -> None:
         os.fdatasync(handle)

@@ -125,6 +125,9 @@ class SimulatedDisk:
             done += len(piece)
         return done
 
+    def is_cached(self, handle: int, offset: int, length: int) -> bool:
+        return False  # there is no descriptor to send from
+
     def fdatasync(self, handle: int) -> None:
         def act() -> None:
             file = self._handles[handle]
