@@ -3,6 +3,9 @@
 A `Stream` serves one handle. It holds consecutive windows, the first of which is being consumed; behind them it keeps asking for more as
 long as the caller reads in sequence (adaptive: each read in sequence doubles how far it looks ahead, up to `limit` bytes). A long
 read is a stream for itself. A read elsewhere drops the windows; so does any write to the inode through this client.
+
+Between two reads the windows lie in the cluster's `lookahead`, where whoever lacks buffers may take them away: many files that are read
+in turns share the memory, and none keeps it from the others.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from .holes import check_holes
 from .inode import Inode
 from .reads import Fetch, Output, columns_of
 
-WINDOW_BYTES = 1 << 20  # of one request
+WINDOW_BYTES = 2 << 20  # of one request at most: what a request costs besides its bytes is then little
 AHEAD_BYTES_FIRST = 256 << 10  # after the first read in sequence
 IN_FLIGHT_BYTES = 4 << 20  # of one long read
 
@@ -67,21 +70,20 @@ class Stream:
         self.next = -1  # where a read in sequence would begin
         self._limit = limit
         self._ahead = 0  # bytes to look ahead now
+        self._resting = False  # the windows lie in the cluster's `lookahead`, unless somebody took them
 
     def follows(self, offset: int) -> bool:
         """Whether a read at `offset` goes on where the last one ended, or lies in a window."""
-        return offset == self.next or bool(self.windows and self.windows[0].offset <= offset < self.windows[-1].end)
-
-    def note(self, offset: int, length: int) -> None:
-        """A read passed by: remember where the next in sequence would begin."""
-        self.next = offset + length
-        self._ahead = 0
-        if self.windows:
-            self.drop()
+        windows = self.windows
+        try:
+            return offset == self.next or bool(windows and windows[0].offset <= offset < windows[-1].end)
+        except IndexError:
+            return False  # asked without the lock: another thread took the last one in between
 
     async def read(self, offset: int, length: int, output: Output) -> None:
         """Deliver the file bytes [offset, offset + length), which lie below the file's length."""
         end = offset + length
+        self._resume()
         self._look_ahead(offset, length)
         self._align(offset)
         try:
@@ -97,15 +99,30 @@ class Stream:
         except BaseException:
             self.drop()
             raise
-        self._top_up(offset, offset + self._ahead)
+        self._top_up(offset, offset, offset + self._ahead)
         self.next = end
+        self._rest()
 
     def drop(self) -> None:
         """Forget all windows."""
+        self._resume()
         while self.windows:
             self.windows.popleft().drop()
 
     # --- inside -----------------------------------------------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        """From here on the windows are ours alone."""
+        if self._resting:
+            self._resting = False
+            if self.file.cluster.lookahead.pop(self, None) is None:
+                self.windows = deque()
+
+    def _rest(self) -> None:
+        """Until the next read the memory may be taken away."""
+        if self.windows:
+            self._resting = True
+            self.file.cluster.lookahead[self] = self.windows
 
     def _look_ahead(self, offset: int, length: int) -> None:
         if offset != self.next:
@@ -128,25 +145,32 @@ class Stream:
         patience = None
         while not self.windows:
             try:
-                self._begin(offset, max(end, offset + self._ahead))
+                self._begin(offset, end if patience else max(end, offset + self._ahead))
             except StatusError as failure:
+                first = patience is None
                 patience = patience or self.file.cluster.patience()
+                if first and failure.status is Status.BUSY:
+                    continue  # at once, with what is needed and no more
+                if failure.status is Status.BUSY and self.file.cluster.drop_lookahead():
+                    continue
                 await patience.again(failure)
                 if failure.status is not Status.BUSY:
                     await self.file.cluster.refresh()
-        self._top_up(offset, end + self._ahead)
+        self._top_up(offset, end, end + self._ahead)
 
-    def _top_up(self, offset: int, end: int) -> None:
-        """Begin windows up to `end`, as far as the limits go; a full pool only means that less is read ahead."""
-        if not self.windows:
-            frontier = offset
-        else:
-            frontier = self.windows[-1].end
-        end = min(end, self.file.length)
+    def _top_up(self, offset: int, needed: int, end: int) -> None:
+        """Begin windows up to `end`, as far as the limits go; a full pool only means that less is read ahead. What lies beyond `needed`
+        is asked for in whole windows only: a caller of small reads must not become one of small requests."""
+        frontier = self.windows[-1].end if self.windows else offset
+        size = min(WINDOW_BYTES, self._ahead // 2 or WINDOW_BYTES)
         reach = offset + max(IN_FLIGHT_BYTES, self._limit)
+        last = self.file.length
+        if end >= last:
+            end, size = last, min(size, max(1, last - frontier))
+        needed = min(needed, last)
         try:
-            while frontier < end and frontier < reach:
-                frontier = self._begin(frontier, end)
+            while frontier < reach and (frontier < needed or frontier + size <= end):
+                frontier = self._begin(frontier, max(needed, frontier + size))
         except StatusError:
             pass  # the read that needs the window will ask again, and tell
 
