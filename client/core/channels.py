@@ -24,7 +24,7 @@ class Channels:
         """Occupy these channels (distinct ones), all or none at a time, and number one update on each."""
         while True:
             async with self._lock:
-                others = {owner for c in channels if (owner := self._owner[c]) is not None}
+                others = {owner for c in channels if (owner := self._owner[c]) is not None and owner is not batch}
                 if not others:
                     for channel in channels:
                         self._owner[channel] = batch

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.common_pb2 import Attributes
-from ...proto.gen.meta_pb2 import CloseRequest, Place, TruncateRequest
+from ...proto.gen.meta_pb2 import CloseRequest, OpenRequest, Place, TruncateRequest
 from ...proto.layout import file_bytes_max
 from ...proto.rpc import META
 from .attributes import Stat, stat_of
 from .holes import check_holes
 from .inode import Inode
-from .options import O_APPEND, O_RDONLY, O_RDWR
+from .options import O_APPEND, O_RDONLY, O_RDWR, O_WRONLY
 from .reads import Columns, Into, Output, columns_of, cut, fetch_patiently, read_piece
 from .streams import Stream
 from .writes import sync_chains
@@ -57,6 +57,7 @@ class Handle:
         self.append = bool(flags & O_APPEND)
         self.position = 0
         self.closed = False
+        self.ending = False  # the session's end was asked for
         self.unwanted = False  # what is not sent yet is to be discarded
         self.epoch = core.epoch
         self.lock = core.env.lock()
@@ -355,6 +356,7 @@ class Handle:
     async def _end_session(self, discard: bool) -> None:
         file = self.file
         async with file.lock:
+            await self._renew_session()
             if file.write_back is not None:
                 if discard and file.handles == 1:
                     file.write_back.discard()
@@ -371,17 +373,30 @@ class Handle:
                 sparse=file.sparse,
                 discard=discard and self.unnamed,
             )
-            if self.session in file.sessions:
-                file.sessions.remove(self.session)
             try:
+                self.ending = True
                 reply = await self.core.cluster.change(META.Close, request)
                 self._last = stat_of(reply.attributes)
                 if request.written:
                     file.settled(reply.attributes)
             except StatusError as broken:
                 failure = failure or broken
+            if self.session in file.sessions:
+                file.sessions.remove(self.session)
         if failure is not None and not discard:
             raise failure
+
+    async def _renew_session(self) -> None:
+        """If a close was interrupted, it may have ended the session all the same: what is settled from now on needs one that lives."""
+        if not self.ending:
+            return
+        request = OpenRequest(place=Place(parent=self.file.id), flags=O_WRONLY)
+        reply = await self.core.cluster.change(META.Open, request)
+        if self.session in self.file.sessions:
+            self.file.sessions.remove(self.session)
+        self.session = reply.session
+        self.file.sessions.append(self.session)
+        self.ending = False
 
     async def stat(self) -> Stat:
         """The attributes, after what was written here was published."""
@@ -417,6 +432,7 @@ class Handle:
         self.lock = self.core.env.lock()
         self.stream = Stream(file, self.core.options.readahead if self.buffered else 0)
         self.epoch = self.core.epoch
+        self.ending = False
 
     # --- state ------------------------------------------------------------------------------------------------------------------------
 
@@ -434,6 +450,9 @@ class Handle:
             await self.core.lose_lease(lease)
         if self.epoch != self.core.epoch:
             await self.core.reopen(self)
+        if self.ending:
+            async with self.file.lock:
+                await self._renew_session()
 
     def _raise_error(self) -> None:
         failure = self.file.take_error()

@@ -148,9 +148,12 @@ class WriteBack:
         small = block is None and end <= BLOCK_BYTES_FIRST
         buffer = await self._buffer(BLOCK_BYTES_FIRST if small else self._block_bytes)
         old = self._blocks.get(base)  # unless it was sent to get the buffer
-        made = self._blocks[base] = Block(base, buffer, start)
+        # Complete before it is in its place: an interrupt at any moment must leave the old bytes in one of the two, and no others.
+        made = Block(base, buffer, start if old is None else old.start)
         if old is not None:
             made.put(old.start, old.slice.view[old.start : old.end])
+        self._blocks[base] = made
+        if old is not None:
             self._free(old.slice)
         return made
 
@@ -175,21 +178,36 @@ class WriteBack:
 
     async def _send(self, blocks: list[Block]) -> None:
         """Hand blocks over to batches; one update a channel in each."""
+        for earlier in list(self._batches):
+            await earlier.begin()  # where that was interrupted or cancelled: what is older must not arrive later
         while blocks:
             batch: dict[int, Update] = {}
+            sent: dict[int, Block] = {}
             left: list[Block] = []
             for block in blocks:
+                if block.start == block.end:  # whoever made it was interrupted
+                    self._drop_empty(block)
+                    continue
                 update = block.update(self.file)
                 if update.channel in batch:
                     left.append(block)
                 else:
                     batch[update.channel] = update
-                    self._blocks.pop(block.base, None)
-                    self._full.pop(block.base, None)
-            made = WriteBatch(self._cluster, self._channels, self._lease, self._budget, list(batch.values()))
-            self._batches.append(made)
-            await made.begin()
+                    sent[block.base] = block
             blocks = left
+            if not batch:
+                continue
+            made = WriteBatch(self._cluster, self._channels, self._lease, self._budget, list(batch.values()))
+            batches = deque((*self._batches, made))
+            kept = {base: block for base, block in self._blocks.items() if base not in sent}
+            full = {base: block for base, block in self._full.items() if base not in sent}
+            # At once, without a call in which an interrupt could come: a block is here, or in a batch, but never in both or in none.
+            self._batches, self._blocks, self._full = batches, kept, full
+            await made.begin()
+
+    def _drop_empty(self, block: Block) -> None:
+        if self._blocks.pop(block.base, None) is not None:
+            self._free(block.slice)
 
     async def _settle_oldest(self) -> None:
         batch = self._batches[0]

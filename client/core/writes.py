@@ -74,7 +74,19 @@ class WriteBatch:
     Whoever waits for it may be cancelled: what was not answered then is sent again, under the same numbers, by whoever settles next.
     """
 
-    __slots__ = ("_budget", "_channels", "_cluster", "_lease", "_lock", "_parts", "_unsent", "bytes", "done", "updates")
+    __slots__ = (
+        "_begun",
+        "_budget",
+        "_channels",
+        "_cluster",
+        "_lease",
+        "_lock",
+        "_parts",
+        "_unsent",
+        "bytes",
+        "done",
+        "updates",
+    )
 
     def __init__(
         self, cluster: Cluster, channels: Channels, lease: Lease, budget: Budget, updates: list[Update]
@@ -86,21 +98,25 @@ class WriteBatch:
         self._lock = cluster.env.lock()
         self._parts: list[_Part] = []
         self._unsent: list[Update] = []
+        self._begun = False  # all updates are numbered
         self.updates = updates
         self.bytes = sum(update.source.length for update in updates)
         self.done = False
 
     async def begin(self) -> None:
-        """Number and send the updates. What cannot be sent is told by the files' errors when the batch is settled."""
+        """Number and send the updates, unless that is done. What cannot be sent is told by the files' errors when the batch is settled."""
+        if self._begun:
+            return
         async with self._lock:
-            await self._begin()
+            if not self._begun and not self.done:
+                await self._begin()
 
     async def settle(self) -> None:
         """Wait until every update is on every replica or has failed for good; then the channels and buffers are free."""
         async with self._lock:
             if self.done:
                 return
-            if not self.updates[0].sequence:
+            if not self._begun:
                 await self._begin()
             await self._finish()
             self._end()
@@ -114,12 +130,14 @@ class WriteBatch:
         self._end()
 
     async def _begin(self) -> None:
-        sequences = await self._channels.take(self, [update.channel for update in self.updates])
-        self._unsent = list(self.updates)
-        for update, sequence in zip(self.updates, sequences, strict=True):
-            update.sequence = sequence
+        for update in self.updates:
             update.checksum = crc32c(update.source.view)
             update.truncate_version = update.file.truncate_version
+        sequences = await self._channels.take(self, [update.channel for update in self.updates])
+        for update, sequence in zip(self.updates, sequences, strict=True):
+            update.sequence = sequence
+        # Whoever is interrupted before this line has begun nothing.
+        self._unsent, self._begun = list(self.updates), True
         self._send()
 
     def _end(self) -> None:

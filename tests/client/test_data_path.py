@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from emberfs.client import process
 from emberfs.proto.env import drive
 from emberfs.proto.errors import Status
 
@@ -63,6 +64,50 @@ def test_a_close_that_is_interrupted_loses_nothing_and_can_be_repeated(world: Wo
     assert not client.core.inodes and not client.core.write_budget.held
 
 
+def test_a_close_that_is_interrupted_when_it_was_carried_out_leaves_a_file_that_works(world: World) -> None:
+    client = world.client()
+    file = client.open("/file", "wb")
+    file.write(b"kept")
+    interrupt_after_next_call(client.core.env)
+    with pytest.raises(KeyboardInterrupt):
+        file.close()
+    file.write(b", and more")
+    file.flush()
+    assert client.stat("/file").size == 14
+    file.close()
+    assert client.read_bytes("/file") == b"kept, and more"
+
+
+def test_what_was_interrupted_before_it_was_sent_does_not_arrive_after_newer_bytes(world: World) -> None:
+    client = world.client()
+    with client.open("/file", "wb+") as file:
+        file.write(b"older")
+        channels = client.core.channels
+        take = channels.take
+
+        async def interrupted(*args: Any) -> list[int]:
+            channels.take = take  # type: ignore[method-assign]
+            raise KeyboardInterrupt
+
+        channels.take = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            file.flush()
+        file.pwrite(b"newer", 0)
+        assert file.pread(5, 0) == b"newer"
+    assert client.read_bytes("/file") == b"newer"
+
+
+def interrupt_after_next_call(env: Any) -> None:
+    call = env.call
+
+    async def interrupted(made: Any) -> Any:
+        env.call = call
+        await call(made)
+        raise KeyboardInterrupt
+
+    env.call = interrupted
+
+
 def test_attributes_that_were_overtaken_say_nothing(world: World) -> None:
     client = world.client()
     with client.open("/file", "wb") as file:
@@ -84,6 +129,18 @@ def test_fsync_makes_durable_what_was_closed_before(world: World, mode: str) -> 
         assert world.storage.requests.count("sync") == 1
 
 
+def test_at_the_end_of_the_process_one_clients_failure_is_not_another_ones_loss(world: World) -> None:
+    clients = [world.client() for _ in range(4)]
+    files = [client.open(f"/file-{i}", "wb") for i, client in enumerate(clients)]
+    for file in files:
+        file.write(b"kept")
+    world.storage.statuses.append(Status.NO_SPACE)
+    with pytest.raises(OSError, match="no space"):
+        process._close_all()
+    reader = world.client()
+    assert sum(reader.read_bytes(f"/file-{i}") == b"kept" for i in range(4)) == 3
+
+
 def interrupt_next_collect(env: Any) -> None:
     """As a signal at the keyboard does."""
     collect = env.collect
@@ -94,3 +151,19 @@ def interrupt_next_collect(env: Any) -> None:
         raise KeyboardInterrupt
 
     env.collect = interrupted
+
+
+def test_many_files_read_in_turns_share_the_memory(world: World) -> None:
+    client = world.client(memory=16 << 20, timeout=2.0)
+    data = bytes(range(256)) * (8 << 12)
+    count = 24
+    for i in range(count):
+        client.write_bytes(f"/file-{i}", data)
+    files = [client.open(f"/file-{i}", "rb") for i in range(count)]
+    step = 192 << 10
+    for offset in range(0, 6 * step, step):
+        for file in files:
+            assert file.read(step) == data[offset : offset + step]
+    for file in files:
+        file.close()
+    assert client.core.env.pool.used == 0
