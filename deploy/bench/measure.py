@@ -21,6 +21,17 @@ MIB = 1 << 20
 PING_BYTES = 256  # about what a stat's request and reply are
 
 
+class Median(float):
+    """The median of several rounds, which it remembers."""
+
+    samples: tuple[float, ...]
+
+    def __new__(cls, samples: Sequence[float]) -> Median:
+        made = super().__new__(cls, statistics.median(samples))
+        made.samples = tuple(samples)
+        return made
+
+
 def row(
     what: str,
     value: float,
@@ -31,12 +42,14 @@ def row(
     least: bool = True,
     **more: Any,
 ) -> dict[str, Any]:
-    """A result. `aim` is for the ratio to the baseline if there is one, else for the value; `least`: it should be at least that."""
+    """A result. `aim` is for the ratio to the baseline if there is one, else for the value; `least`: it should be at least that.
+    Medians bring their spread along: the least and the greatest of the rounds, and of the rounds' ratios."""
     made: dict[str, Any] = {"what": what, "value": round(value, 3), "unit": unit, **more}
     judged = value
     if baseline is not None:
         judged = value / baseline if baseline else 0.0
         made |= {"baseline": round(baseline, 3), "ratio": round(judged, 3)}
+    made |= spreads(value, baseline)
     if aim is not None:
         sign = "≥" if least else "≤"
         made |= {
@@ -46,13 +59,25 @@ def row(
     return made
 
 
-def in_turns(ways: Sequence[Callable[[], float]], rounds: int) -> list[float]:
+def spreads(value: float, baseline: float | None) -> dict[str, Any]:
+    """The least and greatest of the rounds."""
+    made: dict[str, Any] = {}
+    if isinstance(value, Median):
+        made["spread"] = [round(min(value.samples), 3), round(max(value.samples), 3)]
+        if isinstance(baseline, Median) and all(baseline.samples):
+            ratios = [ours / bare for ours, bare in zip(value.samples, baseline.samples, strict=True)]
+            made["baseline_spread"] = [round(min(baseline.samples), 3), round(max(baseline.samples), 3)]
+            made["ratio_spread"] = [round(min(ratios), 3), round(max(ratios), 3)]
+    return made
+
+
+def in_turns(ways: Sequence[Callable[[], float]], rounds: int) -> list[Median]:
     """Run each way once per round, all in turn, so that a slow minute hits all of them; the median of each."""
     results: list[list[float]] = [[] for _ in ways]
     for _ in range(rounds):
         for way, kept in zip(ways, results, strict=True):
             kept.append(way())
-    return [statistics.median(kept) for kept in results]
+    return [Median(kept) for kept in results]
 
 
 def rate(amount: float, work: Callable[[], object]) -> float:

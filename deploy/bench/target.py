@@ -29,7 +29,7 @@ from ...proto.ids import channel_of
 from ...proto.layout import CHUNK_BYTES_DEFAULT, UNIT_SMALL
 from ...proto.region import Slice
 from ...proto.rpc import CLUSTER, STORAGE
-from .measure import MIB, in_turns, peer, rate, row, stream, stream_mib, temporary_cluster, write_file
+from .measure import MIB, in_turns, peer, rate, row, spreads, stream, stream_mib, temporary_cluster, write_file
 
 BATCH = 64
 SMALL = UNIT_SMALL
@@ -200,7 +200,8 @@ def _random(client: Client, bare: socket.socket, mib: int, rounds: int, batches:
         [lambda: rate(count, ours), lambda: rate(count, lambda: _bare_random(bare, mib, batches))], rounds
     )
     made = row(f"random read, {SMALL >> 10} KiB, batches of {BATCH}, verified, shm", value, "IOPS", aim=AIM_IOPS)
-    return {**made, "baseline": round(base), "baseline_is": "bare shared memory", "ratio": round(value / base, 3)}
+    compared = {"baseline": round(base), "baseline_is": "bare shared memory", "ratio": round(value / base, 3)}
+    return {**made, **compared, **spreads(value, base)}
 
 
 def _read_all(client: Client, mib: int) -> None:
