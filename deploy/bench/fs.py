@@ -42,7 +42,7 @@ AIM_READ, AIM_IOPS, AIM_TCP, AIM_WRITE, AIM_LATENCY = 0.6, 150_000, 0.8, 0.4, 3.
 
 
 def run(quick: bool = False) -> dict[str, Any]:
-    """Measure over a file of 1 GiB (64 MiB with `quick`); takes about two minutes, or 10 s."""
+    """Measure over a file of 1 GiB (64 MiB with `quick`); takes about 90 s, or 10."""
     mib, rounds, count = (64, 3, 400) if quick else (1024, 7, 3000)
     with ExitStack() as stack:
         # Forked before any client exists: the process must not inherit its connections.
