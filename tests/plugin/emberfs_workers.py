@@ -6,6 +6,8 @@ import hashlib
 import os
 from typing import Any
 
+FILES_MAX = 40  # of one worker at a time: long runs must not fill the cluster
+
 
 def digest_file(url: str, path: str) -> str:
     """SHA-256 of a file of the cluster, read by a client of this process's own."""
@@ -52,11 +54,13 @@ def acknowledge_operations(url: str, folder: str, seed: int, journal: str, stop:
     with emberfs.connect(url, timeout=60) as client, open(journal, "a", buffering=1) as log:
         while not os.path.exists(stop):
             kind = draw.choice(["write", "write", "append", "rename", "remove", "overwrite"])
-            name = f"{folder}/f{seed}-{done}" if kind == "write" or not files else draw.choice(sorted(files))
-            size = draw.choice([1, 100, 5000, 70_000, 1_200_000])
-            content = draw.randbytes(size)
             if not files:
                 kind = "write"
+            elif kind == "write" and len(files) >= FILES_MAX:
+                kind = "remove"
+            name = f"{folder}/f{seed}-{done}" if kind == "write" else draw.choice(sorted(files))
+            size = draw.choice([1, 100, 5000, 70_000, 1_200_000])
+            content = draw.randbytes(size)
             record: dict[str, Any] = {"name": name}
             if kind == "write":
                 files[name] = content
