@@ -14,6 +14,7 @@ from typing import Any
 from ..proto.errors import Status, StatusError, error
 from .core.attributes import Stat
 from .core.client import Core
+from .core.file import Handle
 from .core.options import parse_mode
 
 COPY_BYTES = 8 << 20  # moved at once between a local file and the cluster
@@ -174,10 +175,12 @@ async def rm(core: Core, paths: Sequence[str], recursive: bool) -> None:
 
 async def cp_file(core: Core, source: str, target: str, auto_mkdir: bool) -> None:
     """Copy one file; a directory is made anew, as fsspec's recursive copy expects."""
-    if (await core.stat(source)).type == "directory":
+    try:
+        await with_parents(core, target, auto_mkdir, lambda: core.copy_file(source, target))
+    except IsADirectoryError:
+        if not await type_is(core, source, "directory"):
+            raise  # it is the target that is one
         await core.mkdir(target, parents=True, exist_ok=True)
-        return
-    await with_parents(core, target, auto_mkdir, lambda: core.copy_file(source, target))
 
 
 async def mv(core: Core, source: str, target: str, auto_mkdir: bool) -> None:
@@ -201,27 +204,36 @@ async def touch(core: Core, path: str, truncate: bool, auto_mkdir: bool) -> None
 
 async def get_file(core: Core, path: str, local: str, callback: Any) -> None:
     """Copy a file to a local path, whose directories are made; a directory becomes an empty one."""
-    if (await core.stat(path)).type == "directory":
+    try:
+        source = await core.open(path, parse_mode("rb"))
+    except IsADirectoryError:
         os.makedirs(local, exist_ok=True)
         return
-    os.makedirs(os.path.dirname(local) or ".", exist_ok=True)
-    with open(local, "wb", buffering=0) as outfile:
-        await get_into(core, path, outfile, callback)
+    try:
+        os.makedirs(os.path.dirname(local) or ".", exist_ok=True)
+        with open(local, "wb", buffering=0) as outfile:
+            await _pour(source, outfile, callback)
+    finally:
+        await source.close()
 
 
 async def get_into(core: Core, path: str, outfile: Any, callback: Any) -> None:
     """Copy a file into anything that has `write`."""
     source = await core.open(path, parse_mode("rb"))
     try:
-        callback.set_size(source.size)
-        buffer = memoryview(bytearray(min(COPY_BYTES, max(source.size, 1))))
-        while count := await source.readinto(buffer):
-            written = 0
-            while written < count:  # an unbuffered local file may take less
-                written += outfile.write(buffer[written:count]) or count - written
-            callback.relative_update(count)
+        await _pour(source, outfile, callback)
     finally:
         await source.close()
+
+
+async def _pour(source: Handle, outfile: Any, callback: Any) -> None:
+    callback.set_size(source.size)
+    buffer = memoryview(bytearray(min(COPY_BYTES, max(source.size, 1))))
+    while count := await source.readinto(buffer):
+        written = 0
+        while written < count:  # an unbuffered local file may take less
+            written += outfile.write(buffer[written:count]) or count - written
+        callback.relative_update(count)
 
 
 async def put_file(core: Core, local: str, path: str, mode: str, callback: Any, auto_mkdir: bool) -> None:
