@@ -87,7 +87,7 @@ def _module_of(descriptor: Any) -> Any:
 # Service number 0 is the RPC's own: hello, cancel, subscriptions (proto/frame.py).
 CLUSTER = _spec(cluster_pb2, "ClusterManager", 1)
 META = _spec(meta_pb2, "Meta", 2)
-STORAGE = _spec(storage_pb2, "Storage", 3, {"Read": Bulk.TO_CLIENT, "Write": Bulk.TO_SERVER})
+STORAGE = _spec(storage_pb2, "Storage", 3, {"Read": Bulk.TO_CLIENT, "Write": Bulk.TO_SERVER, "Forward": Bulk.TO_SERVER})
 
 
 @dataclass(frozen=True, slots=True)

@@ -419,6 +419,27 @@ class StorageService:
             await target.verify(chunk)
         return ReportCorruptionReply()
 
+    async def forward(self, request: Any, context: Context) -> Any:
+        raise error(Status.UNSUPPORTED, "Forward is not served yet")
+
+    async def committed(self, request: Any, context: Context) -> Any:
+        raise error(Status.UNSUPPORTED, "Committed is not served yet")
+
+    async def list_chunks(self, request: Any, context: Context) -> Any:
+        raise error(Status.UNSUPPORTED, "ListChunks is not served yet")
+
+    async def put_records(self, request: Any, context: Context) -> Any:
+        raise error(Status.UNSUPPORTED, "PutRecords is not served yet")
+
+    async def finish_sync(self, request: Any, context: Context) -> Any:
+        raise error(Status.UNSUPPORTED, "FinishSync is not served yet")
+
+    async def add_target(self, request: Any, context: Context) -> Any:
+        raise error(Status.UNSUPPORTED, "AddTarget is not served yet")
+
+    async def drop_target(self, request: Any, context: Context) -> Any:
+        raise error(Status.UNSUPPORTED, "DropTarget is not served yet")
+
 
 def _check_columns(count: int, *columns: Any) -> None:
     if count > OPERATIONS_MAX:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from ...proto.errors import Status, error
 from ...proto.gen.cluster_pb2 import (
@@ -92,6 +93,18 @@ class ClusterService:
             primary=self._primary,
             started_ns=self._started_ns,
         )
+
+    async def create_chains(self, request: Any, context: Context) -> Any:
+        raise error(Status.UNSUPPORTED, "CreateChains is not served yet")
+
+    async def change_chain(self, request: Any, context: Context) -> Any:
+        raise error(Status.UNSUPPORTED, "ChangeChain is not served yet")
+
+    async def set_target(self, request: Any, context: Context) -> Any:
+        raise error(Status.UNSUPPORTED, "SetTarget is not served yet")
+
+    async def remove_node(self, request: Any, context: Context) -> Any:
+        raise error(Status.UNSUPPORTED, "RemoveNode is not served yet")
 
 
 def _need_trust(context: Context, what: str) -> None:

@@ -47,7 +47,7 @@ class Node(_message.Message):
     def __init__(self, id: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., addresses: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., name: _Optional[str] = ..., process: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
 
 class Target(_message.Message):
-    __slots__ = ("id", "node", "incarnation", "capacity", "used", "state", "path")
+    __slots__ = ("id", "node", "incarnation", "capacity", "used", "state", "path", "damaged", "full", "disabled", "chunks", "sync_done", "sync_total")
     ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,12 @@ class Target(_message.Message):
     USED_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    DISABLED_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    SYNC_DONE_FIELD_NUMBER: _ClassVar[int]
+    SYNC_TOTAL_FIELD_NUMBER: _ClassVar[int]
     id: int
     node: int
     incarnation: int
@@ -62,7 +68,13 @@ class Target(_message.Message):
     used: int
     state: LocalState
     path: str
-    def __init__(self, id: _Optional[int] = ..., node: _Optional[int] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[int] = ..., used: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., path: _Optional[str] = ...) -> None: ...
+    damaged: bool
+    full: bool
+    disabled: bool
+    chunks: int
+    sync_done: int
+    sync_total: int
+    def __init__(self, id: _Optional[int] = ..., node: _Optional[int] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[int] = ..., used: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., path: _Optional[str] = ..., damaged: bool = ..., full: bool = ..., disabled: bool = ..., chunks: _Optional[int] = ..., sync_done: _Optional[int] = ..., sync_total: _Optional[int] = ...) -> None: ...
 
 class ChainTable(_message.Message):
     __slots__ = ("id", "version", "chains")
@@ -107,12 +119,14 @@ class GetRoutingRequest(_message.Message):
     def __init__(self, since: _Optional[int] = ...) -> None: ...
 
 class RegisterNodeRequest(_message.Message):
-    __slots__ = ("node", "targets")
+    __slots__ = ("node", "targets", "spare")
     NODE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
+    SPARE_FIELD_NUMBER: _ClassVar[int]
     node: Node
     targets: _containers.RepeatedCompositeFieldContainer[Target]
-    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ...) -> None: ...
+    spare: bool
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., spare: bool = ...) -> None: ...
 
 class RegisterNodeReply(_message.Message):
     __slots__ = ("node", "routing", "lease_ms")
@@ -183,17 +197,83 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("routing", "clients", "inodes", "primary", "started_ns", "gc_pending")
+    __slots__ = ("routing", "clients", "inodes", "primary", "started_ns", "gc_pending", "silent_nodes")
     ROUTING_FIELD_NUMBER: _ClassVar[int]
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
     INODES_FIELD_NUMBER: _ClassVar[int]
     PRIMARY_FIELD_NUMBER: _ClassVar[int]
     STARTED_NS_FIELD_NUMBER: _ClassVar[int]
     GC_PENDING_FIELD_NUMBER: _ClassVar[int]
+    SILENT_NODES_FIELD_NUMBER: _ClassVar[int]
     routing: Routing
     clients: int
     inodes: int
     primary: str
     started_ns: int
     gc_pending: int
-    def __init__(self, routing: _Optional[_Union[Routing, _Mapping]] = ..., clients: _Optional[int] = ..., inodes: _Optional[int] = ..., primary: _Optional[str] = ..., started_ns: _Optional[int] = ..., gc_pending: _Optional[int] = ...) -> None: ...
+    silent_nodes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, routing: _Optional[_Union[Routing, _Mapping]] = ..., clients: _Optional[int] = ..., inodes: _Optional[int] = ..., primary: _Optional[str] = ..., started_ns: _Optional[int] = ..., gc_pending: _Optional[int] = ..., silent_nodes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class CreateChainsRequest(_message.Message):
+    __slots__ = ("chains",)
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    chains: _containers.RepeatedCompositeFieldContainer[ChainMembers]
+    def __init__(self, chains: _Optional[_Iterable[_Union[ChainMembers, _Mapping]]] = ...) -> None: ...
+
+class ChainMembers(_message.Message):
+    __slots__ = ("targets",)
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    targets: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, targets: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class CreateChainsReply(_message.Message):
+    __slots__ = ("chains", "table_version")
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    TABLE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    chains: _containers.RepeatedScalarFieldContainer[int]
+    table_version: int
+    def __init__(self, chains: _Optional[_Iterable[int]] = ..., table_version: _Optional[int] = ...) -> None: ...
+
+class ChangeChainRequest(_message.Message):
+    __slots__ = ("chain", "version", "add", "remove", "revive")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ADD_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_FIELD_NUMBER: _ClassVar[int]
+    REVIVE_FIELD_NUMBER: _ClassVar[int]
+    chain: int
+    version: int
+    add: int
+    remove: int
+    revive: int
+    def __init__(self, chain: _Optional[int] = ..., version: _Optional[int] = ..., add: _Optional[int] = ..., remove: _Optional[int] = ..., revive: _Optional[int] = ...) -> None: ...
+
+class ChangeChainReply(_message.Message):
+    __slots__ = ("chain",)
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    chain: _common_pb2.Chain
+    def __init__(self, chain: _Optional[_Union[_common_pb2.Chain, _Mapping]] = ...) -> None: ...
+
+class SetTargetRequest(_message.Message):
+    __slots__ = ("target", "disabled")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    DISABLED_FIELD_NUMBER: _ClassVar[int]
+    target: int
+    disabled: bool
+    def __init__(self, target: _Optional[int] = ..., disabled: bool = ...) -> None: ...
+
+class SetTargetReply(_message.Message):
+    __slots__ = ("target",)
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    target: Target
+    def __init__(self, target: _Optional[_Union[Target, _Mapping]] = ...) -> None: ...
+
+class RemoveNodeRequest(_message.Message):
+    __slots__ = ("node",)
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    def __init__(self, node: _Optional[int] = ...) -> None: ...
+
+class RemoveNodeReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ReadRequest(_message.Message):
-    __slots__ = ("chain", "chain_version", "inode", "index", "offset", "length", "capabilities", "capability", "tenant")
+    __slots__ = ("chain", "chain_version", "inode", "index", "offset", "length", "capabilities", "capability", "tenant", "version")
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,7 @@ class ReadRequest(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     chain: _containers.RepeatedScalarFieldContainer[int]
     chain_version: _containers.RepeatedScalarFieldContainer[int]
     inode: _containers.RepeatedScalarFieldContainer[int]
@@ -27,7 +28,8 @@ class ReadRequest(_message.Message):
     capabilities: _containers.RepeatedScalarFieldContainer[bytes]
     capability: _containers.RepeatedScalarFieldContainer[int]
     tenant: int
-    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., index: _Optional[_Iterable[int]] = ..., offset: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., capabilities: _Optional[_Iterable[bytes]] = ..., capability: _Optional[_Iterable[int]] = ..., tenant: _Optional[int] = ...) -> None: ...
+    version: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., index: _Optional[_Iterable[int]] = ..., offset: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., capabilities: _Optional[_Iterable[bytes]] = ..., capability: _Optional[_Iterable[int]] = ..., tenant: _Optional[int] = ..., version: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ReadReply(_message.Message):
     __slots__ = ("status", "returned", "checksums", "checksum", "unit", "commit_version", "chains")
@@ -240,5 +242,189 @@ class ReportCorruptionRequest(_message.Message):
     def __init__(self, chain: _Optional[_Iterable[int]] = ..., target: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., index: _Optional[_Iterable[int]] = ..., tenant: _Optional[int] = ...) -> None: ...
 
 class ReportCorruptionReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ForwardRequest(_message.Message):
+    __slots__ = ("chain", "chain_version", "target", "session", "kind", "chunks", "offset", "length", "checksum", "truncate_version", "chunk_size", "version_chain", "version_number", "clients", "client", "channel", "sequence")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_CHAIN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    chain: int
+    chain_version: int
+    target: int
+    session: int
+    kind: _containers.RepeatedScalarFieldContainer[int]
+    chunks: bytes
+    offset: _containers.RepeatedScalarFieldContainer[int]
+    length: _containers.RepeatedScalarFieldContainer[int]
+    checksum: _containers.RepeatedScalarFieldContainer[int]
+    truncate_version: _containers.RepeatedScalarFieldContainer[int]
+    chunk_size: _containers.RepeatedScalarFieldContainer[int]
+    version_chain: _containers.RepeatedScalarFieldContainer[int]
+    version_number: _containers.RepeatedScalarFieldContainer[int]
+    clients: _containers.RepeatedScalarFieldContainer[bytes]
+    client: _containers.RepeatedScalarFieldContainer[int]
+    channel: _containers.RepeatedScalarFieldContainer[int]
+    sequence: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, chain: _Optional[int] = ..., chain_version: _Optional[int] = ..., target: _Optional[int] = ..., session: _Optional[int] = ..., kind: _Optional[_Iterable[int]] = ..., chunks: _Optional[bytes] = ..., offset: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., checksum: _Optional[_Iterable[int]] = ..., truncate_version: _Optional[_Iterable[int]] = ..., chunk_size: _Optional[_Iterable[int]] = ..., version_chain: _Optional[_Iterable[int]] = ..., version_number: _Optional[_Iterable[int]] = ..., clients: _Optional[_Iterable[bytes]] = ..., client: _Optional[_Iterable[int]] = ..., channel: _Optional[_Iterable[int]] = ..., sequence: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ForwardReply(_message.Message):
+    __slots__ = ("status", "number", "length", "checksum", "chains")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    status: _containers.RepeatedScalarFieldContainer[int]
+    number: _containers.RepeatedScalarFieldContainer[int]
+    length: _containers.RepeatedScalarFieldContainer[int]
+    checksum: _containers.RepeatedScalarFieldContainer[int]
+    chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
+    def __init__(self, status: _Optional[_Iterable[int]] = ..., number: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., checksum: _Optional[_Iterable[int]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
+
+class CommittedRequest(_message.Message):
+    __slots__ = ("chain", "chain_version", "chunks")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    chain: int
+    chain_version: int
+    chunks: bytes
+    def __init__(self, chain: _Optional[int] = ..., chain_version: _Optional[int] = ..., chunks: _Optional[bytes] = ...) -> None: ...
+
+class CommittedReply(_message.Message):
+    __slots__ = ("status", "number", "chains")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    status: int
+    number: _containers.RepeatedScalarFieldContainer[int]
+    chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
+    def __init__(self, status: _Optional[int] = ..., number: _Optional[_Iterable[int]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
+
+class ListChunksRequest(_message.Message):
+    __slots__ = ("chain", "chain_version", "first", "last", "chunks_max")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_MAX_FIELD_NUMBER: _ClassVar[int]
+    chain: int
+    chain_version: int
+    first: bytes
+    last: bytes
+    chunks_max: int
+    def __init__(self, chain: _Optional[int] = ..., chain_version: _Optional[int] = ..., first: _Optional[bytes] = ..., last: _Optional[bytes] = ..., chunks_max: _Optional[int] = ...) -> None: ...
+
+class ListChunksReply(_message.Message):
+    __slots__ = ("status", "chunks", "number", "version_chain", "length", "truncate_version", "checksum", "pending", "more", "chains")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_CHAIN_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    status: int
+    chunks: bytes
+    number: _containers.RepeatedScalarFieldContainer[int]
+    version_chain: _containers.RepeatedScalarFieldContainer[int]
+    length: _containers.RepeatedScalarFieldContainer[int]
+    truncate_version: _containers.RepeatedScalarFieldContainer[int]
+    checksum: _containers.RepeatedScalarFieldContainer[int]
+    pending: _containers.RepeatedScalarFieldContainer[bool]
+    more: bool
+    chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
+    def __init__(self, status: _Optional[int] = ..., chunks: _Optional[bytes] = ..., number: _Optional[_Iterable[int]] = ..., version_chain: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., truncate_version: _Optional[_Iterable[int]] = ..., checksum: _Optional[_Iterable[int]] = ..., pending: _Optional[_Iterable[bool]] = ..., more: bool = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
+
+class PutRecordsRequest(_message.Message):
+    __slots__ = ("chain", "chain_version", "clients", "channel", "sequence", "number", "length", "files", "truncate_version", "version_floor")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FLOOR_FIELD_NUMBER: _ClassVar[int]
+    chain: int
+    chain_version: int
+    clients: bytes
+    channel: _containers.RepeatedScalarFieldContainer[int]
+    sequence: _containers.RepeatedScalarFieldContainer[int]
+    number: _containers.RepeatedScalarFieldContainer[int]
+    length: _containers.RepeatedScalarFieldContainer[int]
+    files: bytes
+    truncate_version: _containers.RepeatedScalarFieldContainer[int]
+    version_floor: int
+    def __init__(self, chain: _Optional[int] = ..., chain_version: _Optional[int] = ..., clients: _Optional[bytes] = ..., channel: _Optional[_Iterable[int]] = ..., sequence: _Optional[_Iterable[int]] = ..., number: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., files: _Optional[bytes] = ..., truncate_version: _Optional[_Iterable[int]] = ..., version_floor: _Optional[int] = ...) -> None: ...
+
+class PutRecordsReply(_message.Message):
+    __slots__ = ("status", "chains")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    status: int
+    chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
+    def __init__(self, status: _Optional[int] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
+
+class FinishSyncRequest(_message.Message):
+    __slots__ = ("chain", "chain_version")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    chain: int
+    chain_version: int
+    def __init__(self, chain: _Optional[int] = ..., chain_version: _Optional[int] = ...) -> None: ...
+
+class FinishSyncReply(_message.Message):
+    __slots__ = ("status", "chains")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    status: int
+    chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
+    def __init__(self, status: _Optional[int] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
+
+class AddTargetRequest(_message.Message):
+    __slots__ = ("capacity", "path")
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    capacity: int
+    path: str
+    def __init__(self, capacity: _Optional[int] = ..., path: _Optional[str] = ...) -> None: ...
+
+class AddTargetReply(_message.Message):
+    __slots__ = ("target", "path")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    target: int
+    path: str
+    def __init__(self, target: _Optional[int] = ..., path: _Optional[str] = ...) -> None: ...
+
+class DropTargetRequest(_message.Message):
+    __slots__ = ("target",)
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    target: int
+    def __init__(self, target: _Optional[int] = ...) -> None: ...
+
+class DropTargetReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -12,7 +12,7 @@ from typing import Any
 
 import crc32c
 
-from emberfs.proto.errors import Status, StatusError
+from emberfs.proto.errors import Status, StatusError, error
 from emberfs.proto.gen import storage_pb2 as pb
 from emberfs.proto.gen.common_pb2 import Chain
 from emberfs.proto.layout import checksum_unit
@@ -29,6 +29,11 @@ class Chunk:
 
 class MemoryStorage:
     spec = STORAGE
+
+    async def _between_servers(self, request: Any, context: Context) -> Any:
+        raise error(Status.UNSUPPORTED, "this storage has no peers")
+
+    forward = committed = list_chunks = put_records = finish_sync = add_target = drop_target = _between_servers
 
     def __init__(self) -> None:
         self.chains: dict[int, Chain] = {}
