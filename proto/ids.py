@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 ROOT_INODE = 1
@@ -39,6 +40,12 @@ class ChunkId(NamedTuple):
 def chunk_key(inode: int, index: int, tenant: int = 0) -> bytes:
     """The packed chunk id, without building a ChunkId (hot paths)."""
     return _CHUNK.pack(tenant, inode, 0, index)
+
+
+def chunk_keys(inodes: Iterable[int], indexes: Iterable[int], tenant: int = 0) -> list[bytes]:
+    """The packed ids of many chunks. Raises ValueError for columns of different lengths."""
+    pack = _CHUNK.pack
+    return [pack(tenant, inode, 0, index) for inode, index in zip(inodes, indexes, strict=True)]
 
 
 _MIX = 0x9E3779B97F4A7C15

@@ -96,6 +96,31 @@ class Batch:
                 self.failures[place] = failed
 
 
+def read_units(
+    target: Target, chunks: Sequence[bytes], offsets: Sequence[int], length: int, whole: memoryview
+) -> ReadReply | None:
+    """The commonest small reads, all done here and now: every one is a whole unit of `length` bytes of one target's chunks, known and
+    in memory. None where that is not so, and `read_target` sees to it. No object is made for an operation."""
+    if len(whole) > INLINE_READ_BYTES_MAX:
+        return None
+    found = target.engine.units(chunks, offsets, length)
+    # Nothing is pinned, for nothing else runs between the look and the last byte.
+    if found is None or not target.engine.disk.fill(found.places, whole, length):
+        return None
+    count = len(chunks)
+    target.counters.reads += count
+    target.counters.bytes_read += len(whole)
+    lengths = [length] * count
+    return ReadReply(
+        status=[0] * count,
+        returned=lengths,
+        checksums=[1] * count,
+        checksum=found.checksums,
+        unit=lengths,
+        commit_version=found.versions,
+    )
+
+
 async def read_target(
     batch: Batch, plans_out: list[ReadPlan], reads: Sequence[tuple[bytes, int, int]], whole: memoryview | None
 ) -> None:

@@ -33,7 +33,7 @@ from ..proto.gen.storage_pb2 import (
     WriteReply,
     WriteRequest,
 )
-from ..proto.ids import CHANNELS, CHUNK_INDEX_MAX, chunk_key
+from ..proto.ids import CHANNELS, CHUNK_INDEX_MAX, chunk_key, chunk_keys
 from ..proto.layout import check_chunk_size
 from ..proto.routing import Change, RoutingTable
 from ..proto.rpc import STORAGE, Context
@@ -41,7 +41,7 @@ from .engine.reads import ReadPlan
 from .engine.records import LastChunk
 from .events import ALWAYS, Kind, Result, Update
 from .grants import refusals
-from .reads import Batch, read_target, reply_of
+from .reads import Batch, read_target, read_units, reply_of
 from .target import Target
 
 OPERATIONS_MAX = 4096  # of one request
@@ -108,15 +108,17 @@ class StorageService:
         refused: dict[int, Status] = refusals(
             context.peer, self._routing, request.capabilities, request.capability, inodes, _READ
         )
-        tenant = request.tenant
-        reads = [
-            (chunk_key(inode, index, tenant), offset, length)
-            for inode, index, offset, length in zip(inodes, indexes, offsets, lengths, strict=True)
-        ]
+        chunks = chunk_keys(inodes, indexes, request.tenant)
         total = sum(lengths)
         sink = context.sink(total)
         parts = sink.buffers(0, total) if total else ()
         whole = parts[0] if len(parts) == 1 else None
+        if whole is not None and not refused:
+            units = self._read_units(chains, versions, chunks, offsets, lengths, whole)
+            if units is not None:
+                sink.filled(0, total)
+                return units
+        reads = list(zip(chunks, offsets, lengths, strict=True))
         positions = [0, *accumulate(lengths)]
         plans: list[ReadPlan] = [_UNPLANNED] * count
         for chain, version, places in self._groups(chains, versions, refused):
@@ -131,6 +133,29 @@ class StorageService:
         if refused:
             reply.chains.extend(self._chains(reply.status, chains))
         return reply
+
+    def _read_units(
+        self,
+        chains: Sequence[int],
+        versions: Sequence[int],
+        chunks: Sequence[bytes],
+        offsets: Sequence[int],
+        lengths: Sequence[int],
+        whole: memoryview,
+    ) -> ReadReply | None:
+        """The short way of batches of small reads; None where it does not lead."""
+        chain, version, length, count = chains[0], versions[0], lengths[0], len(chunks)
+        if not chains.count(chain) == versions.count(version) == lengths.count(length) == count:
+            return None
+        target = self._by_chain.get(chain)
+        if target is None or self._may_read(target, version) is not _OK:
+            return None
+        replica = target.replica
+        if not replica.tail and any(map(replica.undecided, chunks)):
+            return None
+        reply = read_units(target, chunks, offsets, length, whole)
+        # Asked again after the bytes were read: this process may have been stopped for longer than it may speak for the chain.
+        return reply if self._may_read(target, version) is _OK else None
 
     async def _read_group(
         self,

@@ -58,6 +58,10 @@ class Disk(Protocol):
         """Fill the buffers; fewer bytes at the end of the file, or where not `wait` and the rest is not in memory. Raises BlockingIOError
         when not `wait` and nothing is in memory."""
 
+    def fill(self, places: Sequence[tuple[int, int]], buffer: memoryview, length: int) -> bool:
+        """Fill `buffer` with `length` bytes from each place (handle, offset), one after the other, without waiting. False as soon as
+        one is not in memory or cannot be read: nothing is said of the buffer then, and `preadv` says why."""
+
     def is_cached(self, handle: int, offset: int, length: int) -> bool:
         """Whether all of the range is in the page cache behind the descriptor `handle`, as far as one can tell."""
 
@@ -157,6 +161,20 @@ class FileDisk:
             if failed.errno != errno.EINVAL:
                 raise
             return os.preadv(handle, buffers, offset)
+
+    def fill(self, places: Sequence[tuple[int, int]], buffer: memoryview, length: int) -> bool:
+        if self._is_direct:
+            return False
+        flags, begin = self._no_wait, 0
+        try:
+            for handle, offset in places:
+                end = begin + length
+                if _preadv(handle, (buffer[begin:end],), offset, flags) != length:
+                    return False
+                begin = end
+        except OSError:
+            return False
+        return True
 
     def is_cached(self, handle: int, offset: int, length: int) -> bool:
         if self._is_direct:

@@ -25,7 +25,7 @@ from .checkpoint import Checkpoint
 from .disk import Disk
 from .index import Change, Index
 from .job import Job, Kind, Shape, Update
-from .planner import Planner, ReadBatch
+from .planner import Planner, ReadBatch, Units
 from .reads import ReadPlan, verify
 from .records import ChunkInfo, LastChunk, Read, Receipt, SpaceInfo
 from .recovery import VERSION_KEY, Found, Opened, pack_number, recover, row_changes, session_record
@@ -279,6 +279,12 @@ class ChunkEngine:
         or INVALID. Chunks that are not cached are looked up in one call."""
         self._check()
         return self._planner.plan(reads, versions)
+
+    def units(self, chunks: Sequence[bytes], offsets: Sequence[int], length: int) -> Units | None:
+        """As `plan`, in columns, where every read is of one whole unit (`length` bytes) of the committed version and all is known in
+        memory; otherwise None. Nothing is pinned: the places are good until the caller lets anything else run."""
+        self._check()
+        return self._planner.units(chunks, offsets, length)
 
     def read(self, chunk: bytes, offset: int = 0, length: int = 1 << 30, *, version: int = 0) -> bytearray:
         """Verified bytes in memory of our own, blocking: for resync, the scrubber and tools. Raises CHUNK_NOT_FOUND, NOT_COMMITTED,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import NamedTuple
 
 from ...proto.errors import Status
 from .checksum import Crcs
@@ -45,6 +46,14 @@ class ReadBatch:
         self.release()
 
 
+class Units(NamedTuple):
+    """Where whole units lie, in columns: what the commonest small reads need, without an object for each."""
+
+    places: list[tuple[int, int]]  # handle, offset in the file
+    checksums: list[int]
+    versions: list[int]
+
+
 class Planner:
     def __init__(self, rows: Rows, space: Space) -> None:
         self._rows = rows
@@ -72,6 +81,29 @@ class Planner:
             self._space.leave(ticket)
             raise
         return ReadBatch(plans, self._space, ticket)
+
+    def units(self, chunks: Sequence[bytes], offsets: Sequence[int], length: int) -> Units | None:
+        """See ChunkEngine.units."""
+        young = self._rows.cached.young
+        places: list[tuple[int, int]] = []
+        checksums: list[int] = []
+        versions: list[int] = []
+        for chunk, offset in zip(chunks, offsets, strict=True):
+            row = young.get(chunk)
+            state = row.committed if row is not None else None
+            if state is None or state.unit != length or state.patches:
+                return None
+            if offset % length or not 0 <= offset <= state.length - length:
+                return None
+            number = offset // length
+            if (crcs := state.crcs[number // PAGE_UNITS]) is None:
+                return None
+            if (place := state.place) is None:
+                place = state.place = self._space.place(state.slot)
+            places.append((place[0], place[1] + offset))
+            checksums.append(crcs[number % PAGE_UNITS])
+            versions.append(state.version)
+        return Units(places, checksums, versions)
 
     def _cached(self, young: dict[bytes, Row], reads: Sequence[Read]) -> list[ReadPlan]:
         """All rows are in memory: the commonest small read, one unit of one slot, is decided here; others by `_one`."""

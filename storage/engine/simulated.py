@@ -125,6 +125,14 @@ class SimulatedDisk:
             done += len(piece)
         return done
 
+    def fill(self, places: Sequence[tuple[int, int]], buffer: memoryview, length: int) -> bool:
+        if self.cold:
+            return False
+        for i, (handle, offset) in enumerate(places):
+            if self.preadv(handle, (buffer[i * length : (i + 1) * length],), offset, False) != length:
+                return False
+        return True
+
     def is_cached(self, handle: int, offset: int, length: int) -> bool:
         return False  # there is no descriptor to send from
 

@@ -91,6 +91,38 @@ async def test_reads_that_miss_the_page_cache_go_to_a_thread(world: World) -> No
     assert target.counters.bytes_read == CHUNK - 2
 
 
+async def test_batches_of_whole_units(world: World) -> None:
+    data = pattern(CHUNK - 4096)
+    for index in range(3):
+        assert await world.write(data, index=index, sequence=index + 1) is Status.OK
+    assert await world.write(b"x" * 4096, index=1, offset=8192, sequence=9) is Status.OK  # a patch: the long way
+    wanted = [(5, index, 4096 * unit, 4096) for index in (0, 2, 1, 0) for unit in (0, 2, 200, 254)]
+    for batch in (wanted[:8], wanted, [*wanted[:4], (5, 9, 0, 4096)], [*wanted[:4], (5, 0, CHUNK - 4096, 4096)]):
+        reply, found = await world.read_many(batch)
+        for i, (_, index, offset, length) in enumerate(batch):
+            piece = found[i * length : (i + 1) * length]
+            if index == 9 or offset >= len(data):
+                assert (reply.status[i] or Status.OK) == (Status.CHUNK_NOT_FOUND if index == 9 else Status.OK)
+                assert not reply.returned[i]
+                continue
+            assert piece == (b"x" * 4096 if (index, offset) == (1, 8192) else data[offset : offset + length])
+            verify(reply, i, offset, piece)
+    assert world.open[0].counters.reads == sum(map(len, (wanted[:8], wanted, wanted[:5], wanted[:5])))
+
+
+async def test_a_batch_of_units_some_of_which_are_not_in_memory(world: World) -> None:
+    data = pattern(CHUNK)
+    assert await world.write(data) is Status.OK
+    target = world.open[0]
+    await target.checkpoint()
+    await world.read_many([(5, 0, 0, 4096)])
+    for handle in target.engine.space.handles():
+        os.posix_fadvise(handle, 8 * 4096, 8 * 4096, os.POSIX_FADV_DONTNEED)
+    reply, found = await world.read_many([(5, 0, 4096 * unit, 4096) for unit in range(16)])
+    assert found == data[: 16 * 4096]
+    assert list(reply.status) == [Status.OK] * 16
+
+
 async def test_a_write_that_was_damaged_on_the_way_is_refused(world: World) -> None:
     reply = await world.write_many([(5, 0, 0, b"abc", 1, None)], checksums=[4711])
     assert list(reply.status) == [Status.CHECKSUM]
