@@ -30,7 +30,7 @@ from ...proto.gen.cluster_pb2 import (
 from ..kv.engine import Engine
 from .chain import Report
 from .lease import Leases
-from .registration import TABLE_OF_FILES, move_chains, register
+from .registration import TABLE_OF_FILES, drain, move_chains, register
 from .routing import Book, Draft, Kind, State
 from .store import Store
 
@@ -202,6 +202,11 @@ class Manager:
                 changed[target.id] = target
         if changed:
             await self._change(lambda book: _report(book, changed))
+
+    async def set_node(self, node_id: int, *, draining: bool) -> Node:
+        """What an administrator wants of a node; it stays so over restarts. Raises NOT_FOUND."""
+        await self._change(lambda book: drain(book, node_id, draining=draining))
+        return self.book.nodes[node_id]
 
     def alive(self, node_id: int) -> bool:
         """Whether a node was heard of within two leases (a chain of one serves on regardless; this is for people)."""

@@ -47,10 +47,24 @@ def register(book: Book, node: Node, targets: Sequence[Target]) -> tuple[Draft, 
     named = Node()
     named.CopyFrom(node)
     named.id = node_id
+    named.draining = known is not None and known.draining
     draft.put(Kind.NODE, named, node_id)
     restarted = known is None or known.process != node.process
     _put_targets(book, draft, node_id, targets, restarted)
     return draft, node_id
+
+
+def drain(book: Book, node_id: int, *, draining: bool) -> Draft:
+    """The change that marks a node as one to be emptied, or as one like any other again. Raises NOT_FOUND."""
+    known = book.nodes.get(node_id)
+    if known is None or known.kind != NODE_KIND_STORAGE:
+        raise error(Status.NOT_FOUND, f"there is no storage node {node_id}")
+    named = Node()
+    named.CopyFrom(known)
+    named.draining = draining
+    draft = Draft(book)
+    draft.put(Kind.NODE, named, node_id)
+    return draft
 
 
 def _check(node: Node, targets: Sequence[Target]) -> None:

@@ -17,6 +17,8 @@ from ...proto.gen.cluster_pb2 import (
     RenewClientReply,
     RenewClientRequest,
     Routing,
+    SetNodeReply,
+    SetNodeRequest,
     StatusReply,
     StatusRequest,
 )
@@ -105,6 +107,10 @@ class ClusterService:
 
     async def remove_node(self, request: Any, context: Context) -> Any:
         raise error(Status.UNSUPPORTED, "RemoveNode is not served yet")
+
+    async def set_node(self, request: SetNodeRequest, context: Context) -> SetNodeReply:
+        _need_trust(context, "drain a node")
+        return SetNodeReply(node=await self._manager.set_node(request.node, draining=request.draining))
 
 
 def _need_trust(context: Context, what: str) -> None:

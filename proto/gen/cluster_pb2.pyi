@@ -29,7 +29,7 @@ LOCAL_STATE_ONLINE: LocalState
 LOCAL_STATE_OFFLINE: LocalState
 
 class Node(_message.Message):
-    __slots__ = ("id", "kind", "addresses", "host", "name", "process", "software")
+    __slots__ = ("id", "kind", "addresses", "host", "name", "process", "software", "draining", "rack")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,8 @@ class Node(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     PROCESS_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    RACK_FIELD_NUMBER: _ClassVar[int]
     id: int
     kind: NodeKind
     addresses: _containers.RepeatedScalarFieldContainer[str]
@@ -44,7 +46,9 @@ class Node(_message.Message):
     name: str
     process: int
     software: str
-    def __init__(self, id: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., addresses: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., name: _Optional[str] = ..., process: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
+    draining: bool
+    rack: str
+    def __init__(self, id: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., addresses: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., name: _Optional[str] = ..., process: _Optional[int] = ..., software: _Optional[str] = ..., draining: bool = ..., rack: _Optional[str] = ...) -> None: ...
 
 class Target(_message.Message):
     __slots__ = ("id", "node", "incarnation", "capacity", "used", "state", "path", "damaged", "full", "disabled", "chunks", "sync_done", "sync_total")
@@ -277,3 +281,17 @@ class RemoveNodeRequest(_message.Message):
 class RemoveNodeReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class SetNodeRequest(_message.Message):
+    __slots__ = ("node", "draining")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    draining: bool
+    def __init__(self, node: _Optional[int] = ..., draining: bool = ...) -> None: ...
+
+class SetNodeReply(_message.Message):
+    __slots__ = ("node",)
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    node: Node
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ...) -> None: ...
