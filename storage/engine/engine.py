@@ -3,7 +3,7 @@
 Rules:
 1. All decisions are synchronous and belong to one thread, the owner's event loop. Blocking I/O is in three places, which may run in any
    other thread: `Job.run`, `ReadPlan.read_into` and `Checkpoint.run`; so may the listings (`chunks`, `query_last`, `removable`,
-   `receipts`), which only look at the index. Index writes are calls of a few µs on the loop. `read`, `apply` and `close` block
+   `receipts`, `records`), which only look at the index. Index writes are calls of a few µs on the loop. `read`, `apply` and `close` block
    whoever calls them.
 2. An update is prepared (decided, slots allocated), run (bytes written), staged (a row names them: from here on it survives kill -9) and
    committed or discarded. A chain of one stages and commits in one index write. A chunk has one update under way.
@@ -27,14 +27,15 @@ from .index import Change, Index
 from .job import Job, Kind, Shape, Update
 from .planner import Planner, ReadBatch, Units
 from .reads import ReadPlan, verify
-from .records import ChunkInfo, LastChunk, Read, Receipt, SpaceInfo
+from .records import ChunkInfo, LastChunk, Read, Receipt, Records, SpaceInfo
 from .recovery import VERSION_KEY, Found, Opened, pack_number, recover, row_changes, session_record
-from .row import CHUNK, Row, State, encode_row
+from .row import CHANNEL, CHUNK, FLOOR, Row, State, encode_row
 from .rows import Floors, Receipts, Rows, chunk_info, successor
 from .space import Space
 
 CACHE_BYTES = 80 << 20  # rows and pages of checksums in memory, as rows.py reckons their size
 LIST_CHUNKS_MAX = 10_000  # of one listing
+LIST_RECORDS_MAX = 1000
 PRESSURE_PART = 8  # a checkpoint is wanted when slots that it would free take 1/8 of the capacity
 
 _INDEX = struct.Struct(">I")
@@ -266,7 +267,43 @@ class ChunkEngine:
     def forget_client(self, client: bytes) -> None:
         """The client's session is over: its receipts go. The caller refuses its later writes."""
         self._check()
-        self._write(self._receipts.forget(client))
+        self._write(self._receipts.forget(self._receipts.scan(client)))
+
+    # --- records in a resync: receipts and truncate floors together ---
+
+    def records(self, after: bytes = b"", limit: int = LIST_RECORDS_MAX) -> Records:
+        """A page of all receipts, then all truncate floors, from the place on that the page before named. May run in any thread."""
+        self._check()
+        receipts: list[Receipt] = []
+        first = after[1:] if after[:1] == FLOOR else b""
+        if not first:
+            receipts = list(islice(self._receipts.scan(b"", after[1:]), limit))
+            if len(receipts) == limit:
+                last = receipts[-1]
+                return Records(receipts, [], CHANNEL + last.client + last.channel.to_bytes(2, "big") + b"\0")
+        room = limit - len(receipts)
+        floors = list(islice(self._floors.scan(first), room))
+        return Records(receipts, floors, FLOOR + floors[-1][0] + b"\0" if len(floors) == room else None)
+
+    def put_records(self, receipts: Iterable[Receipt], floors: Iterable[tuple[bytes, int]], version_floor: int) -> None:
+        """Take over what another member knows; where both know something the higher value stays. Raises TARGET_OFFLINE."""
+        self._check()
+        changes: list[Change] = []
+        self._receipts.rise(receipts, changes)
+        for file, truncate_version in floors:
+            self._floors.rise(file, truncate_version, changes)
+        if version_floor > self._version_floor:
+            self._version_floor = version_floor
+            changes.append((VERSION_KEY, pack_number(version_floor)))
+        self._write(changes)
+
+    def forget_records(self, records: Records) -> None:
+        """Drop these receipts and floors: they are from before a resync, and count for nothing. Raises TARGET_OFFLINE."""
+        self._check()
+        changes = self._receipts.forget(records.receipts)
+        for file, _ in records.floors:
+            self._floors.forget(file, changes)
+        self._write(changes)
 
     # --- reads ---
 
@@ -461,6 +498,7 @@ __all__ = [
     "ReadBatch",
     "ReadPlan",
     "Receipt",
+    "Records",
     "SpaceInfo",
     "Update",
     "verify",

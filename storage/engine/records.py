@@ -17,6 +17,14 @@ class Receipt(NamedTuple):
     length: int  # of the chunk after it, bytes
 
 
+class Records(NamedTuple):
+    """A page of what a target keeps besides its chunks: what travels in a resync."""
+
+    receipts: list[Receipt]
+    floors: list[tuple[bytes, int]]  # (tenant and inode, truncate version)
+    after: bytes | None  # where the next page begins; None: this was the last
+
+
 class ChunkInfo(NamedTuple):
     """What a row says of its chunk."""
 

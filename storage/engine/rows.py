@@ -140,9 +140,9 @@ class Receipts:
             self._cached.put(key, found, RECEIPT_COST)
         return found
 
-    def scan(self, client: bytes) -> Iterator[Receipt]:
-        begin = CHANNEL + client
-        for key, value in self._index.scan(begin, successor(begin)):
+    def scan(self, client: bytes, first: bytes = b"") -> Iterator[Receipt]:
+        """One client's, or everybody's (empty), from (client, channel) on."""
+        for key, value in self._index.scan(CHANNEL + max(client, first), successor(CHANNEL + client)):
             yield Receipt(key[1:17], int.from_bytes(key[17:], "big"), *_RECEIPT.unpack(value))
 
     def add(self, receipts: Iterable[Receipt], changes: list[Change]) -> None:
@@ -152,8 +152,13 @@ class Receipts:
             changes.append((key, _RECEIPT.pack(sequence, version, length)))
             self._cached.put(key, receipt, RECEIPT_COST)
 
-    def forget(self, client: bytes) -> list[Change]:
-        keys = [CHANNEL + client + receipt.channel.to_bytes(2, "big") for receipt in self.scan(client)]
+    def rise(self, receipts: Iterable[Receipt], changes: list[Change]) -> None:
+        """Take over those that are newer than ours."""
+        ours = ((receipt, self.get(receipt.client, receipt.channel)) for receipt in receipts)
+        self.add([new for new, old in ours if old is None or old.sequence < new.sequence], changes)
+
+    def forget(self, receipts: Iterable[Receipt]) -> list[Change]:
+        keys = [CHANNEL + receipt.client + receipt.channel.to_bytes(2, "big") for receipt in receipts]
         for key in keys:
             self._cached.drop(key)
         return [(key, None) for key in keys]
@@ -180,6 +185,11 @@ class Floors:
             key = FLOOR + chunk[:10]
             changes.append((key, _FLOOR.pack(truncate_version)))
             self._cached.put(key, truncate_version, FLOOR_COST)
+
+    def scan(self, first: bytes) -> Iterator[tuple[bytes, int]]:
+        """(tenant and inode, truncate version), from a file on."""
+        for key, value in self._index.scan(FLOOR + first, successor(FLOOR)):
+            yield key[1:], int(_FLOOR.unpack(value)[0])
 
     def forget(self, chunk: bytes, changes: list[Change]) -> None:
         if self.get(chunk):
