@@ -139,7 +139,8 @@ class SimulatedDisk:
     def fdatasync(self, handle: int) -> None:
         def act() -> None:
             file = self._handles[handle]
-            file.durable = bytearray(file.data)
+            for offset, content in file.log:
+                _apply(file.durable, offset, content)
             file.log.clear()
 
         self.faults.effect("fdatasync", act)
@@ -220,7 +221,11 @@ class SimulatedIndex:
 
         def durable() -> None:
             logged()
-            self._durable = dict(self._values)
+            for key, value in (change for changes in self._log for change in changes):
+                if value is None:
+                    self._durable.pop(key, None)
+                else:
+                    self._durable[key] = value
             self._log.clear()
 
         # Dying inside a synced write: it may be in the log already, and not yet durable.

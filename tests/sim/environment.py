@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from emberfs.proto.env import Call
@@ -22,7 +23,7 @@ from emberfs.proto.pool import Pool
 from emberfs.proto.region import Region
 from emberfs.proto.rpc import Identity, PeerInfo
 
-from .loop import Host, Lock, Loop, Task
+from .loop import Future, Host, Lock, Loop, Task
 from .network import ADDRESS, CALM, Exchange, Network, Weather
 
 POOL_BYTES = 64 << 20
@@ -68,6 +69,13 @@ class SimulatedEnvironment:
 
     async def collect(self, ticket: Any) -> Any:
         return await ticket.answer
+
+    async def collect_any(self, tickets: Sequence[Any], seconds: float) -> Any:
+        first = Future[Any]()
+        for ticket in tickets:
+            ticket.answer.when_done(partial(first.resolve, ticket))
+        self._loop.call_at(self._loop.time + seconds / self.host.clock_rate, lambda: first.resolve(None))
+        return await first
 
     def abandon(self, ticket: Any) -> None:
         ticket.abandon()

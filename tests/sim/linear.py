@@ -76,9 +76,7 @@ class Checker:
         self._close(operation, reached)
 
     def _close(self, operation: Operation, worlds: set[World]) -> None:
-        closed = {operation}
-        if operation.excludes is not None:
-            closed.add(operation.excludes)
+        closed = {operation, *operation.excludes}
         for one in closed:
             self._open.pop(one, None)
             self._reads.pop(one, None)
@@ -108,9 +106,7 @@ class Checker:
         state = operation.apply(world.state)
         if state is None:
             return None
-        done = world.done | {operation}
-        if operation.excludes in self._open:
-            done |= {operation.excludes}
+        done = world.done | {operation} | {one for one in operation.excludes if one in self._open}
         return self._with_reads(World(state, done))
 
     def _with_reads(self, world: World) -> World:

@@ -22,7 +22,7 @@ class Script:
         self.history.events.append(Event(what, float(len(self.history.events)), operation, sync))
 
     def call(self, kind: Kind, first: int = 0, last: int = 1, found: tuple[int, ...] | None = None, under: int = 0,
-             excludes: Operation | None = None) -> Operation:  # fmt: skip
+             excludes: tuple[Operation, ...] = ()) -> Operation:  # fmt: skip
         self._count += 1
         operation = Operation(self._count, "c", kind, first, last, under, found, excludes=excludes)
         self._note(What.CALL, operation)
@@ -120,14 +120,14 @@ def test_what_a_later_number_excludes() -> None:
     for order in ([1, 2], [2, 1]):
         script = Script()
         first = script.call(WRITE)
-        second = script.call(WRITE, excludes=first)
+        second = script.call(WRITE, excludes=(first,))
         script.end(second)
         for number in order:
             script.done(READ, found=(number,))
         assert not script.holds  # before the second one the first is overwritten, after it it is refused
     script = Script()
     first = script.call(WRITE)
-    second = script.call(WRITE, excludes=first)
+    second = script.call(WRITE, excludes=(first,))
     script.done(READ, found=(1,))
     script.end(second)
     script.done(READ, found=(2,))
