@@ -175,7 +175,8 @@ TABLE: dict[Status, Row] = {
 class StatusError(OSError):
     """An operation that failed. `status` is the row of the table, `strerror` says what happened, to what, and what to do.
 
-    `detail` carries what a status is documented to bring along: the newer `Chain` for STALE_CHAIN_VERSION.
+    `detail` carries what a status is documented to bring along: the newer `Chain` for STALE_CHAIN_VERSION, the addresses of the manager
+    that leads for NOT_PRIMARY (as far as known).
     """
 
     status: Status

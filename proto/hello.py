@@ -76,6 +76,8 @@ def failure_frame(method: int, request_id: int, failure: StatusError, retry_afte
     message = rpc_pb2.Failure(status=failure.status, message=failure.strerror or "", retry_after_ms=retry_after_ms)
     if isinstance(failure.detail, common_pb2.Chain):
         message.chain.CopyFrom(failure.detail)
+    elif failure.status is Status.NOT_PRIMARY and failure.detail:
+        message.primary.extend(failure.detail)
     return wire.encode(wire.REPLY | wire.FAILURE, method, request_id, message.SerializeToString())
 
 
@@ -85,7 +87,7 @@ def failure_error(data: bytes, peer: str) -> StatusError:
         message = rpc_pb2.Failure.FromString(data)
     except DecodeError:
         return error(Status.PROTOCOL, f"{peer} sent an error that cannot be read")
-    detail = message.chain if message.HasField("chain") else message.retry_after_ms or None
+    detail = message.chain if message.HasField("chain") else list(message.primary) or message.retry_after_ms or None
     return error(status_of(message.status), message.message, detail=detail)
 
 

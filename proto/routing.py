@@ -144,6 +144,8 @@ class RoutingTable:
             self.nodes.pop(gone, None)
         for target in routing.targets:
             self.targets[target.id] = target
+        for gone in routing.removed_targets:
+            self.targets.pop(gone, None)
         chains = [c.id for c in routing.chains if self._take_chain(c)]
         self._take_tables(routing.tables)
         fresh = [c for c in routing.ended_clients if c not in self.ended_clients]
@@ -151,7 +153,7 @@ class RoutingTable:
             self.ended_clients[client] = routing.capability_epoch
         return Change(
             frozenset(n.id for n in routing.nodes) | frozenset(routing.removed_nodes),
-            frozenset(t.id for t in routing.targets),
+            frozenset(t.id for t in routing.targets) | frozenset(routing.removed_targets),
             frozenset(chains),
             frozenset(t.id for t in routing.tables),
             frozenset(fresh),

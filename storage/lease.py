@@ -22,5 +22,9 @@ class Lease:
         """A renewal that was sent at `sent` has been granted for `seconds`."""
         self.until = max(self.until, sent + seconds * (1 - DRIFT_PART))
 
+    def lost(self) -> None:
+        """Another process has our place."""
+        self.until = float("-inf")
+
     def holds(self, now: float) -> bool:
         return now < self.until

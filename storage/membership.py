@@ -1,20 +1,30 @@
-"""This process's place in the cluster: registration with the manager, heartbeats, and what routing says of our targets.
+"""This process's place in the cluster: registration with the manager, heartbeats that renew its lease, and what routing says of our
+targets.
 
-A storage server that cannot reach the manager goes on: a chain of one never fences itself. It keeps trying, registers again
-when the manager does not know it (any more), and applies whatever changed meanwhile.
+Rules:
+1. A heartbeat goes out every quarter of a lease and waits no longer than that for its answer, so that two in a row may be lost. The
+   lease is counted from the moment at which the renewal was sent (lease.py).
+2. A report names each target's state together with the chain version that its machine had at that moment. The routing table may
+   know a newer entry already, and good news under a version that the machine has not seen would make a member SERVING that missed
+   writes.
+3. What routing changes about our chains is reported at once: the manager goes on only with news under the current version.
+4. Without an answer everything stays as it was: chains of one never fence themselves, members of longer ones stop with the lease.
+5. A process whose place was taken by another one (FENCED) gives up its lease and ends loudly.
+
+Written over `proto.env.Environment`: the same code runs in the server and in the simulator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
 
-from ..proto.drivers.aio import AioEnvironment
-from ..proto.env import Call
+from ..proto.env import Call, Environment
 from ..proto.errors import Status, StatusError, error
 from ..proto.gen.cluster_pb2 import (
+    NODE_KIND_META,
     GetRoutingRequest,
     HeartbeatRequest,
     Node,
@@ -22,77 +32,110 @@ from ..proto.gen.cluster_pb2 import (
     Routing,
     Target,
 )
+from ..proto.gen.common_pb2 import Chain
 from ..proto.gen.meta_pb2 import Place, StatRequest
 from ..proto.routing import Change, RoutingTable
 from ..proto.rpc import CLUSTER, META, Method
 from ..proto.settings import time_scale
+from .lease import Lease
 
-CALL_SECONDS_MAX = 5.0  # of one call to the manager; scaled
+CALL_SECONDS_MAX = 5.0  # of one call to the manager that is no heartbeat; scaled
 RETRY_SECONDS = 0.2  # between two tries over all managers; scaled
 HEARTBEATS_PER_LEASE = 4
 LEASE_SECONDS_DEFAULT = 5.0
+REPORTS_MAX = 8  # one after the other, while each answer changes our chains
+HINTS_MAX = 4  # addresses of a primary that are followed in one try over all managers
 DEAD = (Status.NOT_FOUND, Status.STALE_HANDLE)  # what the namespace says of an inode that is gone
 
 
+class Reported(NamedTuple):
+    """One target, and the chain entry under which its machine works, taken in one breath."""
+
+    entry: Target
+    chain: Chain | None = None
+
+
 class Membership:
-    """`node` and what `targets()` reports are told to the manager; `changed(change)` is called after each change of the routing."""
+    """`node` and what `targets()` reports are told to the manager. `changed(change)` is called after each change of the routing,
+    `taken(why)` when another process has our place."""
 
     def __init__(
         self,
-        env: AioEnvironment,
+        env: Environment,
         managers: Sequence[str],
         routing: RoutingTable,
         changed: Callable[[Change], None],
         log: Any,
+        *,
+        lease: Lease | None = None,
+        taken: Callable[[StatusError], None] | None = None,
     ) -> None:
         if not managers:
             raise error(Status.INVALID, "no metadata server named: give --meta ADDRESS")
         self.node = Node()
-        self.targets: Callable[[], list[Target]] = list
+        self.targets: Callable[[], Sequence[Reported]] = list
+        self.spare = False  # new targets wait for an administrator to put them into chains
+        self.lease = lease or Lease()
         self.lease_seconds = LEASE_SECONDS_DEFAULT * time_scale()
         self._env = env
         self._managers = list(managers)
         self._routing = routing
         self._changed = changed
+        self._taken = taken
         self._log = log
+        self._reporting = env.lock()
         self._reachable = True
+
+    @property
+    def manager(self) -> str:
+        """The address of the manager that answered last."""
+        return self._managers[0]
+
+    @property
+    def heartbeat_seconds(self) -> float:
+        return self.lease_seconds / HEARTBEATS_PER_LEASE
 
     async def discover(self) -> str:
         """The cluster's id, from whichever manager answers; waits for one. Raises what waiting cannot cure."""
-        reply = await self._insist(CLUSTER.GetRouting, GetRoutingRequest())
+        reply = await self._insist(CLUSTER.GetRouting, GetRoutingRequest)
         return str(reply.cluster)
 
-    async def register(self) -> None:
-        """Introduce this process; afterwards the node has a number and the routing is known."""
-        reply = await self._insist(CLUSTER.RegisterNode, RegisterNodeRequest(node=self.node, targets=self.targets()))
+    async def register(self, dropped: Sequence[int] = ()) -> None:
+        """Introduce this process; afterwards the node has a number and the routing is known. `dropped`: targets that exist no more.
+        Raises what another try cannot cure, FENCED too."""
+
+        def request() -> RegisterNodeRequest:
+            entries = [reported.entry for reported in self.targets()]
+            return RegisterNodeRequest(node=self.node, targets=entries, spare=self.spare, dropped=dropped)
+
+        reply = await self._insist(CLUSTER.RegisterNode, request)
         self.node.id = reply.node
-        self._lease(reply.lease_ms)
         self._apply(reply.routing)
 
     async def heartbeats(self) -> None:
-        """Report for ever; a background worker."""
+        """Report for ever; a background worker. Ends when our place was taken."""
         while True:
-            await self._env.sleep(self.lease_seconds / HEARTBEATS_PER_LEASE)
-            await self.heartbeat()
-
-    async def watch(self) -> None:
-        """Fetch routing changes as soon as the manager speaks of them, not at the next heartbeat; a background worker."""
-        while True:
+            await self._env.sleep(self.heartbeat_seconds)
             try:
-                subscriber = await self._env.subscribe(self._managers[0], "routing", self._routing.version)
-                while True:
-                    await subscriber.next()
-                    await self.heartbeat()
+                await self.heartbeat()
             except StatusError as failed:
-                if failed.status is Status.FENCED:
+                if failed.status is not Status.FENCED:
                     raise
-            await self._env.sleep(self.lease_seconds / HEARTBEATS_PER_LEASE)
+                return  # `taken` has been told
 
     async def heartbeat(self) -> None:
-        """One report of our targets, and the answer's routing. The manager's absence is noted, not raised; raises FENCED when another
-        process has taken our place."""
+        """Report our targets and apply the answer's routing, again while that changes our chains. The manager's absence is noted, not
+        raised. Raises FENCED when another process has taken our place, and what a registration cannot cure."""
+        async with self._reporting:
+            for _ in range(REPORTS_MAX):
+                before = self._chains()
+                await self._report_once()
+                if self._chains() == before:
+                    return
+
+    async def _report_once(self) -> None:
         try:
-            reply = await self._call(CLUSTER.Heartbeat, self._report())
+            reply = await self._call(CLUSTER.Heartbeat, self._report, self.heartbeat_seconds)
         except StatusError as failed:
             if failed.status is Status.FENCED:
                 raise
@@ -102,36 +145,31 @@ class Membership:
             else:
                 self._unreachable(failed)
             return
-        self._lease(reply.lease_ms)
+        self._answered()
         try:
             self._apply(reply.routing)
         except StatusError as gap:
             self._log.warning("routing cannot be applied; asking for all of it", error=gap.strerror)
             await self.register()
-        if not self._reachable:
-            self._log.info("the manager is back", routing=self._routing.version)
-        self._reachable = True
+
+    def _chains(self) -> list[tuple[int, int]]:
+        return [(r.chain.id, r.chain.version) if r.chain else (0, 0) for r in self.targets()]
 
     async def living(self, inodes: Sequence[int]) -> set[int]:
         """Those of the inodes that the namespace knows; all of them where it does not answer."""
         request = StatRequest(places=[Place(parent=inode) for inode in inodes])
         try:
-            reply = await self._call(META.Stat, request)
+            reply = await self._call(META.Stat, lambda: request, CALL_SECONDS_MAX * time_scale())
         except StatusError as failed:
             self._log.warning("cannot ask which inodes live", error=failed.strerror)
             return set(inodes)
         return {inode for inode, status in zip(inodes, reply.statuses, strict=True) if status not in DEAD}
 
     def _report(self) -> HeartbeatRequest:
-        request = HeartbeatRequest(
-            node=self.node.id,
-            process=self.node.process,
-            routing_version=self._routing.version,
-            targets=self.targets(),
-        )
-        mine = {target.id for target in request.targets}
-        for chain in self._routing.chains.values():
-            if any(member.target in mine for member in chain.members):
+        request = HeartbeatRequest(node=self.node.id, process=self.node.process, routing_version=self._routing.version)
+        for entry, chain in self.targets():
+            request.targets.append(entry)
+            if chain is not None:
                 request.chain.append(chain.id)
                 request.chain_version.append(chain.version)
         return request
@@ -143,9 +181,16 @@ class Membership:
         if change:
             self._changed(change)
 
-    def _lease(self, lease_ms: int) -> None:
+    def _renewed(self, sent: float, reply: Any) -> None:
+        lease_ms = getattr(reply, "lease_ms", 0)
         if lease_ms:
             self.lease_seconds = lease_ms / 1000
+            self.lease.renewed(sent, self.lease_seconds)
+
+    def _answered(self) -> None:
+        if not self._reachable:
+            self._log.info("the manager is back", manager=self.manager, routing=self._routing.version)
+        self._reachable = True
 
     def _unreachable(self, failed: StatusError) -> None:
         # Once per outage: a manager that is away for an hour would fill the log otherwise.
@@ -155,33 +200,68 @@ class Membership:
             )
         self._reachable = False
 
-    async def _insist(self, method: Method, request: Message) -> Any:
+    async def _insist(self, method: Method, request: Callable[[], Message]) -> Any:
         """Call until it works. Raises what another try cannot cure."""
         while True:
             try:
-                reply = await self._call(method, request)
+                reply = await self._call(method, request, CALL_SECONDS_MAX * time_scale())
             except StatusError as failed:
-                if not failed.retryable and failed.status is not Status.DEADLINE:
+                if not _elsewhere(failed):
                     raise
                 self._unreachable(failed)
                 await self._env.sleep(RETRY_SECONDS * time_scale())
             else:
-                self._reachable = True
+                self._answered()
                 return reply
 
-    async def _call(self, method: Method, request: Message) -> Any:
-        """One try over all managers, the one that answered last first. Raises the last refusal."""
+    async def _call(self, method: Method, request: Callable[[], Message], seconds: float) -> Any:
+        """One try over all managers, the one that answered last first, and those that are named as the primary. Raises the last
+        refusal; FENCED after everybody who has to know was told."""
         last: StatusError | None = None
-        for address in list(self._managers):
+        hints = HINTS_MAX
+        addresses = self._addresses()
+        while addresses:
+            address = addresses.pop(0)
+            sent = self._env.now()
             try:
-                reply = await self._env.call(Call(address, method, request, CALL_SECONDS_MAX * time_scale()))
+                reply = await self._env.call(Call(address, method, request(), seconds))
             except StatusError as failed:
-                if not failed.retryable and failed.status is not Status.DEADLINE:
+                if failed.status is Status.FENCED:
+                    self._lost(failed)
+                if not _elsewhere(failed):
                     raise
+                if failed.status is Status.NOT_PRIMARY and hints:
+                    named = [a for a in failed.detail or () if a != address and self._env.reachable(a)]
+                    hints -= 1
+                    addresses = named + [a for a in addresses if a not in named]
                 last = failed
             else:
-                self._managers.remove(address)
+                self._renewed(sent, reply)
+                if address in self._managers:
+                    self._managers.remove(address)
                 self._managers.insert(0, address)
                 return reply
         assert last is not None
         raise last
+
+    def _addresses(self) -> list[str]:
+        """All managers that we know of: those that we were started with, and those in the routing."""
+        found = list(self._managers)
+        for node in self._routing.nodes.values():
+            if node.kind == NODE_KIND_META:
+                same = self._routing.node_addresses(node.id, self.node.host)
+                found += [a for a in same if a not in found and self._env.reachable(a)]
+        return found
+
+    def _lost(self, failed: StatusError) -> None:
+        self.lease.lost()
+        self._log.error(
+            "another process has this node's place; this one ends", node=self.node.id, error=failed.strerror
+        )
+        if self._taken is not None:
+            self._taken(failed)
+
+
+def _elsewhere(failed: StatusError) -> bool:
+    """Whether another manager, or another try, may do better."""
+    return (failed.retryable and failed.status is not Status.FENCED) or failed.status is Status.DEADLINE

@@ -24,7 +24,6 @@ from ..proto.datadir import DataDirectory, open_data_directory
 from ..proto.drivers.aio import AioEnvironment
 from ..proto.errors import Status, StatusError, error
 from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, NODE_KIND_STORAGE
-from ..proto.gen.cluster_pb2 import Target as TargetEntry
 from ..proto.hello import PROCESS, SOFTWARE
 from ..proto.ids import boot_id
 from ..proto.process import Process, parser, run
@@ -34,7 +33,8 @@ from ..proto.settings import read_secret
 from .engine.recovery import Opened
 from .engine.target import open_target
 from .events import Tick
-from .membership import Membership
+from .lease import Lease
+from .membership import Membership, Reported
 from .scrub import Scrubber
 from .service import StorageService
 from .target import Blocking, Target
@@ -43,6 +43,7 @@ FORMAT = 1  # of the data directory
 THREADS_PER_TARGET = 4  # for blocking I/O: a slow disk does not take the threads of another
 CAPACITY_PART = 0.9  # of the disk's free space, where --capacity does not say
 TICK_SECONDS = 0.05  # for what the machines try again
+ROUTING_TOPIC = "routing"
 LEAVE_SECONDS_MAX = 2.0  # for the offline heartbeat
 
 
@@ -60,6 +61,10 @@ def options_parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--capacity", metavar="BYTES", type=int, default=0, help="that each target may take")
     options.add_argument("--direct", action="store_true", help="go around the page cache")
+    options.add_argument("--spare", action="store_true", help="new targets get no chain before 'emberfs chain apply'")
+    options.add_argument(
+        "--rack", metavar="NAME", default="", help="what this machine fails together with, for placement"
+    )
     options.add_argument("--scrub-rate", metavar="BYTES", type=int, default=0, help="verified a second and target")
     return options
 
@@ -89,7 +94,9 @@ async def _serve(process: Process, directory: DataDirectory) -> None:
         for service in services:
             service.routing_changed(change)
 
-    membership = Membership(env, options.meta, routing, changed, process.log)
+    lease = Lease()
+    membership = Membership(env, options.meta, routing, changed, process.log, lease=lease, taken=process.fail)
+    membership.spare = options.spare
     try:
         cluster = await _unless_stopped(process, membership.discover())
         if cluster is None:
@@ -101,7 +108,7 @@ async def _serve(process: Process, directory: DataDirectory) -> None:
         services.append(service)
         server = Server([service], cluster=cluster, node=directory.facts.get("node", 0), secret=secret)
         try:
-            await _join(process, directory, server, membership, targets)
+            await _join(process, directory, server, membership, targets, env, routing)
             await process.stopped()
         finally:
             await server.stop()
@@ -114,7 +121,13 @@ async def _serve(process: Process, directory: DataDirectory) -> None:
 
 
 async def _join(
-    process: Process, directory: DataDirectory, server: Server, membership: Membership, targets: Sequence[Target]
+    process: Process,
+    directory: DataDirectory,
+    server: Server,
+    membership: Membership,
+    targets: Sequence[Target],
+    env: AioEnvironment,
+    routing: RoutingTable,
 ) -> None:
     """Listen, register, start the background workers, report readiness."""
     options = process.options
@@ -125,14 +138,15 @@ async def _join(
     node.kind = NODE_KIND_STORAGE
     node.addresses.extend(addresses)
     node.host, node.name, node.process, node.software = boot_id(), options.name, PROCESS, SOFTWARE
-    membership.targets = lambda: [target.entry() for target in targets]
+    node.rack = options.rack
+    membership.targets = lambda: [Reported(target.entry(), target.replica.chain) for target in targets]
     if await _unless_stopped(process, membership.register()) is None:
         return
     if node.id != directory.facts.get("node"):
         directory.remember(node=node.id)
     server.settings = replace(server.settings, node=node.id)
     process.spawn(membership.heartbeats(), "heartbeats")
-    process.spawn(membership.watch(), "routing")
+    process.spawn(_watch(env, membership, routing), "routing")
     process.spawn(_tick(targets), "tick")
     for target in targets:
         process.spawn(target.keep_checkpointing(), f"checkpoints of {target.path}")
@@ -206,6 +220,20 @@ def capacity_of(path: str, wanted: int) -> int:
     return int(shutil.disk_usage(path).free * CAPACITY_PART) // 4096 * 4096
 
 
+async def _watch(env: AioEnvironment, membership: Membership, routing: RoutingTable) -> None:
+    """Background: fetch routing changes as soon as the manager speaks of them, not with the next heartbeat."""
+    while True:
+        try:
+            subscriber = await env.subscribe(membership.manager, ROUTING_TOPIC, routing.version)
+            while True:
+                await subscriber.next()
+                await membership.heartbeat()
+        except StatusError as failed:
+            if failed.status is Status.FENCED:
+                return  # the membership has ended this process
+        await env.sleep(membership.heartbeat_seconds)
+
+
 async def _tick(targets: Sequence[Target]) -> None:
     """Background: what the machines try again after a while."""
     while True:
@@ -220,11 +248,11 @@ async def _leave(membership: Membership, targets: Sequence[Target]) -> None:
     if not membership.node.id:
         return
 
-    def offline() -> list[TargetEntry]:
+    def offline() -> list[Reported]:
         entries = [target.entry() for target in targets]
         for entry in entries:
             entry.state = LOCAL_STATE_OFFLINE
-        return entries
+        return [Reported(entry) for entry in entries]
 
     membership.targets = offline
     try:

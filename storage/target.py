@@ -394,7 +394,7 @@ class Target:
         entry = TargetEntry(id=self.id, incarnation=self.incarnation, path=self.path)
         entry.state = LOCAL_STATE_OFFLINE if self.engine.failed else LOCAL_STATE_UPTODATE
         space = self.engine.space_info()
-        entry.capacity, entry.used = space.capacity, space.used
+        entry.capacity, entry.used, entry.chunks = space.capacity, space.used, space.chunks
         return entry
 
     async def close(self) -> None:

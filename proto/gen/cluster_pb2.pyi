@@ -91,7 +91,7 @@ class ChainTable(_message.Message):
     def __init__(self, id: _Optional[int] = ..., version: _Optional[int] = ..., chains: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Routing(_message.Message):
-    __slots__ = ("version", "since", "cluster", "nodes", "targets", "chains", "tables", "removed_nodes", "ended_clients", "capability_epoch", "capability_key")
+    __slots__ = ("version", "since", "cluster", "nodes", "targets", "chains", "tables", "removed_nodes", "ended_clients", "capability_epoch", "capability_key", "removed_targets")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +103,7 @@ class Routing(_message.Message):
     ENDED_CLIENTS_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_EPOCH_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_KEY_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_TARGETS_FIELD_NUMBER: _ClassVar[int]
     version: int
     since: int
     cluster: str
@@ -114,7 +115,8 @@ class Routing(_message.Message):
     ended_clients: _containers.RepeatedScalarFieldContainer[bytes]
     capability_epoch: int
     capability_key: bytes
-    def __init__(self, version: _Optional[int] = ..., since: _Optional[int] = ..., cluster: _Optional[str] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[ChainTable, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[int]] = ..., ended_clients: _Optional[_Iterable[bytes]] = ..., capability_epoch: _Optional[int] = ..., capability_key: _Optional[bytes] = ...) -> None: ...
+    removed_targets: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, version: _Optional[int] = ..., since: _Optional[int] = ..., cluster: _Optional[str] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[ChainTable, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[int]] = ..., ended_clients: _Optional[_Iterable[bytes]] = ..., capability_epoch: _Optional[int] = ..., capability_key: _Optional[bytes] = ..., removed_targets: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetRoutingRequest(_message.Message):
     __slots__ = ("since",)
@@ -123,14 +125,16 @@ class GetRoutingRequest(_message.Message):
     def __init__(self, since: _Optional[int] = ...) -> None: ...
 
 class RegisterNodeRequest(_message.Message):
-    __slots__ = ("node", "targets", "spare")
+    __slots__ = ("node", "targets", "spare", "dropped")
     NODE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     SPARE_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
     node: Node
     targets: _containers.RepeatedCompositeFieldContainer[Target]
     spare: bool
-    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., spare: bool = ...) -> None: ...
+    dropped: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., spare: bool = ..., dropped: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RegisterNodeReply(_message.Message):
     __slots__ = ("node", "routing", "lease_ms")
@@ -167,26 +171,34 @@ class HeartbeatReply(_message.Message):
     def __init__(self, routing: _Optional[_Union[Routing, _Mapping]] = ..., lease_ms: _Optional[int] = ...) -> None: ...
 
 class RenewClientRequest(_message.Message):
-    __slots__ = ("open_inodes", "acknowledged_request", "routing_version", "name")
+    __slots__ = ("open_inodes", "acknowledged_request", "routing_version", "name", "reported", "renewal")
     OPEN_INODES_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_REQUEST_FIELD_NUMBER: _ClassVar[int]
     ROUTING_VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    REPORTED_FIELD_NUMBER: _ClassVar[int]
+    RENEWAL_FIELD_NUMBER: _ClassVar[int]
     open_inodes: _containers.RepeatedScalarFieldContainer[int]
     acknowledged_request: int
     routing_version: int
     name: str
-    def __init__(self, open_inodes: _Optional[_Iterable[int]] = ..., acknowledged_request: _Optional[int] = ..., routing_version: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
+    reported: bytes
+    renewal: int
+    def __init__(self, open_inodes: _Optional[_Iterable[int]] = ..., acknowledged_request: _Optional[int] = ..., routing_version: _Optional[int] = ..., name: _Optional[str] = ..., reported: _Optional[bytes] = ..., renewal: _Optional[int] = ...) -> None: ...
 
 class RenewClientReply(_message.Message):
-    __slots__ = ("lease_ms", "epoch", "routing")
+    __slots__ = ("lease_ms", "epoch", "routing", "mark", "report_ms")
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUTING_FIELD_NUMBER: _ClassVar[int]
+    MARK_FIELD_NUMBER: _ClassVar[int]
+    REPORT_MS_FIELD_NUMBER: _ClassVar[int]
     lease_ms: int
     epoch: int
     routing: Routing
-    def __init__(self, lease_ms: _Optional[int] = ..., epoch: _Optional[int] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ...) -> None: ...
+    mark: bytes
+    report_ms: int
+    def __init__(self, lease_ms: _Optional[int] = ..., epoch: _Optional[int] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., mark: _Optional[bytes] = ..., report_ms: _Optional[int] = ...) -> None: ...
 
 class EndClientRequest(_message.Message):
     __slots__ = ()

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from emberfs.proto.gen import common_pb2 as emberfs_dot_proto_dot_gen_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65mberfs/proto/gen/rpc.proto\x12\nemberfs.v1\x1a\x1e\x65mberfs/proto/gen/common.proto\"\xca\x01\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x01(\x04\x12\x0e\n\x06\x63lient\x18\x04 \x01(\x0c\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\r\n\x05nonce\x18\x06 \x01(\x0c\x12$\n\x07purpose\x18\x07 \x01(\x0e\x32\x13.emberfs.v1.Purpose\x12\'\n\x06region\x18\x08 \x01(\x0b\x32\x17.emberfs.v1.RegionOffer\x12\x10\n\x08software\x18\t \x01(\t\"7\n\x0bRegionOffer\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sealed\x18\x03 \x01(\x08\"\xf5\x01\n\nHelloReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x01(\x04\x12\x11\n\tchallenge\x18\x04 \x01(\x0c\x12\r\n\x05proof\x18\x05 \x01(\x0c\x12\x0c\n\x04host\x18\x06 \x01(\t\x12\x0c\n\x04node\x18\x07 \x01(\r\x12\x10\n\x08software\x18\x08 \x01(\t\x12\x19\n\x11message_bytes_max\x18\t \x01(\r\x12\x16\n\x0e\x62ulk_bytes_max\x18\n \x01(\r\x12\x1e\n\x16requests_in_flight_max\x18\x0b \x01(\r\x12\x0f\n\x07process\x18\x0c \x01(\x06\"A\n\nHelloProof\x12\r\n\x05proof\x18\x01 \x01(\x0c\x12$\n\x08identity\x18\x02 \x01(\x0b\x32\x12.emberfs.v1.Caller\"d\n\x07\x46\x61ilure\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12 \n\x05\x63hain\x18\x03 \x01(\x0b\x32\x11.emberfs.v1.Chain\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\"?\n\tSubscribe\x12\x14\n\x0csubscription\x18\x01 \x01(\x04\x12\r\n\x05topic\x18\x02 \x01(\t\x12\r\n\x05since\x18\x03 \x01(\x04\"\x10\n\x0eSubscribeReply\"#\n\x0bUnsubscribe\x12\x14\n\x0csubscription\x18\x01 \x01(\x04\"\x12\n\x10UnsubscribeReply\"M\n\x06Notice\x12\x14\n\x0csubscription\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06resync\x18\x03 \x01(\x08\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c*0\n\x07Purpose\x12\x11\n\rPURPOSE_CALLS\x10\x00\x12\x12\n\x0ePURPOSE_REGION\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65mberfs/proto/gen/rpc.proto\x12\nemberfs.v1\x1a\x1e\x65mberfs/proto/gen/common.proto\"\xca\x01\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x01(\x04\x12\x0e\n\x06\x63lient\x18\x04 \x01(\x0c\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\r\n\x05nonce\x18\x06 \x01(\x0c\x12$\n\x07purpose\x18\x07 \x01(\x0e\x32\x13.emberfs.v1.Purpose\x12\'\n\x06region\x18\x08 \x01(\x0b\x32\x17.emberfs.v1.RegionOffer\x12\x10\n\x08software\x18\t \x01(\t\"7\n\x0bRegionOffer\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06sealed\x18\x03 \x01(\x08\"\xf5\x01\n\nHelloReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x01(\x04\x12\x11\n\tchallenge\x18\x04 \x01(\x0c\x12\r\n\x05proof\x18\x05 \x01(\x0c\x12\x0c\n\x04host\x18\x06 \x01(\t\x12\x0c\n\x04node\x18\x07 \x01(\r\x12\x10\n\x08software\x18\x08 \x01(\t\x12\x19\n\x11message_bytes_max\x18\t \x01(\r\x12\x16\n\x0e\x62ulk_bytes_max\x18\n \x01(\r\x12\x1e\n\x16requests_in_flight_max\x18\x0b \x01(\r\x12\x0f\n\x07process\x18\x0c \x01(\x06\"A\n\nHelloProof\x12\r\n\x05proof\x18\x01 \x01(\x0c\x12$\n\x08identity\x18\x02 \x01(\x0b\x32\x12.emberfs.v1.Caller\"u\n\x07\x46\x61ilure\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12 \n\x05\x63hain\x18\x03 \x01(\x0b\x32\x11.emberfs.v1.Chain\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\x12\x0f\n\x07primary\x18\x05 \x03(\t\"?\n\tSubscribe\x12\x14\n\x0csubscription\x18\x01 \x01(\x04\x12\r\n\x05topic\x18\x02 \x01(\t\x12\r\n\x05since\x18\x03 \x01(\x04\"\x10\n\x0eSubscribeReply\"#\n\x0bUnsubscribe\x12\x14\n\x0csubscription\x18\x01 \x01(\x04\"\x12\n\x10UnsubscribeReply\"M\n\x06Notice\x12\x14\n\x0csubscription\x18\x01 \x01(\x04\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06resync\x18\x03 \x01(\x08\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c*0\n\x07Purpose\x12\x11\n\rPURPOSE_CALLS\x10\x00\x12\x12\n\x0ePURPOSE_REGION\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'emberfs.proto.gen.rpc_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PURPOSE']._serialized_start=973
-  _globals['_PURPOSE']._serialized_end=1021
+  _globals['_PURPOSE']._serialized_start=990
+  _globals['_PURPOSE']._serialized_end=1038
   _globals['_HELLO']._serialized_start=76
   _globals['_HELLO']._serialized_end=278
   _globals['_REGIONOFFER']._serialized_start=280
@@ -43,15 +43,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLOPROOF']._serialized_start=585
   _globals['_HELLOPROOF']._serialized_end=650
   _globals['_FAILURE']._serialized_start=652
-  _globals['_FAILURE']._serialized_end=752
-  _globals['_SUBSCRIBE']._serialized_start=754
-  _globals['_SUBSCRIBE']._serialized_end=817
-  _globals['_SUBSCRIBEREPLY']._serialized_start=819
-  _globals['_SUBSCRIBEREPLY']._serialized_end=835
-  _globals['_UNSUBSCRIBE']._serialized_start=837
-  _globals['_UNSUBSCRIBE']._serialized_end=872
-  _globals['_UNSUBSCRIBEREPLY']._serialized_start=874
-  _globals['_UNSUBSCRIBEREPLY']._serialized_end=892
-  _globals['_NOTICE']._serialized_start=894
-  _globals['_NOTICE']._serialized_end=971
+  _globals['_FAILURE']._serialized_end=769
+  _globals['_SUBSCRIBE']._serialized_start=771
+  _globals['_SUBSCRIBE']._serialized_end=834
+  _globals['_SUBSCRIBEREPLY']._serialized_start=836
+  _globals['_SUBSCRIBEREPLY']._serialized_end=852
+  _globals['_UNSUBSCRIBE']._serialized_start=854
+  _globals['_UNSUBSCRIBE']._serialized_end=889
+  _globals['_UNSUBSCRIBEREPLY']._serialized_start=891
+  _globals['_UNSUBSCRIBEREPLY']._serialized_end=909
+  _globals['_NOTICE']._serialized_start=911
+  _globals['_NOTICE']._serialized_end=988
 # @@protoc_insertion_point(module_scope)

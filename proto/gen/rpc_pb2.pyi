@@ -1,8 +1,9 @@
 from emberfs.proto.gen import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -83,16 +84,18 @@ class HelloProof(_message.Message):
     def __init__(self, proof: _Optional[bytes] = ..., identity: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("status", "message", "chain", "retry_after_ms")
+    __slots__ = ("status", "message", "chain", "retry_after_ms", "primary")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    PRIMARY_FIELD_NUMBER: _ClassVar[int]
     status: int
     message: str
     chain: _common_pb2.Chain
     retry_after_ms: int
-    def __init__(self, status: _Optional[int] = ..., message: _Optional[str] = ..., chain: _Optional[_Union[_common_pb2.Chain, _Mapping]] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+    primary: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, status: _Optional[int] = ..., message: _Optional[str] = ..., chain: _Optional[_Union[_common_pb2.Chain, _Mapping]] = ..., retry_after_ms: _Optional[int] = ..., primary: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Subscribe(_message.Message):
     __slots__ = ("subscription", "topic", "since")

@@ -160,18 +160,20 @@ class RemoveChunksReply(_message.Message):
     def __init__(self, status: _Optional[_Iterable[int]] = ..., removed: _Optional[_Iterable[int]] = ..., more: _Optional[_Iterable[bool]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
 
 class QueryLastRequest(_message.Message):
-    __slots__ = ("chain", "chain_version", "inode", "truncate_version", "tenant")
+    __slots__ = ("chain", "chain_version", "inode", "truncate_version", "tenant", "routing_version")
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_VERSION_FIELD_NUMBER: _ClassVar[int]
     chain: _containers.RepeatedScalarFieldContainer[int]
     chain_version: _containers.RepeatedScalarFieldContainer[int]
     inode: _containers.RepeatedScalarFieldContainer[int]
     truncate_version: _containers.RepeatedScalarFieldContainer[int]
     tenant: int
-    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., truncate_version: _Optional[_Iterable[int]] = ..., tenant: _Optional[int] = ...) -> None: ...
+    routing_version: int
+    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., truncate_version: _Optional[_Iterable[int]] = ..., tenant: _Optional[int] = ..., routing_version: _Optional[int] = ...) -> None: ...
 
 class QueryLastReply(_message.Message):
     __slots__ = ("status", "found", "index", "length", "chunks", "bytes", "chains")
