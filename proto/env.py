@@ -7,7 +7,7 @@ simulator time, network and disks come from a seed. A core awaits nothing else a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -19,6 +19,7 @@ from .region import Region, Slice
 from .rpc import Method
 
 _Result = TypeVar("_Result")
+_Promised = TypeVar("_Promised")
 
 
 @dataclass(slots=True)
@@ -31,10 +32,25 @@ class Call:
     timeout: float  # seconds, for everything: connecting, sending, waiting
     source: Sequence[Slice] = ()  # bulk to the server, concatenated
     target: Sequence[Slice] = ()  # bulk from the server, concatenated
+    connect: float = 0.0  # seconds of that for making a connection, where none is there; 0: no limit of its own
 
 
 class Ticket(Protocol):
     """A call that was started and not yet collected."""
+
+
+class Promise(Protocol[_Promised]):
+    """What somebody will be told once. Any number may await it, before and after; what comes after the first `set` or `fail` is
+    ignored, as an answer that comes too late. A failure that nobody awaits is not reported."""
+
+    @property
+    def done(self) -> bool: ...
+
+    def set(self, value: _Promised) -> None: ...
+
+    def fail(self, failure: BaseException) -> None: ...
+
+    def __await__(self) -> Generator[Any, Any, _Promised]: ...
 
 
 class Pool(Protocol):
@@ -62,6 +78,10 @@ class Environment(Protocol):
 
     async def collect(self, ticket: Ticket) -> Any:
         """The reply of a started call; raises as `call` does. A ticket is collected or abandoned once."""
+
+    async def collect_any(self, tickets: Sequence[Ticket], seconds: float) -> Ticket | None:
+        """Wait until one of these has its answer or has failed, and return it: `collect` then does not wait. None: `seconds` have passed
+        (with 0, only what is here counts). Whatever happens, all of them are still to be collected or abandoned."""
 
     def abandon(self, ticket: Ticket) -> None:
         """Nobody wants the answer any more: cancel at the server; its target slices are quarantined until that is certain."""
@@ -94,6 +114,9 @@ class Environment(Protocol):
     def lock(self) -> AbstractAsyncContextManager[None]:
         """A mutual exclusion usable with `async with` by the tasks or threads of this environment."""
 
+    def promise(self) -> Promise[Any]:
+        """A new one, for the tasks or threads of this environment. Its waiters raise CANCELLED when a blocking environment closes."""
+
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Any:
         """Run a background worker (the keeper): a daemon thread, a task or a simulated task. It stops by `close`."""
 
@@ -110,4 +133,4 @@ def drive(coro: Coroutine[Any, Any, _Result]) -> _Result:
     raise RuntimeError("a core suspended under the blocking driver: it awaited something outside its environment")
 
 
-__all__ = ["Call", "Environment", "Pool", "StatusError", "Ticket", "drive"]
+__all__ = ["Call", "Environment", "Pool", "Promise", "StatusError", "Ticket", "drive"]

@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from typing import Any
@@ -36,6 +36,43 @@ class AioTicket:
         self.pending: AioPending | None = None
         self.task: asyncio.Task[Any] | None = None
         self.failure: StatusError | None = None
+
+
+class AioPromise:
+    """Each waiter has a future of its own: one that is cancelled takes nothing from the others. Without waiters there is none at all."""
+
+    __slots__ = ("_failure", "_value", "_waiters", "done")
+
+    def __init__(self) -> None:
+        self.done = False
+        self._failure: BaseException | None = None
+        self._value: Any = None
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def set(self, value: Any) -> None:
+        if not self.done:
+            self._value = value
+            self._settle()
+
+    def fail(self, failure: BaseException) -> None:
+        if not self.done:
+            self._failure = failure
+            self._settle()
+
+    def _settle(self) -> None:
+        self.done = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        if not self.done:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            yield from waiter
+        if self._failure is not None:
+            raise self._failure
+        return self._value
 
 
 class AioEnvironment:
@@ -96,11 +133,11 @@ class AioEnvironment:
     async def _post(self, call: Call) -> tuple[AioConnection, AioPending]:
         end = self._monotonic() + call.timeout
         shared = is_shared(call)
-        connection = await self._connection(call.address, call.timeout)
+        connection = await self._connection(call.address, call.connect or call.timeout)
         if shared:
             for slice_ in call.source or call.target:
                 if slice_.region.id not in connection.offered:
-                    await self._offer(connection, slice_.region, call.timeout)
+                    await self._offer(connection, slice_.region, call.connect or call.timeout)
         if connection.closed:
             raise unreachable(call.address, "it closed the connection")
         return connection, connection.post(call, shared, end - self._monotonic())
@@ -166,6 +203,16 @@ class AioEnvironment:
             return await ticket.task
         assert ticket.connection is not None and ticket.pending is not None
         return await self._wait(ticket.connection, ticket.pending)
+
+    async def collect_any(self, tickets: Sequence[Any], seconds: float) -> Any:
+        waiters: list[asyncio.Future[Any]] = []
+        for ticket in tickets:
+            waiter = ticket.task if ticket.pending is None else ticket.pending.waiter
+            if ticket.failure is not None or waiter.done():
+                return ticket
+            waiters.append(waiter)
+        done, _ = await asyncio.wait(waiters, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return next((ticket for ticket, waiter in zip(tickets, waiters, strict=True) if waiter in done), None)
 
     def abandon(self, ticket: Any) -> None:
         if ticket.task is not None:
@@ -289,6 +336,9 @@ class AioEnvironment:
 
     def lock(self) -> AbstractAsyncContextManager[None]:
         return asyncio.Lock()
+
+    def promise(self) -> AioPromise:
+        return AioPromise()
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work(), name=f"emberfs-{name}")

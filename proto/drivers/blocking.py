@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,12 @@ class Ticket:
         self.failure = failure
         self.local: Any = None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing to wait for any more."""
+        pending = self.pending
+        return pending is None or pending.frame is not None or pending.failure is not None
+
 
 class _Lock(AbstractAsyncContextManager[None]):
     def __init__(self) -> None:
@@ -67,6 +73,39 @@ class _Lock(AbstractAsyncContextManager[None]):
 
     async def __aexit__(self, *_: object) -> None:
         self._lock.release()
+
+
+class BlockingPromise:
+    """Awaiting it blocks the thread until another one settles it, or the environment closes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._settled = threading.Event()
+        self._failure: BaseException | None = None
+        self._value: Any = None
+
+    @property
+    def done(self) -> bool:
+        return self._settled.is_set()
+
+    def set(self, value: Any) -> None:
+        with self._lock:
+            if not self.done:
+                self._value = value
+                self._settled.set()
+
+    def fail(self, failure: BaseException) -> None:
+        with self._lock:
+            if not self.done:
+                self._failure = failure
+                self._settled.set()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        self._settled.wait()
+        if self._failure is not None:
+            raise self._failure
+        return self._value
+        yield  # a generator, as __await__ has to be, which never suspends
 
 
 class BlockingEnvironment:
@@ -100,6 +139,7 @@ class BlockingEnvironment:
         self._offers = Offers()
         self._backoff = Backoff()
         self._workers: list[threading.Thread] = []
+        self._promises: weakref.WeakSet[BlockingPromise] = weakref.WeakSet()
 
     @property
     def client(self) -> bytes:
@@ -169,7 +209,7 @@ class BlockingEnvironment:
 
     async def collect(self, ticket: Any) -> Any:
         connection, pending = ticket.connection, ticket.pending
-        if connection is not None and pending is not None:
+        if connection is not None and pending.failure is None:
             try:
                 connection.wait(pending)
             except BaseException as raised:
@@ -182,9 +222,53 @@ class BlockingEnvironment:
             self._checkin(connection)
         return self._result(ticket)
 
+    async def collect_any(self, tickets: Sequence[Any], seconds: float) -> Any:
+        until = time.monotonic() + seconds
+        try:
+            while True:
+                for ticket in tickets:
+                    if ticket.is_over:
+                        return ticket
+                waiting = [(ticket.connection, ticket.pending) for ticket in tickets]
+                if not self._wait_any(waiting, until) and not any(ticket.is_over for ticket in tickets):
+                    return None
+        except BaseException as raised:
+            for ticket in tickets:
+                if ticket.connection in self._live:
+                    self._drop(ticket.connection, raised)
+            raise
+
+    def _wait_any(self, waiting: list[tuple[Connection, Pending]], until: float) -> bool:
+        """Until something has happened on one of these connections; False at `until`. What broke or is too late is dropped."""
+        deadline = min(until, *[pending.deadline for _, pending in waiting])
+        try:
+            if len(waiting) == 1:
+                waiting[0][0].wait(waiting[0][1], deadline)
+            else:
+                for connection, reason in exchange([connection for connection, _ in waiting], deadline):
+                    self._drop(connection, reason)
+        except TimeoutError as late:
+            now = time.monotonic()
+            for connection, pending in waiting:
+                if pending.deadline <= now:
+                    self._drop(connection, late)
+                else:
+                    self._look(connection)
+            return False
+        except Broken as reason:
+            self._drop(waiting[0][0], reason)
+        return True
+
+    def _look(self, connection: Connection) -> None:
+        """Take in what is here already."""
+        try:
+            connection.pump()
+        except Broken as reason:
+            self._drop(connection, reason)
+
     def abandon(self, ticket: Any) -> None:
         connection, ticket.connection = ticket.connection, None
-        if connection is None:
+        if connection is None or connection not in self._live:
             return
         with suppress(Broken):
             connection.pump()
@@ -263,7 +347,7 @@ class BlockingEnvironment:
         if shared:
             for slice_ in call.source or call.target:
                 if slice_.region.id not in connection.offered:
-                    self._offers.make(connection, slice_.region, call.timeout)
+                    self._offers.make(connection, slice_.region, call.connect or call.timeout)
         return connection.post(call, deadline, shared)
 
     # Connections.
@@ -290,7 +374,7 @@ class BlockingEnvironment:
             return connection, False
         if self._closing.is_set():
             raise error(Status.CANCELLED, "the client was closed")
-        return self._connect(address, call.timeout), True
+        return self._connect(address, call.connect or call.timeout), True
 
     @staticmethod
     def _may_be_stale(connection: Connection) -> bool:
@@ -413,6 +497,13 @@ class BlockingEnvironment:
     def lock(self) -> AbstractAsyncContextManager[None]:
         return _Lock()
 
+    def promise(self) -> BlockingPromise:
+        promise = BlockingPromise()
+        self._promises.add(promise)
+        if self._closing.is_set():
+            promise.fail(error(Status.CANCELLED, "the client was closed"))
+        return promise
+
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> threading.Thread:
         def run() -> None:
             try:
@@ -436,6 +527,8 @@ class BlockingEnvironment:
         if self._closing.is_set():
             return
         self._closing.set()
+        for promise in list(self._promises):
+            promise.fail(error(Status.CANCELLED, "the client was closed"))
         for connection in list(self._live):
             with suppress(OSError):
                 connection.sock.shutdown(socket.SHUT_RDWR)

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from math import inf
 
 from .. import frame as wire
 from ..env import Call
@@ -204,13 +205,14 @@ class Connection:
 
     # Receiving.
 
-    def wait(self, pending: Pending) -> None:
-        """Until this request is answered. Raises TimeoutError at its deadline."""
+    def wait(self, pending: Pending, until: float = inf) -> None:
+        """Until this request is answered. Raises TimeoutError at its deadline, or at `until`."""
+        deadline = min(pending.deadline, until)
         while pending.frame is None:
             if self._out:
-                exchange((self,), pending.deadline)
+                exchange((self,), deadline)
             else:
-                self._receive(pending.deadline)
+                self._receive(deadline)
 
     def _receive(self, deadline: float) -> None:
         remaining = deadline - time.monotonic()
