@@ -1,9 +1,9 @@
-"""A cluster on one machine: a metadata server and a storage server over one data directory, in the background.
+"""A cluster on one machine: a metadata server and storage servers over one data directory, in the background.
 
     DIR/cluster.json            what clients need: addresses, cluster id, secret file; and the options of `up`
     DIR/secret                  the cluster secret, 0600
     DIR/meta/                   of the metadata server
-    DIR/storage-1/target-1/     of the storage server, one folder a target
+    DIR/storage-N/target-M/     of the storage servers (the nodes), one folder a target
     DIR/run/*.sock, *.pid       sockets and locks of the running servers
     DIR/log/*.log               their logs
 
@@ -14,14 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import hashlib
 import os
-import secrets
+import shutil
 import socket
-import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,41 +26,22 @@ from .. import __version__
 from ..proto.datadir import read_json, write_json
 from ..proto.errors import Status, StatusError, error
 from ..proto.settings import CLUSTER_FILE, data_url, default_data_dir
+from .administration import Administration
+from .chains import make_first_chains
+from .directory import alone, next_names, prepare, socket_dir, storage_names
+from .options import DISK_PART, ClusterOptions, differences, merged
 from .processes import ServerProcess
 
 FORMAT = 1  # of cluster.json and the data directory's shape
-SOCKET_PATH_BYTES_MAX = 107  # sun_path of Linux, without the final NUL
-SECRET_BYTES = 32
 META = "meta"
-STORAGE = "storage-1"
-ROLES = (META, STORAGE)  # in the order in which they start
-_OURS = {CLUSTER_FILE, "secret", "meta", "storage-1", "run", "log"}
-
-
-@dataclass(frozen=True)
-class ClusterOptions:
-    """What `emberfs up` was asked for. They are kept in cluster.json: a later `up` without options uses the same."""
-
-    port: int | None = None  # serve TCP on it too; 0: any free one; None: Unix sockets only
-    host: str = "127.0.0.1"
-    capacity: int | None = None  # bytes a target may hold; None: what the disk has
-    direct: bool = False  # O_DIRECT
-    grpc: str = ""  # host:port to serve gRPC for other tools on; empty: not at all
-    tcp_only: bool = False  # storage listens on TCP alone, so that local clients take the way that remote ones take
-
-    def __post_init__(self) -> None:
-        if self.port is not None and not 0 <= self.port <= 65535:
-            raise error(Status.INVALID, f"port {self.port}: must be from 0 to 65535")
-        if self.tcp_only and self.port is None:
-            raise error(Status.INVALID, "tcp_only needs a port (0: any free one)")
-        if self.capacity is not None and self.capacity < 64 << 20:
-            raise error(Status.INVALID, f"capacity of {self.capacity} bytes: a target needs at least 64 MiB")
+STORAGE = "storage-1"  # the first storage node
+CAPACITY_UNIT = 4096  # bytes; a target's capacity is a multiple
 
 
 class LocalCluster:
     """The servers of one data directory. Options that are None stay what they were when the cluster was made.
 
-    Raises INVALID for options that cannot be, UNSUPPORTED for those that do not exist yet.
+    Raises INVALID for options that cannot be.
     """
 
     def __init__(
@@ -76,12 +54,11 @@ class LocalCluster:
         direct: bool | None = None,
         grpc: str | None = None,
         tcp_only: bool | None = None,
-        replicas: int = 1,
+        nodes: int | None = None,
+        replicas: int | None = None,
+        targets: int | None = None,
         log_level: str = "info",
     ) -> None:
-        if replicas != 1:
-            message = f"{replicas} replicas: a cluster keeps one copy of each chunk for now, replication over chains is not there yet"
-            raise error(Status.UNSUPPORTED if replicas > 1 else Status.INVALID, message)
         self.data = Path(data or default_data_dir()).absolute()
         given: dict[str, Any] = {
             "port": port,
@@ -90,15 +67,34 @@ class LocalCluster:
             "direct": direct,
             "grpc": grpc,
             "tcp_only": tcp_only,
+            "nodes": nodes,
+            "replicas": replicas,
+            "targets": targets,
         }
         self.asked = {name: value for name, value in given.items() if value is not None}
+        if 0 in (nodes, targets):
+            raise error(Status.INVALID, "a cluster has at least one node, and a node at least one target")
         ClusterOptions(**self.asked)  # refuse impossible ones at once
         self.log_level = log_level
-        run, log = self.data / "run", self.data / "log"
-        self.servers = {
-            META: ServerProcess(META, "emberfs.meta.server", run / "meta.pid", log / "meta.log"),
-            STORAGE: ServerProcess(STORAGE, "emberfs.storage.server", run / "storage-1.pid", log / "storage-1.log"),
-        }
+        self.servers: dict[str, ServerProcess] = {}
+        self._find_servers(next_names(storage_names(self.data), 1))
+
+    def _find_servers(self, storage: Sequence[str]) -> None:
+        for role in (META, *storage):
+            if role not in self.servers:
+                module = "emberfs.meta.server" if role == META else "emberfs.storage.server"
+                pid_file, log_file = self.data / "run" / f"{role}.pid", self.data / "log" / f"{role}.log"
+                self.servers[role] = ServerProcess(role, module, pid_file, log_file)
+
+    @property
+    def roles(self) -> list[str]:
+        """The servers' names, in the order in which they start."""
+        return list(self.servers)
+
+    @property
+    def nodes(self) -> list[str]:
+        """The storage servers' names."""
+        return [role for role in self.servers if role != META]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -121,7 +117,7 @@ class LocalCluster:
                 f"which knows format {FORMAT}. Use that version, or another directory with --data"
             )
             raise error(Status.BAD_FORMAT, message)
-        if not {"cluster", "addresses", *ROLES} <= {*record, *record.get("servers", {})}:
+        if not {"cluster", "addresses", META} <= {*record, *record.get("servers", {})}:
             raise error(Status.BAD_FORMAT, f"{self.data / CLUSTER_FILE} is damaged: 'emberfs up' writes it anew")
         return record
 
@@ -148,14 +144,15 @@ class LocalCluster:
         """Start what does not run and wait until all serve; False if nothing was to do.
 
         Raises StatusError: PERMISSION_DENIED, NO_SPACE (the directory), BUSY_RESOURCE (port, other options), BAD_FORMAT (another
-        version, foreign files), UNAVAILABLE (a server did not start; with its reason). What this call started is stopped again then.
+        version, foreign files), INVALID (options that the cluster cannot take over), UNAVAILABLE (a server did not start; with its
+        reason). What this call started is stopped again then.
         """
-        self._prepare()
-        with self._alone():
+        prepare(self.data)
+        with alone(self.data):
             found = self._existing()
             options = self._options(found)
-            idle = [role for role in ROLES if self.servers[role].pid() is None]
-            if found is not None and not idle:
+            idle = [role for role in self.roles if self.servers[role].pid() is None]
+            if found is not None and not idle and self._has_chains(found, options):
                 return False
             if META in idle:
                 _check_port(options)
@@ -168,35 +165,62 @@ class LocalCluster:
                 raise
         return True
 
+    @staticmethod
+    def _has_chains(found: dict[str, Any], options: ClusterOptions) -> bool:
+        return not options.replicated or bool(found.get("chains"))
+
     def _start(
         self, idle: list[str], options: ClusterOptions, found: dict[str, Any] | None, started: list[str]
     ) -> None:
         servers: dict[str, Any] = dict(found["servers"]) if found else {}
-        sockets = self._socket_dir()
-        for role in ROLES:
-            if role not in idle:
-                continue
-            path = sockets / f"{role}.sock"
-            path.unlink(missing_ok=True)  # of a killed server: nobody listens there, and bind would fail
-            listen = [f"unix:{path}"] if role == META or not options.tcp_only else []
-            if options.port is not None:
-                listen.append(f"tcp:{options.host}:{options.port if role == META else 0}")
-            report = self.servers[role].start(self._arguments(role, listen, options, servers))
-            started.append(role)
-            self._check_identity(role, report, found, servers)
-            servers[role] = {"addresses": report["addresses"], "node": report["node"], "cluster": report["cluster"]}
-        record = {
+        record: dict[str, Any] = {
             "version": FORMAT,
             "software": __version__,
-            "cluster": servers[META]["cluster"],
-            "addresses": servers[META]["addresses"],
             "secret_file": str(self.data / "secret"),
             "options": asdict(options),
+            "target_capacity": self._capacity(options, found),
+            "chains": bool(found and found.get("chains")),
             "servers": servers,
         }
+        # The metadata server first, as the others register there; these all at once, as each spends its start with itself.
+        for group in ([META], self.nodes):
+            waiting = [role for role in group if role in idle]
+            for role in waiting:
+                self._launch(role, options, record)
+                started.append(role)
+            for role in waiting:
+                report = self.servers[role].wait()
+                self._check_identity(role, report, found, servers)
+                known = servers.get(role, {})
+                servers[role] = known | {name: report[name] for name in ("addresses", "node", "cluster")}
+        record |= {"cluster": servers[META]["cluster"], "addresses": servers[META]["addresses"]}
         write_json(self.data / CLUSTER_FILE, record)
+        if not self._has_chains(record, options):
+            with Administration(self.url) as administration:
+                make_first_chains(administration, options.replicas)
+            write_json(self.data / CLUSTER_FILE, record | {"chains": True})
 
-    def _arguments(self, role: str, listen: list[str], options: ClusterOptions, servers: dict[str, Any]) -> list[str]:
+    def forget(self, role: str) -> None:
+        """A storage server that the cluster does without from now on: its process ends, its directory is deleted."""
+        with alone(self.data):
+            record = self.record
+            server = self.servers.pop(role)
+            server.stop()
+            for left in (server.pid_file, socket_dir(self.data, self.roles) / f"{role}.sock"):
+                left.unlink(missing_ok=True)
+            record["servers"].pop(role, None)
+            write_json(self.data / CLUSTER_FILE, record)
+            shutil.rmtree(self.data / role)
+
+    def _launch(self, role: str, options: ClusterOptions, record: dict[str, Any]) -> None:
+        path = socket_dir(self.data, self.roles) / f"{role}.sock"
+        path.unlink(missing_ok=True)  # of a killed server: nobody listens there, and bind would fail
+        listen = [f"unix:{path}"] if role == META or not options.tcp_only else []
+        if options.port is not None:
+            listen.append(f"tcp:{options.host}:{options.port if role == META else 0}")
+        self.servers[role].launch(self._arguments(role, listen, options, record))
+
+    def _arguments(self, role: str, listen: list[str], options: ClusterOptions, record: dict[str, Any]) -> list[str]:
         arguments = [
             "--data",
             str(self.data / role),
@@ -204,20 +228,39 @@ class LocalCluster:
             str(self.data / "secret"),
             "--log-level",
             self.log_level,
+            "--name",
+            role,
         ]
         for address in listen:
             arguments += ["--listen", address]
-        if role == META and options.grpc:
-            arguments += ["--grpc", options.grpc]
-        if role == STORAGE:
-            for address in servers[META]["addresses"]:
-                arguments += ["--meta", address]
-            arguments += ["--target", str(self.data / STORAGE / "target-1")]
-            if options.capacity is not None:
-                arguments += ["--capacity", str(options.capacity)]
-            if options.direct:
-                arguments.append("--direct")
+        if role == META:
+            return [*arguments, "--grpc", options.grpc] if options.grpc else arguments
+        for address in record["servers"][META]["addresses"]:
+            arguments += ["--meta", address]
+        for path in self._targets(role, options, known=role in record["servers"]):
+            arguments += ["--target", str(path)]
+        if record["target_capacity"]:
+            arguments += ["--capacity", str(record["target_capacity"])]
+        if options.direct:
+            arguments.append("--direct")
+        if options.replicated:
+            arguments.append("--spare")
         return arguments
+
+    def _targets(self, role: str, options: ClusterOptions, *, known: bool) -> list[Path]:
+        """The targets of a storage server: those that it has, as targets come and go with rebalancing; at first the number asked for."""
+        there = sorted(self.data.joinpath(role).glob("target-*"))
+        begin = [self.data / role / f"target-{number + 1}" for number in range(options.target_count)]
+        return there if known and there else sorted({*there, *begin})
+
+    def _capacity(self, options: ClusterOptions, found: dict[str, Any] | None) -> int:
+        """Bytes of each target, 0 to leave it to the server: what was asked for, what it was, or each one's part of this disk."""
+        if options.capacity is not None:
+            return options.capacity
+        targets = options.node_count * options.target_count
+        if found is not None or targets == 1:
+            return int((found or {}).get("target_capacity", 0))
+        return int(shutil.disk_usage(self.data).free * DISK_PART / targets) // CAPACITY_UNIT * CAPACITY_UNIT
 
     def _check_identity(
         self, role: str, report: dict[str, Any], found: dict[str, Any] | None, servers: dict[str, Any]
@@ -235,10 +278,14 @@ class LocalCluster:
         Pid files and sockets are removed, data stays."""
         if not (self.data / "run").is_dir():
             return []
-        with self._alone():
-            killed = [role for role in reversed(ROLES) if not self.servers[role].stop()]
-            sockets = self._socket_dir()
-            for role in ROLES:
+        with alone(self.data):
+            self._find_servers(storage_names(self.data))
+            nodes = self.nodes
+            for role in nodes:  # all at once: each takes a checkpoint
+                self.servers[role].terminate()
+            killed = [role for role in [*nodes, META] if not self.servers[role].stop()]
+            sockets = socket_dir(self.data, self.roles)
+            for role in self.roles:
                 self.servers[role].pid_file.unlink(missing_ok=True)
                 (sockets / f"{role}.sock").unlink(missing_ok=True)
             if sockets != self.data / "run":
@@ -248,7 +295,7 @@ class LocalCluster:
 
     def kill(self, role: str | None = None) -> None:
         """SIGKILL one server, or all of them. `start` brings back what was killed."""
-        for name in [role] if role else ROLES:
+        for name in [role] if role else self.roles:
             self.servers[name].stop(kill=True)
 
     def restart(self, role: str) -> None:
@@ -263,7 +310,7 @@ class LocalCluster:
             {
                 "name": role,
                 **server.usage(),
-                "addresses": record["servers"][role]["addresses"],
+                "addresses": record["servers"].get(role, {}).get("addresses", []),
                 "log": str(server.log_file),
             }
             for role, server in self.servers.items()
@@ -276,48 +323,7 @@ class LocalCluster:
             "servers": servers,
         }
 
-    # --- the data directory -------------------------------------------------------------------------------------------------------
-
-    def _prepare(self) -> None:
-        try:
-            if self.data.is_dir():
-                self._refuse_foreign()
-            for folder in (self.data, self.data / "run", self.data / "log"):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not os.access(self.data, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            self._make_secret()
-        except StatusError:
-            raise
-        except OSError as bad:
-            status = {errno.ENOSPC: Status.NO_SPACE, errno.EROFS: Status.READ_ONLY}.get(
-                bad.errno or 0, Status.PERMISSION_DENIED
-            )
-            why = bad.strerror or str(bad)
-            message = (
-                f"cannot keep a cluster in {self.data}: {why}. Choose another directory with --data or EMBERFS_DATA"
-            )
-            raise error(status, message) from bad
-
-    def _refuse_foreign(self) -> None:
-        names = {entry.name for entry in self.data.iterdir()}
-        if names and not names & _OURS:
-            message = f"{self.data} is not empty and holds no cluster ({min(names)!r} is there): choose another directory with --data"
-            raise error(Status.BAD_FORMAT, message)
-
-    def _make_secret(self) -> None:
-        path = self.data / "secret"
-        if path.exists():
-            return
-        temporary = path.with_suffix(f".{os.getpid()}")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.write(secrets.token_hex(SECRET_BYTES) + "\n")
-            file.flush()
-            os.fsync(fd)
-        with contextlib.suppress(FileExistsError):  # another `up` was faster: its secret is the cluster's
-            os.link(temporary, path)
-        temporary.unlink()
+    # --- what lies there ----------------------------------------------------------------------------------------------------------
 
     def _existing(self) -> dict[str, Any] | None:
         """cluster.json, or None where there is none yet, or a damaged one (the servers know all that it says)."""
@@ -329,14 +335,13 @@ class LocalCluster:
             raise
 
     def _options(self, found: dict[str, Any] | None) -> ClusterOptions:
-        """Those asked for over those kept; a running cluster cannot change them."""
-        kept = dict(found.get("options", {})) if found else {}
-        options = ClusterOptions(**{**kept, **self.asked})
-        running = [role for role in ROLES if self.servers[role].pid() is not None]
-        if found and running and asdict(options) != asdict(ClusterOptions(**kept)):
-            different = ", ".join(
-                f"{name} {kept.get(name)}" for name, value in self.asked.items() if kept.get(name) != value
-            )
+        """Those asked for over those kept, and the servers that they mean; a running cluster can only grow."""
+        kept = found.get("options", {}) if found else None
+        before = {*storage_names(self.data), *(found["servers"] if found else ())} - {META}
+        options = merged(kept, len(before), self.asked)
+        self._find_servers(next_names(before, max(len(before), options.node_count)))
+        running = [role for role in self.roles if self.servers[role].pid() is not None]
+        if found and running and (different := differences(found.get("options", {}), self.asked)):
             raise error(
                 Status.BUSY_RESOURCE,
                 f"the cluster in {self.data} runs with {different}: 'emberfs down' first, then 'up' again",
@@ -346,30 +351,6 @@ class LocalCluster:
             for role in running:
                 self.servers[role].stop()
         return options
-
-    def _socket_dir(self) -> Path:
-        """DIR/run, or where that is too long for a socket's name a short folder of this user's own."""
-        run = self.data / "run"
-        if max(len(os.fsencode(run / f"{role}.sock")) for role in ROLES) <= SOCKET_PATH_BYTES_MAX:
-            return run
-        base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-        short = base / f"emberfs-{os.getuid()}-{hashlib.blake2b(os.fsencode(self.data), digest_size=6).hexdigest()}"
-        short.mkdir(mode=0o700, exist_ok=True)
-        seen = short.lstat()
-        if seen.st_uid != os.getuid() or seen.st_mode & 0o077 or not short.is_dir():
-            message = f"{short} belongs to somebody else, and {run} is too long for sockets: choose a shorter directory with --data"
-            raise error(Status.PERMISSION_DENIED, message)
-        return short
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One `up` or `down` at a time; a second one waits for the first."""
-        fd = os.open(self.data / "run" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
 
 
 def _check_port(options: ClusterOptions) -> None:

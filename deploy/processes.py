@@ -43,6 +43,7 @@ class ServerProcess:
     pid_file: Path
     log_file: Path
     _child: subprocess.Popen[bytes] | None = field(default=None, repr=False)  # to be reaped, when we are its parent
+    _report: int = field(default=-1, repr=False)  # the pipe that a launched one reports on
 
     def pid(self) -> int | None:
         """The process id if it runs."""
@@ -59,14 +60,17 @@ class ServerProcess:
         return None
 
     def start(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """Start it in a session of its own and wait until it serves; its report (node, addresses, pid, cluster).
+        """`launch`, then `wait`."""
+        self.launch(arguments)
+        return self.wait()
 
-        Raises UNAVAILABLE with the server's own reason, or with the end of its log. The caller makes sure that nobody else starts it.
-        """
+    def launch(self, arguments: Sequence[str]) -> None:
+        """Start it in a session of its own. The caller makes sure that nobody else does, and calls `wait` next."""
         lock = os.open(self.pid_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         read_end, write_end = os.pipe()
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            os.ftruncate(lock, 0)  # the number in it is that of an older process, until the new one has written its own
             self._spawn([*arguments, "--ready-fd", str(write_end)], lock, write_end)
         except BaseException:
             os.close(read_end)
@@ -74,10 +78,16 @@ class ServerProcess:
         finally:
             os.close(lock)
             os.close(write_end)
+        self._report = read_end
+
+    def wait(self) -> dict[str, Any]:
+        """Until what was launched serves; its report (node, addresses, pid, cluster). Raises UNAVAILABLE with the server's own reason,
+        or with the end of its log; it does not run then."""
+        pipe, self._report = self._report, -1
         try:
-            report = self._ready(read_end)
+            report = self._ready(pipe)
         finally:
-            os.close(read_end)
+            os.close(pipe)
         if "error" in report:
             self.stop(kill=True)
             raise error(Status.UNAVAILABLE, f"{self.name} cannot start: {report['error']} (log: {self.log_file})")
@@ -124,9 +134,25 @@ class ServerProcess:
             return "its log ends with:\n  " + "\n  ".join(lines) + "\n "
         return "it left no log"
 
+    def terminate(self) -> None:
+        """Ask it to end, without waiting; `stop` waits."""
+        pid = self.pid()
+        if pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                if self.pid() == pid:  # otherwise it ended meanwhile, and the number may be another's
+                    signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+            finally:
+                os.close(pidfd)
+
     def stop(self, *, kill: bool = False) -> bool:
         """End it, cleanly or with SIGKILL, and wait until it is gone. False if a clean stop took too long and it was killed."""
-        pid = self.pid()
+        if self._report >= 0:  # launched, and given up before anybody waited for it
+            os.close(self._report)
+            self._report = -1
+        pid = self.pid() or self._child_pid()
         if pid is None:
             self._reap()
             return True
@@ -135,7 +161,7 @@ class ServerProcess:
         except ProcessLookupError:
             return True
         try:
-            if self.pid() != pid:  # it ended meanwhile: the number may be another's
+            if pid not in (self.pid(), self._child_pid()):  # it ended meanwhile: the number may be another's
                 return True
             signal.pidfd_send_signal(pidfd, signal.SIGKILL if kill else signal.SIGTERM)
             clean = _exited(pidfd, STOP_SECONDS_MAX * time_scale())
@@ -146,6 +172,10 @@ class ServerProcess:
         finally:
             os.close(pidfd)
             self._reap()
+
+    def _child_pid(self) -> int | None:
+        """Of the process that this object started and that has not ended: it may not have written its number yet."""
+        return self._child.pid if self._child is not None and self._child.poll() is None else None
 
     def _reap(self) -> None:
         if self._child is not None and self._child.poll() is not None:

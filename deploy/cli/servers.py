@@ -1,4 +1,4 @@
-"""The one-node cluster: up, down, status."""
+"""The cluster of this machine: up, down, status."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ WATCH_SECONDS = 1.0
 
 _DATA_HELP = "Data directory. Default: $EMBERFS_DATA, else ~/.local/share/emberfs."
 _PORT_HELP = "Serve TCP on this port too (0: any free one). Default: Unix sockets only."
-_CAPACITY_HELP = "What the storage target may hold, as 500G. Default: the disk."
+_CAPACITY_HELP = "What each storage target may hold, as 500G. Default: its part of the disk."
+_NODES_HELP = "Storage processes. More than before: new ones join. Default: as many as there are, or as replicas."
+_REPLICAS_HELP = "Copies of each chunk, each on another node. Default: 1. Cannot change later."
+_TARGETS_HELP = "Targets that a node begins with. Default: as many as replicas."
 
 _Data = Annotated[str, typer.Option("--data", help=_DATA_HELP, show_default=False)]
 _Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
@@ -28,7 +31,9 @@ _Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
 def up(
     data: _Data = "",
     mount: Annotated[str, typer.Option(help="Mount it there too.", show_default=False)] = "",
-    replicas: Annotated[int, typer.Option(help="Copies of each chunk.")] = 1,
+    nodes: Annotated[int | None, typer.Option(help=_NODES_HELP, show_default=False)] = None,
+    replicas: Annotated[int | None, typer.Option(help=_REPLICAS_HELP, show_default=False)] = None,
+    targets: Annotated[int | None, typer.Option(help=_TARGETS_HELP, show_default=False)] = None,
     port: Annotated[int, typer.Option(help=_PORT_HELP, show_default=False)] = -1,
     host: Annotated[str, typer.Option(help="Address to serve TCP on. Default: 127.0.0.1.", show_default=False)] = "",
     capacity: Annotated[str, typer.Option(help=_CAPACITY_HELP, show_default=False)] = "",
@@ -56,7 +61,9 @@ def up(
         capacity=parse_size(capacity) if capacity else None,
         direct=direct,
         grpc=grpc or None,
+        nodes=nodes,
         replicas=replicas,
+        targets=targets,
         log_level=log_level,
     )
     begin = time.monotonic()

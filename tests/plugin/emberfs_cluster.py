@@ -1,24 +1,31 @@
-"""Fixtures: a real one-node cluster of server processes, on Unix sockets and ports that the kernel chooses."""
+"""Fixtures: real clusters of server processes, on Unix sockets and ports that the kernel chooses."""
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from emberfs.deploy.local import LocalCluster
 
+    MakeCluster = Callable[..., LocalCluster]
 
-def _run() -> Iterator[LocalCluster]:
+CAPACITY = 2 << 30  # bytes a target
+
+
+@contextlib.contextmanager
+def running_cluster(**options: Any) -> Iterator[LocalCluster]:
+    """A cluster that is gone at the end. Options as of `LocalCluster`: `nodes`, `replicas`, `targets` (of each node), `port`, ..."""
     # Not tmp_path: a test's name in it would push the socket's path over what the kernel takes.
     from emberfs.deploy.local import LocalCluster
 
     with tempfile.TemporaryDirectory(prefix="emberfs-") as folder:
-        running = LocalCluster(Path(folder) / "data", capacity=2 << 30)
+        running = LocalCluster(Path(folder) / "data", **{"capacity": CAPACITY, **options})
         try:
             running.start()
             yield running
@@ -29,10 +36,26 @@ def _run() -> Iterator[LocalCluster]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
     """One cluster for all tests that leave it as it is; each works in a directory of its own."""
-    yield from _run()
+    with running_cluster() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def replicated_cluster() -> Iterator[LocalCluster]:
+    """The same with three storage processes and one chain over all of them."""
+    with running_cluster(nodes=3, replicas=3, targets=1) as running:
+        yield running
 
 
 @pytest.fixture
 def fresh_cluster() -> Iterator[LocalCluster]:
     """A cluster for one test, which may kill, stop or damage it."""
-    yield from _run()
+    with running_cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def make_cluster() -> Iterator[MakeCluster]:
+    """Makes clusters for one test: `make_cluster(nodes=3, replicas=3, targets=1)`."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **options: stack.enter_context(running_cluster(**options))

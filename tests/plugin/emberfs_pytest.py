@@ -20,9 +20,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from emberfs_cluster import cluster, fresh_cluster
+from emberfs_cluster import cluster, fresh_cluster, make_cluster, replicated_cluster
 
-__all__ = ["cluster", "fresh_cluster"]  # fixtures of every test
+__all__ = ["cluster", "fresh_cluster", "make_cluster", "replicated_cluster"]  # fixtures of every test
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = Path(__file__).resolve().parent

@@ -1,0 +1,143 @@
+"""An administrator's connection to a cluster: what the manager and the storage servers do for nobody else.
+
+Every change names what it expects to find (a chain's version, a target in no chain), so a request whose answer was lost may simply be
+sent again, or the state be looked at: nothing here happens twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from google.protobuf.message import Message
+
+from ..proto.drivers.blocking import BlockingEnvironment
+from ..proto.env import Call, drive
+from ..proto.errors import Status, StatusError, error
+from ..proto.gen.cluster_pb2 import (
+    ChainMembers,
+    ChangeChainRequest,
+    CreateChainsRequest,
+    Node,
+    RemoveNodeRequest,
+    SetNodeRequest,
+    SetTargetRequest,
+    StatusReply,
+    StatusRequest,
+    Target,
+)
+from ..proto.gen.common_pb2 import Chain
+from ..proto.gen.storage_pb2 import AddTargetRequest, DropTargetRequest
+from ..proto.ids import boot_id
+from ..proto.routing import UNIX
+from ..proto.rpc import CLUSTER, STORAGE, Method
+from ..proto.settings import parse_url, time_scale
+
+ATTEMPT_SECONDS = 5.0  # one request; scaled
+PATIENCE_SECONDS = 15.0  # a manager that fails over is back by then; scaled
+RETRY_SECONDS = 0.1  # between attempts; scaled
+FORMAT_SECONDS = 60.0  # a target is formatted or deleted; scaled
+POOL_BYTES = 1 << 20  # no chunk bytes are moved
+
+
+class Administration:
+    """Made for the cluster that `url` names (see proto/settings.py); close it at the end. Raises NOT_FOUND where no cluster is.
+
+    Methods raise StatusError: UNAUTHENTICATED unless this process runs as the servers' user or has the cluster's secret, UNAVAILABLE
+    when nobody answers, and the refusals of the servers, which say why.
+    """
+
+    def __init__(self, url: str = "ember:///", patience: float = PATIENCE_SECONDS) -> None:
+        location = parse_url(url)
+        self._addresses = list(location.addresses)
+        self._patience = patience * time_scale()
+        self._env = BlockingEnvironment(
+            cluster=location.cluster, secret_file=location.secret_file, acts_for_others=True, pool_bytes=POOL_BYTES
+        )
+
+    def __enter__(self) -> Administration:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._env.close()
+
+    def now(self) -> float:
+        return self._env.now()
+
+    def sleep(self, seconds: float) -> None:
+        drive(self._env.sleep(seconds))
+
+    def status(self) -> StatusReply:
+        """All that the manager knows."""
+        reply = self._ask_manager(CLUSTER.Status, StatusRequest())
+        assert isinstance(reply, StatusReply)
+        return reply
+
+    def create_chains(self, chains: Sequence[Sequence[int]]) -> list[int]:
+        """New chains over these targets, heads first; their ids."""
+        request = CreateChainsRequest(chains=[ChainMembers(targets=targets) for targets in chains])
+        return list(self._ask_manager(CLUSTER.CreateChains, request).chains)  # type: ignore[attr-defined]
+
+    def change_chain(self, chain: int, version: int = 0, *, add: int = 0, remove: int = 0, revive: int = 0) -> Chain:
+        """One member more or less, or one that serves although it may lack what the others had."""
+        request = ChangeChainRequest(chain=chain, version=version, add=add, remove=remove, revive=revive)
+        changed = self._ask_manager(CLUSTER.ChangeChain, request).chain  # type: ignore[attr-defined]
+        assert isinstance(changed, Chain)
+        return changed
+
+    def set_target(self, target: int, *, disabled: bool) -> Target:
+        """Take a target out of service, or back in."""
+        request = SetTargetRequest(target=target, disabled=disabled)
+        return self._ask_manager(CLUSTER.SetTarget, request).target  # type: ignore[attr-defined,no-any-return]
+
+    def set_node(self, node: int, *, draining: bool) -> Node:
+        """Say that a node shall be emptied, or be used again."""
+        request = SetNodeRequest(node=node, draining=draining)
+        return self._ask_manager(CLUSTER.SetNode, request).node  # type: ignore[attr-defined,no-any-return]
+
+    def remove_node(self, node: int) -> None:
+        """Forget a node that no chain uses any more."""
+        self._ask_manager(CLUSTER.RemoveNode, RemoveNodeRequest(node=node))
+
+    def add_target(self, node: Node, folder: str = "") -> int:
+        """Format one more target in a storage process, in this folder ("": beside its first one); its number."""
+        request = AddTargetRequest(path=folder)
+        return int(self._ask_node(node, STORAGE.AddTarget, request).target)  # type: ignore[attr-defined]
+
+    def drop_target(self, node: Node, target: int) -> None:
+        """Delete a target that is in no chain, with all that it holds."""
+        self._ask_node(node, STORAGE.DropTarget, DropTargetRequest(target=target))
+
+    def _ask_manager(self, method: Method, request: Message) -> Message:
+        """The answer of whichever manager answers."""
+        begin = self._env.now()
+        while True:
+            address = self._addresses[0]
+            try:
+                return self._call(address, method, request, ATTEMPT_SECONDS * time_scale())
+            except StatusError as failed:
+                tired = self._env.now() - begin >= self._patience
+                if tired or not (failed.retryable or failed.status is Status.DEADLINE):
+                    raise
+            self._addresses.append(self._addresses.pop(0))
+            self.sleep(RETRY_SECONDS * time_scale())
+
+    def _ask_node(self, node: Node, method: Method, request: Message) -> Message:
+        same_host = node.host == boot_id()
+        addresses = [a for a in node.addresses if same_host or not a.startswith(UNIX)]
+        if not addresses:
+            raise error(
+                Status.UNAVAILABLE,
+                f"node {node.id} ({node.name}) listens on Unix sockets of its own host only: run this command there",
+            )
+        return self._call(addresses[0], method, request, FORMAT_SECONDS * time_scale())
+
+    def _call(self, address: str, method: Method, request: Message, seconds: float) -> Message:
+        reply = drive(self._env.call(Call(address, method, request, seconds)))
+        assert isinstance(reply, Message)
+        return reply

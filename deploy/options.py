@@ -1,0 +1,103 @@
+"""What `emberfs up` can be asked for, and what of it can change later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..proto.errors import Status, error
+from .placement.model import REPLICAS_MAX
+
+NODES_MAX = 64  # storage processes on one machine
+TARGETS_MAX = 64  # of one of them
+CAPACITY_BYTES_MIN = 64 << 20
+DISK_PART = 0.9  # of the disk's free space that all targets together may take, where nothing else is said
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """They are kept in cluster.json: a later `up` without options uses the same. Raises INVALID for what cannot be."""
+
+    port: int | None = None  # serve TCP on it too; 0: any free one; None: Unix sockets only
+    host: str = "127.0.0.1"
+    capacity: int | None = None  # bytes a target may hold; None: its part of what the disk has
+    direct: bool = False  # O_DIRECT
+    grpc: str = ""  # host:port to serve gRPC for other tools on; empty: not at all
+    tcp_only: bool = False  # storage listens on TCP alone, so that local clients take the way that remote ones take
+    nodes: int = 0  # storage processes; 0: as many as replicas
+    replicas: int = 1  # members of each chain, on as many nodes
+    targets: int = 0  # of a new node; 0: as many as replicas, so that each node leads one chain and all share the work
+
+    def __post_init__(self) -> None:
+        if self.port is not None and not 0 <= self.port <= 65535:
+            raise error(Status.INVALID, f"port {self.port}: must be from 0 to 65535")
+        if self.tcp_only and self.port is None:
+            raise error(Status.INVALID, "tcp_only needs a port (0: any free one)")
+        if self.capacity is not None and self.capacity < CAPACITY_BYTES_MIN:
+            raise error(Status.INVALID, f"capacity of {self.capacity} bytes: a target needs at least 64 MiB")
+        if not 1 <= self.replicas <= REPLICAS_MAX:
+            raise error(Status.INVALID, f"{self.replicas} replicas: must be from 1 to {REPLICAS_MAX}")
+        if not 0 <= self.nodes <= NODES_MAX or not 0 <= self.targets <= TARGETS_MAX:
+            raise error(Status.INVALID, f"at most {NODES_MAX} nodes of {TARGETS_MAX} targets run on one machine")
+        if 0 < self.nodes < self.replicas:
+            raise error(
+                Status.INVALID,
+                f"{self.replicas} replicas need {self.replicas} nodes, and {self.nodes} is asked for: each copy of a chunk lies "
+                "on another node. Take more with --nodes, or fewer --replicas",
+            )
+
+    @property
+    def node_count(self) -> int:
+        return self.nodes or self.replicas
+
+    @property
+    def target_count(self) -> int:
+        """Targets that a new node begins with."""
+        return self.targets or self.replicas
+
+    @property
+    def replicated(self) -> bool:
+        """Whether chains have several members, so that new targets wait until they are put into chains."""
+        return self.replicas > 1
+
+
+def merged(kept: Mapping[str, Any] | None, nodes: int, asked: Mapping[str, Any]) -> ClusterOptions:
+    """The options of a cluster after `up` was asked for these: those kept with what was asked over them. `kept`: None for a new
+    cluster; `nodes`: how many it has. Raises INVALID for what an existing cluster cannot become."""
+    if kept is None:
+        return ClusterOptions(**asked)
+    before = ClusterOptions(**kept)
+    _check_changes(before, nodes, asked)
+    return replace(before, **{"nodes": nodes, **asked})
+
+
+def _check_changes(before: ClusterOptions, nodes: int, asked: Mapping[str, Any]) -> None:
+    replicas, targets = asked.get("replicas", before.replicas), asked.get("targets", 0)
+    if replicas != before.replicas:
+        raise error(
+            Status.INVALID,
+            f"the cluster keeps {_copies(before.replicas)} of each chunk, which cannot change: make another cluster with "
+            f"--data DIR --replicas {replicas}, and copy the files there",
+        )
+    if 0 < asked.get("nodes", 0) < nodes:
+        raise error(
+            Status.INVALID,
+            f"the cluster has {nodes} storage nodes, and chunks lie on all of them: empty one with 'emberfs node drain storage-{nodes}', "
+            "then take it out with 'emberfs node remove'",
+        )
+    if targets and targets != before.target_count:
+        raise error(
+            Status.INVALID,
+            f"each node began with {before.target_count} targets: 'emberfs chain apply' makes more where they are needed",
+        )
+
+
+def differences(before: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """What of the options asked for a running server cannot take over, as "name value, …" of the values it runs with."""
+    kept = {**asdict(ClusterOptions()), **before}
+    return ", ".join(f"{name} {kept[name]}" for name, value in asked.items() if name != "nodes" and kept[name] != value)
+
+
+def _copies(replicas: int) -> str:
+    return "one copy" if replicas == 1 else f"{replicas} copies"
