@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from ..proto.ids import CHUNK_ID_BYTES, ChunkId
 from ..proto.settings import time_scale
 from .engine.records import ChunkInfo
-from .target import Target, chunk_name
+from .target import Target
+from .updates import chunk_name
 
 RATE_BYTES = 16 << 20  # verified a second, where --scrub-rate does not say
 FIRST_SECONDS = 300.0  # after the start; scaled

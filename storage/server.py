@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -103,8 +102,8 @@ async def _serve(process: Process, directory: DataDirectory) -> None:
             return
         directory.remember(cluster=cluster)
         paths = options.target or [str(directory.path / "target-1")]
-        targets += await open_all(process, paths, cluster)
-        service = StorageService(routing, targets, process.log)
+        targets += await open_all(process, paths, cluster, env, lease)
+        service = StorageService(routing, targets, env, process.log, lease)
         services.append(service)
         server = Server([service], cluster=cluster, node=directory.facts.get("node", 0), secret=secret)
         try:
@@ -169,14 +168,16 @@ async def _unless_stopped(process: Process, work: Any) -> Any:
     return True if result is None else result
 
 
-async def open_all(process: Process, paths: Sequence[str], cluster: str) -> list[Target]:
+async def open_all(
+    process: Process, paths: Sequence[str], cluster: str, env: AioEnvironment, lease: Lease
+) -> list[Target]:
     """Open the targets. One whose disk fails is left out, loudly, as long as another one opens; what the operator has to put right (a
     foreign or newer format, a directory in use) is raised."""
     targets = []
     failure: StatusError | None = None
     for path in paths:
         try:
-            targets.append(await open_one(process, path, cluster))
+            targets.append(await open_one(process, path, cluster, env, lease))
         except StatusError as failed:
             if failed.status is not Status.IO_ERROR:
                 raise
@@ -187,7 +188,7 @@ async def open_all(process: Process, paths: Sequence[str], cluster: str) -> list
     return targets
 
 
-async def open_one(process: Process, path: str, cluster: str) -> Target:
+async def open_one(process: Process, path: str, cluster: str, env: AioEnvironment, lease: Lease) -> Target:
     """Open (or format) a target, in a thread: recovery reads. Raises BAD_FORMAT, WRONG_CLUSTER, BUSY_RESOURCE, INVALID, IO_ERROR."""
     options = process.options
     pool = ThreadPoolExecutor(THREADS_PER_TARGET, thread_name_prefix=f"emberfs-{os.path.basename(path)}")
@@ -209,7 +210,7 @@ async def open_one(process: Process, path: str, cluster: str) -> Target:
     if engine.found.opened is Opened.POWER_LOSS:
         process.log.warning("power was lost", path=path, fell_back=len(engine.found.fell_back))
     process.log.info("target opened", path=path, how=engine.found.opened.value, chunks=engine.found.chunks)
-    return Target(engine, path, found.incarnation, blocking, time.monotonic, process.log)
+    return Target(engine, path, found.incarnation, blocking, env, process.log, lease)
 
 
 def capacity_of(path: str, wanted: int) -> int:

@@ -8,12 +8,12 @@ checks, groups by target, and puts the columns together.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
 from ..proto.capability import Rights
+from ..proto.env import Environment
 from ..proto.errors import Status, StatusError, error
 from ..proto.gen.storage_pb2 import (
     QueryLastReply,
@@ -41,6 +41,7 @@ from .engine.reads import ReadPlan
 from .engine.records import LastChunk
 from .events import ALWAYS, Kind, Result, Update
 from .grants import refusals
+from .lease import Lease
 from .reads import Batch, read_target, read_units, reply_of
 from .target import Target
 
@@ -60,9 +61,13 @@ class StorageService:
 
     spec = STORAGE
 
-    def __init__(self, routing: RoutingTable, targets: Sequence[Target], log: Any) -> None:
+    def __init__(
+        self, routing: RoutingTable, targets: Sequence[Target], env: Environment, log: Any, lease: Lease | None = None
+    ) -> None:
         self._routing = routing
+        self._env = env
         self._log = log
+        self._lease = lease or Lease()
         self._targets = {target.id: target for target in targets if target.id}
         self._all = list(targets)
         self._by_chain: dict[int, Target] = {}
@@ -312,13 +317,9 @@ class StorageService:
         for chain, version, places in self._groups(chains, versions, refused):
             target = self._by_chain.get(chain)
             if target is not None:
-                groups.append((places, target.update(version, [updates[i] for i in places])))
-        if len(groups) == 1:
-            found: Sequence[Sequence[Result]] = [await groups[0][1]]
-        else:
-            found = await asyncio.gather(*(work for _, work in groups))
-        for (places, _), group in zip(groups, found, strict=True):
-            for place, result in zip(places, group, strict=True):
+                groups.append((places, target.start_update(version, [updates[i] for i in places])))
+        for places, promise in groups:
+            for place, result in zip(places, await promise, strict=True):
                 results[place] = result
         return results
 
@@ -405,14 +406,13 @@ class StorageService:
 
     async def sync(self, request: SyncRequest, context: Context) -> SyncReply:
         _check_columns(len(request.chain), request.chain_version)
-        statuses = await asyncio.gather(
-            *(self._sync(chain, version) for chain, version in zip(request.chain, request.chain_version, strict=True))
-        )
+        targets = [self._by_chain.get(chain) for chain in request.chain]
+        syncs = [
+            target.start_sync(version) if target is not None else None
+            for target, version in zip(targets, request.chain_version, strict=True)
+        ]
+        statuses = [Status((await sync)[0].status) if sync is not None else Status.STALE_ROUTING for sync in syncs]
         return SyncReply(status=statuses, chains=self._chains(statuses, request.chain))
-
-    async def _sync(self, chain: int, version: int) -> Status:
-        target = self._by_chain.get(chain)
-        return await target.sync(version) if target is not None else Status.STALE_ROUTING
 
     async def space(self, request: SpaceRequest, context: Context) -> SpaceReply:
         reply = SpaceReply()

@@ -9,30 +9,24 @@ fdatasync or index takes it offline, for nobody knows any more what is on the di
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-from ..proto.errors import Status, StatusError, error
+from ..proto.env import Environment, Promise
+from ..proto.errors import Status, StatusError
 from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, LOCAL_STATE_UPTODATE
 from ..proto.gen.cluster_pb2 import Target as TargetEntry
 from ..proto.gen.common_pb2 import Chain
-from ..proto.ids import ChunkId
 from ..proto.layout import UNIT_SMALL
 from .craq import Replica
 from .engine import job as chunks
-from .engine.checksum import crc32c
 from .engine.engine import ChunkEngine
-from .engine.job import Job, Shape
+from .engine.job import Job
 from .engine.reads import ReadPlan, verify
-from .engine.records import Receipt
 from .engine.slots import SLOT_BYTES_MAX
 from .events import (
-    ALWAYS,
-    ChannelRow,
     Checkpoint,
-    ChunkRow,
     ClientsEnded,
     Commit,
     CommitDone,
@@ -53,37 +47,15 @@ from .events import (
     Version,
     WriteRequest,
 )
+from .lease import Lease
+from .updates import EngineRows, chunk_name, engine_update, is_quick, receipt, run_jobs
 
 INLINE_BYTES_MAX = 64 << 10  # of a batch of new bytes: a hop to a thread and back would cost more than writing them
 CHECKPOINT_SECONDS = 1.0  # what was acknowledged is durable after this at the latest
 FOLD_BYTES_MAX = 4 << 20  # of a chunk that is folded: it is written on the loop, in a millisecond
 DAMAGED_MAX = 10_000  # chunks known to be damaged that are remembered
 
-_Result = TypeVar("_Result")
 Blocking = Callable[..., Awaitable[Any]]  # (function, *arguments) -> its result, computed where blocking is allowed
-
-
-class EngineRows:
-    """The machine's look-ups, answered by the engine."""
-
-    def __init__(self, engine: ChunkEngine) -> None:
-        self._engine = engine
-
-    def chunk(self, key: bytes) -> ChunkRow | None:
-        info = self._engine.info(key)
-        if info is None or not info.version:
-            return None
-        return ChunkRow(Version(info.chain_version, info.version), info.length, info.truncate_version)
-
-    def channel(self, client: bytes, channel: int) -> ChannelRow | None:
-        receipt = self._engine.receipt(client, channel)
-        return ChannelRow(receipt.sequence, receipt.version, receipt.length) if receipt is not None else None
-
-    def truncate_floor(self, key: bytes) -> int:
-        return self._engine.truncate_floor(key)
-
-    def version_floor(self) -> int:
-        return self._engine.version_floor
 
 
 @dataclass
@@ -107,18 +79,19 @@ class Target:
     path: str
     incarnation: int
     blocking: Blocking
-    now: Callable[[], float]
+    env: Environment
     log: Any
+    lease: Lease = field(default_factory=Lease)
     id: int = 0
     read_only: str = ""  # why
     counters: Counters = field(default_factory=Counters)
     damaged: dict[bytes, str] = field(default_factory=dict)  # chunk -> what is wrong with it
-    wants_checkpoint: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.replica = Replica(self.id, EngineRows(self.engine))
-        self._checkpointing: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()  # effects under way
+        self._checkpointing: Promise[None] | None = None
+        self._under_way = 0  # effects that are carried out in the background
+        self._quiet: Promise[None] | None = None  # told when there are none
         self._offline_told = False
 
     # --- what routing says ---
@@ -151,23 +124,25 @@ class Target:
 
     # --- the machine's shell ---
 
-    async def update(
+    def start_update(
         self, chain_version: int, updates: Sequence[Update], *, forwarded: bool = False
-    ) -> Sequence[Result]:
-        """Run a batch of updates through the chain; one result each."""
+    ) -> Promise[Sequence[Result]]:
+        """Send a batch of updates through the chain; one result each is promised."""
+        ticket: Promise[Sequence[Result]] = self.env.promise()
         if refusal := self.refusal(writing=True):
-            return [Result(refusal)] * len(updates)
-        ticket: asyncio.Future[Sequence[Result]] = asyncio.get_running_loop().create_future()
-        self.submit(WriteRequest(ticket, chain_version, updates, forwarded))
-        return await ticket
+            ticket.set([Result(refusal)] * len(updates))
+        else:
+            self.submit(WriteRequest(ticket, chain_version, updates, forwarded))
+        return ticket
 
-    async def sync(self, chain_version: int) -> Status:
-        """Everything acknowledged before is durable on every member when this returns OK."""
+    def start_sync(self, chain_version: int) -> Promise[Sequence[Result]]:
+        """Everything acknowledged before is durable on every member when the one result that is promised is OK."""
+        ticket: Promise[Sequence[Result]] = self.env.promise()
         if refusal := self.refusal(writing=False):
-            return refusal
-        ticket: asyncio.Future[Sequence[Result]] = asyncio.get_running_loop().create_future()
-        self.submit(SyncRequest(ticket, chain_version))
-        return Status((await ticket)[0].status)
+            ticket.set([Result(refusal)])
+        else:
+            self.submit(SyncRequest(ticket, chain_version))
+        return ticket
 
     def refusal(self, *, writing: bool) -> Status | None:
         """Why this target takes no requests (of this kind), if it does not."""
@@ -178,15 +153,14 @@ class Target:
 
     def submit(self, event: Event) -> None:
         """Tell the machine, and perform what it wants."""
-        for effect in self.replica.step(self.now(), event):
+        for effect in self.replica.step(self.env.now(), event):
             self._perform(effect)
 
     def _perform(self, effect: Effect) -> None:
         if isinstance(effect, Persist):
             self._persist(effect)
         elif isinstance(effect, Reply):
-            if not effect.ticket.done():
-                effect.ticket.set_result(effect.results)
+            effect.ticket.set(effect.results)
         elif isinstance(effect, Checkpoint):
             self._spawn(self._sync(effect.batch))
         elif isinstance(effect, Commit):
@@ -199,9 +173,18 @@ class Target:
             self.log.error("the successor holds other bytes", target=effect.target, chunk=chunk_name(effect.chunk))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        """Carry out an effect in the background; `close` waits for it."""
+        self._under_way += 1
+
+        async def run() -> None:
+            try:
+                await work
+            finally:
+                self._under_way -= 1
+                if not self._under_way and self._quiet is not None:
+                    self._quiet.set(None)
+
+        self.env.spawn(run, "effect")
 
     # --- updates ---
 
@@ -214,13 +197,19 @@ class Target:
             except StatusError as refused:
                 results[i] = Result(refused.status)
                 self._note_refused(update, refused)
+            except Exception as bug:
+                results[i] = self._note_bug(update, bug)
         if all(is_quick(job) for _, job in jobs) and sum(job.bytes_moved for _, job in jobs) <= INLINE_BYTES_MAX:
             self._persisted(effect, jobs, results, run_jobs([job for _, job in jobs]))
         else:
             self._spawn(self._persist_elsewhere(effect, jobs, results))
 
     async def _persist_elsewhere(self, effect: Persist, jobs: list[tuple[int, Job]], results: list[Result]) -> None:
-        failures = await self.blocking(run_jobs, [job for _, job in jobs])
+        failures: Sequence[Exception | None]
+        try:
+            failures = await self.blocking(run_jobs, [job for _, job in jobs])
+        except Exception as broken:  # there is no thread to run them in any more
+            failures = [broken] * len(jobs)
         self._persisted(effect, jobs, results, failures)
 
     def _persisted(
@@ -228,7 +217,7 @@ class Target:
         effect: Persist,
         jobs: list[tuple[int, Job]],
         results: list[Result],
-        failures: list[StatusError | None],
+        failures: Sequence[Exception | None],
     ) -> None:
         staged: list[tuple[int, Job]] = []
         for (i, job), failure in zip(jobs, failures, strict=True):
@@ -236,8 +225,11 @@ class Target:
                 staged.append((i, job))
                 continue
             self.engine.abandon(job)
-            results[i] = Result(failure.status)
-            self._note_failed(effect.updates[i], failure)
+            if isinstance(failure, StatusError):
+                results[i] = Result(failure.status)
+                self._note_failed(effect.updates[i], failure)
+            else:
+                results[i] = self._note_bug(effect.updates[i], failure)
         receipts = [receipt(effect.updates[i], job) for i, job in staged if effect.updates[i].client]
         try:
             if staged:
@@ -246,13 +238,18 @@ class Target:
             for i, _ in staged:
                 results[i] = Result(failed.status)
             self._tell_offline()
+        except Exception as bug:
+            # Half of it may be in the rows: nobody knows any more what the index will hold.
+            for i, _ in staged:
+                results[i] = self._note_bug(effect.updates[i], bug)
+            self.engine.failed = f"a bug while staging: {bug!r}"
+            self._tell_offline()
         else:
             for i, job in staged:
                 results[i] = Result(Status.OK, job.version, job.length, job.state.whole)
                 self.counters.bytes_written += effect.updates[i].length if job.kind is chunks.Kind.WRITE else 0
             self.counters.writes += len(staged)
-        if self.engine.wants_checkpoint:
-            self.wants_checkpoint.set()
+        self._relieve()
         self.submit(PersistDone(effect.batch, results))
 
     def _commit(self, effect: Commit) -> None:
@@ -268,9 +265,20 @@ class Target:
 
     def _note_refused(self, update: Update, refused: StatusError) -> None:
         if refused.status is Status.BUSY and self.engine.wants_checkpoint:
-            self.wants_checkpoint.set()  # it is full until then: the client's next try finds room
+            self._relieve()  # it is full until then: the client's next try finds room
         elif refused.status not in (Status.BUSY, Status.NO_SPACE, Status.STALE_TRUNCATE_VERSION):
             self.log.warning("update refused", target=self.id, chunk=chunk_name(update.chunk), error=refused.strerror)
+
+    def _note_bug(self, update: Update, bug: Exception) -> Result:
+        """Not the disk's fault, nor the client's: the batch must not stay in line for ever because of it."""
+        self.log.error(
+            "an update failed for a reason that nobody thought of",
+            target=self.id,
+            chunk=chunk_name(update.chunk),
+            error=f"{type(bug).__name__}: {bug}",
+            exc_info=bug,
+        )
+        return Result(Status.INTERNAL)
 
     def _note_failed(self, update: Update, failure: StatusError) -> None:
         if failure.status is Status.IO_ERROR:
@@ -304,20 +312,35 @@ class Target:
         """Everything staged before is durable when this returns; calls that come meanwhile share the next one. Raises TARGET_OFFLINE."""
         wanted = self.engine.epoch if self.engine.is_dirty else self.engine.epoch - 1
         while self.engine.checkpointed < wanted:
-            if self._checkpointing is None:
-                self._checkpointing = asyncio.get_running_loop().create_task(self._checkpoint())
-            await asyncio.shield(self._checkpointing)
+            await self._begin_checkpoint()
 
-    async def _checkpoint(self) -> None:
+    def _begin_checkpoint(self) -> Promise[None]:
+        """The end of the checkpoint that is under way, or of a new one."""
+        if self._checkpointing is None:
+            self._checkpointing = self.env.promise()
+            self._spawn(self._checkpoint(self._checkpointing))
+        return self._checkpointing
+
+    async def _checkpoint(self, over: Promise[None]) -> None:
         try:
             checkpoint = self.engine.begin_checkpoint()
             await self.blocking(checkpoint.run)
             self.engine.finish_checkpoint(checkpoint)
-        except StatusError:
-            self._tell_offline()
-            raise
-        finally:
+        except BaseException as failed:
             self._checkpointing = None
+            if self.engine.failed:
+                self._tell_offline()
+            over.fail(failed)
+            if not isinstance(failed, StatusError):
+                raise
+        else:
+            self._checkpointing = None
+            over.set(None)
+
+    def _relieve(self) -> None:
+        """A checkpoint now, where space is short for what only a checkpoint frees."""
+        if self.engine.wants_checkpoint and not self.engine.failed:
+            self._begin_checkpoint()
 
     def forget_file(self, first: bytes, last: bytes) -> None:
         """A dead file has no chunks left in this range: what kept its older writes out goes as well."""
@@ -325,14 +348,9 @@ class Target:
             self.engine.remove_range(first, last, 0)
 
     async def keep_checkpointing(self) -> None:
-        """Background: a checkpoint each second, or when space is short for what only a checkpoint frees."""
+        """Background: a checkpoint each second."""
         while not self.engine.failed:
-            try:
-                async with asyncio.timeout(CHECKPOINT_SECONDS):
-                    await self.wants_checkpoint.wait()
-            except TimeoutError:
-                pass
-            self.wants_checkpoint.clear()
+            await self.env.sleep(CHECKPOINT_SECONDS)
             try:
                 await self.checkpoint()
             except StatusError:
@@ -399,10 +417,9 @@ class Target:
 
     async def close(self) -> None:
         """Let effects finish, then a last checkpoint and the mark of a clean end."""
-        while self._tasks:
-            await asyncio.wait(list(self._tasks))
-        if self._checkpointing is not None:
-            await asyncio.wait([self._checkpointing])
+        while self._under_way:
+            self._quiet = self.env.promise()
+            await self._quiet
         try:
             await self.blocking(self.engine.close)
         except StatusError as failed:
@@ -414,66 +431,3 @@ def _read_verified(engine: ChunkEngine, plan: ReadPlan) -> bytearray:
     plan.read_into(engine.disk, (data,), True)
     verify(plan, 0, memoryview(data))
     return data
-
-
-def chunk_name(chunk: bytes) -> str:
-    """A chunk for people: inode and index."""
-    return str(ChunkId.unpack(chunk))
-
-
-def engine_update(update: Update) -> chunks.Update:
-    """The machine's update in the engine's words."""
-    assert update.version is not None
-    kind, offset, truncate_version = chunks.Kind(update.kind), update.offset, update.truncate_version
-    if update.kind is Kind.REMOVE:
-        # A truncate's remove cuts to nothing, which also makes the file's older writes stay out.
-        kind, offset = (chunks.Kind.REMOVE, 0) if truncate_version == ALWAYS else (chunks.Kind.TRUNCATE, 0)
-        truncate_version = 0 if truncate_version == ALWAYS else truncate_version
-    elif update.kind is Kind.TRUNCATE:
-        offset = update.length
-    return chunks.Update(
-        kind,
-        update.chunk,
-        offset,
-        update.data if update.kind is Kind.WRITE else b"",
-        update.checksum,
-        update.chunk_size or 1 << 20,
-        truncate_version,
-        update.version.chain_version,
-        update.version.number,
-    )
-
-
-def receipt(update: Update, job: Job) -> Receipt:
-    """What makes a retry of this update exactly-once."""
-    return Receipt(update.client, update.channel, update.sequence, job.version, job.length)
-
-
-def is_quick(job: Job) -> bool:
-    """Whether running it never waits for a disk to read: no old bytes have to be merged."""
-    old, update = job.old, job.update
-    if old is None or job.shape is Shape.APPEND:
-        return True
-    if job.shape is Shape.NONE:
-        return job.state.removed
-    end = update.offset + len(update.payload)
-    aligned = update.offset % old.unit == 0 and (end % old.unit == 0 or end >= old.length)
-    return job.shape is Shape.PATCH and aligned
-
-
-def run_jobs(jobs: Sequence[Job]) -> list[StatusError | None]:
-    """Check the payloads (private copies, which nobody can change any more) and write them. Blocking."""
-    failures: list[StatusError | None] = []
-    for job in jobs:
-        try:
-            payload = job.update.payload
-            if job.kind is chunks.Kind.WRITE and crc32c(payload) != job.update.checksum:
-                raise error(
-                    Status.CHECKSUM,
-                    f"chunk {chunk_name(job.chunk)}: the bytes that arrived do not match their checksum",
-                )
-            job.run()
-            failures.append(None)
-        except StatusError as failed:
-            failures.append(failed)
-    return failures

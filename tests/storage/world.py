@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -52,11 +51,11 @@ class World:
 
     async def start(self) -> World:
         self.pool = ThreadPoolExecutor(4)
-        self.open = [await self._open(i + 1) for i in range(self.targets)]
-        self.service = StorageService(self.routing, self.open, self.log)
         self.network = LocalNetwork()
-        self.address = self.network.serve("storage", [self.service])
         self.env = AioEnvironment(local=self.network)
+        self.open = [await self._open(i + 1) for i in range(self.targets)]
+        self.service = StorageService(self.routing, self.open, self.env, self.log)
+        self.address = self.network.serve("storage", [self.service])
         self.announce()
         return self
 
@@ -66,9 +65,7 @@ class World:
         def blocking(work: Callable[..., Any], *arguments: Any) -> Any:
             return asyncio.get_running_loop().run_in_executor(self.pool, work, *arguments)
 
-        return Target(
-            engine, str(self.root / f"target-{number}"), found.incarnation, blocking, time.monotonic, self.log
-        )
+        return Target(engine, str(self.root / f"target-{number}"), found.incarnation, blocking, self.env, self.log)
 
     def announce(self, chain_version: int = 1, ended: Sequence[bytes] = ()) -> None:
         """The manager speaks: our targets in chains of one, under this chain version."""
