@@ -81,14 +81,16 @@ class Target(_message.Message):
     def __init__(self, id: _Optional[int] = ..., node: _Optional[int] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[int] = ..., used: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., path: _Optional[str] = ..., damaged: bool = ..., full: bool = ..., disabled: bool = ..., chunks: _Optional[int] = ..., sync_done: _Optional[int] = ..., sync_total: _Optional[int] = ...) -> None: ...
 
 class ChainTable(_message.Message):
-    __slots__ = ("id", "version", "chains")
+    __slots__ = ("id", "version", "chains", "replicas")
     ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CHAINS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     id: int
     version: int
     chains: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, id: _Optional[int] = ..., version: _Optional[int] = ..., chains: _Optional[_Iterable[int]] = ...) -> None: ...
+    replicas: int
+    def __init__(self, id: _Optional[int] = ..., version: _Optional[int] = ..., chains: _Optional[_Iterable[int]] = ..., replicas: _Optional[int] = ...) -> None: ...
 
 class Routing(_message.Message):
     __slots__ = ("version", "since", "cluster", "nodes", "targets", "chains", "tables", "removed_nodes", "ended_clients", "capability_epoch", "capability_key", "removed_targets")
