@@ -44,6 +44,7 @@ class File:
     inode: int
     chain: int
     truncate_version: int = 0
+    dead: bool = False  # nobody begins an update of it any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,9 @@ class ChunkClient:
             await self._pause()
         return False
 
-    async def _update(self, chunk: Chunk, operation: Operation, method: Method, build: Any, content: bytes = b"") -> bool:
+    async def _update(
+        self, chunk: Chunk, operation: Operation, method: Method, build: Any, content: bytes = b""
+    ) -> bool:
         """Until it is done, refused for good, or patience ends."""
         until = self.env.now() + PATIENCE_SECONDS
         while self.env.now() < until:

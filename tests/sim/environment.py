@@ -33,6 +33,13 @@ REPEAT_EVERY = 10  # of so many seeds one is run twice
 _Result = TypeVar("_Result")
 
 
+class Promise(Future[Any]):
+    """`proto.env.Promise`."""
+
+    def set(self, value: Any = None) -> None:
+        self.resolve(value)
+
+
 class SimulatedEnvironment:
     """One process on a host, with one identity."""
 
@@ -109,6 +116,9 @@ class SimulatedEnvironment:
     def lock(self) -> AbstractAsyncContextManager[None]:
         return Lock()
 
+    def promise(self) -> Promise:
+        return Promise()
+
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Task[None]:
         task = self.host.spawn(work(), f"{self.host.name} {name}", loud=True)
         self._workers.append(task)
@@ -133,13 +143,14 @@ class Simulation:
         self.loop = Loop(seed)
         self.random = self.loop.random
         self.network = Network(self.loop, weather)
+        self.about = ""  # what this run is about, shown with a failure
         self._environments: list[SimulatedEnvironment] = []
 
     def host(self, name: str) -> Host:
         return self.loop.host(name)
 
-    def environment(self, host: Host) -> SimulatedEnvironment:
-        self._environments.append(SimulatedEnvironment(self.network, host))
+    def environment(self, host: Host, pool_bytes: int = POOL_BYTES) -> SimulatedEnvironment:
+        self._environments.append(SimulatedEnvironment(self.network, host, pool_bytes))
         return self._environments[-1]
 
     async def gather(self, *work: Awaitable[_Result]) -> list[_Result]:
@@ -174,6 +185,7 @@ def run_seed(story: Story, seed: int) -> str:
         simulation.run(story(simulation))
     except BaseException as failure:
         failure.add_note("\n".join(simulation.loop.lines))
+        failure.add_note(simulation.about)
         failure.add_note(f"seed {seed}: run it again with EMBERFS_SIM_SEED={seed}")
         raise
     return simulation.loop.digest

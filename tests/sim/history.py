@@ -46,9 +46,9 @@ class Operation:
     truncate_version: int = 0
     found: tuple[int, ...] | None = None  # by a read
     outcome: str = "no answer"
-    excludes: Operation | None = (
-        None  # earlier one of the client and channel that never got its answer: it cannot happen after this one
-    )
+    excludes: tuple[
+        Operation, ...
+    ] = ()  # the client's earlier ones here without an answer: too late once this one has happened
 
     def apply(self, before: State) -> State | None:
         """The state afterwards; None where this operation cannot have had its outcome in that state."""

@@ -16,6 +16,8 @@ from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
+from emberfs.storage.engine.simulated import Crash
+
 STEPS_MAX = 5_000_000  # of one run; more means that it never ends
 TRACE_LINES_KEPT = 60  # shown with a failure
 
@@ -146,6 +148,8 @@ class Task(Future[_Result]):
         except StopIteration as end:
             self._end()
             self.resolve(end.value)
+        except Crash:
+            self._end()  # with the process, which has ended
         except Exception as failure:
             self._end()
             if self._loud:

@@ -112,6 +112,14 @@ class Network:
                 if both_ways:
                     self._cut.add((target.name, source.name))
 
+    def mend(self, sources: Iterable[Host], targets: Iterable[Host]) -> None:
+        """Messages between these pass again, both ways."""
+        targets = list(targets)
+        for source in sources:
+            for target in targets:
+                self.loop.trace(f"mend {source.name} -- {target.name}")
+                self._cut -= {(source.name, target.name), (target.name, source.name)}
+
     def heal(self) -> None:
         """Every host reaches every other one."""
         self.loop.trace("heal")
@@ -207,7 +215,8 @@ class Exchange:
         if server is not None and not silent:
             network.connect(self._host, self.call.address, server.incarnation)
             return True
-        seconds = min(CONNECT_SECONDS, self.call.timeout) if silent else network.delay()
+        patience = min(self.call.connect or CONNECT_SECONDS, self.call.timeout)
+        seconds = patience if silent else network.delay()
         refusal = error(Status.UNAVAILABLE, f"{self.call.address} cannot be reached")
         loop.call_at(loop.time + seconds, lambda: self._fail("unavailable", refusal))
         return False

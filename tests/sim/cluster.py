@@ -1,0 +1,226 @@
+"""A simulated cluster of storage nodes and managers, with everything that is watched while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from emberfs.meta.cluster.chain import SERVING
+from emberfs.meta.kv.memory import MemoryEngine
+from emberfs.proto.env import Call
+from emberfs.proto.errors import StatusError
+from emberfs.proto.gen.cluster_pb2 import ChainMembers, CreateChainsRequest
+from emberfs.proto.gen.common_pb2 import Chain
+from emberfs.proto.rpc import CLUSTER
+from emberfs.storage.target import Target
+
+from .environment import Simulation
+from .history import Event, Histories, What
+from .knobs import Knobs
+from .network import Weather
+from .nodes import ManagerNode, StorageNode
+from .watch import ChainWatch, VersionWatch
+
+START_SECONDS = 60.0  # until all nodes have registered and serve
+LIVENESS_SECONDS = 120.0  # after everything was healed, until all chains are whole again
+LOOK_SECONDS = 0.5  # between two looks of the watchers
+
+
+class ChainCluster:
+    """Nodes s1, s2, … and managers m1, m2, …; `start` makes the chains."""
+
+    def __init__(self, simulation: Simulation, knobs: Knobs) -> None:
+        self.simulation = simulation
+        self.knobs = knobs
+        self.histories = Histories()
+        self.chunks_of: dict[int, list[str]] = {}  # chain -> names of the chunks on it
+        self.watch = ChainWatch(self._lost)
+        self.versions = VersionWatch()
+        keeper = simulation.environment(simulation.host("kv"))
+        engine = MemoryEngine(keeper.now, keeper.pause)
+        names = [f"m{i + 1}" for i in range(knobs.managers)]
+        self.managers = [ManagerNode(simulation, name, engine) for name in names]
+        addresses = [manager.address for manager in self.managers]
+        self.nodes = [
+            StorageNode(simulation, f"s{i + 1}", addresses, self._targets_of(i), knobs.capacity)
+            for i in range(knobs.nodes)
+        ]
+        for i, node in enumerate([*self.nodes, *self.managers]):
+            node.host.clock_rate, node.host.clock_offset = knobs.clock_rates[i], knobs.clock_offsets[i]
+        for node in self.nodes:
+            node.disk_seconds = knobs.disk_seconds
+        for manager in self.managers:
+            manager.told = self._told
+        self.chains: list[int] = []
+
+    def _targets_of(self, node: int) -> int:
+        knobs = self.knobs
+        members = [(chain + i) % knobs.nodes for chain in range(knobs.chains) for i in range(knobs.replicas)]
+        return max(1, members.count(node))
+
+    @property
+    def addresses(self) -> list[str]:
+        return [manager.address for manager in self.managers]
+
+    # Life.
+
+    async def start(self) -> ChainCluster:
+        for server in (*self.managers, *self.nodes):
+            server.start()
+        await self._until(lambda: all(node.membership is not None for node in self.nodes), START_SECONDS, "nodes")
+        await self._create_chains()
+        await self._until(self._ready, START_SECONDS, "chains")
+        self.simulation.host("watchers").spawn(self._look(), "watchers", loud=True)
+        return self
+
+    async def _create_chains(self) -> None:
+        """Chain c has its replicas on the nodes c, c + 1, …; each takes the node's next target."""
+        knobs, taken = self.knobs, [0] * self.knobs.nodes
+        request = CreateChainsRequest()
+        for chain in range(knobs.chains):
+            members = []
+            for i in range(knobs.replicas):
+                place = (chain + i) % knobs.nodes
+                members.append(self.nodes[place].targets[taken[place]].id)
+                taken[place] += 1
+            request.chains.append(ChainMembers(targets=members))
+        reply = await self.ask(CLUSTER.CreateChains, request)
+        self.chains = list(reply.chains)
+        self.chunks_of = {chain: [] for chain in self.chains}
+
+    def _ready(self) -> bool:
+        for node in self.nodes:
+            for chain in self.chains:
+                if chain not in node.routing.chains:
+                    return False
+        return True
+
+    async def ask(self, method: Any, request: Any) -> Any:
+        """An administrator's request, at whichever manager leads. Raises the last refusal."""
+        env = self.simulation.environment(self.simulation.host("administrator"))
+        failure: StatusError | None = None
+        for _ in range(20):
+            for address in self.addresses:
+                try:
+                    return await env.call(Call(address, method, request, 5.0))
+                except StatusError as refused:
+                    if not refused.retryable:
+                        raise
+                    failure = refused
+            await env.sleep(0.5)
+        assert failure is not None
+        raise failure
+
+    async def _until(self, reached: Any, seconds: float, what: str) -> None:
+        loop = self.simulation.loop
+        until = loop.time + seconds
+        while not reached():
+            assert loop.time < until, f"not after {seconds} s: {what}\n{self.describe()}"
+            await loop.sleep(0.1)
+
+    async def heal(self) -> None:
+        """The liveness phase: no more trouble, and what stands still is started again. All chains must become whole."""
+        self.simulation.network.heal()
+        self.simulation.network.weather = Weather()
+        for manager in self.managers:
+            manager.host.thaw()
+            if not manager.running:
+                manager.start()
+        for node in self.nodes:
+            node.host.thaw()
+            node.calm(self.knobs.disk_seconds)
+            if node.running and any(target.engine.failed or target.read_only for target in node.targets):
+                node.kill()
+            if not node.running:
+                node.start()
+        await self._until(self._whole, LIVENESS_SECONDS, "all members SERVING")
+
+    def _whole(self) -> bool:
+        book = self.book()
+        if book is None or not all(node.membership is not None for node in self.nodes):
+            return False
+        entries = [book.chains[chain] for chain in self.chains]
+        if any(member.state != SERVING for chain in entries for member in chain.members):
+            return False
+        return all(self._knows(node, chain) for node in self.nodes for chain in entries)
+
+    @staticmethod
+    def _knows(node: StorageNode, chain: Chain) -> bool:
+        return node.routing.chains[chain.id].version == chain.version
+
+    # Who is who.
+
+    def book(self) -> Any:
+        """The records of the manager that leads, as far as one does."""
+        books = [manager.manager.book for manager in self.managers if manager.manager is not None]
+        return max(books, key=lambda book: book.state.version, default=None)
+
+    def chain(self, chain: int) -> Chain:
+        entry = self.book().chains[chain]
+        assert isinstance(entry, Chain)
+        return entry
+
+    def members(self, chain: int) -> Iterator[tuple[StorageNode, Target]]:
+        """Where the targets of a chain are, those whose process runs."""
+        wanted = {member.target for member in self.chain(chain).members}
+        for node in self.nodes:
+            for target in node.targets:
+                if target.id in wanted:
+                    yield node, target
+
+    def serves(self, node: StorageNode) -> bool:
+        """Whether every chain with a SERVING member on this node has another SERVING member whose node runs undisturbed."""
+        book = self.book()
+        if book is None:
+            return False
+        healthy = {n.number for n in self.nodes if n is not node and n.running and not n.host.frozen}
+        for chain in self.chains:
+            serving = [member.node for member in book.chains[chain].members if member.state == SERVING]
+            if node.number in serving and not healthy & set(serving):
+                return False
+        return True
+
+    def describe(self) -> str:
+        lines = [f"{node.host.name}: {'runs' if node.running else 'is down'}" for node in self.nodes]
+        book = self.book()
+        lines += [str(book.chains[chain]) for chain in self.chains] if book is not None else ["no manager"]
+        return "\n".join(lines)
+
+    # Watching.
+
+    def _told(self, manager: ManagerNode) -> None:
+        """A manager has changed the routing: the watchers see it, and the nodes are told as their subscriptions would tell them."""
+        assert manager.manager is not None
+        self.watch.changed(manager.manager.book.chains.values())
+        network, loop = self.simulation.network, self.simulation.loop
+        for node in self.nodes:
+            if network.is_cut(manager.host, node.host) or network.happens(network.weather.loss):
+                continue
+            loop.call_at(loop.time + network.delay(), lambda node=node: self._hint(node))
+
+    @staticmethod
+    def _hint(node: StorageNode) -> None:
+        if node.running:
+            node.host.spawn(node.hear(), f"{node.host.name} hears", loud=True)
+
+    def _lost(self, chain: int) -> None:
+        self.simulation.loop.trace(f"chain {chain} is served by who has lost what was not synced")
+        for name in self.chunks_of[chain]:
+            self.histories.of(name).events.append(Event(What.BLACKOUT, self.simulation.loop.time))
+
+    def power_loss(self, node: StorageNode) -> None:
+        self.watch.power_lost(node.platters)
+        for platters in node.platters:
+            self.versions.forget(platters.incarnation)
+        node.power_loss()
+
+    async def _look(self) -> None:
+        while True:
+            await self.simulation.loop.sleep(LOOK_SECONDS)
+            self.look()
+
+    def look(self) -> None:
+        for node in self.nodes:
+            self.watch.see(node.routing.chains.values(), node.host.name)
+            for target in node.targets:
+                self.versions.look(target.incarnation, target.engine, target.replica.serving)

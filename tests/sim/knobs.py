@@ -1,0 +1,112 @@
+"""What one run of `chains` looks like: everything is drawn from the seed before it begins, so that a failing seed says what it was about."""
+
+from __future__ import annotations
+
+import enum
+import random
+from dataclasses import dataclass, fields
+
+from .network import Weather
+
+CLOCK_RATE_SPREAD = 0.04  # clocks run so much too fast or too slow: two differ by less than storage/lease.py keeps back
+CLOCK_OFFSET_SECONDS_MAX = 1000.0
+
+
+class Power(enum.Enum):
+    """What may lose its power, which decides what may be lost."""
+
+    NEVER = "never"
+    ONE = "one at a time"  # while the chain's other members live: nothing that was acknowledged is lost
+    ALL = "all at once"  # what was not synced may be lost
+
+
+class Trouble(enum.Enum):
+    """What goes wrong, once or several times in a run."""
+
+    KILL = "kill"  # a storage process, now
+    EFFECT = "effect"  # a storage process, before, in or after one of the next effects on its disk
+    POWER = "power"  # of one node, or of all: see Power
+    FREEZE = "freeze"  # SIGSTOP of a storage process
+    FREEZE_MANAGER = "freeze manager"
+    KILL_MANAGER = "kill manager"
+    CUT_ONE = "cut one"  # a node from some others, one way or both
+    CUT_MANAGER = "cut manager"  # a node from the managers, while clients and other nodes reach it
+    CUT_CLIENT = "cut client"
+    DISK_ERROR = "disk error"  # of one of the next effects
+    READ_ERRORS = "read errors"
+    FLIP = "flip"  # a bit on one node's disk
+    SLOW = "slow"  # a node's disk and processor, for a while
+
+
+@dataclass(frozen=True)
+class Knobs:
+    nodes: int
+    replicas: int
+    chains: int
+    managers: int
+    clients: int
+    files: int
+    chunks_per_file: int
+    cell_bytes: int
+    operations: int  # of each client
+    pause_seconds: float  # between two of them, at most
+    weather: Weather
+    power: Power
+    troubles: tuple[Trouble, ...]  # in this order
+    quiet_seconds: float  # between two troubles, at most
+    disk_seconds: float  # of one job of the disks, at most
+    clock_rates: tuple[float, ...]  # of nodes, then managers
+    clock_offsets: tuple[float, ...]
+    capacity: int  # bytes of a target
+
+    def __str__(self) -> str:
+        return "\n".join(f"  {field.name} = {getattr(self, field.name)}" for field in fields(self))
+
+
+def draw(chance: random.Random) -> Knobs:
+    """Small runs of every kind."""
+    nodes = chance.choice([1, 2, 3, 3, 3, 4])
+    replicas = min(nodes, chance.choice([1, 2, 2, 3, 3, 3]))
+    managers = chance.choice([1, 1, 1, 2])
+    power = chance.choice([Power.NEVER, Power.NEVER, Power.ONE, Power.ONE, Power.ALL]) if replicas > 1 else Power.NEVER
+    hosts = nodes + managers
+    return Knobs(
+        nodes=nodes,
+        replicas=replicas,
+        chains=chance.choice([1, 1, 2]),
+        managers=managers,
+        clients=chance.choice([2, 3, 3, 4]),
+        files=chance.choice([1, 1, 2]),
+        chunks_per_file=chance.choice([1, 1, 2]),
+        cell_bytes=chance.choice([64, 1024, 4096, 6000]),
+        operations=chance.choice([10, 15, 20, 30]),
+        pause_seconds=chance.choice([0.05, 0.5, 2.0]),
+        weather=_draw_weather(chance),
+        power=power,
+        troubles=_draw_troubles(chance, power),
+        quiet_seconds=chance.choice([0.5, 2.0, 6.0]),
+        disk_seconds=chance.choice([0.0005, 0.005, 0.05]),
+        clock_rates=tuple(1 + chance.uniform(-CLOCK_RATE_SPREAD, CLOCK_RATE_SPREAD) for _ in range(hosts)),
+        clock_offsets=tuple(chance.uniform(0, CLOCK_OFFSET_SECONDS_MAX) for _ in range(hosts)),
+        capacity=chance.choice([1 << 20, 16 << 20, 16 << 20, 16 << 20]),
+    )
+
+
+def _draw_weather(chance: random.Random) -> Weather:
+    if chance.random() < 0.3:
+        return Weather()
+    return Weather(
+        slow=chance.choice([0.0, 0.02, 0.1]),
+        slow_seconds=chance.choice([0.1, 0.5, 3.0]),
+        loss=chance.choice([0.0, 0.02, 0.05]),
+        duplication=chance.choice([0.0, 0.02, 0.1]),
+    )
+
+
+def _draw_troubles(chance: random.Random, power: Power) -> tuple[Trouble, ...]:
+    # A run is about a few kinds of trouble, so that some runs have much of one.
+    kinds = [kind for kind in Trouble if kind is not Trouble.POWER]
+    chosen = chance.sample(kinds, chance.choice([1, 2, 3, 5]))
+    if power is not Power.NEVER:
+        chosen += [Trouble.POWER] * len(chosen)
+    return tuple(chance.choice(chosen) for _ in range(chance.choice([1, 2, 3, 4, 6])))

@@ -1,0 +1,220 @@
+"""Storage servers and managers of a simulated cluster: the real code, over simulated disks and the simulated environment.
+
+What is written here is what `storage/server.py` and `meta/server.py` do around that code, for a process that starts anew after every crash:
+open the targets, register, serve, and run the background workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from emberfs.meta.cluster.manager import Manager
+from emberfs.meta.cluster.service import ClusterService
+from emberfs.meta.kv.memory import MemoryEngine
+from emberfs.proto.errors import Status, StatusError
+from emberfs.proto.gen.cluster_pb2 import NODE_KIND_STORAGE
+from emberfs.proto.routing import Change, RoutingTable
+from emberfs.storage.engine.engine import ChunkEngine
+from emberfs.storage.events import Tick
+from emberfs.storage.lease import Lease
+from emberfs.storage.membership import Membership, Reported
+from emberfs.storage.scrub import Scrubber
+from emberfs.storage.service import StorageService
+from emberfs.storage.target import Target
+
+from .disks import Platters
+from .environment import SimulatedEnvironment, Simulation
+from .loop import Host
+
+TICK_SECONDS = 0.05  # as in the server
+CACHE_BYTES = 1 << 20
+POOL_BYTES = 1 << 20
+
+
+class Log:
+    """What a process logs goes into the trace, so that a failing run tells its story."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def _note(self, event: str, **details: Any) -> None:
+        said = " ".join(f"{name}={value}" for name, value in details.items())
+        self._host.loop.trace(f"{self._host.name} says: {event} {said}")
+
+    debug = info = warning = error = exception = _note
+
+    def bind(self, **_: Any) -> Log:
+        return self
+
+
+class StorageNode:
+    """A machine with disks, on which one storage process runs or does not."""
+
+    def __init__(self, simulation: Simulation, name: str, managers: Sequence[str], targets: int, capacity: int) -> None:
+        self.simulation = simulation
+        self.host = simulation.host(name)
+        self.platters = [Platters(simulation.random, self._died, capacity) for _ in range(targets)]
+        self.disk_seconds = 0.001  # of one blocking job, at most
+        self.targets: list[Target] = []  # of the process that runs
+        self.service: StorageService | None = None
+        self.membership: Membership | None = None
+        self.routing = RoutingTable()
+        self.running = False
+        self.number = 0  # the node's, once the manager has given it one; a file in the data directory remembers it
+        self._boot = 0
+        self._managers = list(managers)
+        self._power_lost = False
+
+    # The machine.
+
+    def _died(self) -> None:
+        """The process ended in the middle of an effect."""
+        if self.running:
+            self._stop(silent=False)
+
+    def _stop(self, *, silent: bool) -> None:
+        self.running = False
+        self.targets = []
+        self.service = self.membership = None
+        self.host.crash(silent=silent)
+
+    def kill(self) -> None:
+        """kill -9: what was written to files is there."""
+        self._stop(silent=False)
+
+    def power_loss(self) -> None:
+        """What was not synced is there in part, or not."""
+        self._stop(silent=True)
+        self._boot += 1
+        for platters in self.platters:
+            platters.power_loss()
+
+    def calm(self, disk_seconds: float) -> None:
+        """Its disks do what they should."""
+        self.disk_seconds = disk_seconds
+        for platters in self.platters:
+            platters.faults.disarm()
+            platters.disk.read_errors = 0.0
+
+    def start(self) -> None:
+        """Begin a new process. It is there once `running` and every target has its number."""
+        assert not self.running
+        self.running = True
+        for platters in self.platters:
+            platters.kill()
+        self.host.spawn(self._serve(), f"{self.host.name} serves", loud=True)
+
+    # The process.
+
+    async def _serve(self) -> None:
+        simulation, host = self.simulation, self.host
+        env = simulation.environment(host, POOL_BYTES)
+        log = Log(host)
+        lease, routing = Lease(), RoutingTable()
+        targets = [await self._open(env, platters, log) for platters in self.platters]
+        service = StorageService(routing, targets, env, log, lease)
+        self.targets, self.service, self.routing = targets, service, routing
+
+        def changed(change: Change) -> None:
+            service.routing_changed(change)
+
+        def taken(_: StatusError) -> None:
+            self.kill()
+
+        membership = Membership(env, self._managers, routing, changed, log, lease=lease, taken=taken)
+        membership.spare = True
+        node = membership.node
+        node.id, node.kind, node.name, node.host = self.number, NODE_KIND_STORAGE, host.name, host.name
+        node.process = simulation.random.getrandbits(63) | 1
+        node.addresses.append(simulation.network.serve(host, [service]))
+        membership.targets = lambda: [Reported(target.entry(), target.replica.chain) for target in targets]
+        await membership.register()
+        self.number = node.id
+        self.membership = membership
+        env.spawn(membership.heartbeats, "heartbeats")
+        env.spawn(lambda: _tick(env, targets), "tick")
+        for target in targets:
+            env.spawn(target.keep_checkpointing, "checkpoints")
+        self._workers(env, service, targets)
+
+    def _workers(self, env: SimulatedEnvironment, service: StorageService, targets: Sequence[Target]) -> None:
+        """Scrubbers and resyncers."""
+
+    async def _open(self, env: SimulatedEnvironment, platters: Platters, log: Log) -> Target:
+        boot = f"{self.host.name} boot {self._boot}"
+        await self._blocking(env)(lambda: None)
+        disk, index = platters.disk, platters.index
+        engine = ChunkEngine(disk, index, capacity=platters.capacity, boot=boot, cache_bytes=CACHE_BYTES)
+        found = engine.found
+        log.info("target opened", how=found.opened.value, chunks=found.chunks, pending=len(found.pending))
+        return Target(engine, self.host.name, platters.incarnation, self._blocking(env), env, log)
+
+    def _blocking(self, env: SimulatedEnvironment) -> Callable[..., Awaitable[Any]]:
+        async def blocking(function: Callable[..., Any], *arguments: Any) -> Any:
+            await env.sleep(env.random() * self.disk_seconds)
+            return function(*arguments)
+
+        return blocking
+
+    async def hear(self) -> None:
+        """The manager speaks of a change: fetch it."""
+        if self.membership is not None:
+            with suppress(StatusError):
+                await self.membership.heartbeat()
+
+
+async def _tick(env: SimulatedEnvironment, targets: Sequence[Target]) -> None:
+    while True:
+        await env.sleep(TICK_SECONDS)
+        for target in targets:
+            if target.replica.in_flight:
+                target.submit(Tick())
+
+
+class NoSessions:
+    """The namespace's part towards the manager, where there are no files."""
+
+    async def renewed(self, *_: Any) -> Any:
+        raise StatusError(Status.UNSUPPORTED)
+
+    def client_ended(self, client: bytes) -> None:
+        """There are no sessions to settle."""
+
+    async def session_clients(self) -> Sequence[bytes]:
+        return []
+
+
+class ManagerNode:
+    """A machine on which one of the managers runs. The KV engine outlives it."""
+
+    def __init__(self, simulation: Simulation, name: str, engine: MemoryEngine) -> None:
+        self.simulation = simulation
+        self.host = simulation.host(name)
+        self.engine = engine
+        self.manager: Manager | None = None
+        self.running = False
+        self.address = f"local:{name}"
+        self.told: Callable[[ManagerNode], None] = lambda _: None  # called after each change of the routing
+
+    def kill(self) -> None:
+        self.manager, self.running = None, False
+        self.host.crash()
+
+    def start(self) -> None:
+        assert not self.running
+        self.running = True
+        self.host.spawn(self._serve(), f"{self.host.name} serves", loud=True)
+
+    async def _serve(self) -> None:
+        env = self.simulation.environment(self.host, POOL_BYTES)
+        manager = await Manager.open(self.engine, env, entropy=self.simulation.random.randbytes)
+        manager.listeners.append(lambda _: self.told(self))
+        await manager.start(NoSessions())
+        self.manager = manager
+
+        async def counts() -> tuple[int, int]:
+            return 0, 0
+
+        self.simulation.network.serve(self.host, [ClusterService(manager, counts, self.host.name, 0)])
