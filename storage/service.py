@@ -16,6 +16,12 @@ from ..proto.capability import Rights
 from ..proto.env import Environment
 from ..proto.errors import Status, StatusError, error
 from ..proto.gen.storage_pb2 import (
+    FinishSyncReply,
+    FinishSyncRequest,
+    ListChunksReply,
+    ListChunksRequest,
+    PutRecordsReply,
+    PutRecordsRequest,
     QueryLastReply,
     QueryLastRequest,
     ReadReply,
@@ -40,6 +46,7 @@ from ..proto.rpc import STORAGE, Context
 from .engine.reads import ReadPlan
 from .engine.records import LastChunk
 from .events import ALWAYS, Kind, Result, Update
+from .exchange import Exchange
 from .grants import refusals
 from .lease import Lease
 from .reads import Batch, read_target, read_units, reply_of
@@ -71,6 +78,7 @@ class StorageService:
         self._targets = {target.id: target for target in targets if target.id}
         self._all = list(targets)
         self._by_chain: dict[int, Target] = {}
+        self._exchange = Exchange(self._target, self._chain)
 
     # --- routing ---
 
@@ -101,6 +109,9 @@ class StorageService:
 
     def _target(self, chain: int) -> Target | None:
         return self._by_chain.get(chain)
+
+    def _chain(self, chain: int) -> list[Any]:
+        return self._chains((Status.STALE_CHAIN_VERSION,), (chain,))
 
     # --- reads ---
 
@@ -441,7 +452,8 @@ class StorageService:
                 index=request.index[i],
                 peer=context.peer.name,
             )
-            await target.verify(chunk)
+            if not await target.verify(chunk):
+                target.may_be_damaged(chunk)  # nothing to read here: another member may have it
         return ReportCorruptionReply()
 
     async def forward(self, request: Any, context: Context) -> Any:
@@ -450,14 +462,14 @@ class StorageService:
     async def committed(self, request: Any, context: Context) -> Any:
         raise error(Status.UNSUPPORTED, "Committed is not served yet")
 
-    async def list_chunks(self, request: Any, context: Context) -> Any:
-        raise error(Status.UNSUPPORTED, "ListChunks is not served yet")
+    async def list_chunks(self, request: ListChunksRequest, context: Context) -> ListChunksReply:
+        return await self._exchange.list_chunks(request, context)
 
-    async def put_records(self, request: Any, context: Context) -> Any:
-        raise error(Status.UNSUPPORTED, "PutRecords is not served yet")
+    async def put_records(self, request: PutRecordsRequest, context: Context) -> PutRecordsReply:
+        return await self._exchange.put_records(request, context)
 
-    async def finish_sync(self, request: Any, context: Context) -> Any:
-        raise error(Status.UNSUPPORTED, "FinishSync is not served yet")
+    async def finish_sync(self, request: FinishSyncRequest, context: Context) -> FinishSyncReply:
+        return await self._exchange.finish_sync(request, context)
 
     async def add_target(self, request: Any, context: Context) -> Any:
         raise error(Status.UNSUPPORTED, "AddTarget is not served yet")

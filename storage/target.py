@@ -15,7 +15,7 @@ from typing import Any
 
 from ..proto.env import Environment, Promise
 from ..proto.errors import Status, StatusError
-from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, LOCAL_STATE_UPTODATE
+from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, LOCAL_STATE_ONLINE, LOCAL_STATE_UPTODATE, LocalState
 from ..proto.gen.cluster_pb2 import Target as TargetEntry
 from ..proto.gen.common_pb2 import Chain
 from ..proto.layout import UNIT_SMALL
@@ -48,6 +48,7 @@ from .events import (
     WriteRequest,
 )
 from .lease import Lease
+from .resync import Resync
 from .updates import EngineRows, chunk_name, engine_update, is_quick, receipt, run_jobs
 
 INLINE_BYTES_MAX = 64 << 10  # of a batch of new bytes: a hop to a thread and back would cost more than writing them
@@ -86,6 +87,11 @@ class Target:
     read_only: str = ""  # why
     counters: Counters = field(default_factory=Counters)
     damaged: dict[bytes, str] = field(default_factory=dict)  # chunk -> what is wrong with it
+    synced: int = 0  # chain version under which our predecessor has brought everything
+    records_of: int = 0  # chain version of the sync that began with empty records here
+    syncing: Resync | None = None  # the sync of our successor
+    chain_watchers: list[Callable[[], None]] = field(default_factory=list)  # told after the machine of a changed chain
+    damage_watchers: list[Callable[[bytes], None]] = field(default_factory=list)  # told of damaged chunks
 
     def __post_init__(self) -> None:
         self.replica = Replica(self.id, EngineRows(self.engine))
@@ -114,6 +120,8 @@ class Target:
     def routing_changed(self, chain: Chain | None) -> None:
         if self.replica.chain != chain:
             self.submit(RoutingChanged(chain))
+            for tell in self.chain_watchers:
+                tell()
 
     def clients_ended(self, ended: Iterable[bytes], fresh: Iterable[bytes]) -> None:
         """Writes of `ended` clients are refused from now on; what was kept to recognise retries of the `fresh` ones among them may go."""
@@ -366,11 +374,16 @@ class Target:
     def found_damaged(self, chunk: bytes, why: str) -> None:
         """A chunk whose bytes are not what was written: loud once, remembered."""
         self.counters.checksum_errors += 1
-        if chunk in self.damaged:
-            return
-        if len(self.damaged) < DAMAGED_MAX:
-            self.damaged[chunk] = why
-        self.log.error("damaged chunk", target=self.id, path=self.path, chunk=chunk_name(chunk), error=why)
+        if chunk not in self.damaged:
+            if len(self.damaged) < DAMAGED_MAX:
+                self.damaged[chunk] = why
+            self.log.error("damaged chunk", target=self.id, path=self.path, chunk=chunk_name(chunk), error=why)
+        self.may_be_damaged(chunk)
+
+    def may_be_damaged(self, chunk: bytes) -> None:
+        """Whoever can repair this chunk shall look at it."""
+        for tell in self.damage_watchers:
+            tell(chunk)
 
     async def verify(self, chunk: bytes, *, fold: bool = False) -> int:
         """Read a whole chunk and compare it with its checksums; a damaged one is noted. Returns how many bytes were read. `fold`: put
@@ -381,7 +394,7 @@ class Target:
             try:
                 data = await self.blocking(_read_verified, self.engine, plan)
             except StatusError as failed:
-                if failed.status not in (Status.CHECKSUM, Status.IO_ERROR):
+                if failed.status not in (Status.CHECKSUM, Status.IO_ERROR, Status.BAD_FORMAT):
                     raise
                 self.found_damaged(chunk, str(failed.strerror))
                 return plan.length
@@ -410,10 +423,24 @@ class Target:
     def entry(self) -> TargetEntry:
         """What the heartbeat says of this target."""
         entry = TargetEntry(id=self.id, incarnation=self.incarnation, path=self.path)
-        entry.state = LOCAL_STATE_OFFLINE if self.engine.failed else LOCAL_STATE_UPTODATE
+        entry.state = self._local_state()
         space = self.engine.space_info()
         entry.capacity, entry.used, entry.chunks = space.capacity, space.used, space.chunks
+        if self.syncing is not None:
+            entry.sync_done, entry.sync_total = self.syncing.done, max(self.syncing.done, self.syncing.total)
         return entry
+
+    def _local_state(self) -> LocalState:
+        """UPTODATE only under the chain version that the machine has: for a member that serves, or was brought everything."""
+        replica = self.replica
+        chain = replica.chain
+        replicated = chain is not None and len(chain.members) > 1
+        if self.engine.failed or (self.read_only and replicated):
+            return LOCAL_STATE_OFFLINE  # another member holds what this one cannot take any more
+        if chain is None or replica.serving or not replicated:
+            return LOCAL_STATE_UPTODATE
+        is_synced = bool(replica.predecessor) and self.synced == chain.version
+        return LOCAL_STATE_UPTODATE if is_synced else LOCAL_STATE_ONLINE
 
     async def close(self) -> None:
         """Let effects finish, then a last checkpoint and the mark of a clean end."""
