@@ -70,10 +70,11 @@ def choose_replica(
     local: Collection[int] = (),
     load: Mapping[int, int] | None = None,
     avoid: Collection[int] = (),
+    first: int = 0,
 ) -> Replica:
     """The replica to read from: not one in `avoid` (targets that just failed) if there is another, then one on a `local` node, then
-    the one with the least `load` (operations per target already planned in this batch), then the first. Raises UNAVAILABLE when
-    there is none."""
+    the one whose node has the least `load`, then the next one from number `first` (modulo their number) on. Raises UNAVAILABLE when there
+    is none."""
     if len(replicas) == 1:
         return replicas[0]
     if not replicas:
@@ -81,7 +82,9 @@ def choose_replica(
             Status.UNAVAILABLE, "the chain has no serving replica; 'emberfs status' shows which targets are down"
         )
     loads = load or {}
-    return min(replicas, key=lambda r: (r.target in avoid, r.node not in local, loads.get(r.target, 0)))
+    start = first % len(replicas)
+    ordered = (*replicas[start:], *replicas[:start]) if start else replicas
+    return min(ordered, key=lambda r: (r.target in avoid, r.node not in local, loads.get(r.node, 0)))
 
 
 @dataclass(slots=True)

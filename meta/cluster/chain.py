@@ -160,6 +160,13 @@ def new_chain(chain_id: int, target: int, node: int, incarnation: int) -> Chain:
     return Chain(id=chain_id, version=1, members=[member])
 
 
+def with_members(chain: Chain, members: Sequence[ChainMember]) -> Chain:
+    """The next version, with other members or other states of them, in the order that their states give."""
+    after = Chain(id=chain.id, version=chain.version + 1)
+    after.members.extend(sorted(members, key=lambda member: ORDER[member.state]))
+    return after
+
+
 def next_chain(chain: Chain, reports: Mapping[int, Report], nodes: Mapping[int, int] | None = None) -> Chain:
     """The chain after these reports (by target); the same object when nothing changes. A target without a report is where it was and
     keeps its place, but gets no better one. `nodes` says which node owns a target now: a disk may move to another server."""

@@ -1,40 +1,54 @@
 """The cluster manager: who is there, which chains exist, which clients live.
 
-One writer: every change is planned as a `Draft` by pure functions, made durable in the KV engine, applied to the `Book` and
-then told to the listeners, in this order and under one lock. Whatever may be lost with the process (when a node was last heard of, how full
-its disks are, until when a client's lease runs) lives in memory; after a restart everybody gets one whole lease to show up.
+One writer (writer.py): every change is planned as a `Draft` by pure functions, made durable in the KV engine, applied to the `Book` and
+then told to the listeners. Whatever may be lost with the process (when a node was last heard of, what its targets report, until
+when a client's lease runs) lives in memory; after a restart everybody gets one whole lease to show up.
 
-With the embedded engine there is one manager, inside the metadata server's process.
+Chains change by what is known about their members: with every heartbeat that says something new, and with every lease that is missed or
+runs out, which is looked for ten times a lease.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import structlog
 
 from ...proto.capability import EPOCH_SECONDS, KEY_BYTES, issue
-from ...proto.errors import Status, error
+from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import (
     LOCAL_STATE_OFFLINE,
-    LOCAL_STATE_ONLINE,
     NODE_KIND_STORAGE,
+    ChainMembers,
+    ChangeChainRequest,
     HeartbeatRequest,
     Node,
+    RenewClientReply,
+    RenewClientRequest,
     Routing,
     Target,
 )
+from ...proto.gen.common_pb2 import Chain
 from ..kv.engine import Engine
-from .chain import Report
+from . import administration
+from .chain import Lease, Report, next_chain
+from .election import Candidate
 from .lease import Leases
-from .registration import TABLE_OF_FILES, drain, move_chains, register
+from .nodes import Nodes, Usage
+from .registration import Registered, register
 from .routing import Book, Draft, Kind, State
 from .store import Store
+from .table import DEAD_SECONDS, TABLE_OF_FILES, TableKeeper
+from .writer import Plan, Writer
 
 NODE_LEASE_SECONDS = 5.0  # scaled; a storage node renews it with every heartbeat
+SCANS_PER_LEASE = 10  # a node's lease that ran out is noticed that much later at most
+STOPPED_PART = 0.25  # of a node's lease: a scan that comes so late shows that this process was stopped
+TABLE_SECONDS = 60.0  # between two versions of the chain table, made around what is full or dead; scaled
+CONFIRM_SECONDS = 0.1  # between looks whether a member that is to go has stopped; scaled
 CLIENT_LEASE_SECONDS = 60.0  # scaled; renewed six times as often by the client's keeper
 CHECKS_PER_LEASE = 12  # a lease that ran out is noticed that much later at most
 CLIENTS_MAX = 100_000  # with a lease, or ended and not forgotten yet
@@ -58,8 +72,8 @@ class Clock(Protocol):
 class Sessions(Protocol):
     """What the manager tells the namespace about clients."""
 
-    async def renewed(self, client: bytes, open_inodes: Sequence[int], acknowledged_request: int) -> None:
-        """A client lives, and this is what it holds open."""
+    async def renewed(self, client: bytes, report: RenewClientRequest) -> RenewClientReply:
+        """A client lives, and this is what it holds open. The reply has the namespace's part."""
 
     def client_ended(self, client: bytes) -> None:
         """A client's lease is over: settle its sessions, in the background. Told again after a restart: idempotent."""
@@ -68,55 +82,82 @@ class Sessions(Protocol):
         """Clients that have sessions or other records."""
 
 
-class Usage(NamedTuple):
-    capacity: int  # bytes
-    used: int  # bytes
-
-
 class Manager:
-    """Made by `Manager.open`; serves after `start`."""
+    """Made by `Manager.open`; serves after `start`. With a `candidate` it leads until that has lost; then its changes are refused, its
+    workers end, and whoever wins next begins with a new one."""
 
-    def __init__(self, store: Store, clock: Clock, book: Book, time_scale: float) -> None:
-        self.book = book
-        self.listeners: list[Callable[[int], None]] = []  # called after a change, with the version before it
+    def __init__(
+        self, writer: Writer, store: Store, clock: Clock, time_scale: float, candidate: Candidate | None = None
+    ) -> None:
         self.node_lease_seconds = NODE_LEASE_SECONDS * time_scale
         self.leases = Leases(CLIENT_LEASE_SECONDS * time_scale)
         self._epoch_seconds = EPOCH_SECONDS * time_scale
         self.valid_ms = int(
             self._epoch_seconds * 1000
         )  # a capability issued now is good for the whole next epoch at least
+        self._writer = writer
         self._store = store
         self._clock = clock
-        self._lock = clock.lock()
-        self._heard: dict[int, float] = {}  # node -> when it was last heard of
+        self._time_scale = time_scale
+        self._candidate = candidate
+        self._nodes = self._nobody_heard()
+        self._unsettled: set[int] = set()  # nodes with news that the chains do not show yet
+        self._table = TableKeeper(DEAD_SECONDS * time_scale)
+        self._table_made = float("-inf")  # when it was last laid around something
         self._epochs: dict[bytes, int] = {}  # client -> capability epoch in which its lease began
-        self._usage: dict[int, Usage] = {}  # target -> as last reported
         self._sessions: Sessions | None = None
-        self._doubtful = False  # a commit failed halfway: memory and store may differ
 
     @classmethod
     async def open(
-        cls, engine: Engine, clock: Clock, *, time_scale: float = 1.0, entropy: Callable[[int], bytes] = os.urandom
+        cls,
+        engine: Engine,
+        clock: Clock,
+        *,
+        time_scale: float = 1.0,
+        entropy: Callable[[int], bytes] = os.urandom,
+        candidate: Candidate | None = None,
     ) -> Manager:
-        """Load the cluster, or make a new one (id and capability key) in an empty engine. Raises BAD_FORMAT."""
-        store = Store(engine)
+        """Load the cluster, or make a new one (id and capability key) in an empty engine. `candidate`: of several managers over the
+        engine, one that leads. Raises BAD_FORMAT, NOT_PRIMARY."""
+        store = Store(engine, candidate.guard) if candidate is not None else Store(engine)
         loaded = await store.load()
         if loaded is None:
             state = State(cluster=entropy(CLUSTER_ID_BYTES).hex(), capability_key=entropy(KEY_BYTES))
             await store.create(state)
             loaded = state, {}
-        return cls(store, clock, Book(*loaded), time_scale)
+        writer = Writer(store, Book(*loaded), clock.lock())
+        return cls(writer, store, clock, time_scale, candidate)
+
+    @property
+    def book(self) -> Book:
+        return self._writer.book
+
+    @property
+    def listeners(self) -> list[Callable[[int], None]]:
+        """Called after a change, with the version before it."""
+        return self._writer.listeners
 
     @property
     def cluster(self) -> str:
         return self.book.state.cluster
 
+    @property
+    def leads(self) -> bool:
+        return self._candidate is None or self._candidate.leads
+
+    @property
+    def leading(self) -> Manager:
+        """This manager, if it may act. Raises NOT_PRIMARY, with the addresses of the one that may."""
+        if self._candidate is not None and not self._candidate.leads:
+            raise self._candidate.refusal()
+        return self
+
     async def start(self, sessions: Sessions, own_client: bytes = b"") -> None:
-        """Give every client that was here before one lease time, and begin to watch leases and epochs. `own_client`: under which
+        """Give every node and client that was here before one lease time, and begin to watch leases and epochs. `own_client`: under which
         identity this process calls storage servers. It needs no renewals; its successor finds the record and ends it like any other."""
         self._sessions = sessions
         now = self._clock.now()
-        self._heard = dict.fromkeys(self.book.nodes, now)
+        self._nodes = self._nobody_heard()
         for client, epoch in (await self._store.leases()).items():
             self._epochs[client] = epoch
             self.leases.renew(client, now)
@@ -125,41 +166,16 @@ class Manager:
         await self._adopt_session_clients()
         if own_client:
             await self._remember(own_client, "metadata server")
+        self._clock.spawn(self._watch_nodes, "node leases")
         self._clock.spawn(self._watch_clients, "client leases")
         self._clock.spawn(self._count_epochs, "capability epochs")
 
-    # Changes.
+    def _nobody_heard(self) -> Nodes:
+        storage = [node.id for node in self.book.nodes.values() if node.kind == NODE_KIND_STORAGE]
+        return Nodes(storage, self._clock.now(), self.node_lease_seconds, self._time_scale)
 
-    async def _change(self, plan: Callable[[Book], Draft]) -> None:
-        """Plan, make durable, apply, tell. Raises what the plan and the engine raise; then nothing took effect."""
-        async with self._lock:
-            await self._reload_if_doubtful()
-            draft = plan(self.book)
-            if not draft:
-                return
-            self._doubtful = True
-            await self._store.save(draft)
-            self._doubtful = False
-            before = self.book.state.version
-            self.book.apply(draft)
-        self._tell(before)
-
-    async def _reload_if_doubtful(self) -> None:
-        # A commit that failed may still have happened; its version must not be used for another change.
-        if not self._doubtful:
-            return
-        loaded = await self._store.load()
-        if loaded is None:
-            raise error(Status.INTERNAL, "the cluster's records are gone from the KV engine")
-        before = self.book.state.version
-        self.book = Book(*loaded)
-        self._doubtful = False
-        if self.book.state.version != before:
-            self._tell(before)
-
-    def _tell(self, before: int) -> None:
-        for listener in self.listeners:
-            listener(before)
+    async def _change(self, plan: Plan) -> None:
+        await self._writer.change(plan)
 
     def routing(self, since: int = 0, *, server: bool = False) -> Routing | None:
         """What changed after version `since` (0: everything), None if nothing did."""
@@ -167,19 +183,32 @@ class Manager:
 
     # Nodes.
 
-    async def register(self, node: Node, targets: Sequence[Target]) -> int:
-        """A server process introduces itself; its node number. Raises INVALID, NOT_FOUND, TOO_LARGE."""
-        number = 0
+    async def register(
+        self, node: Node, targets: Sequence[Target], *, spare: bool = False, dropped: Sequence[int] = ()
+    ) -> int:
+        """A server process introduces itself; its node number. Raises INVALID, NOT_FOUND, TOO_LARGE, FENCED for a process that another
+        one has followed already."""
+        found: Registered | None = None
+        replaced = 0
 
         def plan(book: Book) -> Draft:
-            nonlocal number
-            draft, number = register(book, node, targets)
-            return draft
+            nonlocal found, replaced
+            found = register(book, node, targets, spare=spare, dropped=dropped, others=self._heard_of)
+            if self._nodes.was_replaced(found.node, node.process):
+                raise _taken(found.node, node.name)
+            known = book.nodes.get(found.node)
+            replaced = known.process if known is not None and known.process != node.process else 0
+            return found.draft
 
         await self._change(plan)
-        self._heard[number] = self._clock.now()
-        _log.info("registered", node=number, name=node.name, targets=len(targets), routing=self.book.state.version)
-        return number
+        assert found is not None
+        if node.kind == NODE_KIND_STORAGE:
+            self._nodes.registered(found.node, replaced, found.targets, self._clock.now())
+        _log.info("registered", node=found.node, name=node.name, targets=len(targets), routing=self.book.state.version)
+        return found.node
+
+    def _heard_of(self, chains: Iterable[Chain]) -> dict[int, Report]:
+        return self._nodes.reports(self.book, chains, self._clock.now())
 
     async def heartbeat(self, request: HeartbeatRequest) -> None:
         """A server process is alive and this is how its targets are. Raises NOT_FOUND for a node that has to register first, FENCED
@@ -188,73 +217,169 @@ class Manager:
         if node is None:
             raise error(Status.NOT_FOUND, f"node {request.node} is not registered here; register again")
         if node.process != request.process:
-            raise error(
-                Status.FENCED, f"another process has registered as node {request.node} ({node.name}); stop this one"
-            )
-        self._heard[request.node] = self._clock.now()
-        changed: dict[int, Target] = {}
-        for target in request.targets:
-            known = self.book.targets.get(target.id)
-            if known is None or known.node != request.node:
-                continue  # it has moved to another node meanwhile; that node reports it
-            self._usage[target.id] = Usage(target.capacity, target.used)
-            if target.state and target.state != known.state:
-                changed[target.id] = target
-        if changed:
-            await self._change(lambda book: _report(book, changed))
+            raise _taken(node.id, node.name)
+        targets = self.book.targets
+        mine = [t for t in request.targets if t.id in targets and targets[t.id].node == node.id]  # others have moved
+        chains = dict(zip(request.chain, request.chain_version, strict=False))
+        if self._nodes.reported(node.id, mine, chains, self._clock.now()):
+            await self._settle({node.id})
 
-    async def set_node(self, node_id: int, *, draining: bool) -> Node:
-        """What an administrator wants of a node; it stays so over restarts. Raises NOT_FOUND."""
-        await self._change(lambda book: drain(book, node_id, draining=draining))
-        return self.book.nodes[node_id]
+    async def _settle(self, nodes: set[int]) -> None:
+        """Let the chains of these nodes follow what is known about their members. Raises what the engine does; the next scan tries
+        again."""
 
-    def alive(self, node_id: int) -> bool:
-        """Whether a node was heard of within two leases (a chain of one serves on regardless; this is for people)."""
-        return self._clock.now() - self._heard.get(node_id, float("-inf")) <= 2 * self.node_lease_seconds
+        def plan(book: Book) -> Draft:
+            draft = Draft(book)
+            chains = book.chains_of(nodes)
+            for node in nodes:
+                for target in book.targets_of(node):
+                    self._nodes.put_target(book, draft, target)
+            reports = self._heard_of(chains)
+            for chain in chains:
+                after = next_chain(chain, reports)
+                if after is not chain:
+                    draft.put(Kind.CHAIN, after, chain.id)
+            return draft
+
+        try:
+            await self._change(plan)
+        except BaseException:
+            self._unsettled |= nodes
+            raise
+
+    async def _watch_nodes(self) -> None:
+        period = self.node_lease_seconds / SCANS_PER_LEASE
+        while self.leads:
+            before = self._clock.now()
+            await self._clock.sleep(period)
+            now = self._clock.now()
+            if now - before - period > STOPPED_PART * self.node_lease_seconds:
+                _log.warning("this process was stopped for a while; nobody loses a place for it", seconds=now - before)
+                self._nodes.excuse(now)
+            if changed := self._nodes.changed_leases(now):
+                _log.info("leases", **self._nodes.count(changed, now))
+            if nodes := changed | self._unsettled:
+                self._unsettled = set()
+                await self._survive(self._settle(nodes), "moving chains")
+            if now - self._table_made >= TABLE_SECONDS * self._time_scale:
+                await self._survive(self._change(self._lay_around), "a new chain table")
+
+    def _lay_around(self, book: Book) -> Draft:
+        now = self._clock.now()
+        draft = self._table.plan(book, self._nodes, now)
+        if draft:
+            self._table_made = now
+        return draft
+
+    def alive(self, node: int) -> bool:
+        """Whether a storage node's lease is not over (a chain of one serves on regardless)."""
+        return self._nodes.lease(node, self._clock.now()) is not Lease.OVER
+
+    def silent(self) -> list[int]:
+        """Storage nodes whose lease is over."""
+        storage = (node for node in self.book.nodes.values() if node.kind == NODE_KIND_STORAGE)
+        return sorted(self._nodes.silent(storage, self._clock.now()))
 
     def space(self) -> Usage:
         """Bytes of all targets that are not offline, as last reported."""
-        capacity = used = 0
-        for target in self.book.targets.values():
-            if target.state != LOCAL_STATE_OFFLINE:
-                usage = self._usage.get(target.id, Usage(target.capacity, target.used))
-                capacity += usage.capacity
-                used += usage.used
-        return Usage(capacity, used)
+        usages = self._usages()
+        return Usage(sum(usage.capacity for usage in usages), sum(usage.used for usage in usages))
+
+    def free_part_min(self) -> float:
+        """Which part of the fullest target is free, from 0 to 1, as last reported."""
+        return min((1.0 - usage.used / usage.capacity for usage in self._usages() if usage.capacity), default=1.0)
+
+    def _usages(self) -> list[Usage]:
+        targets = self.book.targets.values()
+        return [self._nodes.usage(target) for target in targets if target.state != LOCAL_STATE_OFFLINE]
 
     def status(self) -> Routing:
-        """The whole routing with what is only known now: how full each target is, and OFFLINE for those of silent nodes."""
+        """The whole routing with what is only known now: how full each target is, what it copies, OFFLINE for those of silent nodes."""
         routing = self.book.routing()
         assert routing is not None  # version 0 is nobody's
-        silent = {n.id for n in routing.nodes if n.kind == NODE_KIND_STORAGE and not self.alive(n.id)}
+        silent = set(self.silent())
         del routing.ended_clients[:]
         for target in routing.targets:
-            usage = self._usage.get(target.id)
-            if usage:
-                target.capacity, target.used = usage
+            self._nodes.describe(target)
             if target.node in silent:
                 target.state = LOCAL_STATE_OFFLINE
         for part in (routing.nodes, routing.targets, routing.chains):
             part.sort(key=lambda entry: entry.id)  # for people
         return routing
 
+    # What an administrator changes.
+
+    async def create_chains(self, wanted: Sequence[ChainMembers]) -> tuple[list[int], int]:
+        """New chains over empty spare targets; their ids, and the version of the table of files that has them. Raises as
+        `administration.create_chains`."""
+        made: list[int] = []
+
+        def plan(book: Book) -> Draft:
+            nonlocal made
+            draft, made = administration.create_chains(book, self._nodes, wanted, self._clock.now())
+            return draft
+
+        await self._change(plan)
+        return made, self.book.tables[TABLE_OF_FILES].version
+
+    async def change_chain(self, request: ChangeChainRequest, seconds: float) -> Chain:
+        """One member more or less, or a revival. A member that serves goes when it has stopped, which is waited for. Raises as
+        `administration.change_chain`, and DEADLINE when that takes longer than `seconds`: ask again."""
+        until = self._clock.now() + seconds
+        wish = ChangeChainRequest()
+        wish.CopyFrom(request)
+        done = False
+
+        def plan(book: Book) -> Draft:
+            nonlocal done
+            draft, done = administration.change_chain(book, self._nodes, wish, self._clock.now())
+            return draft
+
+        while True:
+            await self._change(plan)
+            if done:
+                return self.book.chains[request.chain]
+            wish.version = 0  # that was for the first step
+            if self._clock.now() >= until:
+                raise error(
+                    Status.DEADLINE, f"target {request.remove} has not confirmed yet that it has stopped; ask again"
+                )
+            await self._clock.sleep(CONFIRM_SECONDS * self._time_scale)
+
+    async def set_target(self, target: int, *, disabled: bool) -> Target:
+        """Take a target out of service, or back. Raises NOT_FOUND."""
+        await self._change(lambda book: administration.set_target(book, target, disabled=disabled))
+        record = self.book.targets[target]
+        await self._settle({record.node})
+        return record
+
+    async def set_node(self, node_id: int, *, draining: bool) -> Node:
+        """What an administrator wants of a node; it stays so over restarts. Raises NOT_FOUND."""
+        await self._change(lambda book: administration.drain(book, node_id, draining=draining))
+        return self.book.nodes[node_id]
+
+    async def remove_node(self, node: int) -> None:
+        """Forget a node. Raises NOT_FOUND, BUSY_RESOURCE while a chain has a target of it."""
+        await self._change(lambda book: administration.remove_node(book, node))
+        self._nodes.forget(node)
+
     # Clients.
 
-    async def renew_client(
-        self, client: bytes, name: str, open_inodes: Sequence[int], acknowledged_request: int
-    ) -> int:
-        """Begin or renew a client's lease, durably known before it counts. Returns the epoch in which the lease began: another one than
-        last time means that the lease was lost in between. Raises SESSION_ENDED for a client whose lease ran out (it takes a new
+    async def renew_client(self, client: bytes, report: RenewClientRequest) -> RenewClientReply:
+        """Begin or renew a client's lease, durably known before it counts. The reply has the epoch in which the lease began: another one
+        than last time means that the lease was lost in between. Raises SESSION_ENDED for a client whose lease ran out (it takes a new
         identity), BUSY over CLIENTS_MAX."""
         if client in self.book.ended:
             raise error(Status.SESSION_ENDED, "this client's lease ran out; connect again under a new client id")
         if client not in self._epochs:
             if len(self._epochs) + len(self.book.ended) >= CLIENTS_MAX:
                 raise error(Status.BUSY, f"over {CLIENTS_MAX} clients; try again later")
-            await self._remember(client, name)
+            await self._remember(client, report.name)
         self.leases.renew(client, self._clock.now())
-        await self._namespace.renewed(client, open_inodes, acknowledged_request)
-        return self._epochs[client]
+        reply = await self._namespace.renewed(client, report)
+        reply.epoch = self._epochs[client]
+        reply.lease_ms = int(self.leases.seconds * 1000)
+        return reply
 
     async def _remember(self, client: bytes, name: str) -> None:
         epoch = self.book.state.capability_epoch
@@ -285,7 +410,7 @@ class Manager:
                 self.leases.renew(client, now)
 
     async def _watch_clients(self) -> None:
-        while True:
+        while self.leads:
             for _ in range(CHECKS_PER_LEASE):
                 await self._clock.sleep(self.leases.seconds / CHECKS_PER_LEASE)
                 for client in self.leases.expired(self._clock.now()):
@@ -294,7 +419,7 @@ class Manager:
             await self._survive(self._adopt_session_clients(), "looking for sessions")
 
     async def _count_epochs(self) -> None:
-        while True:
+        while self.leads:
             await self._clock.sleep(self._epoch_seconds)
             await self._survive(self._change(_next_epoch), "a new capability epoch")
 
@@ -320,21 +445,8 @@ class Manager:
         return issue(state.capability_key, client=client, inode=inode, rights=rights, epoch=state.capability_epoch)
 
 
-def _report(book: Book, changed: dict[int, Target]) -> Draft:
-    """Targets came online or went offline by themselves (a disk that errs)."""
-    draft = Draft(book)
-    reports: dict[int, Report] = {}
-    for target_id, reported in changed.items():
-        known = book.targets.get(target_id)
-        if known is None:
-            continue
-        record = Target()
-        record.CopyFrom(known)
-        record.state = reported.state
-        draft.put(Kind.TARGET, record, target_id)
-        reports[target_id] = Report(reported.state or LOCAL_STATE_ONLINE, reported.incarnation or known.incarnation)
-    move_chains(book, draft, reports)
-    return draft
+def _taken(node: int, name: str) -> StatusError:
+    return error(Status.FENCED, f"another process has registered as node {node} ({name}); stop this one")
 
 
 def _end(book: Book, client: bytes) -> Draft:

@@ -1,38 +1,59 @@
 """What a registration changes: pure functions from a node's own words to a draft of the routing.
 
 A node and its targets are recognised by what they remember (their number) or, if they crashed before they could write that
-down, by the random incarnation of a target. Every target is a member of one chain; a new one becomes a chain of its own, and the
-chains that are new with this registration are appended to the chain table of files as one new version.
+down, by the random incarnation of a target. A new target becomes a chain of its own, and the chains that are new with this
+registration are appended to the chain table of files as one new version; a spare one waits for an administrator to give it a place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from ...proto.errors import Status, error
 from ...proto.gen.cluster_pb2 import (
     LOCAL_STATE_OFFLINE,
-    LOCAL_STATE_ONLINE,
-    LOCAL_STATE_UNSPECIFIED,
     NODE_KIND_STORAGE,
     NODE_KIND_UNSPECIFIED,
-    ChainTable,
+    LocalState,
     Node,
     Target,
 )
+from ...proto.gen.common_pb2 import Chain
+from .administration import forget_target
 from .chain import Report, new_chain, next_chain
+from .nodes import is_full, state_of
 from .routing import Book, Draft, Kind
+from .table import append_to_table
 
-TABLE_OF_FILES = 1  # the chain table that files are laid out over
 TARGETS_PER_NODE_MAX = 256
 ADDRESSES_MAX = 16
 TEXT_BYTES_MAX = 4096  # of an address, a name, a path
 SCHEMES = ("unix:", "tcp:", "local:")
 
+Others = Callable[[Iterable[Chain]], Mapping[int, Report]]
 
-def register(book: Book, node: Node, targets: Sequence[Target]) -> tuple[Draft, int]:
-    """The change that this registration makes (none if it says what is known), and the node's number. Raises INVALID for what cannot
-    be, NOT_FOUND for a number that this cluster never gave out."""
+
+class Registered(NamedTuple):
+    """A registration as a change (none if it says what is known)."""
+
+    draft: Draft
+    node: int
+    targets: list[Target]  # as they stand in the draft, with their numbers
+
+
+def register(
+    book: Book,
+    node: Node,
+    targets: Sequence[Target],
+    *,
+    spare: bool = False,
+    dropped: Iterable[int] = (),
+    others: Others = lambda _: {},
+) -> Registered:
+    """The change that this registration makes. `spare`: new targets get no chain. `dropped`: targets that the node has deleted.
+    `others`: what is known about the other members of chains. Raises INVALID for what cannot be, NOT_FOUND for a number that this
+    cluster never gave out."""
     _check(node, targets)
     draft = Draft(book)
     numbers = {known.incarnation: known.id for known in book.targets.values()}
@@ -50,21 +71,11 @@ def register(book: Book, node: Node, targets: Sequence[Target]) -> tuple[Draft, 
     named.draining = known is not None and known.draining
     draft.put(Kind.NODE, named, node_id)
     restarted = known is None or known.process != node.process
-    _put_targets(book, draft, node_id, targets, restarted)
-    return draft, node_id
-
-
-def drain(book: Book, node_id: int, *, draining: bool) -> Draft:
-    """The change that marks a node as one to be emptied, or as one like any other again. Raises NOT_FOUND."""
-    known = book.nodes.get(node_id)
-    if known is None or known.kind != NODE_KIND_STORAGE:
-        raise error(Status.NOT_FOUND, f"there is no storage node {node_id}")
-    named = Node()
-    named.CopyFrom(known)
-    named.draining = draining
-    draft = Draft(book)
-    draft.put(Kind.NODE, named, node_id)
-    return draft
+    owned = _put_targets(book, draft, node_id, targets, restarted, spare=spare, others=others)
+    for target in {*dropped}.difference(owner.id for owner in owned):
+        if target in book.targets and book.targets[target].node == node_id:
+            forget_target(book, draft, target)
+    return Registered(draft, node_id, owned)
 
 
 def _check(node: Node, targets: Sequence[Target]) -> None:
@@ -120,39 +131,54 @@ def _changed(target: Target, **fields: int) -> Target:
     return copy
 
 
-def _put_targets(book: Book, draft: Draft, node_id: int, targets: Sequence[Target], restarted: bool) -> None:
+def _put_targets(
+    book: Book, draft: Draft, node_id: int, targets: Sequence[Target], restarted: bool, *, spare: bool, others: Others
+) -> list[Target]:
     reports: dict[int, Report] = {}
     added: list[int] = []
+    owned = []
     for target in targets:
-        is_new = not target.id
-        state = LOCAL_STATE_ONLINE if target.state == LOCAL_STATE_UNSPECIFIED else target.state
-        target_id = draft.new_id(Kind.TARGET) if is_new else target.id
-        draft.put(Kind.TARGET, _changed(target, id=target_id, node=node_id, state=state), target_id)
-        if is_new:
+        known = book.targets.get(target.id)
+        target_id = target.id or draft.new_id(Kind.TARGET)
+        record = _changed(target, id=target_id, node=node_id, state=_state(target, known), full=_full(target, known))
+        record.disabled = known is not None and known.disabled  # the manager's, whatever a registration says
+        owned.append(record)
+        draft.put(Kind.TARGET, record, target_id)
+        if known is not None:
+            moved = known.node != node_id
+            clean = not target.damaged
+            reports[target_id] = Report(record.state, target.incarnation, restarted or moved, opened_clean=clean)
+        elif not spare:
             chain = new_chain(draft.new_id(Kind.CHAIN), target_id, node_id, target.incarnation)
             draft.put(Kind.CHAIN, chain, chain.id)
             added.append(chain.id)
-        else:
-            reports[target_id] = Report(state, target.incarnation, restarted)
     for missing in book.targets.values():
         if missing.node == node_id and missing.id not in reports:
             draft.put(Kind.TARGET, _changed(missing, state=LOCAL_STATE_OFFLINE), missing.id)
             reports[missing.id] = Report(LOCAL_STATE_OFFLINE, missing.incarnation)
-    move_chains(book, draft, reports, dict.fromkeys((t.id for t in targets if t.id), node_id))
+    move_chains(book, draft, reports, dict.fromkeys((t.id for t in targets if t.id), node_id), others)
     if added:
         append_to_table(book, draft, added)
+    return owned
 
 
-def move_chains(book: Book, draft: Draft, reports: dict[int, Report], nodes: dict[int, int] | None = None) -> None:
+def _state(target: Target, known: Target | None) -> LocalState:
+    if known is not None and known.disabled:
+        return LOCAL_STATE_OFFLINE
+    return state_of(target)
+
+
+def _full(target: Target, known: Target | None) -> bool:
+    return is_full(target, known is not None and known.full)
+
+
+def move_chains(
+    book: Book, draft: Draft, reports: Mapping[int, Report], nodes: Mapping[int, int], others: Others
+) -> None:
     """Put the next state of every chain that these reports are about."""
     chains = {chain.id: chain for target in reports if (chain := book.chain_of(target))}
+    heard = {**others(chains.values()), **reports}
     for chain in chains.values():
-        draft.put(Kind.CHAIN, next_chain(chain, reports, nodes), chain.id)
-
-
-def append_to_table(book: Book, draft: Draft, chains: Sequence[int]) -> None:
-    """A new version of the chain table of files, with more chains at its end; old versions stay for the files laid out by them."""
-    newest = book.tables.get(TABLE_OF_FILES)
-    version = newest.version + 1 if newest else 1
-    entries = [*(newest.chains if newest else ()), *chains]
-    draft.put(Kind.TABLE, ChainTable(id=TABLE_OF_FILES, version=version, chains=entries), TABLE_OF_FILES, version)
+        after = next_chain(chain, heard, nodes)
+        if after is not chain:
+            draft.put(Kind.CHAIN, after, chain.id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -33,6 +33,8 @@ class Kind(enum.Enum):
 
 
 MESSAGES: dict[Kind, type[Message]] = {Kind.NODE: Node, Kind.TARGET: Target, Kind.CHAIN: Chain, Kind.TABLE: ChainTable}
+
+REMOVED = (Kind.NODE, Kind.TARGET)  # kinds whose records can go; chains and tables are for ever
 
 Key = tuple[Kind, bytes]  # the id as it stands in the key space
 
@@ -71,6 +73,7 @@ class Book:
         self.tables: dict[int, ChainTable] = {}  # the newest version of each
         self.ended: dict[bytes, int] = {}  # ended client -> capability epoch in which it ended
         self._chain_of: dict[int, int] = {}  # target -> chain
+        self._targets_of: dict[int, dict[int, None]] = {}  # node -> targets
         self._rows: OrderedDict[Key, Row] = OrderedDict()  # least recently changed first
         for key, row in sorted((rows or {}).items(), key=lambda item: item[1].version):
             self._take(key, row)
@@ -82,8 +85,13 @@ class Book:
         if isinstance(message, Node):
             self.nodes[message.id] = message
         elif isinstance(message, Target):
+            self._drop_target(message.id)
             self.targets[message.id] = message
+            self._targets_of.setdefault(message.node, {})[message.id] = None
         elif isinstance(message, Chain):
+            before = self.chains.get(message.id)
+            for member in before.members if before else ():
+                self._chain_of.pop(member.target, None)
             self.chains[message.id] = message
             self._chain_of.update((member.target, message.id) for member in message.members)
         elif isinstance(message, ChainTable):
@@ -94,6 +102,13 @@ class Book:
             self.ended[key[1]] = row.epoch
         elif key[0] is Kind.NODE:
             self.nodes.pop(int.from_bytes(key[1], "big"), None)
+        elif key[0] is Kind.TARGET:
+            self._drop_target(int.from_bytes(key[1], "big"))
+
+    def _drop_target(self, number: int) -> None:
+        known = self.targets.pop(number, None)
+        if known is not None:
+            del self._targets_of[known.node][number]
 
     def get(self, key: Key) -> Message | None:
         row = self._rows.get(key)
@@ -103,9 +118,18 @@ class Book:
         """The chain that a target is a member of."""
         return self.chains.get(self._chain_of.get(target_id, 0))
 
-    def removed_nodes(self) -> list[tuple[int, Key]]:
-        """Tombstones with their versions."""
-        return [(row.version, key) for key, row in self._rows.items() if key[0] is Kind.NODE and row.message is None]
+    def targets_of(self, node: int) -> list[int]:
+        return list(self._targets_of.get(node, ()))
+
+    def chains_of(self, nodes: Iterable[int]) -> list[Chain]:
+        """The chains that have a member in one of these nodes."""
+        targets = (target for node in nodes for target in self._targets_of.get(node, ()))
+        numbers = dict.fromkeys(self._chain_of[target] for target in targets if target in self._chain_of)
+        return [self.chains[number] for number in numbers]
+
+    def tombstones(self) -> list[tuple[int, Key]]:
+        """Records that were removed, with the versions in which they were, oldest first."""
+        return [(row.version, key) for key, row in self._rows.items() if key[0] in REMOVED and row.message is None]
 
     def apply(self, draft: Draft) -> None:
         """Take over a change that is durable now."""
@@ -149,6 +173,8 @@ class Book:
             routing.ended_clients.append(key[1])
         elif delta and key[0] is Kind.NODE:
             routing.removed_nodes.append(int.from_bytes(key[1], "big"))
+        elif delta and key[0] is Kind.TARGET:
+            routing.removed_targets.append(int.from_bytes(key[1], "big"))
 
 
 class Draft:
@@ -179,14 +205,15 @@ class Draft:
         self.rows[Kind.ENDED, client] = Row(self.state.version, None, self.state.capability_epoch)
         self.ended_leases.add(client)
 
-    def remove_node(self, node_id: int) -> None:
-        """Leave a tombstone; the oldest goes when there are too many, and with it the deltas from before it."""
-        self.rows[number_key(Kind.NODE, node_id)] = Row(self.state.version, None)
-        tombs = self._book.removed_nodes()
-        if len(tombs) >= REMOVED_MAX:
-            version, key = tombs[0]
+    def remove(self, kind: Kind, number: int) -> None:
+        """Remove a node or a target, leaving a tombstone. The oldest ones go when there are too many, and with them the deltas from before
+        them."""
+        self.rows[number_key(kind, number)] = Row(self.state.version, None)
+        made = sum(row.message is None and key[0] in REMOVED for key, row in self.rows.items())
+        tombs = self._book.tombstones()
+        for version, key in tombs[: max(0, len(tombs) + made - REMOVED_MAX)]:
             self.dropped.add(key)
-            self.state = replace(self.state, floor=version)
+            self.state = replace(self.state, floor=max(self.state.floor, version))
 
     def new_id(self, kind: Kind) -> int:
         """The next number of this kind; numbers are never used again."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Protocol
 
 from ...proto.errors import Status, error
 from ...proto.gen.cluster_pb2 import (
+    ChangeChainReply,
+    ChangeChainRequest,
+    CreateChainsReply,
+    CreateChainsRequest,
     EndClientReply,
     EndClientRequest,
     GetRoutingRequest,
@@ -14,11 +18,15 @@ from ...proto.gen.cluster_pb2 import (
     HeartbeatRequest,
     RegisterNodeReply,
     RegisterNodeRequest,
+    RemoveNodeReply,
+    RemoveNodeRequest,
     RenewClientReply,
     RenewClientRequest,
     Routing,
     SetNodeReply,
     SetNodeRequest,
+    SetTargetReply,
+    SetTargetRequest,
     StatusReply,
     StatusRequest,
 )
@@ -28,6 +36,16 @@ from .registration import TEXT_BYTES_MAX
 
 OPEN_INODES_MAX = 1_000_000  # in one renewal
 CLIENT_ID_BYTES = 16
+CHANGE_SECONDS_MAX = 30.0  # that one change of a chain waits for a member to stop
+ANSWER_SECONDS = 0.5  # kept of a request's time for the answer
+
+
+class Office(Protocol):
+    """A manager, or the place in which an elected one sits."""
+
+    @property
+    def leading(self) -> Manager:
+        """The manager that may act. Raises NOT_PRIMARY, with the addresses of the one that may."""
 
 
 class ClusterService:
@@ -36,12 +54,16 @@ class ClusterService:
     spec = CLUSTER
 
     def __init__(
-        self, manager: Manager, counts: Callable[[], Awaitable[tuple[int, int]]], primary: str, started_ns: int
+        self, manager: Office, counts: Callable[[], Awaitable[tuple[int, int]]], primary: str, started_ns: int
     ) -> None:
-        self._manager = manager
+        self._office = manager
         self._counts = counts  # (inodes, GC pending)
         self._primary = primary
         self._started_ns = started_ns
+
+    @property
+    def _manager(self) -> Manager:
+        return self._office.leading
 
     async def get_routing(self, request: GetRoutingRequest, context: Context) -> Routing:
         return self._manager.routing(request.since) or self._nothing_new()
@@ -54,7 +76,7 @@ class ClusterService:
 
     async def register_node(self, request: RegisterNodeRequest, context: Context) -> RegisterNodeReply:
         _need_trust(context, "register a server")
-        node = await self._manager.register(request.node, request.targets)
+        node = await self._manager.register(request.node, request.targets, spare=request.spare, dropped=request.dropped)
         routing = self._manager.routing(server=True)
         return RegisterNodeReply(node=node, routing=routing, lease_ms=self._node_lease_ms)
 
@@ -71,15 +93,10 @@ class ClusterService:
     async def renew_client(self, request: RenewClientRequest, context: Context) -> RenewClientReply:
         if len(request.open_inodes) > OPEN_INODES_MAX or len(request.name.encode()) > TEXT_BYTES_MAX:
             raise error(Status.TOO_LARGE, f"a renewal names at most {OPEN_INODES_MAX} open inodes")
-        manager = self._manager
-        epoch = await manager.renew_client(
-            _client(context), request.name, request.open_inodes, request.acknowledged_request
-        )
-        return RenewClientReply(
-            lease_ms=int(manager.leases.seconds * 1000),
-            epoch=epoch,
-            routing=manager.routing(request.routing_version),
-        )
+        reply = await self._manager.renew_client(_client(context), request)
+        if (routing := self._manager.routing(request.routing_version)) is not None:
+            reply.routing.CopyFrom(routing)
+        return reply
 
     async def end_client(self, request: EndClientRequest, context: Context) -> EndClientReply:
         await self._manager.end_client(_client(context))
@@ -92,21 +109,29 @@ class ClusterService:
             clients=len(self._manager.leases),
             inodes=inodes,
             gc_pending=pending,
+            silent_nodes=self._manager.silent(),
             primary=self._primary,
             started_ns=self._started_ns,
         )
 
-    async def create_chains(self, request: Any, context: Context) -> Any:
-        raise error(Status.UNSUPPORTED, "CreateChains is not served yet")
+    async def create_chains(self, request: CreateChainsRequest, context: Context) -> CreateChainsReply:
+        _need_trust(context, "make chains")
+        chains, version = await self._manager.create_chains(request.chains)
+        return CreateChainsReply(chains=chains, table_version=version)
 
-    async def change_chain(self, request: Any, context: Context) -> Any:
-        raise error(Status.UNSUPPORTED, "ChangeChain is not served yet")
+    async def change_chain(self, request: ChangeChainRequest, context: Context) -> ChangeChainReply:
+        _need_trust(context, "change a chain")
+        seconds = max(0.0, min(context.remaining() - ANSWER_SECONDS, CHANGE_SECONDS_MAX))
+        return ChangeChainReply(chain=await self._manager.change_chain(request, seconds))
 
-    async def set_target(self, request: Any, context: Context) -> Any:
-        raise error(Status.UNSUPPORTED, "SetTarget is not served yet")
+    async def set_target(self, request: SetTargetRequest, context: Context) -> SetTargetReply:
+        _need_trust(context, "take a target out of service")
+        return SetTargetReply(target=await self._manager.set_target(request.target, disabled=request.disabled))
 
-    async def remove_node(self, request: Any, context: Context) -> Any:
-        raise error(Status.UNSUPPORTED, "RemoveNode is not served yet")
+    async def remove_node(self, request: RemoveNodeRequest, context: Context) -> RemoveNodeReply:
+        _need_trust(context, "remove a node")
+        await self._manager.remove_node(request.node)
+        return RemoveNodeReply()
 
     async def set_node(self, request: SetNodeRequest, context: Context) -> SetNodeReply:
         _need_trust(context, "drain a node")

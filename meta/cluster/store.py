@@ -12,6 +12,9 @@ CLUS e client:16 → (empty)                  its lease is over; goes when no ca
 CLUS l client:16 → epoch u32, name          a client with a lease; goes with the change that ends the client. The
     capability epoch in which the lease began tells the client whether it is still the same lease.
 
+CLUS p → format u8, term u64, holder u64, addresses (JSON)   which of several managers leads, and CLUS r → counter u64, which it raises
+    while it does (election.py). Neither is there with an embedded engine.
+
 Invariants: a chain's members are targets with records; a target's node has a record; every chain of a table exists.
 Everything is durable (survives power loss) before the manager acts on it.
 """
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Awaitable, Callable
 
 from ...proto.errors import Status, error
 from ..kv import retry
@@ -31,6 +35,8 @@ STATE = PREFIX + b"s"
 LEASE = PREFIX + b"l"
 FORMAT = 1
 PAGE = 1000  # records read at once
+
+Guard = Callable[[Transaction], Awaitable[None]]
 
 _HEAD = struct.Struct(">BQI")
 _LEASE = struct.Struct(">I")
@@ -84,9 +90,16 @@ def _decode_state(value: bytes) -> State:
     )
 
 
+async def _unguarded(_: Transaction) -> None:
+    """The engine lets nobody else in."""
+
+
 class Store:
-    def __init__(self, engine: Engine) -> None:
+    """`guard` is part of every transaction that writes: it raises where another manager may have taken over."""
+
+    def __init__(self, engine: Engine, guard: Guard = _unguarded) -> None:
         self._engine = engine
+        self._guard = guard
 
     async def load(self) -> tuple[State, dict[Key, Row]] | None:
         """Everything, or None in a new engine. Raises BAD_FORMAT for records of a newer emberfs."""
@@ -115,6 +128,7 @@ class Store:
         """The first record of a cluster. Raises EXISTS if there is one."""
 
         async def work(txn: Transaction) -> None:
+            await self._guard(txn)
             if await txn.get(STATE) is not None:
                 raise error(Status.EXISTS, "another process made this cluster at the same moment; start again")
             txn.put(STATE, _encode_state(state))
@@ -125,6 +139,7 @@ class Store:
         """Make a change durable."""
 
         async def work(txn: Transaction) -> None:
+            await self._guard(txn)
             txn.put(STATE, _encode_state(draft.state))
             for key, row in draft.rows.items():
                 txn.put(_key(key), _encode_row(row))
@@ -139,6 +154,7 @@ class Store:
         """Remember a client, so that a restarted manager knows whose lease it has to end."""
 
         async def work(txn: Transaction) -> None:
+            await self._guard(txn)
             txn.put(LEASE + client, _LEASE.pack(epoch) + name.encode())
 
         await retry.run(self._engine, work, durable=True)

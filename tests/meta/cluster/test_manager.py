@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -24,6 +24,7 @@ from emberfs.proto.gen.cluster_pb2 import (
     HeartbeatRequest,
     Node,
     RegisterNodeRequest,
+    RenewClientReply,
     RenewClientRequest,
     StatusRequest,
     Target,
@@ -88,8 +89,9 @@ class Namespace:
         self.ended: list[bytes] = []
         self.sessions: list[bytes] = []
 
-    async def renewed(self, client: bytes, open_inodes: Sequence[int], acknowledged_request: int) -> None:
-        self.renewals.append((client, list(open_inodes), acknowledged_request))
+    async def renewed(self, client: bytes, report: RenewClientRequest) -> RenewClientReply:
+        self.renewals.append((client, list(report.open_inodes), report.acknowledged_request))
+        return RenewClientReply(mark=b"mark", report_ms=7)
 
     def client_ended(self, client: bytes) -> None:
         self.ended.append(client)
@@ -301,6 +303,7 @@ async def renew(cluster: Cluster, peer: Any = CLIENT, **fields: Any) -> Any:
 async def test_a_client_lives_as_long_as_it_renews(cluster: Cluster) -> None:
     reply = await renew(cluster, open_inodes=[5, 6], acknowledged_request=9)
     assert reply.lease_ms == CLIENT_LEASE_SECONDS * 1000 and reply.routing.version
+    assert (reply.mark, reply.report_ms) == (b"mark", 7)
     assert cluster.namespace.renewals == [(ALICE, [5, 6], 9)]
     for _ in range(5):
         await cluster.clock.pass_time(CLIENT_LEASE_SECONDS * 0.8)

@@ -26,7 +26,7 @@ def target(number: int = 0, incarnation: int = 11, **fields: object) -> Target:
 
 def told(book: Book, *registration: object) -> int:
     """Register, and return by how much the routing version grew."""
-    draft, _ = register(book, registration[0], registration[1:])  # type: ignore[arg-type]
+    draft = register(book, registration[0], registration[1:]).draft  # type: ignore[arg-type]
     before = book.state.version
     if draft:
         book.apply(draft)

@@ -100,7 +100,7 @@ def test_removed_nodes_leave_tombstones_until_there_are_too_many(monkeypatch: py
     start = book.state.version
     for number in range(1, 6):
         draft = Draft(book)
-        draft.remove_node(number)
+        draft.remove(Kind.NODE, number)
         book.apply(draft)
     full = routing_of(book)
     assert [n.id for n in full.nodes] == [6] and not full.removed_nodes
@@ -165,7 +165,7 @@ def change(book: Book, choose: random.Random, step: int) -> None:
         elif kind == 4:
             draft.end_client(step.to_bytes(16, "big"))  # a client ends once
         elif number in book.nodes:
-            draft.remove_node(number)
+            draft.remove(Kind.NODE, number)
     if choose.random() < 0.05:
         draft.next_epoch()
     if draft:

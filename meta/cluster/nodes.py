@@ -1,0 +1,205 @@
+"""What the manager knows about nodes and targets at this moment: leases, and the last report of each target. Pure; time is handed in.
+
+All of it lives in memory and is gathered anew by whoever takes over. Until then nothing is concluded from silence: a target that nobody
+has reported yet keeps its place, and no lease is over before a whole one, and a second to find the new manager, have passed.
+
+    HELD      a renewal has come in time
+    OVERDUE   one should have come since; the node may still serve
+    OVER      a whole lease has passed since the last renewal that arrived here. The node counted from when it sent that, on a clock that
+              counts while machines sleep, and kept a tenth back: it has stopped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ...proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, LOCAL_STATE_ONLINE, LocalState, Node, Target
+from ...proto.gen.common_pb2 import TARGET_STATE_SERVING, Chain, ChainMember
+from .chain import Lease, Report
+from .routing import Book, Draft, Kind
+
+OVERDUE_PART = 0.35  # of a lease: storage servers renew every quarter of it
+TAKE_OVER_SECONDS = 1.0  # beyond a lease, for nodes to find a new manager; scaled
+FULL_PART = 0.95  # of a target's capacity: no new files are laid out over it
+ROOMY_PART = 0.90  # it has room again below this
+PAST_PROCESSES_MAX = 16  # of one node, that are remembered as replaced
+
+
+class Usage(NamedTuple):
+    capacity: int  # bytes
+    used: int  # bytes
+
+
+@dataclass(slots=True)
+class _Known:
+    """One node."""
+
+    heard: float  # when its last renewal arrived
+    targets: dict[int, Target] = field(default_factory=dict)  # as last reported
+    chains: dict[int, int] = field(default_factory=dict)  # chain -> version that its member here had when it reported
+    seen: Lease = Lease.HELD  # when chains were last evaluated
+    past: deque[int] = field(default_factory=lambda: deque(maxlen=PAST_PROCESSES_MAX))  # processes that were replaced
+
+
+class Nodes:
+    """Storage nodes by their leases and reports. `now` is when this manager took over."""
+
+    def __init__(self, nodes: Iterable[int], now: float, lease_seconds: float, scale: float = 1.0) -> None:
+        self.lease_seconds = lease_seconds
+        self._take_over_seconds = TAKE_OVER_SECONDS * scale
+        self._quiet_until = now + lease_seconds + self._take_over_seconds  # nobody is demoted for silence before
+        self._known = {number: _Known(now) for number in nodes}
+        self._reported: dict[int, Target] = {}  # target -> its entry, in whichever node
+
+    # What nodes say.
+
+    def registered(self, node: int, replaced: int, targets: Sequence[Target], now: float) -> None:
+        """A process has registered with these targets (numbered), in the place of the process `replaced` (0: nobody's)."""
+        known = self._known.setdefault(node, _Known(now))
+        if replaced and replaced not in known.past:
+            known.past.append(replaced)
+        for gone in known.targets:
+            self._reported.pop(gone, None)
+        known.heard, known.chains = now, {}
+        known.targets = {target.id: target for target in targets}
+        self._reported.update(known.targets)
+
+    def was_replaced(self, node: int, process: int) -> bool:
+        """Whether this process of the node has already been followed by another one: its registration arrives late."""
+        known = self._known.get(node)
+        return known is not None and process in known.past
+
+    def reported(self, node: int, targets: Sequence[Target], chains: Mapping[int, int], now: float) -> bool:
+        """A heartbeat. Returns whether it says anything that the node's chains depend on, other than the last one."""
+        known = self._known.setdefault(node, _Known(now))
+        news = known.seen is not Lease.HELD or known.chains != chains
+        known.heard, known.chains = now, dict(chains)
+        for target in targets:
+            last = known.targets.get(target.id)
+            news = news or last is None or _said(last) != _said(target)
+            kept = known.targets[target.id] = self._reported[target.id] = Target()
+            kept.CopyFrom(target)
+        return news
+
+    def excuse(self, now: float) -> None:
+        """This manager was stopped for a while: what nobody could tell it meanwhile is nobody's silence."""
+        self._quiet_until = now + self.lease_seconds + self._take_over_seconds
+
+    def has_stopped(self, node: int, chain: Chain, now: float) -> bool:
+        """Whether the member in this node cannot serve under an older version of the chain any more."""
+        known = self._known.get(node)
+        confirmed = known is not None and known.chains.get(chain.id, 0) >= chain.version
+        return confirmed or self.lease(node, now) is Lease.OVER
+
+    def forget(self, node: int) -> None:
+        known = self._known.pop(node, None)
+        for target in known.targets if known else ():
+            self._reported.pop(target, None)
+
+    # What follows from it.
+
+    def lease(self, node: int, now: float) -> Lease:
+        known = self._known.get(node)
+        if known is None:
+            return Lease.OVER  # nobody can serve there who has not registered
+        silence = now - known.heard
+        if silence > self.lease_seconds and now > self._quiet_until:
+            return Lease.OVER
+        return Lease.HELD if silence <= OVERDUE_PART * self.lease_seconds else Lease.OVERDUE
+
+    def changed_leases(self, now: float) -> set[int]:
+        """Nodes whose lease is not what it was when this was asked last."""
+        changed = set()
+        for number, known in self._known.items():
+            if (lease := self.lease(number, now)) is not known.seen:
+                known.seen = lease
+                changed.add(number)
+        return changed
+
+    def silent(self, nodes: Iterable[Node], now: float) -> list[int]:
+        """Those of the nodes whose lease is over."""
+        return [node.id for node in nodes if self.lease(node.id, now) is Lease.OVER]
+
+    def count(self, nodes: Iterable[int], now: float) -> dict[str, int]:
+        """How many of the nodes hold their lease, and so on, for the log."""
+        return dict(Counter(self.lease(node, now).value for node in nodes))
+
+    def describe(self, target: Target) -> None:
+        """Put what was last said into a copy of a target's record."""
+        said = self._reported.get(target.id)
+        if said is None:
+            return
+        target.capacity, target.used, target.chunks = said.capacity, said.used, said.chunks
+        target.sync_done, target.sync_total, target.damaged = said.sync_done, said.sync_total, said.damaged
+
+    def entry(self, target: int) -> Target | None:
+        """What was last said about a target."""
+        return self._reported.get(target)
+
+    def usage(self, target: Target) -> Usage:
+        """How full it is, as last said."""
+        last = self._reported.get(target.id, target)
+        return Usage(last.capacity, last.used)
+
+    def reports(self, book: Book, chains: Iterable[Chain], now: float) -> dict[int, Report]:
+        """What is known about the members of these chains, by target."""
+        found: dict[int, Report] = {}
+        leases = {number: self.lease(number, now) for number in self._known}
+        for chain in chains:
+            replicated = len(chain.members) > 1
+            for member in chain.members:
+                lease = leases.get(member.node, Lease.OVER)
+                report = self._report(chain, member, book.targets.get(member.target), lease, replicated)
+                if report is not None:
+                    found[member.target] = report
+        return found
+
+    def _report(
+        self, chain: Chain, member: ChainMember, record: Target | None, lease: Lease, replicated: bool
+    ) -> Report | None:
+        entry = self._reported.get(member.target)
+        if entry is None:
+            # Not heard of since this manager took over: only its silence counts, and that only where somebody else could serve.
+            late = replicated and lease is not Lease.HELD
+            return Report(LOCAL_STATE_ONLINE, member.incarnation, lease=lease) if late else None
+        known = self._known.get(member.node)
+        version = known.chains.get(chain.id, 0) if known is not None else 0
+        # What an index lost before it was opened matters for the place that its process comes back to. Who serves under this process
+        # has been copied to since, or an administrator has said that it shall serve with what it has.
+        opened_clean = not entry.damaged or member.state == TARGET_STATE_SERVING
+        state = state_of(entry)
+        if record is not None and record.disabled and member.state != TARGET_STATE_SERVING:
+            state = LOCAL_STATE_OFFLINE  # one that serves must say itself that it has stopped
+        return Report(state, entry.incarnation or member.incarnation, False, version, lease, opened_clean)
+
+    def put_target(self, book: Book, draft: Draft, target: int) -> None:
+        """Make durable what routing says of a target, where its last report says something else."""
+        known, entry = book.targets.get(target), self._reported.get(target)
+        if known is None or entry is None:
+            return
+        state, full = state_of(entry), is_full(entry, known.full)
+        if (known.state, known.full, known.damaged) == (state, full, entry.damaged):
+            return
+        record = Target()
+        record.CopyFrom(known)
+        record.state, record.full, record.damaged = state, full, entry.damaged
+        record.capacity, record.used, record.chunks = entry.capacity, entry.used, entry.chunks
+        draft.put(Kind.TARGET, record, target)
+
+
+def state_of(entry: Target) -> LocalState:
+    return entry.state or LOCAL_STATE_ONLINE
+
+
+def is_full(entry: Target, before: bool) -> bool:
+    """Whether a target takes no new files; it says so itself, or is nearly full. One that was full stays so until it has some room."""
+    limit = ROOMY_PART if before else FULL_PART
+    return entry.full or (entry.capacity > 0 and entry.used >= limit * entry.capacity)
+
+
+def _said(entry: Target) -> tuple[int, int, bool, bool, bool]:
+    # Whichever limit applies to it, crossing it is news.
+    return entry.state, entry.incarnation, entry.damaged, is_full(entry, False), is_full(entry, True)
