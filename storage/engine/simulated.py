@@ -129,7 +129,10 @@ class SimulatedDisk:
         if self.cold:
             return False
         for i, (handle, offset) in enumerate(places):
-            if self.preadv(handle, (buffer[i * length : (i + 1) * length],), offset, False) != length:
+            try:
+                if self.preadv(handle, (buffer[i * length : (i + 1) * length],), offset, False) != length:
+                    return False
+            except OSError:
                 return False
         return True
 
