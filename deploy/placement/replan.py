@@ -119,7 +119,9 @@ class _Table:
         for chain, slot in orphans:
             allowed = [name for name in self._free() if self._may(chain, slot, name)][:TARGETS_MAX]
             if allowed:
-                self._put(chain, slot, min(allowed, key=lambda name: (*self._cost(chain, slot, name), name)))
+                self._put(
+                    chain, slot, min(allowed, key=lambda name: self._cost(chain, slot, name))
+                )  # of equals the emptiest
             elif not (self._make_room(chain, slot, placed) or self._make_room(chain, slot, None)):
                 raise InfeasibleError(
                     f"no disk is left for a member of chain {self.chains[chain].id}: the free ones lie in failure domains that it "

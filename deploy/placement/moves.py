@@ -1,0 +1,333 @@
+"""From a cluster as it is to one as it should be, one safe step at a time: a pure function of what the manager says.
+
+    decide(view, wish) -> what to do next, what is under way, what is left, what stands in the way
+
+A member moves in four steps: a target is made on the disk that it moves to (unless an empty one waits there), it joins the chain, which
+copies to it while clients work, then the old member leaves, and its target is dropped. Nothing is remembered between two
+steps. Each decision reads the state anew, so whoever is interrupted starts again anywhere, and several may even run at once: a step that
+another one has made impossible is refused under the chain's version.
+
+Rules:
+1. A chain never has fewer members that serve because of us: a member leaves when all those that stay serve, and they are as many
+   as there should be.
+2. One change of a chain at a time: what joined has to serve before the next step.
+3. A chain that nobody serves is left alone. So is one with a member that is away and may come back, unless it is given up as lost.
+4. What is lost or drained is moved first, to any disk, and targets are made for it. Only when nothing of that is left, and only when
+   asked, are the seats levelled; that moves members to targets that wait empty, and makes none: how many targets a disk has is
+   its owner's decision.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from .model import CHAINS_MAX, Chain, Disk, Domain, InfeasibleError, Plan, Request, Standing
+from .replan import replan
+from .seats import seats_of
+from .view import ChainView, ClusterView, MemberView, NodeView, TargetView
+
+
+@dataclass(frozen=True, slots=True)
+class AddTarget:
+    """Make an empty target in a folder of a node."""
+
+    node: int
+    folder: str
+    size: int  # bytes that it will have to hold
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    chain: int
+    version: int
+    target: int
+    size: int  # bytes that are copied to it
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    chain: int
+    version: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Delete a target that is in no chain."""
+
+    node: int
+    target: int
+
+
+Step = AddTarget | Join | Leave | Drop
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the administrator wants."""
+
+    lost: frozenset[int] = frozenset()  # targets that will not come back, or shall not
+    balance: bool = False  # level the seats too
+    domain: Domain | None = None  # that members may not share; None: the widest that there are enough of
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """A chain that copies to a member of its."""
+
+    chain: int
+    target: int  # that is copied to
+    size: int  # bytes
+    done: int  # chunks compared so far
+    total: int
+
+
+@dataclass
+class Decision:
+    finish: list[Step] = field(default_factory=list)  # carries on or cleans up what has begun: always allowed
+    begin: list[Step] = field(default_factory=list)  # each begins one more move; the most urgent first
+    moving: list[Moving] = field(default_factory=list)
+    moves: int = 0  # that are left to begin
+    bytes_left: int = 0  # to copy, of moves under way (all of their bytes) and of those left
+    blocked: list[str] = field(default_factory=list)  # sentences: what cannot be done, and why
+
+    @property
+    def is_done(self) -> bool:
+        return not (self.finish or self.begin or self.moving or self.moves or self.blocked)
+
+
+def decide(view: ClusterView, wish: Wish) -> Decision:
+    """The next steps. Raises ValueError for a cluster that cannot be (two members of a chain on one disk)."""
+    return _Round(view, wish).decide()
+
+
+class _Round:
+    """One look at the cluster."""
+
+    def __init__(self, view: ClusterView, wish: Wish) -> None:
+        self.view, self.wish = view, wish
+        self.domain = wish.domain or view.widest_domain()
+        self.members = view.members()
+        self.on: dict[str, list[TargetView]] = {}  # disk -> its targets
+        for target in view.targets.values():
+            self.on.setdefault(self._disk(target.id), []).append(target)
+        self.held = Counter(self._disk(target) for target in self.members if target in view.targets)
+        self.kept = {chain.id: self._stay(chain) for chain in view.chains}
+        self._chains = [
+            Chain(tuple(self._disk(m.target) for m in self.kept[chain.id]), chain.id, view.size(chain))
+            for chain in view.chains
+        ]
+        self.busy: set[int] = set()  # nodes that are being copied to
+        self.spare = self._spare()
+        self.found = Decision()
+
+    # --- disks --------------------------------------------------------------------------------------------------------------------
+
+    def _disk(self, target: int) -> str:
+        found = self.view.targets[target]
+        return f"{found.node}:{found.folder}"
+
+    def _is_lost(self, target: int) -> bool:
+        return target in self.wish.lost or target not in self.view.targets
+
+    def _weight(self, disk: str) -> int:
+        """What its share goes by: nothing that our own steps change. A disk that has just got a target would weigh more, and be given
+        the next one too."""
+        targets = self.on[disk]
+        return max(1, max(target.disk for target in targets) or max(target.capacity for target in targets))
+
+    def _spare(self) -> dict[str, list[TargetView]]:
+        """Empty targets that could take a member, by disk."""
+        found: dict[str, list[TargetView]] = {}
+        for target in sorted(self.view.targets.values(), key=lambda t: t.id):
+            if target.id not in self.members and self._may_take(target) and not target.chunks:
+                found.setdefault(self._disk(target.id), []).append(target)
+        return found
+
+    def _may_take(self, target: TargetView) -> bool:
+        node = self.view.nodes[target.node]
+        return target.up and target.takes and node.up and not node.draining and target.id not in self.wish.lost
+
+    def _disks(self, *, making: bool) -> list[Disk]:
+        """Each folder of each node, with the members that it may have: as many as it has targets, or (`making`) any number."""
+        return [self._as_disk(name, targets, making=making) for name, targets in sorted(self.on.items())]
+
+    def _as_disk(self, name: str, targets: list[TargetView], *, making: bool) -> Disk:
+        node = self.view.nodes[targets[0].node]
+        held = sum(target.id in self.members and target.id not in self.wish.lost for target in targets)
+        more = CHAINS_MAX if making else len(self.spare.get(name, ()))
+        return Disk(
+            name=name,
+            node=str(node.id),
+            capacity=self._weight(name),
+            host=node.host or f"node {node.id}",
+            rack=node.rack,
+            seats_max=min(CHAINS_MAX, held + (more if any(map(self._may_take, targets)) else 0)),
+            standing=Standing.DRAINING if node.draining else Standing.IN,
+        )
+
+    # --- who stays, who comes -----------------------------------------------------------------------------------------------------
+
+    def _stay(self, chain: ChainView) -> tuple[MemberView, ...]:
+        """The members without those that are lost, and without one for each that came to take its place."""
+        stay = [member for member in chain.members if not self._is_lost(member.target)]
+        while len(stay) > self.view.replicas:
+            leaver = max(stay, key=lambda member: (self._urge(member, stay), -stay.index(member)))
+            stay.remove(leaver)
+            self.held[self._disk(leaver.target)] -= 1  # the next chain to choose counts it as gone
+        return tuple(stay)
+
+    def _urge(self, member: MemberView, members: list[MemberView]) -> tuple[bool, bool, bool, bool, float]:
+        """How much a member should leave: a drained one first; one that is away; then of those that serve one that would fail together
+        with another, and the one on the fullest disk."""
+        disk = self._disk(member.target)
+        found = self.view.targets[member.target]
+        draining = self.view.nodes[found.node].draining
+        place = self._place(member)
+        together = member.serves and sum(self._place(other) == place for other in members) > 1
+        return draining, not found.up, together, member.serves, self.held[disk] / self._weight(disk)
+
+    def _place(self, member: MemberView) -> str:
+        """The failure domain that a member is in."""
+        node = self.view.node_of(member.target)
+        if self.domain is Domain.NODE:
+            return str(node.id)
+        return node.rack if self.domain is Domain.RACK else node.host or f"node {node.id}"
+
+    def _plan(self, *, balance: bool) -> Plan | None:
+        """Where members should be. For those that must move, targets are made only where the empty ones are not enough; then each disk
+        gets its share of them. Others make room only when there is no other way."""
+        disks = self._disks(making=False)
+        try:
+            if balance:
+                return replan(self._request(disks), self._chains)
+        except InfeasibleError:
+            return None  # they cannot be levelled better: that is nobody's concern
+        more = self._disks(making=True)
+        for attempt in (lambda: disks, lambda: self._shares(more)):
+            try:
+                found = replan(self._request(attempt()), self._chains, balance=False)
+            except InfeasibleError:
+                continue
+            if len(found.moves) <= found.figures.moves_bound:
+                return found
+        try:
+            return replan(self._request(more), self._chains, balance=False)
+        except InfeasibleError as impossible:
+            if any(not self._is_whole(chain) for chain in self.view.chains):
+                self._block(str(impossible))
+            return None
+
+    def _request(self, disks: list[Disk]) -> Request:
+        return Request(disks, self.view.replicas, self.domain)
+
+    def _shares(self, disks: list[Disk]) -> list[Disk]:
+        """The disks with their share of all members as the most that they take. Raises InfeasibleError."""
+        held = Counter(name for chain in self._chains for name in chain.members)
+        seats = seats_of(self._request(disks), len(self._chains), held)
+        return [replace(disk, seats_max=max(held[disk.name], seats.get(disk.name, 0))) for disk in disks]
+
+    def _is_whole(self, chain: ChainView) -> bool:
+        """Whether nobody has to come: as many members as there should be, none of them lost or on a drained node."""
+        kept = self.kept[chain.id]
+        drained = any(self.view.node_of(member.target).draining for member in kept)
+        return len(kept) == self.view.replicas and not drained
+
+    # --- steps --------------------------------------------------------------------------------------------------------------------
+
+    def decide(self) -> Decision:
+        if self.view.chains and self.view.targets:
+            urgent = any(not self._is_whole(chain) for chain in self.view.chains)
+            plan = self._plan(balance=self.wish.balance and not urgent)
+            goals = {chain.id: chain.members for chain in plan.chains} if plan else {}
+            for chain in self.view.chains:
+                self._under_way(chain)
+            for chain in sorted(self.view.chains, key=lambda chain: (chain.serving, chain.id)):
+                self._toward(chain, goals.get(chain.id, ()))
+        self.found.finish += self._drops()
+        return self.found
+
+    def _under_way(self, chain: ChainView) -> None:
+        """Note which members are being copied to, and where."""
+        for member in self.kept[chain.id]:
+            target = self.view.targets[member.target]
+            if not member.serves and target.up and chain.serving:
+                self.busy.add(target.node)
+                source = self.view.targets.get(self._copier(chain))
+                done, total = (source.sync_done, source.sync_total) if source else (0, 0)
+                self.found.moving.append(Moving(chain.id, member.target, self.view.size(chain), done, total))
+                self.found.bytes_left += self.view.size(chain)
+
+    @staticmethod
+    def _copier(chain: ChainView) -> int:
+        """The member that copies to its successor: the last one that serves."""
+        return [member.target for member in chain.members if member.serves][-1]
+
+    def _toward(self, chain: ChainView, goal: tuple[str, ...]) -> None:
+        kept = self.kept[chain.id]
+        stay = {member.target for member in kept}
+        leaving = [member for member in chain.members if member.target not in stay]
+        disks = {self._disk(member.target) for member in kept}
+        coming = [disk for disk in goal if disk not in disks]
+        if not leaving and not coming:
+            return
+        self.found.moves += len(coming)
+        self.found.bytes_left += self.view.size(chain) * len(coming)
+        if not chain.serving:
+            self._block(
+                f"chain {chain.id} has no member that serves, so nothing can be copied from it (see: emberfs chain revive)"
+            )
+        elif away := [m.target for m in kept if not m.serves and not self.view.targets[m.target].up]:
+            self._block(f"chain {chain.id} waits for target {away[0]}, which is away (see: emberfs target replace)")
+        elif all(member.serves for member in kept):  # otherwise it is being copied to, and that comes first
+            if leaving and len(kept) >= self.view.replicas:
+                self.found.finish.append(Leave(chain.id, chain.version, leaving[0].target))
+            elif coming:
+                self._come(chain, coming)
+
+    def _come(self, chain: ChainView, disks: list[str]) -> None:
+        size = self.view.size(chain)
+        number, _, folder = disks[0].partition(":")
+        node = int(number)
+        if node in self.busy:
+            return  # one copy at a time to each node; the next one when this is done
+        self.busy.add(node)
+        spare = self.spare.get(disks[0], [])
+        fits = [target for target in spare if target.capacity > size]
+        if fits:
+            spare.remove(fits[0])
+            self.found.begin.append(Join(chain.id, chain.version, fits[0].id, size))
+        elif any(target.capacity > size for target in self.on[disks[0]]):
+            self.found.begin.append(AddTarget(node, folder, size))
+        else:
+            self._block(f"chain {chain.id} holds {size} bytes, more than a target of node {node} may take")
+
+    def _drops(self) -> Iterator[Step]:
+        """Targets in no chain that hold what nobody needs any more, or that are to go."""
+        for target in sorted(self.view.targets.values(), key=lambda target: target.id):
+            node = self.view.nodes[target.node]
+            if target.id in self.members or not ((node.up and target.up) or (target.id in self.wish.lost and node.up)):
+                continue
+            left = bool(target.chunks) and not target.disabled
+            if left or node.draining or target.id in self.wish.lost:
+                yield Drop(target.node, target.id)
+
+    def _block(self, sentence: str) -> None:
+        if sentence not in self.found.blocked:
+            self.found.blocked.append(sentence)
+
+
+def text_of(step: Step, view: ClusterView) -> str:
+    """A step for people."""
+    if isinstance(step, AddTarget):
+        return f"make a target on {name_of(view.nodes[step.node])}"
+    if isinstance(step, Drop):
+        return f"drop target {step.target} on {name_of(view.nodes[step.node])}"
+    word = "joins" if isinstance(step, Join) else "leaves"
+    return f"target {step.target} on {name_of(view.node_of(step.target))} {word} chain {step.chain}"
+
+
+def name_of(node: NodeView) -> str:
+    return node.name or f"node {node.id}"
