@@ -51,7 +51,7 @@ class Node(_message.Message):
     def __init__(self, id: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., addresses: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., name: _Optional[str] = ..., process: _Optional[int] = ..., software: _Optional[str] = ..., draining: bool = ..., rack: _Optional[str] = ...) -> None: ...
 
 class Target(_message.Message):
-    __slots__ = ("id", "node", "incarnation", "capacity", "used", "state", "path", "damaged", "full", "disabled", "chunks", "sync_done", "sync_total")
+    __slots__ = ("id", "node", "incarnation", "capacity", "used", "state", "path", "damaged", "full", "disabled", "chunks", "sync_done", "sync_total", "disk")
     ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class Target(_message.Message):
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     SYNC_DONE_FIELD_NUMBER: _ClassVar[int]
     SYNC_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    DISK_FIELD_NUMBER: _ClassVar[int]
     id: int
     node: int
     incarnation: int
@@ -78,7 +79,8 @@ class Target(_message.Message):
     chunks: int
     sync_done: int
     sync_total: int
-    def __init__(self, id: _Optional[int] = ..., node: _Optional[int] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[int] = ..., used: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., path: _Optional[str] = ..., damaged: bool = ..., full: bool = ..., disabled: bool = ..., chunks: _Optional[int] = ..., sync_done: _Optional[int] = ..., sync_total: _Optional[int] = ...) -> None: ...
+    disk: int
+    def __init__(self, id: _Optional[int] = ..., node: _Optional[int] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[int] = ..., used: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., path: _Optional[str] = ..., damaged: bool = ..., full: bool = ..., disabled: bool = ..., chunks: _Optional[int] = ..., sync_done: _Optional[int] = ..., sync_total: _Optional[int] = ..., disk: _Optional[int] = ...) -> None: ...
 
 class ChainTable(_message.Message):
     __slots__ = ("id", "version", "chains", "replicas")
