@@ -19,6 +19,9 @@ DCNT directory:u64 column:1 → counter*   column e: entries, s: subdirectories,
 SESS inode:u64 session:u64 → client, uid, opened (namespace/session.py)
     One per open for writing. While one exists the inode's chunks may reach beyond its length, and nothing frees them. Goes at close,
     or when the client's lease ended and the length was settled from the chunks. Repair: settle.
+READ client:16 → a key of the queue DEADf, or nothing (namespace/readers.py)
+    The client may have files open for reading. Of what was put into that queue up to this key, it has only those open that its HOLD
+    records name. Exists before the client's first open for reading is answered; goes with the client.
 HOLD inode:u64 client:16 → (empty)
     The client reported that it holds the inode open for reading; nothing frees the chunks. Goes with a later report, or the client.
 IDEM client:16 request:u64 → method, time, reply (namespace/idempotency.py)
@@ -56,6 +59,7 @@ INODE = b"INOD"
 DENTRY = b"DENT"
 DIRECTORY_COUNTER = b"DCNT"
 SESSION = b"SESS"
+READER = b"READ"
 HOLD = b"HOLD"
 IDEMPOTENCY = b"IDEM"
 DEAD_FILE = b"DEADf"
@@ -119,6 +123,15 @@ def split_session_key(key: bytes) -> tuple[int, int]:
     """(inode, session)."""
     _, inode, session = _TWO.unpack(key)
     return inode, session
+
+
+def reader_key(client: bytes) -> bytes:
+    return READER + client
+
+
+def reader_of(key: bytes) -> bytes:
+    """The client of a READ key."""
+    return key[len(READER) :]
 
 
 def hold_key(inode: int, client: bytes) -> bytes:

@@ -87,7 +87,7 @@ class MetaServer:
 
     def _space(self) -> Space:
         usage = self.manager.space()
-        return Space(usage.capacity, max(0, usage.capacity - usage.used))
+        return Space(usage.capacity, max(0, usage.capacity - usage.used), self.manager.free_part_min())
 
     def routing_changed(self, before: int) -> None:
         """Tell our own storage access, and everybody who watches."""

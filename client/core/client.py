@@ -20,7 +20,8 @@ from .budget import Budget
 from .channels import Channels
 from .cluster import Cluster
 from .file import Handle
-from .inode import Inode
+from .held import Held
+from .inode import ACCESS, Inode
 from .keeper import Keeper
 from .lease import Lease
 from .namespace import Namespace, at, with_path
@@ -58,6 +59,7 @@ class Core(Namespace):
         self.channels = Channels(self.env)
         self.write_budget = Budget(self.env, self.options.memory // 2)
         self.lease = Lease(self.env)
+        self.held = Held(self.inodes)
         self.keeper = Keeper(self)
 
     async def connect(self) -> None:
@@ -104,9 +106,8 @@ class Core(Namespace):
             raise with_path(failure, path) from None
 
     async def _open(self, request: OpenRequest, *, buffered: bool, name: str) -> Handle:
-        reply, sent = await self._ask_open(request)
         flags = request.flags
-        inode = await self._hold(reply, flags, sent)
+        inode, reply = await self._open_inode(request)
         handle = Handle(
             self, inode, flags, session=reply.session, buffered=buffered, name=name, unnamed=request.unnamed
         )
@@ -115,20 +116,34 @@ class Core(Namespace):
         self.handles.add(handle)
         return handle
 
-    async def _ask_open(self, request: OpenRequest) -> tuple[OpenReply, float]:
-        """An open's reply, and when it was asked for."""
-        if self.closed:
-            raise error(Status.CANCELLED, "the client is closed; connect again")
-        sent, epoch = self.env.now(), self.epoch
+    async def _open_inode(self, request: OpenRequest) -> tuple[Inode, OpenReply]:
+        """Open, and hold the inode, both under one identity."""
+        while True:
+            if self.closed:
+                raise error(Status.CANCELLED, "the client is closed; connect again")
+            lease, epoch, sent = self.lease, self.epoch, self.env.now()
+            by_number = not request.place.path and request.flags & ACCESS == O_RDONLY
+            with self.held.opening(request.place.parent if by_number else 0):
+                try:
+                    reply = await self._ask_open(request)
+                except StatusError as failure:
+                    if failure.status is not Status.SESSION_ENDED or epoch != self.epoch:
+                        raise
+                    await self.lose_lease(lease)  # refused, so nothing was opened: again, as somebody else
+                    continue
+                if epoch == self.epoch:
+                    return await self._hold(reply, request.flags, sent), reply
+            if reply.session:
+                raise Lease.ended_error()  # the session is the old identity's, which is gone
+
+    async def _ask_open(self, request: OpenRequest) -> OpenReply:
         if request.flags == O_RDONLY:
             reply = await self.cluster.meta(META.Open, request)
         else:
             reply = await self.cluster.change(META.Open, request)
         if reply.attributes.type == common_pb2.FILE_TYPE_DIRECTORY:
             raise error(Status.IS_DIRECTORY)
-        if reply.session and epoch != self.epoch:
-            raise Lease.ended_error()  # the session is the old identity's, which is gone
-        return reply, sent
+        return reply  # type: ignore[no-any-return]
 
     async def _hold(self, reply: OpenReply, flags: int, sent: float) -> Inode:
         """The shared state of an inode that was opened, with one handle more."""
@@ -141,6 +156,7 @@ class Core(Namespace):
             truncated = attributes.truncate_version != inode.truncate_version
             inode.take_open(reply, flags)
             inode.handles += 1
+            inode.readers += not reply.session
         if truncated and inode.write_back is not None and inode.write_back.pending:
             # Whether what is on its way came before the truncate or after it, storage decides: then we know the length.
             async with inode.lock:
@@ -166,10 +182,10 @@ class Core(Namespace):
             old = handle.file
             request = OpenRequest(place=at(old.id), flags=handle.flags & ~O_ONCE)
             try:
-                reply, sent = await self._ask_open(request)
+                inode, reply = await self._open_inode(request)
             except FileNotFoundError:
                 raise error(Status.STALE_HANDLE, f"{handle.name} was removed; open the path again") from None
-            handle.adopt(await self._hold(reply, request.flags, sent), reply.session)
+            handle.adopt(inode, reply.session)
         if (failure := old.take_error()) is not None:
             raise failure
 
@@ -197,10 +213,11 @@ class Core(Namespace):
                 await inode.write_back.drain()
         return True
 
-    async def release_inode(self, inode: Inode) -> None:
+    async def release_inode(self, inode: Inode, *, reader: bool) -> None:
         """One handle less."""
         async with self.table_lock:
             inode.handles -= 1
+            inode.readers -= reader
             if inode.handles <= 0 and self.inodes.get(inode.id) is inode:
                 del self.inodes[inode.id]
 

@@ -351,7 +351,7 @@ class Handle:
 
     async def _leave(self) -> None:
         self.core.handles.discard(self)
-        await self.core.release_inode(self.file)
+        await self.core.release_inode(self.file, reader=not self.can_write)
 
     async def _end_session(self, discard: bool) -> None:
         file = self.file

@@ -48,6 +48,7 @@ class Inode:
         "layout",
         "length",
         "lock",
+        "readers",
         "sessions",
         "settled_length",
         "sparse",
@@ -79,6 +80,7 @@ class Inode:
         self.capability_write = b""
         self.sessions: list[int] = []  # of writers, the newest last
         self.handles = 0
+        self.readers = 0  # of these handles; they have no session, the keeper reports them
         self.generation = 0  # grows when written bytes arrive: what was read ahead before that is dropped
         self.unsettled = False  # something was written that the server's length and times do not know
         self.unsettled_since = 0.0  # on the environment's clock

@@ -32,7 +32,8 @@ class Keeper:
         self._core = core
         self._env = core.env
         self._renewal_due = 0.0
-        self._reported: set[int] = set()  # inodes that were open at the last renewal
+        self._renewals = 0
+        self._asked = False  # to report all that is open
         self._writing_out = False
         self.started = False
 
@@ -58,12 +59,16 @@ class Keeper:
     async def renew(self) -> None:
         """Renew the lease once; a failure is tried again with the next tick, until the lease is over."""
         core, cluster = self._core, self._core.cluster
-        lease, sent = core.lease, self._env.now()
+        lease, held, sent = core.lease, core.held, self._env.now()
+        report = held.report(everything=self._asked)
+        self._renewals += 1
         request = RenewClientRequest(
-            open_inodes=self._held(),
+            open_inodes=report.inodes,
             acknowledged_request=await cluster.requests.acknowledged(),
             routing_version=cluster.table.version,
             name=core.options.name,
+            reported=report.mark,
+            renewal=self._renewals,
         )
         timeout = core.options.scaled(RENEW_TIMEOUT_SECONDS)
         try:
@@ -76,18 +81,13 @@ class Keeper:
             elif failure.status is not Status.CANCELLED:
                 await cluster.recover(failure)
             return
-        self._renewal_due = sent + core.options.scaled(RENEW_SECONDS)
+        held.mark = reply.mark or held.mark
+        self._asked = bool(reply.report_ms)
+        self._renewal_due = sent + (reply.report_ms / 1000 or core.options.scaled(RENEW_SECONDS))
         if lease.over or not lease.renewed(sent, reply.lease_ms, reply.epoch):
             await core.lose_lease(lease)
         if reply.HasField("routing"):
             await cluster.learn(reply.routing)
-
-    def _held(self) -> list[int]:
-        """The inodes open for reading for longer than one interval."""
-        now = {inode.id: inode for inode in list(self._core.inodes.values())}
-        held = [number for number, inode in now.items() if number in self._reported and not inode.sessions]
-        self._reported = set(now)
-        return sorted(held)
 
     def _anything_old(self) -> bool:
         moment = self._env.now() - self._core.options.scaled(DIRTY_SECONDS_MAX)

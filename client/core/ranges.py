@@ -28,7 +28,25 @@ Range = tuple[PathLike, int | None, int | None]
 
 async def read_ranges(core: Core, ranges: Sequence[Range]) -> list[bytes | StatusError]:
     """Per (path, start, end) its bytes or its error. Positions may be negative or None, as in a slice."""
-    files = await _open_all(core, list(dict.fromkeys(path for path, _, _ in ranges)))
+    paths = list(dict.fromkeys(path for path, _, _ in ranges))
+    while True:
+        lease = core.lease
+        with core.held.opening() as opening:
+            files = await _open_all(core, paths)
+            if not any(
+                isinstance(file, StatusError) and file.status is Status.SESSION_ENDED for file in files.values()
+            ):
+                opening.opened(file.id for file in files.values() if isinstance(file, Inode))
+                if opening.inodes:
+                    core.keeper.start()
+                return await _read_all(core, ranges, files)
+        await core.lose_lease(lease)
+
+
+async def _read_all(
+    core: Core, ranges: Sequence[Range], files: dict[PathLike, Inode | StatusError]
+) -> list[bytes | StatusError]:
+    """The bytes or the error of each range of files that are open."""
     results: list[bytes | StatusError] = [b""] * len(ranges)
     wanted: list[tuple[int, Inode, int, int]] = []  # (result, file, offset, length)
     for i, (path, start, end) in enumerate(ranges):

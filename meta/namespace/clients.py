@@ -1,17 +1,18 @@
-"""What clients leave behind: replies they have received, files they hold open, sessions of those that are gone."""
+"""What clients leave behind: replies they have received, files they held open, sessions of those that are gone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import structlog
 
 from ...proto.errors import Status, StatusError, error
+from ...proto.gen.cluster_pb2 import RenewClientReply, RenewClientRequest
 from .. import keys
 from ..kv.engine import Transaction
 from . import idempotency, session, trim
 from . import inode as inodes
+from .readers import Readers
 
 if TYPE_CHECKING:
     from .namespace import Namespace
@@ -21,7 +22,6 @@ FAILED_SECONDS = 5.0
 SWEEP_SECONDS = 600.0  # between looks at all idempotency records
 TRIMS_SECONDS = 30.0  # between looks for trims that a request, or another server, left unfinished
 PAGE = 1000  # records per read
-HOLDS_PER_CLIENT_MAX = 100_000  # inodes that one client may report open
 ENDED_MAX = 100_000  # clients waiting to be cleaned up after
 GONE_MAX = 200_000  # clients that are remembered as gone; the oldest is forgotten
 
@@ -33,8 +33,10 @@ class Clients:
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
-        self._holds: dict[bytes, frozenset[int]] = {}  # as the HOLD records are
+        self.readers = Readers(namespace)
         self._acknowledged: dict[bytes, int] = {}
+        self._renewals: dict[bytes, int] = {}  # the newest of each client
+        self._renewing: set[bytes] = set()
         self._ended: dict[bytes, None] = {}  # to be cleaned up after, in order
         self._gone: dict[bytes, None] = {}  # whose requests are refused, in order
         self._swept = 0.0
@@ -42,37 +44,40 @@ class Clients:
 
     async def load(self) -> None:
         """Read which client holds what (at start)."""
-        found: dict[bytes, set[int]] = {}
-        begin, end = keys.prefix_range(keys.HOLD)
-        async for page in self._namespace.pages(begin, end, PAGE):
-            for key, _ in page:
-                inode, client = keys.split_hold_key(key)
-                found.setdefault(client, set()).add(inode)
-        self._holds = {client: frozenset(numbers) for client, numbers in found.items()}
+        await self.readers.load()
         self._swept = self._namespace.clock.now()
 
-    async def renewed(self, client: bytes, open_inodes: Iterable[int], acknowledged: int) -> None:
-        """A lease renewal: what the client holds open for reading, and up to which request it has the replies."""
-        held = frozenset(list(open_inodes)[:HOLDS_PER_CLIENT_MAX])
-        before = self._holds.get(client, frozenset())
-        last = self._acknowledged.get(client, 0)
-        if held == before and acknowledged <= last:
+    async def renewed(self, client: bytes, report: RenewClientRequest) -> RenewClientReply:
+        """A lease renewal: what the client holds open for reading, and up to which request it has the replies. Raises BUSY while another
+        one of the same client is being written down."""
+        if client in self._renewing:
+            raise error(Status.BUSY, "an earlier renewal is still being written down; renew again")
+        if not report.renewal or report.renewal > self._renewals.get(client, 0):
+            # Else a late copy of a report, from before a pause of this server: what it does not list may be open by now.
+            self._renewals[client] = report.renewal
+            self._renewing.add(client)
+            try:
+                await self._take(client, report)
+            finally:
+                self._renewing.discard(client)
+        return await self.readers.answer(client)
+
+    async def _take(self, client: bytes, report: RenewClientRequest) -> None:
+        change = self.readers.change(client, report.open_inodes, report.reported)
+        acknowledged, last = report.acknowledged_request, self._acknowledged.get(client, 0)
+        if change is None and acknowledged <= last:
             return
 
         async def work(txn: Transaction) -> None:
-            for inode in held - before:
-                txn.put(keys.hold_key(inode, client), b"")
-            for inode in before - held:
-                txn.delete(keys.hold_key(inode, client))
+            if change is not None:
+                self.readers.write(txn, change)
             if acknowledged > last:
                 txn.delete_range(*keys.idempotency_range(client, acknowledged))
 
         self._acknowledged[client] = max(acknowledged, last)  # first: whoever misses a record must be able to see why
         await self._namespace.transact(work)
-        if held:
-            self._holds[client] = held
-        else:
-            self._holds.pop(client, None)
+        if change is not None:
+            self.readers.written(change)
 
     def ended(self, client: bytes) -> None:
         """The client's lease is over: clean up after it, in the background. Its writes must already be refused by storage."""
@@ -96,8 +101,8 @@ class Clients:
             raise error(Status.DUPLICATE, f"request {request_id} was answered before, and its client has the answer")
 
     async def with_records(self) -> list[bytes]:
-        """The clients that have sessions or holds here."""
-        found = set(self._holds)
+        """The clients that have sessions here or may have files open for reading."""
+        found = self.readers.clients()
         begin, end = keys.prefix_range(keys.SESSION)
         async for page in self._namespace.pages(begin, end, PAGE):
             found.update(session.unpack(value).client for _, value in page)
@@ -145,13 +150,23 @@ class Clients:
                         failure = refused
                         left.add(client)
         for client in sorted(ended):
-            begin, end = keys.idempotency_range(client)
-            if client in self._holds or await self._namespace.engine.begin().scan(begin, end, 1, snapshot=True):
-                await self.renewed(client, (), (1 << 64) - 1)
+            await self.readers.forget(client)
+            await self._forget_requests(client)
             self._acknowledged.pop(client, None)
+            self._renewals.pop(client, None)
             if client not in left:
                 self._ended.pop(client, None)
         return failure
+
+    async def _forget_requests(self, client: bytes) -> None:
+        begin, end = keys.idempotency_range(client)
+        if not await self._namespace.engine.begin().scan(begin, end, 1, snapshot=True):
+            return
+
+        async def work(txn: Transaction) -> None:
+            txn.delete_range(begin, end)
+
+        await self._namespace.transact(work)
 
     async def _finish_trims(self) -> StatusError | None:
         # A trim that is under way in a request is done twice, harmlessly; one that failed is taken up here.

@@ -1,19 +1,19 @@
 """Garbage: what nothing names any more is freed in the background, in three durable queues (keys.py, DEAD*).
 
 Trees are dismantled name by name: files go to the queue of files, subdirectories to the queue of trees, until the directory is empty.
-Files wait for a grace period, because a reader reports what it holds open only with its next lease renewals; then for writers and
-reported readers. The inode ceases to exist in one transaction, which leaves its layout in the queue of chunks; only when that is
-synced are the chunks removed, so that a power failure never shows a file whose chunks are gone. Every step is a transaction, so a
-crash anywhere, or another server doing the same work, is harmless.
+Files wait until every reading client has reported what it holds open (readers.py), then for writers and reported readers. The
+inode ceases to exist in one transaction, which leaves its layout in the queue of chunks; only when that is synced are the chunks
+removed, so that a power failure never shows a file whose chunks are gone. Every step is a transaction, so a crash anywhere, or another
+server doing the same work, is harmless.
 
-The grace period is counted without clocks in the records: keys rise in the order of commits, so what lies before the end of the queue
-as it was seen G seconds ago is older than G. After a restart it starts anew, which is also when readers report anew.
+The queue of files is gone through in rounds: a file that somebody holds goes to the end of the queue, and is looked at again in the
+next round. A round begins as often as clients report, and with every start of a server.
 """
 
 from __future__ import annotations
 
 import struct
-from collections import Counter, deque
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import structlog
@@ -35,7 +35,9 @@ FILES_PER_STEP = 128  # records of one transaction: about 5 ms, in which the ser
 NAMES_PER_STEP = 128
 IDLE_SECONDS = 0.5  # between looks at empty queues
 FAILED_SECONDS = 5.0  # after storage or the engine refused
-MARK_SECONDS = 1.0  # between two marks of the end of the queue
+ROUND_SECONDS = 10.0  # between the beginnings of two rounds through the queue of files
+SHORT_ROUND_SECONDS = 1.0  # the same, when space is short:
+SHORT_PART = 0.05  # less than this part of some target is free
 PENDING_MAX = 10_000  # records of each queue that are counted for people
 CHUNKS_VERSION = 1
 
@@ -65,8 +67,9 @@ class Collector:
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
-        self._marks: deque[tuple[float, bytes]] = deque()  # (when, last key of the queue of files then)
-        self._due = b""  # keys up to this one have waited long enough
+        self._due = b""  # keys up to this one belong to the round under way
+        self._round = float("-inf")  # when it began
+        self.space_is_short = False
         # Where each queue begins, as far as this server knows: a scan from its letters on would cross the tombstones of
         # everything that ever was in it. New records only ever come behind.
         self._trees, self._trees_end = keys.prefix_range(keys.DEAD_TREE)
@@ -90,7 +93,7 @@ class Collector:
     async def step(self) -> bool:
         """Some of each queue; whether there was anything to do."""
         worked = False
-        await self._mark()
+        await self._begin_round()
         for piece in (self._dismantle, self._free_files, self._remove_chunks):
             worked |= await piece()
             await self._namespace.clock.sleep(0)  # requests come in between
@@ -110,22 +113,20 @@ class Collector:
 
     # the queue of files
 
-    async def _mark(self) -> None:
+    async def last(self) -> bytes:
+        """The key at which the queue of files ends now; empty when it is empty. What is unlinked later comes behind it."""
+        page = await self._namespace.engine.begin().scan(self._files, self._files_end, 1, reverse=True, snapshot=True)
+        return page[0][0] if page else b""
+
+    async def _begin_round(self) -> None:
         now = self._namespace.clock.now()
-        while self._marks and now - self._marks[0][0] >= self._namespace.grace_seconds:
-            self._due = self._marks.popleft()[1]
-        if self._marks and now - self._marks[-1][0] < MARK_SECONDS * self._namespace.time_scale:
+        self.space_is_short = self._namespace.chunks.space().free_part_min < SHORT_PART
+        seconds = SHORT_ROUND_SECONDS if self.space_is_short else ROUND_SECONDS
+        if now - self._round < seconds * self._namespace.time_scale:
             return
-        txn = self._namespace.engine.begin()
-        if not await txn.scan(self._files, self._files_end, 1, snapshot=True):
-            return
-        last = await txn.scan(self._files, self._files_end, 1, reverse=True, snapshot=True)
-        if not last or last[0][0] <= self._due or (self._marks and self._marks[-1][1] == last[0][0]):
-            return
-        if self._namespace.grace_seconds <= 0:
-            self._due = last[0][0]
-        else:
-            self._marks.append((now, last[0][0]))
+        self._round = now
+        last = await self.last()  # before the marks: who comes to read after this cannot open what lies before it
+        self._due = max(self._due, min(last, self._namespace.clients.readers.mark(last)))
 
     async def _free_files(self) -> bool:
         begin, end = self._files, self._due + b"\0"

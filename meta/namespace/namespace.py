@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
 from ...proto.errors import Status, StatusError, error
+from ...proto.gen.cluster_pb2 import RenewClientReply, RenewClientRequest
 from ...proto.ids import FIRST_INODE, ROOT_INODE, new_u64
 from ...proto.rpc import Method
 from ...proto.settings import time_scale
@@ -25,7 +26,6 @@ from .inode import Inode
 from .seams import Capabilities, Chunks, Clock, Layout, Layouts
 
 STRIPE_DEFAULT = 16  # chains that a file is spread over, unless its directory says otherwise
-GRACE_SECONDS = 30.0  # readers report what they hold open with the second renewal after the open; one more may fail
 DETOURS_MAX = 16  # of one request; each waits for storage, so this is about livelock
 ROOT_MODE = 0o755
 
@@ -37,7 +37,7 @@ Operation = Callable[[Attempt, _Request], Awaitable[_Reply]]
 
 
 class Namespace:
-    """See the module. `start` it before use; `grace_seconds` is how long an unlinked file waits for its readers to report."""
+    """See the module. `start` it before use."""
 
     def __init__(
         self,
@@ -48,7 +48,6 @@ class Namespace:
         clock: Clock,
         *,
         random_u64: Callable[[], int] = new_u64,
-        grace_seconds: float | None = None,
     ) -> None:
         self.engine = engine
         self.chunks = chunks
@@ -57,7 +56,6 @@ class Namespace:
         self.clock = clock
         self.random_u64 = random_u64
         self.time_scale = time_scale()
-        self.grace_seconds = GRACE_SECONDS * self.time_scale if grace_seconds is None else grace_seconds
         self.closing = False
         self.memory = Memory()
         self.inode_numbers = RangeAllocator(engine, clock, b"inode", INODES_PER_RANGE, first=FIRST_INODE)
@@ -109,9 +107,9 @@ class Namespace:
 
     # what the manager tells and asks
 
-    async def renewed(self, client: bytes, open_inodes: Iterable[int], acknowledged_request: int) -> None:
-        """A client renewed its lease and said what it holds open and which replies it has."""
-        await self.clients.renewed(client, open_inodes, acknowledged_request)
+    async def renewed(self, client: bytes, report: RenewClientRequest) -> RenewClientReply:
+        """A client renewed its lease and said what it holds open and which replies it has; what it is told in return."""
+        return await self.clients.renewed(client, report)
 
     def client_ended(self, client: bytes) -> None:
         """A client is gone, and storage refuses its writes: its files are settled and its records go, in the background."""

@@ -36,6 +36,7 @@ class Space(NamedTuple):
 
     total: int
     free: int
+    free_part_min: float = 1.0  # of the fullest target, from 0 to 1
 
 
 class Chunks(Protocol):

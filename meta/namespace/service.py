@@ -63,13 +63,21 @@ class MetaService:
 
     async def open(self, request: meta_pb2.OpenRequest, context: Context) -> meta_pb2.OpenReply:
         task = self._task(context, request)
+        readers = self._namespace.clients.readers
         if open.changes(request):
+            if not open.writes(request.flags):
+                await readers.admit(task.client)
             reply, repeated = await self._namespace.change(META.Open, open.open_file, task, request)
             if repeated and request.flags & os.O_TRUNC:
                 await trim.finish(self._namespace, reply.attributes.inode)
         else:
             reply = await self._namespace.read(open.open_file, task, request)
+            if reply.attributes.type == REGULAR and await readers.admit(task.client):
+                # Only what is opened from now on waits for the client's reports.
+                reply = await self._namespace.read(open.open_file, task, request)
         if reply.attributes.type == REGULAR:
+            if not reply.session and not reply.attributes.nlink:
+                await readers.hold(task.client, reply.attributes.inode)
             grants = self._namespace.capabilities
             rights = _RIGHTS[request.flags & os.O_ACCMODE]
             reply.capability = grants.issue(task.client, reply.attributes.inode, rights)

@@ -156,6 +156,7 @@ async def test_who_may_act_for_whom(world: World) -> None:
 
 async def test_reading_needs_no_commit(world: World) -> None:
     await world.touch("/f")
+    await world.open("/f", os.O_RDONLY)  # a client's first one is noted
     before = await world.engine.begin().scan(b"", b"\xf0", 1000)
     await world.stat("/f")
     await world.close(await world.open("/f", os.O_RDONLY))

@@ -14,6 +14,7 @@ from emberfs.meta.namespace import idempotency
 from emberfs.meta.namespace.check import check
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2
+from emberfs.proto.gen.cluster_pb2 import RenewClientRequest
 from emberfs.proto.gen.common_pb2 import FILE_TYPE_DIRECTORY, FILE_TYPE_REGULAR
 from emberfs.proto.gen.meta_pb2 import NewEntry
 
@@ -134,7 +135,7 @@ async def test_records_go_when_acknowledged_when_old_and_with_their_client(world
     for i in range(10):
         await world.touch(f"/{i}")
     assert await records(world) == 10
-    await world.namespace.renewed(world.client, [], 4)
+    await world.namespace.renewed(world.client, RenewClientRequest(acknowledged_request=4))
     assert await records(world) == 6
     await world.namespace.clients.sweep()
     assert await records(world) == 6

@@ -10,6 +10,7 @@ import pytest
 from emberfs.meta.namespace.access import Credentials
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2
+from emberfs.proto.gen.cluster_pb2 import RenewClientRequest
 from emberfs.proto.gen.common_pb2 import (
     FILE_TYPE_BLOCK,
     FILE_TYPE_CHARACTER,
@@ -296,26 +297,16 @@ async def test_unlinked_file_stays_for_its_writer_and_its_reader(world: World) -
     await world.unlink("/f")
     await world.collect()
     assert (await world.close(opened, 10)).nlink == 0  # fstat of an open file without a name
-    await world.namespace.renewed(b"reader----------", [number], 0)
+    await world.namespace.renewed(b"reader----------", RenewClientRequest(open_inodes=[number]))
     await world.collect()
     assert world.chunks.removed == []
     with pytest.raises(StatusError) as caught:
         await world.link("/no", "/x")
     assert caught.value.status is Status.NOT_FOUND
-    await world.namespace.renewed(b"reader----------", [], 0)
+    await world.namespace.renewed(b"reader----------", RenewClientRequest())
     await world.collect()
     assert world.chunks.removed == [number]
     assert await world.namespace.counts() == (1, 0)
-
-
-async def test_grace_period_comes_before_chunks_go(world: World) -> None:
-    await world.touch("/f")
-    await world.unlink("/f")
-    started = world.clock.time
-    while not world.chunks.removed:
-        await world.namespace.collector.step()
-        world.clock.time += 1.0
-    assert world.clock.time - started >= world.namespace.grace_seconds
 
 
 async def test_hard_link_keeps_the_file(world: World) -> None:
@@ -458,22 +449,6 @@ async def test_unnamed_file_goes_when_nobody_names_it(world: World) -> None:
     await world.collect()
     assert world.chunks.removed == [dropped.attributes.inode, kept.attributes.inode]
     assert await world.exists("/linked")
-
-
-async def test_a_published_file_waits_from_its_unlink_on(world: World) -> None:
-    """Not from its creation: who opened it while it had a name has not reported it yet."""
-    opened = await world.open("/", W, unnamed=True)
-    number = opened.attributes.inode
-    await world.namespace.collector.step()
-    world.clock.time += 15.0
-    await world.ask("publish", meta_pb2.PublishRequest(inodes=[number], targets=[place("/f")]))
-    await world.close(opened, 5)
-    await world.unlink("/f")
-    unlinked = world.clock.time
-    while not world.chunks.removed:
-        await world.namespace.collector.step()
-        world.clock.time += 1.0
-    assert world.clock.time - unlinked >= world.namespace.grace_seconds
 
 
 async def test_batches_have_a_status_each(world: World) -> None:

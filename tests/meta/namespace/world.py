@@ -152,7 +152,6 @@ class World:
             PlainGrants(),
             self.clock,
             random_u64=self._numbers.__next__,
-            grace_seconds=20.0,
         )
         self.service = MetaService(self.namespace)
         self.client = b"client-000000001"
@@ -256,7 +255,7 @@ class World:
         return [name.decode() for name in reply.names]
 
     async def collect(self) -> None:
-        """Let the grace period pass and run the garbage collector until it finds nothing."""
+        """Let time pass and run the garbage collector, a few rounds."""
         for _ in range(50):
             while await self.namespace.collector.step():
                 pass
