@@ -70,6 +70,7 @@ class Connection(Stream):
         self.decoder.message_bytes_max = HELLO_BYTES_MAX
         self._hello_timer = self.loop.call_later(HELLO_SECONDS_MAX * time_scale(), self._hello_late)
         server.connections.add(self)
+        server.idleness.watch(sock)
 
     # The hello.
 
@@ -132,6 +133,11 @@ class Connection(Stream):
         buffer = self.server.buffers.take(frame.bulk_bytes)
         return (memoryview(buffer)[: frame.bulk_bytes],)
 
+    def _readable(self) -> None:
+        super()._readable()
+        if not self.server.waiting:
+            self.server.idleness.begin()
+
     def frame_received(self, frame: Frame) -> None:
         if self._hello is not None:
             self._hello_received(self._hello, frame)
@@ -162,6 +168,7 @@ class Connection(Stream):
             self._fail(request, failure)
         else:
             self._requests[frame.request_id] = request
+            self.server.waiting += 1
             self.loop.create_task(self._finish(request, coro, waits_for))
 
     async def _finish(self, request: Request, coro: Coroutine[Any, Any, Message], waits_for: Any) -> None:
@@ -175,6 +182,7 @@ class Connection(Stream):
             self._fail(request, failure)
         else:
             self._reply(request, reply)
+        self.server.waiting -= 1
         self._requests.pop(request.frame.request_id, None)
         if self._retiring:
             self._close_if_done()

@@ -22,6 +22,7 @@ from .settings import time_scale
 from .subscription import Hub
 from .transport import address as addresses
 from .transport.buffers import Buffers
+from .transport.readiness import Idleness
 from .transport.shm import Regions
 
 CONNECTIONS_MAX = 8192
@@ -53,6 +54,8 @@ class Server:
         self.bytes_in_flight_max = bytes_in_flight_max
         self.buffers = Buffers()
         self.connections: set[Connection] = set()
+        self.idleness = Idleness()
+        self.waiting = 0  # handlers under way that had to wait
         self._closed = asyncio.Event()
         self.regions: dict[tuple[bytes, int], Regions] = {}  # by client id and uid
         self.methods: dict[int, Entry] = {}
@@ -124,6 +127,7 @@ class Server:
             _log.warning("stopped with requests still running", connections=self._calling())
         for connection in list(self.connections):  # those of regions outlast the requests that use them
             connection.close()
+        self.idleness.close()
 
     def _calling(self) -> int:
         return sum(not connection.is_region for connection in self.connections)

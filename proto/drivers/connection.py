@@ -1,14 +1,13 @@
 """A blocking connection to one server, used by one thread at a time.
 
-The socket is in blocking mode with the kernel's own time-outs (SO_RCVTIMEO), which costs one system call for a send and one for
-a receive; what must not wait is sent with MSG_DONTWAIT. Several requests may be under way; replies come in any order.
+Nothing waits in send(2) or recv(2): `Readiness` knows how to wait for a reply. Several requests may be under way; replies come in any
+order.
 """
 
 from __future__ import annotations
 
 import select
 import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -22,10 +21,10 @@ from ..frame import Decoder, Frame
 from ..gen import rpc_pb2
 from ..hello import ClientHello, Credentials, failure_error
 from ..transport import address as addresses
+from ..transport.readiness import Readiness
 from .calls import Pending, encode_call, unreachable
 
 PIECES_MAX = 512  # per sendmsg
-_TIMEVAL = struct.Struct("ll")
 _DONTWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
@@ -104,7 +103,7 @@ class Connection:
         self._posted = 0  # bytes ever queued
         self._sent = 0  # bytes ever taken by the socket
         self._number = 0
-        self._patience = 0.0  # SO_RCVTIMEO as it is set
+        self._readiness = Readiness(sock)
 
     @classmethod
     def open(cls, address: str, credentials: Credentials, seconds: float) -> Connection:
@@ -215,18 +214,12 @@ class Connection:
                 self._receive(deadline)
 
     def _receive(self, deadline: float) -> None:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
+        if not self._readiness.wait(deadline - time.monotonic()):
             raise TimeoutError
-        if not self._patience * 0.98 < remaining < self._patience * 1.02:
-            self._patience = remaining
-            self.sock.setsockopt(
-                socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(int(remaining), int(remaining % 1 * 1e6) or 1)
-            )
         try:
-            count = self.sock.recv_into(self._decoder.buffer())
+            count = self.sock.recv_into(self._decoder.buffer(), 0, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
-            return  # the caller asks the clock
+            return
         except OSError as failed:
             raise _broken(failed) from failed
         self._received(count)

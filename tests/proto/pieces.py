@@ -33,7 +33,7 @@ from emberfs.proto.transport.local import LocalNetwork
 
 SIZE = 4 << 20
 SECRET = b"a secret of 22 bytes!!"
-READ, WRITE, SPACE, SYNC, REMOVE, TRUNCATE = (
+METHODS = READ, WRITE, SPACE, SYNC, REMOVE, TRUNCATE = tuple(
     getattr(rpc.STORAGE, name) for name in ("Read", "Write", "Space", "Sync", "Remove", "Truncate")
 )
 
@@ -42,14 +42,13 @@ class Pieces:
     """Storage without an engine: one buffer. `Read` and `Write` move parts of it, `Sync` waits for `gate`, `Remove` and
     `Truncate` fail in two ways."""
 
-    spec = rpc.STORAGE
+    spec = rpc.ServiceSpec(rpc.STORAGE.name, rpc.STORAGE.number, METHODS)
 
     def __init__(self) -> None:
         self.data = bytearray(os.urandom(SIZE))
         self.gate = threading.Event()
         self.entered = threading.Event()  # a handler waits at the gate
         self.contexts: list[Any] = []
-        self.query_last = self.report_corruption = self.truncate
 
     async def read(self, request: storage_pb2.ReadRequest, context: rpc.Context) -> storage_pb2.ReadReply:
         sink = context.sink(sum(request.length))

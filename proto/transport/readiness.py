@@ -1,0 +1,110 @@
+"""Waiting for bytes on sockets: to look for a moment before one sleeps.
+
+To sleep and to be woken costs 30-60 µs in virtual machines, more than client or server need for a small request. So both look at their
+sockets again and again for a moment before they sleep, as long as that finds something. Where it does not, because the other side is
+slow, or because it needs this very CPU, looks become rare. Who is idle pays nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+LOOK_SECONDS_MAX = (
+    200e-6  # of CPU time, before one sleeps; a small answer of a server that has to be woken takes 100-150 µs
+)
+WAITS_SKIPPED_MAX = 63  # between two looks that found nothing: 3 µs of CPU time for each wait
+
+_now = time.monotonic
+_looking: list[int] = []  # threads that look now: one of a process is enough
+
+
+class Luck:
+    """Whether to look: after each look in vain twice as many waits pass without one, after each that found something half as many."""
+
+    __slots__ = ("_pause", "_skip")
+
+    def __init__(self) -> None:
+        self._pause = 0  # waits without a look after the next one
+        self._skip = 0  # of them, how many are left
+        if len(os.sched_getaffinity(0)) < 2:
+            self._skip = 1 << 62  # nobody could send while we look
+
+    def may_look(self) -> bool:
+        if self._skip:
+            self._skip -= 1
+            return False
+        return True
+
+    def looked(self, found: bool) -> None:
+        self._pause = self._pause >> 1 if found else min(2 * self._pause + 1, WAITS_SKIPPED_MAX)
+        self._skip = self._pause
+
+
+class Readiness:
+    """One socket, waited for by one thread at a time. The thread sleeps in poll(2), never in recv(2): the kernel wakes who waits in
+    recv also when the peer takes in what was sent to it."""
+
+    __slots__ = ("_luck", "_poll")
+
+    def __init__(self, sock: socket.socket) -> None:
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        self._poll = poll.poll
+        self._luck = Luck()
+
+    def wait(self, seconds: float) -> bool:
+        """Until there is something to receive, the end of the stream included. False after `seconds`."""
+        if self._poll(0) or (self._luck.may_look() and self._look()):
+            return True
+        return bool(self._poll(max(seconds, 0.0) * 1000 + 1))
+
+    def _look(self) -> bool:
+        if _looking:
+            return False
+        _looking.append(threading.get_ident())
+        try:
+            found = _look(partial(self._poll, 0))
+        finally:
+            _looking.pop()
+        self._luck.looked(found)
+        return found
+
+
+class Idleness:
+    """The time of a server's loop between its last reply and the next request, on whichever connection that comes."""
+
+    __slots__ = ("_luck", "_poll", "_sockets")
+
+    def __init__(self) -> None:
+        self._sockets = select.epoll()
+        self._poll = partial(self._sockets.poll, 0, 1)  # is any of them ready?
+        self._luck = Luck()
+
+    def watch(self, sock: socket.socket) -> None:
+        """Look at this socket too. It is forgotten when it is closed."""
+        self._sockets.register(sock, select.EPOLLIN)
+
+    def begin(self) -> None:
+        """Everything is answered: look for a moment whether more comes, then it is for the loop to sleep."""
+        if self._luck.may_look():
+            self._luck.looked(_look(self._poll))
+
+    def close(self) -> None:
+        self._sockets.close()
+
+
+def _look(poll: Callable[[], object]) -> bool:
+    end = _now() + LOOK_SECONDS_MAX
+    while not poll():
+        if _now() > end:
+            return False
+    return True
+
+
+os.register_at_fork(after_in_child=_looking.clear)  # they are the parent's
