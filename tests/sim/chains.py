@@ -14,7 +14,7 @@ from emberfs.proto.ids import FIRST_INODE, chunk_key
 
 from . import knobs as drawing
 from .checks import check_replicas
-from .clients import Chunk, ChunkClient, File, Seen
+from .clients import Chunk, ChunkClient, File
 from .cluster import ChainCluster
 from .environment import Simulation
 from .history import CELLS_MAX
@@ -82,8 +82,7 @@ async def chains(simulation: Simulation, knobs: Knobs | None = None) -> None:
     cluster = await ChainCluster(simulation, knobs).start()
     chunks = _chunks(cluster)
     hosts = [simulation.host(f"c{i + 1}") for i in range(knobs.clients)]
-    seen = Seen()
-    actors = [Actor(cluster, _client(cluster, host, seen), chunks) for host in hosts]
+    actors = [Actor(cluster, _client(cluster, host), chunks) for host in hosts]
     tasks = [simulation.host("actors").spawn(actor.run(), "actor", loud=True) for actor in actors]
     simulation.network.weather = knobs.weather
     await Troublemaker(cluster, hosts).run()
@@ -95,7 +94,7 @@ async def chains(simulation: Simulation, knobs: Knobs | None = None) -> None:
     while not all(task.done for task in tasks):
         assert simulation.loop.time < until, "a client does not come to an end"
         await simulation.loop.sleep(0.5)
-    await _read_all(cluster, _client(cluster, simulation.host("reader"), seen), chunks)
+    await _read_all(cluster, _client(cluster, simulation.host("reader")), chunks)
     cluster.look()
     await check_replicas(cluster)
     for history in cluster.histories.by_chunk.values():
@@ -115,9 +114,9 @@ def _chunks(cluster: ChainCluster) -> list[Chunk]:
     return chunks
 
 
-def _client(cluster: ChainCluster, host: Host, seen: Seen) -> ChunkClient:
+def _client(cluster: ChainCluster, host: Host) -> ChunkClient:
     knobs = cluster.knobs
-    return ChunkClient(cluster.simulation, host, cluster.addresses, cluster.histories, seen, knobs.cell_bytes)
+    return ChunkClient(cluster.simulation, host, cluster.addresses, cluster.histories, cluster.seen, knobs.cell_bytes)
 
 
 async def _read_all(cluster: ChainCluster, client: ChunkClient, chunks: list[Chunk]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from emberfs.meta.cluster.chain import SERVING
+from emberfs.meta.cluster.manager import Manager
 from emberfs.meta.kv.memory import MemoryEngine
 from emberfs.proto.env import Call
 from emberfs.proto.errors import StatusError
@@ -14,6 +15,7 @@ from emberfs.proto.gen.common_pb2 import Chain
 from emberfs.proto.rpc import CLUSTER
 from emberfs.storage.target import Target
 
+from .clients import Seen
 from .environment import Simulation
 from .history import Event, Histories, What
 from .knobs import Knobs
@@ -33,13 +35,14 @@ class ChainCluster:
         self.simulation = simulation
         self.knobs = knobs
         self.histories = Histories()
+        self.seen = Seen()
         self.chunks_of: dict[int, list[str]] = {}  # chain -> names of the chunks on it
         self.watch = ChainWatch(self._lost)
         self.versions = VersionWatch()
         keeper = simulation.environment(simulation.host("kv"))
         engine = MemoryEngine(keeper.now, keeper.pause)
         names = [f"m{i + 1}" for i in range(knobs.managers)]
-        self.managers = [ManagerNode(simulation, name, engine) for name in names]
+        self.managers = [ManagerNode(simulation, name, engine, elected=len(names) > 1) for name in names]
         addresses = [manager.address for manager in self.managers]
         self.nodes = [
             StorageNode(simulation, f"s{i + 1}", addresses, self._targets_of(i), knobs.capacity)
@@ -129,13 +132,17 @@ class ChainCluster:
         for node in self.nodes:
             node.host.thaw()
             node.calm(self.knobs.disk_seconds)
+        await self.until_whole(LIVENESS_SECONDS)
+
+    async def until_whole(self, seconds: float) -> None:
+        await self._until(self._whole, seconds, "all members SERVING")
+
+    def _whole(self) -> bool:
+        for node in self.nodes:  # an operator's work; what was under way when the trouble ended may still fail
             if node.running and any(target.engine.failed or target.read_only for target in node.targets):
                 node.kill()
             if not node.running:
                 node.start()
-        await self._until(self._whole, LIVENESS_SECONDS, "all members SERVING")
-
-    def _whole(self) -> bool:
         book = self.book()
         if book is None or not all(node.membership is not None for node in self.nodes):
             return False
@@ -149,6 +156,16 @@ class ChainCluster:
         return node.routing.chains[chain.id].version == chain.version
 
     # Who is who.
+
+    def node_named(self, name: str) -> StorageNode:
+        return next(node for node in self.nodes if node.host.name == name)
+
+    def manager_named(self, name: str) -> ManagerNode:
+        return next(manager for manager in self.managers if manager.host.name == name)
+
+    def target_of(self, node: str) -> Target:
+        """The first target of a node."""
+        return self.node_named(node).targets[0]
 
     def book(self) -> Any:
         """The records of the manager that leads, as far as one does."""
@@ -188,13 +205,12 @@ class ChainCluster:
 
     # Watching.
 
-    def _told(self, manager: ManagerNode) -> None:
+    def _told(self, at: ManagerNode, manager: Manager) -> None:
         """A manager has changed the routing: the watchers see it, and the nodes are told as their subscriptions would tell them."""
-        assert manager.manager is not None
-        self.watch.changed(manager.manager.book.chains.values())
+        self.watch.changed(manager.book.chains.values())
         network, loop = self.simulation.network, self.simulation.loop
         for node in self.nodes:
-            if network.is_cut(manager.host, node.host) or network.happens(network.weather.loss):
+            if network.is_cut(at.host, node.host) or network.happens(network.weather.loss):
                 continue
             loop.call_at(loop.time + network.delay(), lambda node=node: self._hint(node))
 
@@ -205,6 +221,7 @@ class ChainCluster:
 
     def _lost(self, chain: int) -> None:
         self.simulation.loop.trace(f"chain {chain} is served by who has lost what was not synced")
+        self.seen.ignored.update(self.chunks_of[chain])
         for name in self.chunks_of[chain]:
             self.histories.of(name).events.append(Event(What.BLACKOUT, self.simulation.loop.time))
 

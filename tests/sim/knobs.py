@@ -1,4 +1,5 @@
-"""What one run of `chains` looks like: everything is drawn from the seed before it begins, so that a failing seed says what it was about."""
+"""What one run of `chains` looks like: everything is drawn from the seed before it begins, so that a failing seed can say
+what it was about."""
 
 from __future__ import annotations
 
@@ -83,7 +84,7 @@ def draw(chance: random.Random) -> Knobs:
         pause_seconds=chance.choice([0.05, 0.5, 2.0]),
         weather=_draw_weather(chance),
         power=power,
-        troubles=_draw_troubles(chance, power),
+        troubles=_draw_troubles(chance, power, replicas),
         quiet_seconds=chance.choice([0.5, 2.0, 6.0]),
         disk_seconds=chance.choice([0.0005, 0.005, 0.05]),
         clock_rates=tuple(1 + chance.uniform(-CLOCK_RATE_SPREAD, CLOCK_RATE_SPREAD) for _ in range(hosts)),
@@ -103,9 +104,9 @@ def _draw_weather(chance: random.Random) -> Weather:
     )
 
 
-def _draw_troubles(chance: random.Random, power: Power) -> tuple[Trouble, ...]:
-    # A run is about a few kinds of trouble, so that some runs have much of one.
-    kinds = [kind for kind in Trouble if kind is not Trouble.POWER]
+def _draw_troubles(chance: random.Random, power: Power, replicas: int) -> tuple[Trouble, ...]:
+    # A run is about a few kinds of trouble, so that some runs have much of one. What flips in the only copy stays so.
+    kinds = [kind for kind in Trouble if kind is not Trouble.POWER and (kind is not Trouble.FLIP or replicas > 1)]
     chosen = chance.sample(kinds, chance.choice([1, 2, 3, 5]))
     if power is not Power.NEVER:
         chosen += [Trouble.POWER] * len(chosen)

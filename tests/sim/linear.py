@@ -144,7 +144,7 @@ class Checker:
             states = set().union(*self._past) | {world.state for world in reached}
             # Whoever is under way may have had its effect, which is lost now, and may be answered all the same.
             dones = {world.done for world in reached}
-            self.worlds = self._fewest({World(state, done) for state in states for done in dones})
+            self.worlds = self._fewest({self._with_reads(World(state, done)) for state in states for done in dones})
             self._past = [states]
             self._syncs.clear()
 

@@ -91,6 +91,8 @@ class Network:
             tuple[str, int, str], int
         ] = {}  # host, its incarnation, server -> the server's incarnation
         self._calls = 0
+        self._holds: set[tuple[str, str, str]] = set()  # method, source, address
+        self._held: list[Exchange] = []
         self._open: dict[Exchange, None] = {}  # not answered yet
 
     def serve(self, host: Host, services: Sequence[Service], name: str = "") -> str:
@@ -119,6 +121,24 @@ class Network:
             for target in targets:
                 self.loop.trace(f"mend {source.name} -- {target.name}")
                 self._cut -= {(source.name, target.name), (target.name, source.name)}
+
+    def hold(self, method: str, source: str, target: str) -> None:
+        """Requests of this kind from one host to another are kept on their way until `release`, as in the socket of a stopped process."""
+        self._holds.add((method, source, ADDRESS + target))
+
+    def release(self) -> None:
+        self._holds.clear()
+        held, self._held = self._held, []
+        for exchange in held:
+            exchange.send_held()
+
+    def holds(self, exchange: Exchange) -> bool:
+        """Whether this request is kept; it is sent later."""
+        call = exchange.call
+        if (call.method.name, exchange.source, call.address) not in self._holds:
+            return False
+        self._held.append(exchange)
+        return True
 
     def heal(self) -> None:
         """Every host reaches every other one."""
@@ -181,6 +201,7 @@ class Exchange:
         self.call = call
         self.answer = Future[Any]()
         self.bulk = b"".join(slice_.view for slice_ in call.source) if call.method.bulk is Bulk.TO_SERVER else b""
+        self.source = host.name
         self._host = host
         self._peer = peer
         self._message = call.request.SerializeToString()
@@ -205,8 +226,13 @@ class Exchange:
         for _ in range(2 if network.happens(network.weather.duplication) else 1):
             if network.happens(network.weather.loss):
                 self._lose("request lost")
-            else:
+            elif not network.holds(self):
                 loop.call_at(loop.time + network.delay(), self._arrive)
+
+    def send_held(self) -> None:
+        """It goes on its way now, whether anybody still waits for the answer or not."""
+        self._trace("goes on")
+        self.network.loop.call_at(self.network.loop.time + self.network.delay(), self._arrive)
 
     def _connect(self, server: Server | None) -> bool:
         network, loop = self.network, self.network.loop

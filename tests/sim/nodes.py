@@ -10,16 +10,21 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from emberfs.meta.cluster.election import Candidate, Term
 from emberfs.meta.cluster.manager import Manager
+from emberfs.meta.cluster.seat import Seat
 from emberfs.meta.cluster.service import ClusterService
 from emberfs.meta.kv.memory import MemoryEngine
-from emberfs.proto.errors import Status, StatusError
-from emberfs.proto.gen.cluster_pb2 import NODE_KIND_STORAGE
+from emberfs.proto.errors import Status, StatusError, error
+from emberfs.proto.gen.cluster_pb2 import NODE_KIND_STORAGE, RenewClientReply, RenewClientRequest
 from emberfs.proto.routing import Change, RoutingTable
 from emberfs.storage.engine.engine import ChunkEngine
 from emberfs.storage.events import Tick
 from emberfs.storage.lease import Lease
 from emberfs.storage.membership import Membership, Reported
+from emberfs.storage.peers import Peers
+from emberfs.storage.repair import Repairer
+from emberfs.storage.resyncer import Resyncer
 from emberfs.storage.scrub import Scrubber
 from emberfs.storage.service import StorageService
 from emberfs.storage.target import Target
@@ -31,6 +36,7 @@ from .loop import Host
 TICK_SECONDS = 0.05  # as in the server
 CACHE_BYTES = 1 << 20
 POOL_BYTES = 1 << 20
+SCRUB_RATE = 64 << 20  # bytes a second
 
 
 class Log:
@@ -58,6 +64,7 @@ class StorageNode:
         self.platters = [Platters(simulation.random, self._died, capacity) for _ in range(targets)]
         self.disk_seconds = 0.001  # of one blocking job, at most
         self.targets: list[Target] = []  # of the process that runs
+        self.scrubbers: list[Scrubber] = []
         self.service: StorageService | None = None
         self.membership: Membership | None = None
         self.routing = RoutingTable()
@@ -76,7 +83,7 @@ class StorageNode:
 
     def _stop(self, *, silent: bool) -> None:
         self.running = False
-        self.targets = []
+        self.targets, self.scrubbers = [], []
         self.service = self.membership = None
         self.host.crash(silent=silent)
 
@@ -113,7 +120,12 @@ class StorageNode:
         env = simulation.environment(host, POOL_BYTES)
         log = Log(host)
         lease, routing = Lease(), RoutingTable()
-        targets = [await self._open(env, platters, log) for platters in self.platters]
+        try:
+            targets = [await self._open(env, platters, log) for platters in self.platters]
+        except OSError as failed:
+            log.error("a target cannot be opened", error=failed)
+            self.kill()
+            return
         service = StorageService(routing, targets, env, log, lease)
         self.targets, self.service, self.routing = targets, service, routing
 
@@ -135,12 +147,27 @@ class StorageNode:
         self.membership = membership
         env.spawn(membership.heartbeats, "heartbeats")
         env.spawn(lambda: _tick(env, targets), "tick")
+        peers = Peers(env, routing, host.name)
         for target in targets:
-            env.spawn(target.keep_checkpointing, "checkpoints")
-        self._workers(env, service, targets)
+            self._keep(env, target, peers, log)
 
-    def _workers(self, env: SimulatedEnvironment, service: StorageService, targets: Sequence[Target]) -> None:
-        """Scrubbers and resyncers."""
+    def _keep(self, env: SimulatedEnvironment, target: Target, peers: Peers, log: Log) -> None:
+        """What a target needs in the background."""
+
+        def load() -> tuple[int, int]:
+            counters = [each.counters for each in self.targets]
+            moved = sum(counter.bytes_read + counter.bytes_written for counter in counters)
+            return moved, sum(counter.reads + counter.writes for counter in counters)
+
+        repairer = Repairer(target, peers, env, log)
+        Resyncer(target, peers, env, log, load).routing_changed()
+        self.scrubbers.append(Scrubber(target, SCRUB_RATE, None, repairer))
+        env.spawn(target.keep_checkpointing, "checkpoints")
+
+    async def scrub(self) -> None:
+        """One walk over each target."""
+        for scrubber in self.scrubbers:
+            await scrubber.walk()
 
     async def _open(self, env: SimulatedEnvironment, platters: Platters, log: Log) -> Target:
         boot = f"{self.host.name} boot {self._boot}"
@@ -176,8 +203,8 @@ async def _tick(env: SimulatedEnvironment, targets: Sequence[Target]) -> None:
 class NoSessions:
     """The namespace's part towards the manager, where there are no files."""
 
-    async def renewed(self, *_: Any) -> Any:
-        raise StatusError(Status.UNSUPPORTED)
+    async def renewed(self, client: bytes, report: RenewClientRequest) -> RenewClientReply:
+        return RenewClientReply()
 
     def client_ended(self, client: bytes) -> None:
         """There are no sessions to settle."""
@@ -187,19 +214,21 @@ class NoSessions:
 
 
 class ManagerNode:
-    """A machine on which one of the managers runs. The KV engine outlives it."""
+    """A machine on which one of the managers runs. The KV engine outlives it. Several of them elect one that leads."""
 
-    def __init__(self, simulation: Simulation, name: str, engine: MemoryEngine) -> None:
+    def __init__(self, simulation: Simulation, name: str, engine: MemoryEngine, *, elected: bool) -> None:
         self.simulation = simulation
         self.host = simulation.host(name)
         self.engine = engine
+        self.elected = elected
         self.manager: Manager | None = None
         self.running = False
         self.address = f"local:{name}"
-        self.told: Callable[[ManagerNode], None] = lambda _: None  # called after each change of the routing
+        self.told: Callable[[ManagerNode, Manager], None] = lambda *_: None  # called after each change of the routing
+        self._seat: Seat | None = None
 
     def kill(self) -> None:
-        self.manager, self.running = None, False
+        self.manager, self._seat, self.running = None, None, False
         self.host.crash()
 
     def start(self) -> None:
@@ -207,14 +236,32 @@ class ManagerNode:
         self.running = True
         self.host.spawn(self._serve(), f"{self.host.name} serves", loud=True)
 
+    @property
+    def leading(self) -> Manager:
+        """The manager that may act here. Raises NOT_PRIMARY, UNAVAILABLE while it starts."""
+        if self._seat is not None:
+            return self._seat.leading
+        if self.manager is None:
+            raise error(Status.UNAVAILABLE, "the manager is starting")
+        return self.manager
+
     async def _serve(self) -> None:
         env = self.simulation.environment(self.host, POOL_BYTES)
-        manager = await Manager.open(self.engine, env, entropy=self.simulation.random.randbytes)
-        manager.listeners.append(lambda _: self.told(self))
-        await manager.start(NoSessions())
-        self.manager = manager
 
         async def counts() -> tuple[int, int]:
             return 0, 0
 
-        self.simulation.network.serve(self.host, [ClusterService(manager, counts, self.host.name, 0)])
+        async def begin(term: Term | None) -> Manager:
+            manager = await Manager.open(self.engine, env, entropy=self.simulation.random.randbytes, term=term)
+            manager.listeners.append(lambda _: self.told(self, manager))
+            await manager.start(NoSessions())
+            self.manager = manager
+            return manager
+
+        if self.elected:
+            process = self.simulation.random.getrandbits(63) | 1
+            self._seat = Seat(Candidate(self.engine, env, process, [self.address]), env, begin)
+            env.spawn(self._seat.run, "election")
+        else:
+            await begin(None)
+        self.simulation.network.serve(self.host, [ClusterService(self, counts, self.host.name, 0)])

@@ -1,0 +1,223 @@
+"""Planted faults: what the simulator must find. Each replaces a piece of the real code for the time of a run; product code has no switches.
+
+    with planted("commit_before_ack"): ...
+
+`tests/sim/test_planted.py` replays the seeds that found them; `python -m emberfs.tests.sim --plant NAME` looks for new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from emberfs.meta.cluster import chain, nodes
+from emberfs.meta.cluster.chain import Word
+from emberfs.meta.cluster.election import Term
+from emberfs.proto.errors import Status
+from emberfs.proto.gen.cluster_pb2 import LOCAL_STATE_UPTODATE
+from emberfs.storage import craq
+from emberfs.storage.craq import Replica
+from emberfs.storage.engine.checkpoint import Checkpoint
+from emberfs.storage.engine.engine import ChunkEngine
+from emberfs.storage.lease import Lease
+from emberfs.storage.resyncer import Resyncer
+from emberfs.storage.sessions import Receiving
+
+Plant = Callable[[], Any]  # a context manager
+PLANTS: dict[str, Plant] = {}
+
+
+def plant(function: Callable[[], Iterator[None]]) -> Callable[[], Any]:
+    made = contextmanager(function)
+    PLANTS[function.__name__] = made
+    return made
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    """Nothing for an empty name."""
+    if not name:
+        yield
+        return
+    with PLANTS[name]():
+        yield
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+# The replica.
+
+
+@plant
+def no_chain_version_check() -> Iterator[None]:
+    """Requests that name another chain version are served."""
+    may_read = Replica.may_read
+
+    def careless(self: Replica, chain_version: int, now: float) -> Status:
+        return may_read(self, self.chain.version if self.chain is not None else chain_version, now)
+
+    with replaced(Replica, "may_read", careless):
+        yield
+
+
+@plant
+def no_version_check() -> Iterator[None]:
+    """A member takes whatever its predecessor sends, also what it has already or what does not follow."""
+
+    def careless(update: Any, rows: Any, serving: bool) -> Any:
+        return update.version
+
+    with replaced(craq, "decide_forwarded", careless):
+        yield
+
+
+@plant
+def commit_before_ack() -> Iterator[None]:
+    """Committed and acknowledged as soon as it was sent on."""
+    resolve = Replica._resolve
+
+    def hasty(self: Replica, batch: Any) -> Any:
+        effects = resolve(self, batch)
+        if effects and isinstance(effects[0], craq.Forward) and batch.work is craq.Work.UPDATES:
+            return [*effects, *self._commit(batch)]
+        return effects
+
+    with replaced(Replica, "_resolve", hasty):
+        yield
+
+
+@plant
+def serve_while_syncing() -> Iterator[None]:
+    may_read = Replica.may_read
+
+    def eager(self: Replica, chain_version: int, now: float) -> Status:
+        status = may_read(self, chain_version, now)
+        return Status.OK if status is Status.TARGET_OFFLINE and self.syncing else status
+
+    with replaced(Replica, "may_read", eager):
+        yield
+
+
+@plant
+def pendings_discarded_on_revival() -> Iterator[None]:
+    """Who begins to serve forgets what is pending, instead of resolving it forward."""
+    changed = Replica._routing_changed
+
+    def forgetful(self: Replica, event: Any) -> Any:
+        served = self.serving
+        with replaced(self, "_adopt", lambda: None):
+            effects = changed(self, event)
+        return [craq.Discard(), *effects] if self.serving and not served else effects
+
+    with ExitStack() as stack:
+        # The machine's table of handlers is made with it, from the class.
+        stack.enter_context(replaced(Replica, "_routing_changed", forgetful))
+        yield
+
+
+@plant
+def late_forwards_taken() -> Iterator[None]:
+    """A forward that was given up and comes late is taken: a chunk that was removed comes back."""
+    with replaced(Receiving, "takes", lambda self, session, number: True):
+        yield
+
+
+# Leases.
+
+
+@plant
+def no_lease() -> Iterator[None]:
+    """Members serve without one."""
+    with replaced(Lease, "holds", lambda self, now: True):
+        yield
+
+
+@plant
+def manager_does_not_wait() -> Iterator[None]:
+    """A node that is overdue loses its places at once."""
+    lease = nodes.Nodes.lease
+
+    def impatient(self: Any, node: int, now: float) -> Any:
+        found = lease(self, node, now)
+        return nodes.Lease.OVER if found is nodes.Lease.OVERDUE else found
+
+    with replaced(nodes.Nodes, "lease", impatient):
+        yield
+
+
+@plant
+def stopped_manager_goes_on() -> Iterator[None]:
+    """A manager that was elected once writes although another one leads by now."""
+
+    async def nothing(self: Term, txn: Any) -> None:
+        return None
+
+    with replaced(Term, "guard", nothing), replaced(Term, "holds", property(lambda self: True)):
+        yield
+
+
+# The chain.
+
+
+@plant
+def old_good_news_counts() -> Iterator[None]:
+    """UPTODATE is believed whatever chain version it was said under."""
+    word = chain._word
+
+    def gullible(member: Any, report: Any, chain_version: int, replicated: bool) -> Word:
+        found = word(member, report, chain_version, replicated)
+        if found is Word.NOTHING and report.state == LOCAL_STATE_UPTODATE:
+            return Word.UPTODATE
+        return found
+
+    with replaced(chain, "_word", gullible):
+        yield
+
+
+# Recovery and disks.
+
+
+@plant
+def dedupe_forgotten_over_restart() -> Iterator[None]:
+    """What makes retries exactly-once is in memory only."""
+    opened = ChunkEngine.__init__
+
+    def forgetful(self: ChunkEngine, *arguments: Any, **named: Any) -> None:
+        opened(self, *arguments, **named)
+        self._write(self._receipts.forget(list(self.receipts())))
+
+    with replaced(ChunkEngine, "__init__", forgetful):
+        yield
+
+
+@plant
+def resync_without_receipts() -> Iterator[None]:
+    """A member that was copied to does not know what clients have done."""
+
+    async def nothing(self: Resyncer, after: bytes) -> None:
+        return None
+
+    with replaced(Resyncer, "_put_records", nothing):
+        yield
+
+
+@plant
+def sync_without_fdatasync() -> Iterator[None]:
+    """A sync writes the index's log and forgets the block files."""
+    run = Checkpoint.run
+
+    def careless(self: Checkpoint) -> None:
+        self.handles = []
+        run(self)
+
+    with replaced(Checkpoint, "run", careless):
+        yield

@@ -1,0 +1,55 @@
+"""Chains under everything that can go wrong: fresh seeds in every run of the tests, and those that have failed before."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from .environment import run_seed
+from .soak import fresh_seed, run_many, run_one
+
+PARTS = 4  # of the fresh seeds, so that several workers share them
+SECONDS = 25.0  # of each part
+SEEDS_MIN = 80  # of each part, however long they take
+SOAK_SECONDS = 600.0
+
+# Seeds that have failed, and what they had found. The code draws differently by now, so they are other runs than they were then; the
+# scenarios in told/ tell the faults themselves.
+PAST: dict[int, str] = {}
+
+
+def _run(seconds: float, seeds_min: int) -> None:
+    failures = [
+        f"seed {outcome.seed}: {outcome.failure}\n{outcome.story}"
+        for outcome in run_many("chains", fresh_seed(), lambda runs, spent: runs >= seeds_min and spent >= seconds)
+        if outcome.failure
+    ]
+    assert not failures, "\n".join(failures[:3]) + f"\n{len(failures)} seeds failed"
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_fresh_seeds(part: int) -> None:
+    _run(SECONDS, SEEDS_MIN)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(SOAK_SECONDS * 2)
+def test_many_fresh_seeds() -> None:
+    _run(SOAK_SECONDS, SEEDS_MIN)
+
+
+@pytest.mark.parametrize("seed", PAST)
+def test_past_failures(seed: int) -> None:
+    outcome = run_one("chains", seed)
+    assert not outcome.failure, outcome.story
+
+
+def test_same_seed_same_run() -> None:
+    from .chains import chains
+
+    began = time.monotonic()
+    seed = fresh_seed()
+    while time.monotonic() - began < 3:
+        assert run_seed(chains, seed) == run_seed(chains, seed), f"seed {seed}: two runs differ"
+        seed += 1
