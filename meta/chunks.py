@@ -1,7 +1,8 @@
 """The metadata server's own access to chunks: cut, remove, measure and sync files on whatever storage servers the routing names.
 
 Every operation here may safely be done again, so there is one loop for all of them: send what is pending to the heads of its chains,
-learn newer chains from refusals, and try again what may work later, until it is done or the time is up.
+learn newer chains from refusals, and try again what may work later, until it is done or the time is up. A head that is silent is not
+waited for when the manager has made another one, and a chain without a head gets one within the manager's time: then it goes on.
 
 Truncates are numbered like any client's updates (channel, sequence): one in flight per channel, and a retry repeats its number.
 """
@@ -22,6 +23,7 @@ from ..proto.gen.storage_pb2 import (
     SyncRequest,
     TruncateChunkRequest,
 )
+from ..proto.heads import LOOK_SECONDS, answer_of_head
 from ..proto.ids import CHUNK_INDEX_MAX, boot_id, channel_of
 from ..proto.layout import stripe_chains
 from ..proto.routing import RoutingTable
@@ -32,7 +34,10 @@ from .namespace.seams import DeadFile, Layout, Space
 CALL_SECONDS = 10.0  # one request; scaled
 TOTAL_SECONDS = 30.0  # one operation with all its retries; scaled
 PAUSE_SECONDS_MIN = 0.01  # between tries, doubling, with jitter
-PAUSE_SECONDS_MAX = 1.0
+PAUSE_SECONDS_MAX = 0.2
+CONNECT_SECONDS = (
+    0.5  # for a new connection to the head of several: it may be stopped, and another one lead soon; scaled
+)
 OPERATIONS_MAX = 512  # in one request
 CHUNKS_PER_REMOVE_MAX = 1024  # removed by one operation of a request, so that a large file does not block the target
 FILES_PER_REMOVE_MAX = 256  # handled at once by `remove`
@@ -46,7 +51,13 @@ _FINAL = {Status.STALE_TRUNCATE_VERSION}
 class Network(Protocol):
     """The part of `proto.env.Environment` that is used here."""
 
-    async def call_many(self, calls: Sequence[Call]) -> list[Any]: ...
+    def start(self, call: Call) -> Any: ...
+
+    async def collect(self, ticket: Any) -> Any: ...
+
+    async def collect_any(self, tickets: Sequence[Any], seconds: float) -> Any: ...
+
+    def abandon(self, ticket: Any) -> None: ...
 
     async def sleep(self, seconds: float) -> None: ...
 
@@ -65,6 +76,17 @@ class Answer(NamedTuple):
     reply: Any
     row: int
     failure: StatusError | None = None
+
+
+class Batch(NamedTuple):
+    """One request to the head of some chains."""
+
+    node: int
+    address: str
+    positions: list[int]
+    versions: list[int]  # position by position, of its chain
+    chains: list[int]  # each once
+    several: bool  # one of them has more than one member
 
 
 Build = Callable[[Sequence[int], Sequence[int]], Message]  # (positions, chain versions) -> request
@@ -212,12 +234,9 @@ class StorageChunks:
         pending, attempt = list(range(len(chains))), 0
         while pending:
             batches, pending = self._plan(chains, pending, answers, attempt)
-            calls = [
-                Call(address, method, build(positions, versions), CALL_SECONDS * time_scale())
-                for address, positions, versions in batches
-            ]
-            for (_, positions, _), reply in zip(batches, await self._env.call_many(calls), strict=True):
-                pending += self._take(positions, reply, answers)
+            requests = [build(batch.positions, batch.versions) for batch in batches]
+            for batch, reply in zip(batches, await self._send(method, batches, requests), strict=True):
+                pending += self._take(batch.positions, reply, answers)
             attempt += 1
             if pending and self._env.now() + pause >= end:
                 break
@@ -226,34 +245,59 @@ class StorageChunks:
                 pause = min(2 * pause, PAUSE_SECONDS_MAX)
         return answers
 
+    async def _send(self, method: Method, batches: Sequence[Batch], requests: Sequence[Message]) -> list[Any]:
+        """All at once; per batch the reply or its StatusError."""
+        scale = time_scale()
+        tickets = []
+        for batch, request in zip(batches, requests, strict=True):
+            connect = CONNECT_SECONDS * scale if batch.several else 0.0
+            call = Call(batch.address, method, request, CALL_SECONDS * scale, connect=connect)
+            tickets.append(self._env.start(call))
+        replies: list[Any] = []
+        try:
+            for batch, ticket in zip(batches, tickets, strict=True):
+                seconds = LOOK_SECONDS * scale
+                try:
+                    # The table changes by itself: its owner is the manager in this process.
+                    waiting = answer_of_head(
+                        self._env, self._table, ticket, batch.node, batch.chains, seconds, lambda: None
+                    )
+                    replies.append(await waiting)
+                except StatusError as failure:
+                    replies.append(failure)
+        except BaseException:
+            for ticket in tickets[len(replies) :]:
+                self._env.abandon(ticket)
+            raise
+        return replies
+
     def _plan(
         self, chains: Sequence[int], pending: Sequence[int], answers: list[Answer], attempt: int
-    ) -> tuple[list[tuple[str, list[int], list[int]]], list[int]]:
-        """(address, positions, chain versions) per request, and the positions that nobody can take at the moment."""
-        by_address: dict[str, list[tuple[int, int]]] = {}
+    ) -> tuple[list[Batch], list[int]]:
+        """The requests to be sent, and the positions that nobody can take at the moment."""
+        by_node: dict[tuple[int, str], list[int]] = {}
         stuck = []
         for position in pending:
             try:
-                address = self._address(chains[position], attempt)
+                node = self._table.head(chains[position]).node
+                by_node.setdefault((node, self._address(node, attempt)), []).append(position)
             except StatusError as nobody:
                 answers[position] = Answer(None, 0, nobody)
                 stuck.append(position)
-                continue
-            by_address.setdefault(address, []).append((position, self._table.route(chains[position]).version))
         batches = []
-        for address, entries in by_address.items():
-            for start in range(0, len(entries), OPERATIONS_MAX):
-                part = entries[start : start + OPERATIONS_MAX]
-                batches.append((address, [p for p, _ in part], [v for _, v in part]))
+        for (node, address), positions in by_node.items():
+            for start in range(0, len(positions), OPERATIONS_MAX):
+                part = positions[start : start + OPERATIONS_MAX]
+                routes = [self._table.route(chains[position]) for position in part]
+                several = any(len(route.receiving) > 1 for route in routes)
+                named = list({route.chain for route in routes})
+                batches.append(Batch(node, address, part, [route.version for route in routes], named, several))
         return batches, stuck
 
-    def _address(self, chain: int, attempt: int) -> str:
-        head = self._table.head(chain)
-        usable = [a for a in self._table.node_addresses(head.node, self._host) if self._env.reachable(a)]
+    def _address(self, node: int, attempt: int) -> str:
+        usable = [a for a in self._table.node_addresses(node, self._host) if self._env.reachable(a)]
         if not usable:
-            raise error(
-                Status.UNAVAILABLE, f"node {head.node} has no address that this server can reach; see its --listen"
-            )
+            raise error(Status.UNAVAILABLE, f"node {node} has no address that this server can reach; see its --listen")
         return usable[attempt % len(usable)]
 
     def _take(self, positions: Sequence[int], reply: Any, answers: list[Answer]) -> list[int]:

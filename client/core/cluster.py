@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from google.protobuf.message import Message
 
-from ...proto.env import Call, Environment
+from ...proto.env import Call, Environment, Ticket
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import NODE_KIND_META, GetRoutingRequest, Routing
 from ...proto.gen.common_pb2 import Chain
+from ...proto.heads import LOOK_SECONDS, answer_of_head
 from ...proto.ids import boot_id
 from ...proto.routing import RoutingTable
 from ...proto.rpc import CLUSTER, Method
 from .options import Options
+from .replicas import Replicas
 from .retry import ATTEMPT_SECONDS, Patience
 
 REFRESH_SECONDS = 2.0  # a look at the routing between two attempts waits at most so long
+REFRESH_PAUSE_SECONDS = 0.1  # between two looks in the background
+HEAD_CONNECT_SECONDS = 0.5  # for a new connection to the head of several: it may be stopped, and another one lead soon
 
 # After these the routing may say something new.
 _REFRESH_AFTER = frozenset(
@@ -52,10 +56,11 @@ class Cluster:
         self._node_cache: dict[int, str] = {}
         self._cache_generation = -1
         self._refreshing = env.lock()
+        self._refresh_due = 0.0  # no look in the background before
         self.requests = RequestIds(env)
         self.operation_seconds = options.scaled(options.timeout)
         self.attempt_seconds = min(options.scaled(ATTEMPT_SECONDS), self.operation_seconds)
-        self.local_nodes: frozenset[int] = frozenset()  # storage nodes on this machine: read from them first
+        self.replicas = Replicas(env, options)
         self.lookahead: dict[Any, Any] = {}  # streams between two reads -> their windows, who read last at the end
 
     def after_fork_in_child(self) -> None:
@@ -66,6 +71,7 @@ class Cluster:
     def renew_identity(self) -> None:
         """New locks and request ids: another thread of the parent may have held them. The routing is good as it is."""
         self._refreshing = self.env.lock()
+        self._refresh_due = 0.0
         # The numbers go on: a request that is on its way while the identity changes must not share one with a later request.
         self.requests = RequestIds(self.env, self.requests.last)
 
@@ -110,6 +116,24 @@ class Cluster:
             with suppress(StatusError):
                 self._learn(await self.env.call(self._routing_call(self.options.scaled(REFRESH_SECONDS))))
 
+    async def refresh_after(self, failure: StatusError) -> None:
+        """`refresh`, if that can help after such a failure."""
+        if failure.status in _REFRESH_AFTER:
+            await self.refresh()
+
+    def refresh_soon(self) -> None:
+        """`refresh` in the background: nobody waits for it."""
+        now = self.env.now()
+        if now >= self._refresh_due:
+            self._refresh_due = now + self.options.scaled(REFRESH_SECONDS)  # until it is over
+            self.env.spawn(self._refresh_now, "routing")
+
+    async def _refresh_now(self) -> None:
+        try:
+            await self.refresh()
+        finally:
+            self._refresh_due = self.env.now() + self.options.scaled(REFRESH_PAUSE_SECONDS)
+
     async def learn(self, routing: Routing) -> None:
         """Take over routing that came with another reply."""
         async with self._refreshing:
@@ -123,7 +147,7 @@ class Cluster:
                 raise
             self.table.version = 0  # a gap: the next refresh asks for everything
         self._meta_addresses = self._find_meta()
-        self.local_nodes = self.table.local_nodes(self.host)
+        self.replicas.local = self.table.local_nodes(self.host)
 
     def learn_chains(self, chains: Sequence[Chain]) -> None:
         """Take over newer chain entries that came with a refusal."""
@@ -165,6 +189,12 @@ class Cluster:
 
     async def recover(self, failure: StatusError, node: int = 0) -> None:
         """Learn from a failed attempt before the next one: newer chains, other addresses, newer routing. `node` 0: a metadata server."""
+        self.note(failure, node)
+        if not isinstance(failure.detail, Chain):
+            await self.refresh_after(failure)
+
+    def note(self, failure: StatusError, node: int = 0) -> None:
+        """As `recover`, without asking anybody."""
         if failure.status in _NEXT_ADDRESS_AFTER:
             if node:
                 self._node_turns[node] = self._node_turns.get(node, 0) + 1
@@ -173,8 +203,19 @@ class Cluster:
                 self._turn_meta()
         if isinstance(failure.detail, Chain):
             self.table.learn_chain(failure.detail)
-        elif failure.status in _REFRESH_AFTER:
-            await self.refresh()
+
+    # --- heads --------------------------------------------------------------------------------------------------------------------
+
+    def head_call(self, node: int, method: Method, request: Message, chains: Iterable[int], **bulk: Any) -> Call:
+        """A request to the node that leads these chains. Raises STALE_ROUTING, UNAVAILABLE."""
+        several = any(len(self.table.route(chain).receiving) > 1 for chain in chains)
+        connect = self.options.scaled(HEAD_CONNECT_SECONDS) if several else 0.0
+        return Call(self.node_address(node), method, request, self.attempt_seconds, connect=connect, **bulk)
+
+    async def answer_of_head(self, ticket: Ticket, node: int, chains: Sequence[int]) -> Any:
+        """The reply of a started `head_call`. Raises MAYBE_COMMITTED when another node leads one of the chains meanwhile."""
+        seconds = self.options.scaled(LOOK_SECONDS)
+        return await answer_of_head(self.env, self.table, ticket, node, chains, seconds, self.refresh_soon)
 
     # --- calls --------------------------------------------------------------------------------------------------------------------
 

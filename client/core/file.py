@@ -20,10 +20,11 @@ from ...proto.gen.meta_pb2 import CloseRequest, OpenRequest, Place, TruncateRequ
 from ...proto.layout import file_bytes_max
 from ...proto.rpc import META
 from .attributes import Stat, stat_of
+from .columns import Columns, Into, Output, columns_of, cut
 from .holes import check_holes
 from .inode import Inode
 from .options import O_APPEND, O_RDONLY, O_RDWR, O_WRONLY
-from .reads import Columns, Into, Output, columns_of, cut, fetch_patiently, read_piece
+from .reads import Fetch, read_piece
 from .streams import Stream
 from .writes import sync_chains
 
@@ -159,7 +160,7 @@ class Handle:
             views += [view[position:position]] * len(lengths)
             return end
         columns = _columns(self.file, offsets, lengths)
-        fetch = await fetch_patiently(self.file.cluster, columns)
+        fetch = await Fetch(self.file.cluster, columns).complete()
         try:
             await check_holes(fetch)
             fetch.deliver(Into(view[position:end]))
@@ -188,10 +189,10 @@ class Handle:
         await self._arrived(offset, offset + count)
         cluster = self.file.cluster
         patience = cluster.patience()
-        doubtful = await read_piece(self.file, offset, count, output, patience)
-        if doubtful is None:
+        fetch = await read_piece(self.file, offset, count, output, patience)
+        if fetch is None:
             return
-        fetch = await fetch_patiently(cluster, columns_of(self.file, offset, count), patience, doubtful)
+        await fetch.complete(patience)
         try:
             await check_holes(fetch)
             fetch.deliver(output)

@@ -10,12 +10,13 @@ from ...proto.errors import Status, StatusError
 from ...proto.gen import common_pb2
 from ...proto.gen.meta_pb2 import OpenRequest
 from ...proto.rpc import META
+from .columns import Columns, columns_of
 from .holes import check_holes
 from .inode import Inode
 from .namespace import failed, with_path
 from .options import O_RDONLY
 from .paths import PathLike, place
-from .reads import Columns, Fetch, columns_of, fetch_patiently
+from .reads import Fetch
 
 if TYPE_CHECKING:
     from .client import Core
@@ -129,7 +130,7 @@ async def _read_together(core: Core, plan: Sequence[tuple[int, Inode, int, int]]
         [i for part in parts for i in part.offset],
         [i for part in parts for i in part.length],
     )
-    fetch = await fetch_patiently(core.cluster, columns)
+    fetch = await Fetch(core.cluster, columns).complete()
     try:
         await check_holes(fetch)
         return _cut(fetch, counts)

@@ -6,111 +6,54 @@ later, and must then hit memory that nobody else uses.
 
 Every byte is checked before anybody sees it. A wrong checksum is read once more from the same replica (the bytes may have been
 damaged on their way), then reported to the scrubber and read from another replica; where there is none it is a CHECKSUM error.
+
+Where a chunk has several replicas, one that fails is replaced by another at once, and the routing is asked for news beside it; only when
+all have failed does the read wait. An answer that takes much longer than usual gets a rival from another replica: whichever brings
+verified bytes first wins, the other is given up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import Protocol
 
 from ...proto.env import Call, Ticket
 from ...proto.errors import Status, StatusError, error, status_of
 from ...proto.gen.storage_pb2 import ReadReply, ReadRequest, ReportCorruptionRequest
-from ...proto.ids import ChunkId
 from ...proto.region import Slice
-from ...proto.routing import Replica, choose_replica
+from ...proto.routing import Replica
 from ...proto.rpc import STORAGE
 from .cluster import Cluster
+from .columns import Columns, Output, columns_of, cut
 from .inode import Inode
+from .plan import Attempts, assign, portions, request_of
+from .replicas import ELSEWHERE
 from .retry import Patience
 from .verify import crc32c, matches
 
-OPERATIONS_MAX = 4096  # of one request
-REQUEST_BYTES_MAX = (
-    8 << 20
-)  # of one request: its reply needs one contiguous slice (or one whole chunk, if that is more)
 REPORT_SECONDS = 2.0  # a report of corruption waits at most so long; the error that follows matters more
+LOOK_SECONDS = 0.5  # without an answer for so long, and nobody else to ask: look for news of the routing
 
 _EMPTY = memoryview(b"")
 
 
-class Output(Protocol):
-    """Where bytes go, in order: `io.BytesIO`, or a caller's buffer."""
-
-    def write(self, data: memoryview | bytes, /) -> int: ...
-
-
-class Into:
-    """An `Output` over a caller's writable buffer."""
-
-    __slots__ = ("position", "view")
-
-    def __init__(self, view: memoryview) -> None:
-        self.view = view
-        self.position = 0
-
-    def write(self, data: memoryview | bytes, /) -> int:
-        end = self.position + len(data)
-        self.view[self.position : end] = data
-        self.position = end
-        return len(data)
-
-
-@dataclass(slots=True)
-class Columns:
-    """Read operations, one per row: bytes [offset, offset + length) of chunk `index` of `files[file]`."""
-
-    files: Sequence[Inode]
-    file: Sequence[int]  # position in `files`; empty where there is only one
-    index: Sequence[int]
-    offset: Sequence[int]
-    length: list[int]
-
-    def inode(self, row: int) -> Inode:
-        return self.files[self.file[row]] if self.file else self.files[0]
-
-    def chain(self, row: int) -> int:
-        chains = self.inode(row).chains
-        return chains[self.index[row] % len(chains)]
-
-    def chunk(self, row: int) -> ChunkId:
-        return ChunkId(0, self.inode(row).id, self.index[row])
-
-
-def columns_of(file: Inode, offset: int, length: int) -> Columns:
-    """The pieces of one range of a file; `length` is at least 1."""
-    size = file.chunk_size
-    first, start = divmod(offset, size)
-    if start + length <= size:
-        return Columns((file,), (), [first], [start], [length])
-    last = (offset + length - 1) // size
-    lengths = [size] * (last - first + 1)
-    lengths[0] = size - start
-    lengths[-1] = offset + length - last * size
-    return Columns((file,), (), range(first, last + 1), [start] + [0] * (last - first), lengths)
-
-
-def cut(view: memoryview, lengths: Sequence[int]) -> list[memoryview]:
-    """The pieces of these lengths, one after the other."""
-    size = lengths[0]
-    if lengths.count(size) == len(lengths):
-        return [view[at : at + size] for at in range(0, size * len(lengths), size)]
-    return [view[end - length : end] for end, length in zip(accumulate(lengths), lengths, strict=True)]
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Part:
     """One request to one storage process."""
 
     node: int
     rows: Sequence[int]
     targets: Sequence[int]  # row by row, which target answers
+    versions: Sequence[int]  # row by row, the chain version that was sent
     slice: Slice
+    several: bool  # others have the same
     ticket: Ticket | None = None
     failure: StatusError | None = None  # nothing was sent
+
+    @property
+    def replica(self) -> Replica:
+        return Replica(self.targets[0], self.node)
 
 
 @dataclass(slots=True)
@@ -121,13 +64,17 @@ class Fetch:
     columns: Columns
     views: list[memoryview] = field(default_factory=list)  # row by row what is there: short where the chunk ends
     whole: memoryview | None = None  # all of it, where it came in one piece
-    doubtful: set[tuple[int, int]] = field(default_factory=set)  # (row, target) whose checksum was wrong once
     _parts: list[_Part] = field(default_factory=list)
     _slices: list[Slice] = field(default_factory=list)
     _trouble: dict[int, StatusError] = field(default_factory=dict)  # row -> why it has to be read again
-    _avoid: dict[int, set[int]] = field(default_factory=dict)  # row -> targets that hold damaged bytes
-    _pending_writes: set[int] = field(default_factory=set)  # rows to be read from the tail: a write is on its way
+    _attempts: dict[int, Attempts] = field(default_factory=dict)  # row -> what was tried for it
     _renewed: bool = False  # capabilities were renewed once already
+    _rounds: int = 0  # how often all replicas of some row have failed
+
+    def doubt(self, row: int, target: int) -> Fetch:
+        """The checksum of a row from this target was wrong once: read it from there once more."""
+        self._tries(row).again = target
+        return self
 
     def start(self) -> Fetch:
         """Send the requests. Raises BUSY when there is no buffer left, STALE_ROUTING for an unknown chain."""
@@ -138,6 +85,27 @@ class Fetch:
         except BaseException:
             self.abandon()
             raise
+        return self
+
+    def adopt(self, ticket: Ticket, slice_: Slice, replica: Replica, version: int) -> Fetch:
+        """Take over a request for the only row that is on its way already, instead of `start`."""
+        self.views = [_EMPTY]
+        self._slices.append(slice_)
+        self._parts.append(_Part(replica.node, (0,), (replica.target,), (version,), slice_, True, ticket))
+        return self
+
+    async def complete(self, patience: Patience | None = None) -> Fetch:
+        """`start`, unless it was, and `finish`; waits for buffers and for routing as for everything else. Raises StatusError."""
+        while not self._parts:
+            try:
+                self.start()
+            except StatusError as failure:
+                if failure.status is Status.BUSY and self.cluster.drop_lookahead():
+                    continue
+                patience = patience or self.cluster.patience()
+                await patience.again(failure)
+                await self.cluster.recover(failure)
+        await self.finish(patience)
         return self
 
     async def finish(self, patience: Patience | None = None) -> list[memoryview]:
@@ -163,11 +131,18 @@ class Fetch:
 
     def abandon(self) -> None:
         """Nobody wants the bytes any more."""
-        parts, self._parts = self._parts, []
-        for part in parts:
-            if part.ticket is not None:
-                self.cluster.env.abandon(part.ticket)
+        while self._parts:
+            self._drop(self._parts[-1])
         self.release()
+
+    def _drop(self, part: _Part) -> None:
+        """Nobody wants this answer any more."""
+        self._parts.remove(part)
+        ticket, part.ticket = part.ticket, None
+        if ticket is not None:
+            self.cluster.env.abandon(ticket)
+        if part.several:
+            self.cluster.replicas.ended(part.node, part)
 
     def deliver(self, output: Output) -> None:
         """Write everything to `output`, row after row; what chunks lack is zeros."""
@@ -182,9 +157,9 @@ class Fetch:
     # --- sending --------------------------------------------------------------------------------------------------------------------
 
     def _send(self, rows: Sequence[int]) -> None:
-        for node, (chosen, targets) in self._plan(rows).items():
+        for node, (chosen, targets) in assign(self.cluster, self.columns, rows, self._attempts).items():
             every = len(chosen) == len(self.columns.length)
-            for begin, end in _portions(self.columns.length if every else [self.columns.length[row] for row in chosen]):
+            for begin, end in portions(self.columns.length if every else [self.columns.length[row] for row in chosen]):
                 self._send_part(node, chosen[begin:end], targets[begin:end])
 
     def _send_again(self, rows: Sequence[int]) -> None:
@@ -194,100 +169,65 @@ class Fetch:
             sent = {row for part in self._parts for row in part.rows}
             self._trouble.update((row, failure) for row in rows if row not in sent)
 
-    def _plan(self, rows: Sequence[int]) -> dict[int, tuple[Sequence[int], Sequence[int]]]:
-        """Which node reads which rows, from which targets."""
-        columns = self.columns
-        if (
-            len(columns.files) == 1
-            and len(columns.files[0].chains) == 1
-            and not self._avoid
-            and not self._pending_writes
-        ):
-            replica = self._choose(rows[0], {})
-            return {replica.node: (rows, [replica.target] * len(rows))}
-        load: dict[int, int] = {}
-        plan: dict[int, tuple[list[int], list[int]]] = {}
-        for row in rows:
-            replica = self._choose(row, load)
-            load[replica.target] = load.get(replica.target, 0) + 1
-            chosen, targets = plan.setdefault(replica.node, ([], []))
-            chosen.append(row)
-            targets.append(replica.target)
-        return plan  # type: ignore[return-value]
-
-    def _choose(self, row: int, load: dict[int, int]) -> Replica:
-        serving = self.cluster.table.route(self.columns.chain(row)).serving
-        if len(serving) == 1:
-            return serving[0]
-        if row in self._pending_writes and serving:
-            return serving[-1]
-        return choose_replica(serving, local=self.cluster.local_nodes, load=load, avoid=self._avoid.get(row, ()))
-
     def _send_part(self, node: int, rows: Sequence[int], targets: Sequence[int]) -> None:
-        env = self.cluster.env
-        request, length = self._request(rows)
-        slice_ = env.pool.take(length)
+        cluster, replicas = self.cluster, self.cluster.replicas
+        request, length = request_of(cluster, self.columns, rows)
+        several = len(cluster.table.route(request.chain[0]).serving) > 1
+        slice_ = cluster.env.pool.take(length)
         self._slices.append(slice_)
-        part = _Part(node, rows, targets, slice_)
+        part = _Part(node, rows, targets, request.chain_version, slice_, several)
         self._parts.append(part)
         try:
             call = Call(
-                self.cluster.node_address(node), STORAGE.Read, request, self.cluster.attempt_seconds, target=(slice_,)
+                cluster.node_address(node),
+                STORAGE.Read,
+                request,
+                cluster.attempt_seconds,
+                target=(slice_,),
+                connect=replicas.connect_seconds * 2.0 ** min(self._rounds, 6) if several else 0.0,
             )
-            part.ticket = env.start(call)
+            part.ticket = cluster.env.start(call)
         except StatusError as failure:
             part.failure = failure  # for `finish`, which may try again
-
-    def _request(self, rows: Sequence[int]) -> tuple[ReadRequest, int]:
-        columns, table = self.columns, self.cluster.table
-        index = columns.index
-        whole = len(rows) == len(index)
-        lengths = columns.length if whole else [columns.length[row] for row in rows]
-        capability: list[int] = []
-        if len(columns.files) == 1:
-            file = columns.files[0]
-            stripe = file.chains
-            width = len(stripe)
-            chains = [stripe[0]] * len(rows) if width == 1 else [stripe[index[row] % width] for row in rows]
-            inodes = [file.id] * len(rows)
-            capabilities = [file.capability_read]
-        else:
-            chains = [columns.chain(row) for row in rows]
-            inodes = [columns.inode(row).id for row in rows]
-            places = {file: i for i, file in enumerate(dict.fromkeys(columns.file[row] for row in rows))}
-            capabilities = [columns.files[file].capability_read for file in places]
-            capability = [places[columns.file[row]] for row in rows]
-        versions = {chain: table.route(chain).version for chain in set(chains)}
-        request = ReadRequest(
-            chain=chains,
-            chain_version=[versions[chain] for chain in chains],
-            inode=inodes,
-            index=index if whole else [index[row] for row in rows],
-            offset=columns.offset if whole else [columns.offset[row] for row in rows],
-            length=lengths,
-            capabilities=capabilities,
-            capability=capability,
-        )
-        return request, sum(lengths)
+        if several:
+            replicas.sent(node, part)
 
     # --- collecting -----------------------------------------------------------------------------------------------------------------
 
     async def _collect(self) -> None:
         """Take in all replies; what has to be read again is in `_trouble` afterwards. Raises what no retry can cure."""
+        env, replicas = self.cluster.env, self.cluster.replicas
         while self._parts:
-            part = self._parts[0]
-            ticket, part.ticket = part.ticket, None
-            try:
-                if ticket is None:
-                    raise part.failure or error(Status.INTERNAL, "a read was collected twice")
-                reply = await self.cluster.env.collect(ticket)
-            except StatusError as failure:
-                await self.cluster.recover(failure, part.node)
-                self._trouble.update((row, failure) for row in part.rows)
-            else:
-                if not self._take_simple(part, reply):
-                    await self._take_mixed(part, reply)
+            part, began = self._parts[0], 0.0
+            if part.several and part.ticket is not None:
+                began = env.now()
+                if await env.collect_any((part.ticket,), replicas.hedge_seconds(part.replica)) is None:
+                    await self._race(part, began)
+                    continue
+            await self._receive(part, began)
             self._parts.pop(0)
+
+    async def _receive(self, part: _Part, began: float) -> None:
+        """Take in one reply, which somebody has been waiting for since `began`."""
+        cluster, ticket = self.cluster, part.ticket
+        part.ticket = None
+        try:
+            if ticket is None:
+                raise part.failure or error(Status.INTERNAL, "a read was collected twice")
+            reply = await cluster.env.collect(ticket)
+        except StatusError as failure:
+            cluster.note(failure, part.node)
+            cluster.replicas.failed(part.replica, failure.status)
+            for row, target in zip(part.rows, part.targets, strict=True):
+                self._failed(row, target, failure)
+        else:
+            if part.several:
+                cluster.replicas.answered(part.node, cluster.env.now() - began)
+            if self._attempts or not self._take_simple(part, reply):
+                await self._take_mixed(part, reply)
+        finally:
+            if part.several:
+                cluster.replicas.ended(part.node, part)
 
     def _take_simple(self, part: _Part, reply: ReadReply) -> bool:
         """The hot path: every operation brought all of its bytes under one checksum, and all are right. Otherwise False."""
@@ -328,35 +268,75 @@ class Fetch:
             piece = view[position : position + min(wanted, reply.returned[i])]
             position += wanted
             if status is Status.CHUNK_NOT_FOUND:
-                self.views[row] = _EMPTY
+                await self._came(row, part.targets[i], _EMPTY)
             elif status is Status.OK and matches(
                 piece, sums, reply.unit[i] if reply.unit else 0, self.columns.offset[row]
             ):
-                self.views[row] = piece
+                await self._came(row, part.targets[i], piece)
             elif status in (Status.OK, Status.CHECKSUM):
                 await self._damaged(row, part.targets[i])
             else:
-                self._refused(row, part.targets[i], status)
+                self._refused(row, Replica(part.targets[i], part.node), part.versions[i], status)
 
-    def _refused(self, row: int, target: int, status: Status) -> None:
+    # --- row by row -----------------------------------------------------------------------------------------------------------------
+
+    def _tries(self, row: int) -> Attempts:
+        return self._attempts.setdefault(row, Attempts())
+
+    def _serving(self, row: int) -> Sequence[Replica]:
+        return self.cluster.table.route(self.columns.chain(row)).serving
+
+    def _where(self, row: int, target: int) -> str:
+        return f"chunk {self.columns.chunk(row)} on target {target} (chain {self.columns.chain(row)})"
+
+    async def _came(self, row: int, target: int, piece: memoryview) -> None:
+        """Verified bytes. Fewer than wanted may be lost here and there on another replica, except where a file has holes."""
+        tries = self._attempts.get(row)
+        if len(piece) < self.columns.length[row] and not self.columns.inode(row).sparse:
+            tries = self._tries(row)
+            tries.tried.add(target)
+            if tries.untried(self._serving(row)):
+                tries.short.add(target)
+                missing = error(Status.CHUNK_NOT_FOUND, f"{self._where(row, target)} ends before the file does")
+                self._trouble[row] = missing
+                return
+            tries.short.clear()  # nobody has more
+        self.views[row] = piece
+        if tries is not None:
+            del self._attempts[row]
+            for short in tries.short:
+                await report_damage(self.cluster, self.columns, row, short)
+
+    def _failed(self, row: int, target: int, failure: StatusError) -> None:
+        self._tries(row).tried.add(target)
+        self._trouble[row] = failure
+
+    def _refused(self, row: int, replica: Replica, version: int, status: Status) -> None:
+        failure = error(status, f"reading {self._where(row, replica.target)}: {error(status).strerror}")
+        newest = self.cluster.table.route(self.columns.chain(row)).version
+        if status is Status.STALE_CHAIN_VERSION and newest > version:
+            self._trouble[row] = failure  # we know better now: nobody has failed
+            return
+        self.cluster.replicas.refused(replica, status)
+        self._failed(row, replica.target, failure)
         if status is Status.NOT_COMMITTED:
-            self._pending_writes.add(row)
-        where = f"chunk {self.columns.chunk(row)} on target {target} (chain {self.columns.chain(row)})"
-        self._trouble[row] = error(status, f"reading {where}: {error(status).strerror}")
+            self._tries(row).tail = True
 
     async def _damaged(self, row: int, target: int) -> None:
         """A wrong checksum: once more from there; the second time tell the scrubber and look elsewhere. Raises CHECKSUM."""
-        chain = self.columns.chain(row)
-        where = f"chunk {self.columns.chunk(row)} on target {target} (chain {chain})"
+        tries = self._tries(row)
         failure = error(
-            Status.CHECKSUM, f"{where}: the bytes do not match their checksum; 'emberfs status' shows the target's disk"
+            Status.CHECKSUM,
+            f"{self._where(row, target)}: the bytes do not match their checksum; 'emberfs status' shows the target's disk",
         )
-        if (row, target) in self.doubtful:
+        if tries.again != target:
+            tries.again = target
+        else:
+            tries.again = 0
             await report_damage(self.cluster, self.columns, row, target)
-            self._avoid.setdefault(row, set()).add(target)
-            if all(replica.target in self._avoid[row] for replica in self.cluster.table.route(chain).serving):
+            tries.damaged.add(target)
+            if all(replica.target in tries.damaged for replica in self._serving(row)):
                 raise failure
-        self.doubtful.add((row, target))
         self._trouble[row] = failure
 
     async def _settle_trouble(self, trouble: dict[int, StatusError], patience: Patience) -> None:
@@ -366,34 +346,116 @@ class Fetch:
         for row, failure in trouble.items():
             if failure.status is Status.CAPABILITY_EXPIRED:
                 expired.add(self.columns.file[row] if self.columns.file else 0)
-            elif failure.status is not Status.CHECKSUM:
+                self._attempts.pop(row, None)
+            elif not self._is_elsewhere(row, failure):
                 waiting = failure
+                tries = self._tries(row)
+                tries.tried.clear()
+                tries.tail = False
         if expired and self._renewed:
             raise next(f for f in trouble.values() if f.status is Status.CAPABILITY_EXPIRED)
         for file in expired:
             self._renewed = True
             await self.columns.files[file].renew_capability(writing=False)
         if waiting is not None:
+            self._rounds += 1
             await patience.again(waiting)
-            if waiting.status in (Status.STALE_ROUTING, Status.TARGET_OFFLINE, Status.STALE_CHAIN_VERSION):
-                await self.cluster.refresh()
+            await self.cluster.refresh_after(waiting)
         elif not patience.remaining():
             raise patience.exhausted(next(iter(trouble.values())))
+        else:
+            self.cluster.refresh_soon()
+
+    def _is_elsewhere(self, row: int, failure: StatusError) -> bool:
+        """Whether the row may come from another replica without waiting."""
+        if failure.status in (Status.CHECKSUM, Status.CHUNK_NOT_FOUND):
+            return True
+        return failure.status in ELSEWHERE and bool(self._tries(row).untried(self._serving(row)))
+
+    # --- rivals ---------------------------------------------------------------------------------------------------------------------
+
+    async def _race(self, late: _Part, began: float) -> None:
+        """An answer does not come: ask others as well. The first verified bytes of each row count; whoever is left then is given up."""
+        open_rows = dict.fromkeys(late.rows)
+        failures: dict[int, StatusError] = {}
+        runners = [late]
+        for row, target in zip(late.rows, late.targets, strict=True):
+            self._tries(row).tried.add(target)
+        while open_rows and runners:
+            seconds = self._send_rivals(open_rows, runners, late)
+            part = await self._first_of(runners, seconds)
+            if part is None:
+                continue
+            await self._receive(part, began)
+            runners.remove(part)
+            self._parts.remove(part)
+            for row in part.rows:
+                failure = self._trouble.pop(row, None)
+                if failure is None:
+                    open_rows.pop(row, None)
+                elif row in open_rows:
+                    failures[row] = failure
+        self._trouble.update((row, failures[row]) for row in open_rows)
+        if late in runners:
+            self.cluster.replicas.failed(late.replica, Status.DEADLINE)
+        for loser in runners:
+            self._drop(loser)
+
+    def _send_rivals(self, rows: Iterable[int], runners: list[_Part], late: _Part) -> float:
+        """Ask one more replica for each row that has one left; how long to wait for an answer now."""
+        replicas = self.cluster.replicas
+        before = len(self._parts)
+        plan: dict[int, tuple[list[int], list[int]]] = {}
+        for row in rows:
+            if (rival := self._rival(row, late)) is not None:
+                chosen, targets = plan.setdefault(rival.node, ([], []))
+                chosen.append(row)
+                targets.append(rival.target)
+        with suppress(StatusError):  # no buffer, no rival: then we wait for what is on its way
+            for node, (chosen, targets) in plan.items():
+                for begin, end in portions([self.columns.length[row] for row in chosen]):
+                    if replicas.take_hedge():
+                        self._send_part(node, chosen[begin:end], targets[begin:end])
+                        for row, target in zip(chosen[begin:end], targets[begin:end], strict=True):
+                            self._tries(row).tried.add(target)
+        rivals = self._parts[before:]
+        runners += rivals
+        if rivals:
+            return max(map(replicas.hedge_seconds, [rival.replica for rival in rivals]))
+        self.cluster.refresh_soon()
+        return self.cluster.options.scaled(LOOK_SECONDS)
+
+    def _rival(self, row: int, late: _Part) -> Replica | None:
+        """Who else has this row. Nobody, where only one may answer; and nobody who failed himself a moment ago, unless all have."""
+        tries, replicas = self._tries(row), self.cluster.replicas
+        left = [] if tries.tail or tries.again else tries.untried(self._serving(row))
+        if not replicas.is_avoided(late.replica):
+            left = [replica for replica in left if not replicas.is_avoided(replica)]
+        return replicas.choose(left, self.columns.index[row]) if left else None
+
+    async def _first_of(self, runners: list[_Part], seconds: float) -> _Part | None:
+        for part in runners:
+            if part.ticket is None:
+                return part  # it could not even be sent
+        tickets = [part.ticket for part in runners if part.ticket is not None]
+        ticket = await self.cluster.env.collect_any(tickets, seconds)
+        return next((part for part in runners if part.ticket is ticket), None) if ticket is not None else None
 
 
-async def read_piece(
-    file: Inode, offset: int, length: int, output: Output, patience: Patience
-) -> set[tuple[int, int]] | None:
-    """The short way for a range within one chunk of one replica: one request, one checksum; None when it was delivered. If anything
-    is unusual a `Fetch` knows what to do: then the (row, target) pairs whose checksum was wrong."""
+async def read_piece(file: Inode, offset: int, length: int, output: Output, patience: Patience) -> Fetch | None:
+    """The short way for a range within one chunk: one request, one checksum; None when it was delivered. If anything is unusual, a
+    `Fetch` that knows what to do: it is to be completed."""
     cluster = file.cluster
     index, start = divmod(offset, file.chunk_size)
     chain = file.chains[index % len(file.chains)]
     slice_: Slice | None = None
     try:
         route = cluster.table.route(chain)
-        if start + length > file.chunk_size or len(route.serving) != 1:
-            return set()
+        serving = route.serving
+        if start + length > file.chunk_size or not serving:
+            return Fetch(cluster, columns_of(file, offset, length))
+        several = len(serving) > 1
+        replica = cluster.replicas.choose(serving, index) if several else serving[0]
         slice_ = cluster.env.pool.take(length)
         request = ReadRequest(
             chain=(chain,),
@@ -404,42 +466,51 @@ async def read_piece(
             length=(length,),
             capabilities=(file.capability_read,),
         )
-        address = cluster.node_address(route.serving[0].node)
-        reply = await cluster.env.call(Call(address, STORAGE.Read, request, patience.attempt(), target=(slice_,)))
+        call = Call(cluster.node_address(replica.node), STORAGE.Read, request, patience.attempt(), target=(slice_,))
+        if not several:
+            reply = await cluster.env.call(call)
+        else:
+            ticket, reply = await _ask_one(cluster, call, replica)
+            if reply is None:
+                late, slice_ = slice_, None
+                return Fetch(cluster, columns_of(file, offset, length)).adopt(ticket, late, replica, route.version)
         if reply.status != [0] or reply.returned != [length]:
-            return set()
+            return Fetch(cluster, columns_of(file, offset, length))
         view = slice_.view
         if not matches(view, reply.checksum, reply.unit[0] if reply.unit else 0, start):
-            return {(0, route.serving[0].target)}
+            return Fetch(cluster, columns_of(file, offset, length)).doubt(0, replica.target)
         output.write(view)
         return None
     except StatusError:
-        return set()
+        return Fetch(cluster, columns_of(file, offset, length))
     finally:
         if slice_ is not None:
             cluster.env.pool.give(slice_)
 
 
-async def fetch_patiently(
-    cluster: Cluster,
-    columns: Columns,
-    patience: Patience | None = None,
-    doubtful: Iterable[tuple[int, int]] = (),
-) -> Fetch:
-    """A finished fetch. Waits for buffers and for routing as for everything else. Raises StatusError."""
-    while True:
-        fetch = Fetch(cluster, columns, doubtful=set(doubtful))
-        try:
-            fetch.start()
-        except StatusError as failure:
-            if failure.status is Status.BUSY and cluster.drop_lookahead():
-                continue
-            patience = patience or cluster.patience()
-            await patience.again(failure)
-            await cluster.recover(failure)
-        else:
-            await fetch.finish(patience)
-            return fetch
+async def _ask_one(cluster: Cluster, call: Call, replica: Replica) -> tuple[Ticket, ReadReply | None]:
+    """The reply of one replica of several; None if it takes longer than usual. Raises StatusError."""
+    env, replicas = cluster.env, cluster.replicas
+    call.connect = replicas.connect_seconds
+    began = env.now()
+    ticket = env.start(call)
+    replicas.sent(replica.node, ticket)
+    try:
+        if await env.collect_any((ticket,), replicas.hedge_seconds(replica)) is None:
+            return ticket, None
+        reply: ReadReply = await env.collect(ticket)
+    except StatusError as failure:
+        cluster.note(failure, replica.node)
+        cluster.refresh_soon()
+        replicas.failed(replica, failure.status)
+        raise
+    except BaseException:
+        env.abandon(ticket)
+        raise
+    finally:
+        replicas.ended(replica.node, ticket)
+    replicas.answered(replica.node, env.now() - began)
+    return ticket, reply
 
 
 async def report_damage(cluster: Cluster, columns: Columns, row: int, target: int) -> None:
@@ -452,17 +523,3 @@ async def report_damage(cluster: Cluster, columns: Columns, row: int, target: in
         for node in nodes:
             timeout = cluster.options.scaled(REPORT_SECONDS)
             await cluster.env.call(Call(cluster.node_address(node), STORAGE.ReportCorruption, request, timeout))
-
-
-def _portions(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Cut rows of these lengths into requests within the limits."""
-    if len(lengths) <= OPERATIONS_MAX and sum(lengths) <= REQUEST_BYTES_MAX:
-        yield 0, len(lengths)
-        return
-    begin = total = 0
-    for i, length in enumerate(lengths):
-        if i > begin and (total + length > REQUEST_BYTES_MAX or i - begin == OPERATIONS_MAX):
-            yield begin, i
-            begin, total = i, 0
-        total += length
-    yield begin, len(lengths)

@@ -12,7 +12,9 @@ from ...proto.errors import Status, StatusError, error
 
 ATTEMPT_SECONDS = 10.0  # one request waits at most so long for its answer before it is sent again
 DELAY_SECONDS_MIN = 0.002
-DELAY_SECONDS_MAX = 0.5
+DELAY_SECONDS_MAX = (
+    0.2  # a chain without a head gets one within the manager's time; whoever waits for that should notice soon
+)
 
 # What a fresh look at the routing cures: no reason to wait before the first retry.
 _AT_ONCE = frozenset(

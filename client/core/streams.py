@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections import deque
 
 from ...proto.errors import Status, StatusError
+from .columns import Output, columns_of
 from .holes import check_holes
 from .inode import Inode
-from .reads import Fetch, Output, columns_of
+from .reads import Fetch
 
 WINDOW_BYTES = 2 << 20  # of one request at most: what a request costs besides its bytes is then little
 AHEAD_BYTES_FIRST = 256 << 10  # after the first read in sequence

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...proto.env import Call, Ticket
+from ...proto.env import Ticket
 from ...proto.errors import Status, StatusError, error, status_of
 from ...proto.gen.storage_pb2 import SyncReply, SyncRequest, WriteReply, WriteRequest
 from ...proto.ids import ChunkId, channel_of
@@ -66,6 +66,10 @@ class _Part:
     updates: list[Update]
     ticket: Ticket | None = None
     failure: StatusError | None = None  # nothing was sent
+
+    @property
+    def chains(self) -> list[int]:
+        return list({update.chain for update in self.updates})
 
 
 class WriteBatch:
@@ -166,11 +170,11 @@ class WriteBatch:
     def _send_part(self, part: _Part) -> None:
         try:
             self._lease.check()
-            call = Call(
-                self._cluster.node_address(part.node),
+            call = self._cluster.head_call(
+                part.node,
                 STORAGE.Write,
                 self._request(part.updates),
-                self._cluster.attempt_seconds,
+                part.chains,
                 source=[update.source for update in part.updates],
             )
             part.ticket = self._cluster.env.start(call)
@@ -226,7 +230,7 @@ class WriteBatch:
         try:
             if part.ticket is None:
                 raise part.failure or error(Status.MAYBE_COMMITTED, "whoever waited for the answer gave up")
-            reply: WriteReply = await self._cluster.env.collect(part.ticket)
+            reply: WriteReply = await self._cluster.answer_of_head(part.ticket, part.node, part.chains)
             if len(reply.status) != len(part.updates):
                 raise error(
                     Status.PROTOCOL, f"storage node {part.node} answered {len(part.updates)} writes with other columns"
@@ -300,12 +304,11 @@ async def sync_chains(cluster: Cluster, chains: Sequence[int]) -> None:
         try:
             for chain in left:
                 nodes.setdefault(cluster.table.head(chain).node, []).append(chain)
-            calls = [_sync_call(cluster, node, chosen, patience) for node, chosen in nodes.items()]
+            replies = await _sync(cluster, nodes)
         except StatusError as broken:
             failure = broken
             await cluster.recover(broken)
         else:
-            replies = await cluster.env.call_many(calls)
             left = []
             for (node, chosen), reply in zip(nodes.items(), replies, strict=True):
                 broken_chains, why = await _sync_result(cluster, node, chosen, reply)
@@ -315,10 +318,26 @@ async def sync_chains(cluster: Cluster, chains: Sequence[int]) -> None:
             await patience.again(failure)
 
 
-def _sync_call(cluster: Cluster, node: int, chains: list[int], patience: Patience) -> Call:
-    versions = [cluster.table.route(chain).version for chain in chains]
-    request = SyncRequest(chain=chains, chain_version=versions)
-    return Call(cluster.node_address(node), STORAGE.Sync, request, patience.attempt())
+async def _sync(cluster: Cluster, nodes: dict[int, list[int]]) -> list[SyncReply | StatusError]:
+    """Ask every node about the chains that it leads, all at once; per node its reply or its error."""
+    calls = []
+    for node, chains in nodes.items():
+        versions = [cluster.table.route(chain).version for chain in chains]
+        request = SyncRequest(chain=chains, chain_version=versions)
+        calls.append((node, chains, cluster.head_call(node, STORAGE.Sync, request, chains)))
+    tickets = [cluster.env.start(call) for _, _, call in calls]
+    replies: list[SyncReply | StatusError] = []
+    try:
+        for (node, chains, _), ticket in zip(calls, tickets, strict=True):
+            try:
+                replies.append(await cluster.answer_of_head(ticket, node, chains))
+            except StatusError as failure:
+                replies.append(failure)
+    except BaseException:
+        for ticket in tickets[len(replies) :]:
+            cluster.env.abandon(ticket)
+        raise
+    return replies
 
 
 async def _sync_result(

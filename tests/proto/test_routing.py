@@ -170,6 +170,8 @@ REPLICAS = [Replica(1, 1), Replica(2, 2), Replica(3, 3)]
         ({"avoid": {1, 2, 3}}, 1),
         ({"load": {1: 3, 2: 2, 3: 2}}, 2),
         ({"load": {1: 3, 2: 2, 3: 1}, "local": {1, 2}}, 2),
+        ({"first": 4}, 2),
+        ({"first": 2, "load": {3: 1}}, 1),
     ],
 )
 def test_choice_of_a_replica(options: dict[str, object], target: int) -> None:
