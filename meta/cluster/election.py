@@ -7,7 +7,7 @@ again. No clocks are compared between machines:
 - The holder leads for nine tenths of a lease from the moment at which it *began* its last successful renewal. Whoever waits can
   have seen that renewal only later, and waits longer: the holder has stopped before anybody may follow.
 - A holder that was stopped and goes on in the middle of a change cannot harm: the transaction of every change reads the record
-  (`Candidate.guard`), so it conflicts with the change of hands or sees it. It does not read the counter: renewals disturb nobody.
+  (`Term.guard`), so it conflicts with the change of hands or sees it. It does not read the counter: renewals disturb nobody.
 A holder that has missed its own time does not go on where it was: it takes part in the election again, and if it wins, begins like
 any successor. What it did not hear meanwhile is nobody's silence.
 
@@ -78,6 +78,27 @@ async def _read(txn: Transaction, *, snapshot: bool = False) -> Seen:
     return decode(primary), _COUNTER.unpack(counter)[0] if counter else 0
 
 
+class Term:
+    """A candidate's time as the primary. Once it is over it never comes back, even if the same process wins again."""
+
+    def __init__(self, candidate: Candidate, number: int) -> None:
+        self.number = number
+        self._candidate = candidate
+
+    @property
+    def holds(self) -> bool:
+        return self._candidate.leads(self.number)
+
+    def refusal(self) -> StatusError:
+        return self._candidate.refusal()
+
+    async def guard(self, txn: Transaction) -> None:
+        """Part of every change: it commits only if the record still has this term. Raises NOT_PRIMARY."""
+        found = decode(await txn.get(PRIMARY))
+        if not self.holds or not self._candidate.is_ours(found, self.number):
+            raise self.refusal()
+
+
 class Candidate:
     """One manager process. `campaign` until it has won, then `keep` until it has lost, and so on."""
 
@@ -93,9 +114,8 @@ class Candidate:
         self._until = float("-inf")  # we lead before
         self._term = 0  # ours
 
-    @property
-    def leads(self) -> bool:
-        return self._clock.now() < self._until
+    def leads(self, term: int) -> bool:
+        return term == self._term and self._clock.now() < self._until
 
     def refusal(self) -> StatusError:
         """What whoever asks us for the primary's work is told."""
@@ -103,30 +123,25 @@ class Candidate:
         where = f"ask {', '.join(others)}" if others else "none is elected yet, try again"
         return error(Status.NOT_PRIMARY, f"this manager does not lead; {where}", detail=others)
 
-    def _is_ours(self, found: Primary) -> bool:
-        return (found.term, found.holder) == (self._term, self._process)
+    def is_ours(self, found: Primary, term: int) -> bool:
+        return (found.term, found.holder) == (term, self._process)
 
-    async def guard(self, txn: Transaction) -> None:
-        """Part of every change: it commits only if we still hold the record. Raises NOT_PRIMARY."""
-        if not self._is_ours(decode(await txn.get(PRIMARY))) or not self.leads:
-            raise self.refusal()
-
-    async def campaign(self) -> None:
+    async def campaign(self) -> Term:
         """Returns when this process leads. What the engine raises is waited out; raises BAD_FORMAT."""
         seen, since = await self._look(), self._clock.now()
         while True:
             if seen is not None:
                 vacant = seen[0].holder in (0, self._process)
                 if (vacant or self._clock.now() - since >= self.seconds) and await self._take_over(seen):
-                    return
+                    return Term(self, self._term)
             await self._clock.sleep(self.seconds / RENEWALS_PER_LEASE * (0.5 + self._clock.random()))
             latest = await self._look()
             if latest != seen:
                 seen, since = latest, self._clock.now()
 
     async def keep(self) -> None:
-        """Renew for as long as that works; returns when we do not lead any more."""
-        while self.leads:
+        """Renew for as long as that works; returns when the term is over."""
+        while self.leads(self._term):
             await self._clock.sleep(self.seconds / RENEWALS_PER_LEASE)
             await self._renew()
 
@@ -136,7 +151,7 @@ class Candidate:
 
         async def work(txn: Transaction) -> None:
             found = decode(await txn.get(PRIMARY))
-            if self._is_ours(found):
+            if self.is_ours(found, self._term):
                 txn.put(PRIMARY, Primary(found.term, 0).encode())
 
         await retry.run(self._engine, work, self._clock, durable=True)
@@ -166,7 +181,7 @@ class Candidate:
             return False
         self.primary, self._term = made, made.term
         self._until = began + self.seconds * (1 - DRIFT_PART)
-        return self.leads
+        return self.leads(self._term)
 
     async def _renew(self) -> None:
         began = self._clock.now()
@@ -175,14 +190,14 @@ class Candidate:
 
         async def work(txn: Transaction) -> bool:
             self.primary, counter = await _read(txn)
-            if not self._is_ours(self.primary):
+            if not self.is_ours(self.primary, self._term):
                 return False
             txn.put(RENEWALS, _COUNTER.pack(counter + 1))
             return True
 
         if await self._commit(work):
             self._until = began + self.seconds * (1 - DRIFT_PART)
-        elif not self._is_ours(self.primary):
+        elif not self.is_ours(self.primary, self._term):
             self._until = float("-inf")
 
     async def _commit(self, work: Callable[[Transaction], Awaitable[bool]], *, durable: bool = False) -> bool:

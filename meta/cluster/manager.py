@@ -35,19 +35,18 @@ from ...proto.gen.common_pb2 import Chain
 from ..kv.engine import Engine
 from . import administration
 from .chain import Lease, Report, next_chain
-from .election import Candidate
+from .election import Term
 from .lease import Leases
 from .nodes import Nodes, Usage
 from .registration import Registered, register
 from .routing import Book, Draft, Kind, State
 from .store import Store
-from .table import DEAD_SECONDS, TABLE_OF_FILES, TableKeeper
+from .table import TABLE_OF_FILES, TableKeeper
 from .writer import Plan, Writer
 
 NODE_LEASE_SECONDS = 5.0  # scaled; a storage node renews it with every heartbeat
 SCANS_PER_LEASE = 10  # a node's lease that ran out is noticed that much later at most
 STOPPED_PART = 0.25  # of a node's lease: a scan that comes so late shows that this process was stopped
-TABLE_SECONDS = 60.0  # between two versions of the chain table, made around what is full or dead; scaled
 CONFIRM_SECONDS = 0.1  # between looks whether a member that is to go has stopped; scaled
 CLIENT_LEASE_SECONDS = 60.0  # scaled; renewed six times as often by the client's keeper
 CHECKS_PER_LEASE = 12  # a lease that ran out is noticed that much later at most
@@ -63,6 +62,8 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None: ...
 
     def now(self) -> float: ...
+
+    def random(self) -> float: ...
 
     def lock(self) -> AbstractAsyncContextManager[None]: ...
 
@@ -83,12 +84,10 @@ class Sessions(Protocol):
 
 
 class Manager:
-    """Made by `Manager.open`; serves after `start`. With a `candidate` it leads until that has lost; then its changes are refused, its
+    """Made by `Manager.open`; serves after `start`. With a `term` it leads until that is over; then its changes are refused, its
     workers end, and whoever wins next begins with a new one."""
 
-    def __init__(
-        self, writer: Writer, store: Store, clock: Clock, time_scale: float, candidate: Candidate | None = None
-    ) -> None:
+    def __init__(self, writer: Writer, store: Store, clock: Clock, time_scale: float, term: Term | None = None) -> None:
         self.node_lease_seconds = NODE_LEASE_SECONDS * time_scale
         self.leases = Leases(CLIENT_LEASE_SECONDS * time_scale)
         self._epoch_seconds = EPOCH_SECONDS * time_scale
@@ -99,11 +98,10 @@ class Manager:
         self._store = store
         self._clock = clock
         self._time_scale = time_scale
-        self._candidate = candidate
+        self._term = term
         self._nodes = self._nobody_heard()
         self._unsettled: set[int] = set()  # nodes with news that the chains do not show yet
-        self._table = TableKeeper(DEAD_SECONDS * time_scale)
-        self._table_made = float("-inf")  # when it was last laid around something
+        self._table = TableKeeper(time_scale)
         self._epochs: dict[bytes, int] = {}  # client -> capability epoch in which its lease began
         self._sessions: Sessions | None = None
 
@@ -115,18 +113,18 @@ class Manager:
         *,
         time_scale: float = 1.0,
         entropy: Callable[[int], bytes] = os.urandom,
-        candidate: Candidate | None = None,
+        term: Term | None = None,
     ) -> Manager:
-        """Load the cluster, or make a new one (id and capability key) in an empty engine. `candidate`: of several managers over the
-        engine, one that leads. Raises BAD_FORMAT, NOT_PRIMARY."""
-        store = Store(engine, candidate.guard) if candidate is not None else Store(engine)
+        """Load the cluster, or make a new one (id and capability key) in an empty engine. `term`: as the primary of
+        several managers over the engine. Raises BAD_FORMAT, NOT_PRIMARY."""
+        store = Store(engine, clock, term.guard) if term is not None else Store(engine, clock)
         loaded = await store.load()
         if loaded is None:
             state = State(cluster=entropy(CLUSTER_ID_BYTES).hex(), capability_key=entropy(KEY_BYTES))
             await store.create(state)
             loaded = state, {}
         writer = Writer(store, Book(*loaded), clock.lock())
-        return cls(writer, store, clock, time_scale, candidate)
+        return cls(writer, store, clock, time_scale, term)
 
     @property
     def book(self) -> Book:
@@ -143,13 +141,13 @@ class Manager:
 
     @property
     def leads(self) -> bool:
-        return self._candidate is None or self._candidate.leads
+        return self._term is None or self._term.holds
 
     @property
     def leading(self) -> Manager:
         """This manager, if it may act. Raises NOT_PRIMARY, with the addresses of the one that may."""
-        if self._candidate is not None and not self._candidate.leads:
-            raise self._candidate.refusal()
+        if self._term is not None and not self._term.holds:
+            raise self._term.refusal()
         return self
 
     async def start(self, sessions: Sessions, own_client: bytes = b"") -> None:
@@ -248,7 +246,7 @@ class Manager:
             raise
 
     async def _watch_nodes(self) -> None:
-        period = self.node_lease_seconds / SCANS_PER_LEASE
+        period, scans = self.node_lease_seconds / SCANS_PER_LEASE, 0
         while self.leads:
             before = self._clock.now()
             await self._clock.sleep(period)
@@ -261,15 +259,12 @@ class Manager:
             if nodes := changed | self._unsettled:
                 self._unsettled = set()
                 await self._survive(self._settle(nodes), "moving chains")
-            if now - self._table_made >= TABLE_SECONDS * self._time_scale:
+            scans += 1
+            if scans % SCANS_PER_LEASE == 0:
                 await self._survive(self._change(self._lay_around), "a new chain table")
 
     def _lay_around(self, book: Book) -> Draft:
-        now = self._clock.now()
-        draft = self._table.plan(book, self._nodes, now)
-        if draft:
-            self._table_made = now
-        return draft
+        return self._table.plan(book, self._nodes, self._clock.now())
 
     def alive(self, node: int) -> bool:
         """Whether a storage node's lease is not over (a chain of one serves on regardless)."""

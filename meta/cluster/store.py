@@ -97,8 +97,9 @@ async def _unguarded(_: Transaction) -> None:
 class Store:
     """`guard` is part of every transaction that writes: it raises where another manager may have taken over."""
 
-    def __init__(self, engine: Engine, guard: Guard = _unguarded) -> None:
+    def __init__(self, engine: Engine, clock: retry.Clock = retry.REAL_CLOCK, guard: Guard = _unguarded) -> None:
         self._engine = engine
+        self._clock = clock
         self._guard = guard
 
     async def load(self) -> tuple[State, dict[Key, Row]] | None:
@@ -133,7 +134,7 @@ class Store:
                 raise error(Status.EXISTS, "another process made this cluster at the same moment; start again")
             txn.put(STATE, _encode_state(state))
 
-        await retry.run(self._engine, work, durable=True)
+        await retry.run(self._engine, work, self._clock, durable=True)
 
     async def save(self, draft: Draft) -> None:
         """Make a change durable."""
@@ -148,7 +149,7 @@ class Store:
             for client in draft.ended_leases:
                 txn.delete(LEASE + client)
 
-        await retry.run(self._engine, work, durable=True)
+        await retry.run(self._engine, work, self._clock, durable=True)
 
     async def put_lease(self, client: bytes, epoch: int, name: str) -> None:
         """Remember a client, so that a restarted manager knows whose lease it has to end."""
@@ -157,4 +158,4 @@ class Store:
             await self._guard(txn)
             txn.put(LEASE + client, _LEASE.pack(epoch) + name.encode())
 
-        await retry.run(self._engine, work, durable=True)
+        await retry.run(self._engine, work, self._clock, durable=True)

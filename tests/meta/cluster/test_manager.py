@@ -47,6 +47,9 @@ class VirtualClock:
     def now(self) -> float:
         return self.time
 
+    def random(self) -> float:
+        return 0.5
+
     async def sleep(self, seconds: float) -> None:
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.sleepers.append((self.time + seconds, woken))
