@@ -27,7 +27,7 @@ class Peers:
             raise error(Status.STALE_ROUTING, f"target {target} is not in routing version {self._routing.version}")
         return self._routing.node_addresses(entry.node, self._host)
 
-    async def call(self, target: int, method: Method, request: Message, seconds: float, **bulk: Any) -> Any:
+    async def call(self, target: int, method: Method, request: Message, seconds: float, /, **bulk: Any) -> Any:
         """The reply. Addresses are tried in turn as long as nothing was sent. Raises as `Environment.call` does, STALE_ROUTING."""
         last: StatusError | None = None
         for address in self.addresses(target):
