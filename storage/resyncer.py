@@ -1,0 +1,166 @@
+"""The shell of a resync: asks both sides for their lists, lets the replica's machine copy what differs, brings the records.
+
+One `Resyncer` belongs to each target. It looks at the chain's entry when that changes, and runs a sync while its target is the last
+SERVING member and has a SYNCING one behind it. A new chain version, whatever it says, ends the sync and begins the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from ..proto.env import Environment
+from ..proto.errors import Status, StatusError, error
+from ..proto.gen.storage_pb2 import FinishSyncRequest, ListChunksRequest, PutRecordsRequest
+from ..proto.rpc import STORAGE
+from ..proto.settings import time_scale
+from . import resync
+from .events import CopyChunks
+from .exchange import entries_here, entries_of
+from .peers import Peers
+from .resync import (
+    Begin,
+    Complain,
+    Copied,
+    Copy,
+    Effect,
+    Failed,
+    Finish,
+    Finished,
+    List,
+    Listed,
+    Phase,
+    RecordsPut,
+    Side,
+)
+from .target import Target
+
+TICK_S = 0.05
+RECORDS_PAGE = 512  # receipts and floors in one request
+CALL_S = 10.0  # of one request to the other side; scaled
+FINISH_S = 120.0  # of the last one, which waits for a checkpoint of much; scaled
+
+Load = Callable[[], tuple[int, int]]  # bytes and operations of clients since the start of the process
+
+
+class Resyncer:
+    """`load` counts what the clients of all targets of this process do: they share its processor and network."""
+
+    def __init__(self, target: Target, peers: Peers, env: Environment, log: Any, load: Load) -> None:
+        self._target = target
+        self._peers = peers
+        self._env = env
+        self._log = log
+        self._load = load
+        self._machine: resync.Resync | None = None
+        self._under = (0, 0, 0)  # chain, chain version, successor
+        target.chain_watchers.append(self.routing_changed)
+
+    def routing_changed(self) -> None:
+        """After the target's machine has heard of it."""
+        replica = self._target.replica
+        chain = replica.chain
+        under = (0, 0, 0)
+        if chain is not None and replica.tail and replica.successor:
+            under = (chain.id, chain.version, replica.successor)
+        if under == self._under:
+            return
+        self._under = under
+        self._machine = self._target.syncing = resync.Resync() if under[0] else None
+        if self._machine is not None:
+            self._spawn(self._sync(self._machine))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._env.spawn(lambda: work, f"sync of chain {self._under[0]}")
+
+    async def _sync(self, machine: resync.Resync) -> None:
+        chain, version, successor = self._under
+        began, target = self._env.now(), self._target
+        self._log.info("sync begins", target=target.id, chain=chain, chain_version=version, successor=successor)
+        self._tell(machine, Begin(target.engine.space_info().chunks))
+        while machine is self._machine and not target.engine.failed and machine.phase is not Phase.DONE:
+            await self._env.sleep(TICK_S)
+            self._tell(machine, resync.Tick(*self._load()))
+        seconds = round(self._env.now() - began, 3)
+        outcome = "sync is complete" if machine.phase is Phase.DONE else "sync ends: the chain has changed"
+        self._log.info(
+            outcome, target=target.id, chain=chain, compared=machine.done, copied=machine.copied, seconds=seconds
+        )
+        if machine is self._machine:
+            target.syncing = None
+
+    def _tell(self, machine: resync.Resync, event: resync.Event) -> None:
+        if machine is not self._machine:
+            return  # an answer to a sync that is over
+        for effect in machine.step(self._env.now(), event):
+            if isinstance(effect, Complain):
+                self._log.warning("sync: will try again", target=self._target.id, error=effect.why)
+            else:
+                self._spawn(self._perform(machine, effect))
+
+    async def _perform(self, machine: resync.Resync, effect: Effect) -> None:
+        if isinstance(effect, Copy):
+            self._tell(machine, Copied(effect.batch, await self._copy(effect)))
+            return
+        try:
+            event = await self._ask(effect)
+        except StatusError as failed:
+            event = Failed(f"{type(effect).__name__}: {failed.strerror}")
+        self._tell(machine, event)
+
+    async def _ask(self, effect: Effect) -> resync.Event:
+        if isinstance(effect, List):
+            return await (self._list_ours(effect) if effect.side is Side.OURS else self._list_theirs(effect))
+        if isinstance(effect, Finish):
+            chain, version, _ = self._under
+            await self._call(STORAGE.FinishSync, FinishSyncRequest(chain=chain, chain_version=version), FINISH_S)
+            return Finished()
+        assert isinstance(effect, resync.PutRecords)
+        return RecordsPut(await self._put_records(effect.after))
+
+    async def _copy(self, effect: Copy) -> list[int]:
+        ticket = self._env.promise()
+        self._target.submit(CopyChunks(ticket, self._under[1], effect.chunks))
+        results = await ticket
+        for chunk, result in zip(effect.chunks, results, strict=True):
+            if result.status in (Status.CHECKSUM, Status.IO_ERROR):
+                self._target.found_damaged(chunk, f"cannot be copied: {Status(result.status).name}")
+        return [result.status for result in results]
+
+    async def _list_ours(self, effect: List) -> Listed:
+        entries, more = await self._target.blocking(entries_here, self._target.engine, effect.first, effect.count)
+        return Listed(Side.OURS, entries, more)
+
+    async def _list_theirs(self, effect: List) -> Listed:
+        chain, version, _ = self._under
+        request = ListChunksRequest(chain=chain, chain_version=version, first=effect.first, chunks_max=effect.count)
+        reply = await self._call(STORAGE.ListChunks, request, CALL_S)
+        return Listed(Side.THEIRS, entries_of(reply), reply.more)
+
+    async def _put_records(self, after: bytes) -> bytes | None:
+        """Bring one page; where the next one begins."""
+        chain, version, _ = self._under
+        engine = self._target.engine
+        page = await self._target.blocking(engine.records, after, RECORDS_PAGE)
+        receipts = page.receipts
+        request = PutRecordsRequest(
+            chain=chain,
+            chain_version=version,
+            clients=b"".join([receipt.client for receipt in receipts]),
+            channel=[receipt.channel for receipt in receipts],
+            sequence=[receipt.sequence for receipt in receipts],
+            number=[receipt.version for receipt in receipts],
+            length=[receipt.length for receipt in receipts],
+            files=b"".join([file for file, _ in page.floors]),
+            truncate_version=[floor for _, floor in page.floors],
+            version_floor=engine.version_floor,
+        )
+        await self._call(STORAGE.PutRecords, request, CALL_S)
+        after_next: bytes | None = page.after
+        return after_next
+
+    async def _call(self, method: Any, request: Any, seconds: float) -> Any:
+        reply = await self._peers.call(self._under[2], method, request, seconds * time_scale())
+        if reply.status != Status.OK:
+            raise error(Status(reply.status), f"{method.name}: {Status(reply.status).name}")
+        return reply

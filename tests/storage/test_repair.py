@@ -1,0 +1,131 @@
+"""Repair of single chunks: a flipped byte, a lost row, on each member, found by a client's report, an update or the scrubber."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from emberfs.proto.errors import Status
+from emberfs.proto.gen import storage_pb2
+from emberfs.proto.ids import chunk_key
+from emberfs.proto.rpc import STORAGE
+from emberfs.storage.engine.engine import ChunkEngine
+from emberfs.storage.engine.row import CHUNK as ROW
+from emberfs.storage.scrub import Scrubber
+
+from .members import SERVING, Member, Members, holdings
+
+SIZE = 300_000
+
+
+@pytest.fixture
+async def members(tmp_path: Path) -> AsyncIterator[Members]:
+    made = await Members(tmp_path, 3).start()
+    made.announce(SERVING, SERVING, SERVING)
+    yield made
+    await made.stop()
+
+
+def flip(engine: ChunkEngine, chunk: bytes, at: int) -> None:
+    """Another byte at this place of the chunk, on the disk."""
+    with engine.plan([(chunk, at, 1)]) as (plan,):
+        ((handle, offset, _),) = plan.edges[0].segments if plan.edges else plan.segments
+        begin = at // plan.unit * plan.unit
+        byte = bytearray(1)
+        engine.disk.preadv(handle, [byte], offset + at - begin, True)
+        engine.disk.pwritev(handle, [memoryview(bytes([byte[0] ^ 1]))], offset + at - begin)
+
+
+async def report(members: Members, number: int, index: int) -> None:
+    request = storage_pb2.ReportCorruptionRequest(chain=[1], target=[number], inode=[5], index=[index])
+    await members.call(members.members[number - 1], STORAGE.ReportCorruption, request)
+
+
+async def repaired(member: Member, count: int) -> None:
+    async with asyncio.timeout(20):
+        while member.repairer.repaired < count:
+            await asyncio.sleep(0.01)
+
+
+def assert_sound(members: Members) -> None:
+    first, *others = [holdings(member.engine) for member in members.members]
+    assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+async def test_a_flipped_byte_is_repaired_where_it_was_reported(members: Members, number: int) -> None:
+    data = bytes(range(256)) * (SIZE // 256)
+    assert await members.write(0, data) is Status.OK
+    member = members.members[number - 1]
+    for count, at in enumerate((0, len(data) // 2, len(data) - 1), 1):
+        flip(member.engine, chunk_key(5, 0), at)
+        await report(members, number, 0)
+        await repaired(member, count)
+        assert await members.read(number, 0) == (Status.OK, data)
+        assert_sound(members)
+        assert not member.target.damaged
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+async def test_a_lost_row_is_repaired_where_it_was_reported(members: Members, number: int) -> None:
+    assert await members.write(0, b"x" * SIZE) is Status.OK
+    member = members.members[number - 1]
+    member.engine.index.write([(ROW + chunk_key(5, 0), None)])
+    member.engine._rows.cached.drop(chunk_key(5, 0))
+    assert (await members.read(number, 0))[0] is Status.CHUNK_NOT_FOUND
+    await report(members, number, 0)
+    await repaired(member, 1)
+    assert_sound(members)
+
+
+async def test_the_scrubber_repairs_what_is_damaged_and_what_is_missing(members: Members) -> None:
+    for index in range(10):
+        assert await members.write(index, bytes([index]) * SIZE) is Status.OK
+    member = members.members[1]
+    flip(member.engine, chunk_key(5, 3), 1000)
+    member.engine.index.write([(ROW + chunk_key(5, 9), None)])
+    member.engine._rows.cached.drop(chunk_key(5, 9))
+    found = await Scrubber(member.target, 1 << 40, None, member.repairer).walk()
+    assert found.damaged == [chunk_key(5, 3)] and found.missing == 1
+    await repaired(member, 2)
+    assert_sound(members)
+    again = await Scrubber(member.target, 1 << 40, None, member.repairer).walk()
+    assert not again.damaged and not again.missing
+
+
+async def test_an_update_that_meets_damage_goes_through_after_the_repair(members: Members) -> None:
+    """In the middle of the chain, where the head has decided already."""
+    assert await members.write(0, b"x" * SIZE) is Status.OK
+    flip(members.members[1].engine, chunk_key(5, 0), 100)
+    assert await members.write(0, b"new", offset=101) is Status.OK
+    assert members.members[1].repairer.repaired == 1
+    assert_sound(members)
+
+
+async def test_updates_go_on_while_chunks_are_repaired(members: Members) -> None:
+    for index in range(8):
+        assert await members.write(index, b"x" * SIZE, inode=1001) is Status.OK
+    work = asyncio.create_task(members.churn(60, 1, files=1))  # of inode 1001
+    for round_ in range(20):
+        member = members.members[round_ % 3]
+        chunk = chunk_key(1001, round_ % 8)
+        if member.engine.info(chunk) is not None and not work.done():
+            member.repairer.report(chunk)
+        await asyncio.sleep(0.01)
+    await work
+    assert_sound(members)
+
+
+async def test_the_last_replica_stays_damaged_and_says_so(tmp_path: Path) -> None:
+    members = await Members(tmp_path, 1).start()
+    members.announce(SERVING)
+    assert await members.write(0, b"x" * SIZE) is Status.OK
+    member = members.members[0]
+    flip(member.engine, chunk_key(5, 0), 5)
+    await report(members, 1, 0)
+    assert chunk_key(5, 0) in member.target.damaged
+    assert await member.repairer.repair(chunk_key(5, 0)) is Status.CHECKSUM
+    await members.stop()

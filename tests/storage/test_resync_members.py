@@ -1,0 +1,208 @@
+"""A resync between real targets in one process: what the returning member lacks is copied while clients go on, and in the end both hold
+the same, byte for byte and record for record."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from emberfs.proto.errors import Status
+from emberfs.proto.gen import cluster_pb2, storage_pb2
+from emberfs.proto.ids import channel_of, chunk_key
+from emberfs.proto.rpc import STORAGE
+from emberfs.storage.engine.engine import Kind, Receipt, Update
+from emberfs.storage.resync import Phase
+
+from .members import OFFLINE, SERVING, SYNCING, Members, holdings
+from .world import World, memory
+
+
+@pytest.fixture
+async def members(tmp_path: Path) -> AsyncIterator[Members]:
+    made = await Members(tmp_path).start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def three(tmp_path: Path) -> AsyncIterator[Members]:
+    made = await Members(tmp_path, 3).start()
+    yield made
+    await made.stop()
+
+
+def assert_equal(members: Members, *numbers: int) -> None:
+    first, *others = [holdings(members.members[number - 1].engine) for number in numbers or range(1, members.count + 1)]
+    for other in others:
+        assert other["chunks"].keys() == first["chunks"].keys()
+        for chunk, held in first["chunks"].items():
+            assert other["chunks"][chunk] == held, f"chunk {chunk.hex()}"
+        assert other["receipts"] == first["receipts"]
+        assert other["floors"] == first["floors"]
+
+
+async def test_an_empty_member_gets_everything(members: Members) -> None:
+    members.announce(SERVING, OFFLINE)
+    await members.churn(60, 1)
+    assert members.members[1].engine.space_info().chunks == 0
+    members.announce(SERVING, SYNCING)
+    await members.synced(2)
+    assert_equal(members)
+    members.announce(SERVING, SERVING)
+    await members.churn(20, 2)
+    assert_equal(members)
+
+
+async def test_only_differences_travel(members: Members) -> None:
+    members.announce(SERVING, SERVING)
+    for index in range(30):
+        assert await members.write(index, b"x" * 10_000) is Status.OK
+    members.announce(SERVING, OFFLINE)
+    await members.write(3, b"changed", offset=5)
+    await members.write(77, b"new")
+    await members.remove(8, 10)
+    members.announce(SERVING, SYNCING)
+    machine = members.members[0].target.syncing
+    await members.synced(2)
+    assert machine is not None and machine.copied == 4
+    assert_equal(members)
+
+
+async def test_the_predecessor_wins_whatever_the_other_side_holds(members: Members) -> None:
+    """Newer versions, the same version with other bytes, updates that nobody committed: nothing is fatal."""
+    members.announce(SERVING, OFFLINE)
+    for index in range(6):
+        assert await members.write(index, b"right" * 1000) is Status.OK
+    engine = members.members[1].engine
+    info = members.members[0].engine.info(chunk_key(5, 0))
+    assert info is not None
+    wrong = b"wrong" * 1000
+    engine.apply(
+        [
+            Update(Kind.REPLACE, chunk_key(5, 0), 0, wrong, 1, 1 << 20, 0, info.chain_version, info.version),
+            Update(Kind.REPLACE, chunk_key(5, 1), 0, wrong, 1, 1 << 20, 0, 99, 99),
+            Update(Kind.REPLACE, chunk_key(6, 1), 0, wrong, 1, 1 << 20, 0, 1, 1),
+        ],
+        receipts=[Receipt(b"x" * 16, 3, 1000, 1, 1)],
+    )
+    job = engine.prepare(Update(Kind.WRITE, chunk_key(5, 2), 0, wrong, 1, 1 << 20, 0, 1, 7))
+    job.run()
+    engine.stage([job])
+    engine.put_records([], [(chunk_key(7, 0)[:10], 5)], 0)
+    members.announce(SERVING, SYNCING)
+    await members.synced(2)
+    assert_equal(members)
+
+
+async def test_writes_go_on_meanwhile(members: Members) -> None:
+    members.announce(SERVING, OFFLINE)
+    draw = random.Random(1)
+    for index in range(100):
+        await members.write(index, draw.randbytes(100_000), inode=9)
+    await members.churn(50, 1)
+    members.announce(SERVING, SYNCING)
+    live = asyncio.gather(members.churn(40, 2), members.churn(40, 3, files=2), overwrite(members, draw, 60))
+    await members.synced(2)
+    members.announce(SERVING, SERVING)
+    await live
+    assert_equal(members)
+
+
+async def overwrite(members: Members, draw: random.Random, count: int) -> None:
+    for _ in range(count):
+        await members.write(draw.randrange(100), draw.randbytes(3000), offset=draw.randrange(90_000), inode=9)
+
+
+async def test_the_member_in_the_middle_is_synced_by_the_last_that_serves(three: Members) -> None:
+    three.announce(SERVING, SERVING, OFFLINE)
+    await three.churn(40, 1)
+    three.announce(SERVING, SERVING, SYNCING)
+    assert three.members[0].target.syncing is None
+    await asyncio.gather(three.churn(30, 2), three.synced(3))
+    three.announce(SERVING, SERVING, SERVING)
+    assert_equal(three)
+
+
+async def test_killed_while_it_is_synced(members: Members) -> None:
+    members.announce(SERVING, OFFLINE)
+    draw = random.Random(3)
+    for index in range(120):
+        await members.write(index, draw.randbytes(200_000), inode=9)
+    for again in range(3):
+        members.announce(SERVING, SYNCING)
+        machine = members.members[0].target.syncing
+        while machine is not None and machine.copied == 0 and machine.phase is not Phase.DONE:
+            await asyncio.sleep(0)
+        await members.members[1].kill()
+        members.announce(SERVING, OFFLINE)
+        await members.churn(20, again)
+        await members.members[1].start()
+    members.announce(SERVING, SYNCING)
+    await members.synced(2)
+    assert_equal(members)
+
+
+async def test_the_one_that_copies_is_killed(three: Members) -> None:
+    """The member before it goes on with the sync; what was copied is found equal."""
+    three.announce(SERVING, SERVING, OFFLINE)
+    draw = random.Random(4)
+    for index in range(120):
+        await three.write(index, draw.randbytes(100_000), inode=9)
+    three.announce(SERVING, SERVING, SYNCING)
+    machine = three.members[1].target.syncing
+    assert machine is not None
+    while machine.copied == 0:
+        await asyncio.sleep(0)
+    await three.members[1].kill()
+    three.announce(SERVING, OFFLINE, SYNCING)
+    await asyncio.gather(three.churn(20, 5), three.synced(3))
+    assert_equal(three, 1, 3)
+    three.announce(SERVING, OFFLINE, SERVING)
+    await three.members[1].start()
+    three.announce(SERVING, SERVING, SYNCING, order=(1, 3, 2))
+    await three.synced(2)
+    assert_equal(three)
+
+
+async def test_retries_after_a_sync_are_answered_as_before(members: Members) -> None:
+    members.announce(SERVING, OFFLINE)
+    data = b"once"
+    request = World.write_request([(5, 0, 0, data, 41, None)], 1, members.version)
+    assert (await members.call(members.head, STORAGE.Write, request, source=[memory(data)])).status[0] == Status.OK
+    members.announce(SERVING, SYNCING)
+    await members.synced(2)
+    members.announce(SERVING, OFFLINE, order=(2, 1))
+    receipt = members.members[1].engine.receipt(members.env.client, channel_of(5, 0))
+    assert receipt is not None and receipt.sequence == 41
+    request.chain_version[:] = [members.version]
+    reply = await members.call(members.head, STORAGE.Write, request, source=[memory(data)])
+    assert reply.status[0] == Status.OK
+    assert members.members[1].engine.info(chunk_key(5, 0)) == members.members[0].engine.info(chunk_key(5, 0))
+
+
+async def test_an_old_chain_version_is_refused_with_the_newer_entry(members: Members) -> None:
+    members.announce(SERVING, SYNCING)
+    second = members.members[1]
+    for method, request in (
+        (STORAGE.ListChunks, storage_pb2.ListChunksRequest(chain=1, chain_version=99)),
+        (STORAGE.PutRecords, storage_pb2.PutRecordsRequest(chain=1, chain_version=99)),
+        (STORAGE.FinishSync, storage_pb2.FinishSyncRequest(chain=1, chain_version=99)),
+    ):
+        reply = await members.call(second, method, request)
+        assert reply.status == Status.STALE_CHAIN_VERSION
+        assert [chain.version for chain in reply.chains] == [members.version]
+
+
+async def test_what_a_target_says_of_itself(members: Members) -> None:
+    members.announce(SERVING, OFFLINE)
+    states = [member.target.entry().state for member in members.members]
+    assert states == [cluster_pb2.LOCAL_STATE_UPTODATE, cluster_pb2.LOCAL_STATE_ONLINE]
+    members.announce(SERVING, SYNCING)
+    await members.synced(2)
+    assert members.members[1].target.entry().state == cluster_pb2.LOCAL_STATE_UPTODATE
+    members.announce(SERVING, OFFLINE)  # good news from before the change is no news
+    assert members.members[1].target.entry().state == cluster_pb2.LOCAL_STATE_ONLINE
