@@ -6,6 +6,7 @@ sent again, or the state be looked at: nothing here happens twice.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -28,7 +29,7 @@ from ..proto.gen.cluster_pb2 import (
 )
 from ..proto.gen.common_pb2 import Chain
 from ..proto.gen.storage_pb2 import AddTargetRequest, DropTargetRequest
-from ..proto.ids import boot_id
+from ..proto.ids import boot_id, new_u64
 from ..proto.routing import UNIX
 from ..proto.rpc import CLUSTER, STORAGE, Method
 from ..proto.settings import parse_url, time_scale
@@ -51,6 +52,7 @@ class Administration:
         location = parse_url(url)
         self._addresses = list(location.addresses)
         self._patience = patience * time_scale()
+        self._nodes: dict[int, Node] = {}  # as of the last status
         self._env = BlockingEnvironment(
             cluster=location.cluster, secret_file=location.secret_file, acts_for_others=True, pool_bytes=POOL_BYTES
         )
@@ -76,6 +78,7 @@ class Administration:
         """All that the manager knows."""
         reply = self._ask_manager(CLUSTER.Status, StatusRequest())
         assert isinstance(reply, StatusReply)
+        self._nodes = {node.id: node for node in reply.routing.nodes}
         return reply
 
     def create_chains(self, chains: Sequence[Sequence[int]]) -> list[int]:
@@ -104,12 +107,12 @@ class Administration:
         """Forget a node that no chain uses any more."""
         self._ask_manager(CLUSTER.RemoveNode, RemoveNodeRequest(node=node))
 
-    def add_target(self, node: Node, folder: str = "") -> int:
+    def add_target(self, node: int, folder: str = "") -> int:
         """Format one more target in a storage process, in this folder ("": beside its first one); its number."""
-        request = AddTargetRequest(path=folder)
+        request = AddTargetRequest(path=posixpath.join(folder, f"target-{new_u64():016x}") if folder else "")
         return int(self._ask_node(node, STORAGE.AddTarget, request).target)  # type: ignore[attr-defined]
 
-    def drop_target(self, node: Node, target: int) -> None:
+    def drop_target(self, node: int, target: int) -> None:
         """Delete a target that is in no chain, with all that it holds."""
         self._ask_node(node, STORAGE.DropTarget, DropTargetRequest(target=target))
 
@@ -127,7 +130,10 @@ class Administration:
             self._addresses.append(self._addresses.pop(0))
             self.sleep(RETRY_SECONDS * time_scale())
 
-    def _ask_node(self, node: Node, method: Method, request: Message) -> Message:
+    def _ask_node(self, number: int, method: Method, request: Message) -> Message:
+        node = self._nodes.get(number) or {n.id: n for n in self.status().routing.nodes}.get(number)
+        if node is None:
+            raise error(Status.NOT_FOUND, f"there is no node {number}")
         same_host = node.host == boot_id()
         addresses = [a for a in node.addresses if same_host or not a.startswith(UNIX)]
         if not addresses:

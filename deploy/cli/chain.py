@@ -1,18 +1,37 @@
-"""`chain plan`: what chains a set of disks gives, or which members move when disks come and go. It changes nothing."""
+"""`emberfs chain`: which targets hold the same chunks, and which should. `plan` changes nothing, `apply` carries it out."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from .output import Failed, console, human, say, write_json
+from ...proto.gen.common_pb2 import TARGET_STATE_LASTSRV
+from .moving import (
+    AT_ONCE,
+    AtOnce,
+    DomainOption,
+    Rate,
+    Yes,
+    administration,
+    confirm,
+    domain_of,
+    look,
+    move,
+    node_named,
+    watched,
+)
+from .output import Failed, console, say, write_json
 
 if TYPE_CHECKING:
-    from ..placement import Chain, Disk, Plan, Request
+    from ..administration import Administration
+    from ..placement.moves import Wish
+    from ..placement.view import ClusterView
 
 ROWS_SHOWN_DEFAULT = 16
+HEAL_SECONDS = 600.0  # a silent node may be rebooting; scaled
+FAILED_SECONDS = 60.0  # a failed disk does not come back by itself; scaled
 
 chain = typer.Typer(
     name="chain",
@@ -25,7 +44,25 @@ chain = typer.Typer(
 
 @chain.callback()
 def _group() -> None:
-    """Chains: which targets hold the same chunks."""
+    """Chains: which targets hold the same chunks.
+
+    Every chunk lies on all members of one chain; its head takes the writes, any member that serves answers reads. 'plan' shows
+    which members should move, 'apply' moves them, one at a time in each chain, while clients work.
+    """
+
+
+@chain.command("list")
+def list_(as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False) -> None:
+    """Show the chains with their members, head first, and what each member is."""
+    from .status import chain_table, chains_of
+
+    with administration() as connection:
+        reply = connection.status()
+    found = chains_of(reply)
+    if as_json:
+        write_json(found)
+    else:
+        console().print(chain_table(found))
 
 
 @chain.command("plan")
@@ -60,149 +97,150 @@ def plan(
 ) -> None:
     """Show which chains to make, or which members have to move. Nothing is changed.
 
+    Without a description: what 'chain apply' would do now in the running cluster, with these nodes drained or gone.
+
     Recovery is spread as evenly as can be: the pair load is the number of chains that two hosts share.
     """
-    from ..placement import plan as make
-    from ..placement import replan
+    from . import planning
 
-    try:
-        document = _read(description) if description else _running()
-        document |= {
-            key: value
-            for key, value in (("replicas", replicas), ("domain", domain), ("seats_per_disk", seats))
-            if value
-        }
-        request, chains = _request(document, drain or [], remove or [])
-        found = replan(request, chains) if chains and not fresh else make(request, seconds)
-    except ValueError as wrong:
-        raise Failed(str(wrong), 2 if not _is_infeasible(wrong) else 1) from wrong
-    if as_json:
-        write_json(_plain(found))
-    else:
-        _show(request, found, rows)
-
-
-def _is_infeasible(wrong: ValueError) -> bool:
-    from ..placement import InfeasibleError
-
-    return isinstance(wrong, InfeasibleError)
-
-
-def _read(path: str) -> dict[str, Any]:
-    import json
-    import tomllib
-    from pathlib import Path
-
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        document = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-    except ValueError as wrong:
-        raise ValueError(f"{path}: {wrong}") from wrong
-    assert isinstance(document, dict)  # neither format has another outermost value that begins so
-    return document
-
-
-def _running() -> dict[str, Any]:
-    """The description of the running cluster: each target takes one member; an offline one without a chain takes none."""
-    from ...proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, NODE_KIND_STORAGE
-    from .paths import connected
-
-    with connected() as client:
-        routing = client.status().routing
-    names = {target.id: f"{_node_name(routing, target.node)}/{target.id}" for target in routing.targets}
-    members = {member.target for chain in routing.chains for member in chain.members}
-    used = {target.id: target.used for target in routing.targets}
-    nodes = []
-    for node in routing.nodes:
-        if node.kind != NODE_KIND_STORAGE:
-            continue
-        disks = [
-            {"name": names[target.id], "capacity": target.capacity, "seats_max": 1}
-            for target in routing.targets
-            if target.node == node.id and (target.id in members or target.state != LOCAL_STATE_OFFLINE)
-        ]
-        if disks:
-            nodes.append({"name": _node_name(routing, node.id), "host": node.host, "disk": disks})
-    chains = [
-        {
-            "id": chain.id,
-            "members": [names[member.target] for member in chain.members if member.target in names],
-            "size": max((used.get(member.target, 0) for member in chain.members), default=0),
-        }
-        for chain in routing.chains
-    ]
-    longest = max((len(chain["members"]) for chain in chains), default=1)
-    return {"replicas": longest, "node": nodes, "chain": chains}
-
-
-def _node_name(routing: Any, node_id: int) -> str:
-    return next((node.name for node in routing.nodes if node.id == node_id and node.name), f"node-{node_id}")
-
-
-def _request(document: dict[str, Any], drain: list[str], remove: list[str]) -> tuple[Request, list[Chain]]:
-    from ..placement import read_description
-    from ..placement.model import Standing
-
-    request, chains = read_description(document)
-    disks: list[Disk] = list(request.disks)
-    for names, standing in ((drain, Standing.DRAINING), (remove, Standing.GONE)):
-        for name in names:
-            if not any(name in (disk.name, disk.node) for disk in disks):
-                raise ValueError(f"no node and no disk is called {name!r}")
-            disks = [replace(disk, standing=standing) if name in (disk.name, disk.node) else disk for disk in disks]
-    return (replace(request, disks=disks) if drain or remove else request), chains
-
-
-def _plain(found: Plan) -> dict[str, Any]:
-    return {
-        "method": found.method,
-        "figures": asdict(found.figures),
-        "notes": list(found.notes),
-        "moves": [asdict(move) for move in found.moves],
-        "chains": [
-            {"id": chain.id or number + 1, "members": list(chain.members)} for number, chain in enumerate(found.chains)
-        ],
-    }
-
-
-def _show(request: Request, found: Plan, rows: int) -> None:
-    from rich.table import Table
-
-    figures = found.figures
-    say(f"   chains: {figures.chains} of {request.replicas} over {figures.points} {_points(request)}")
-    say(
-        f"  members: {_span(figures.seats_min, figures.seats_max)} on a disk, which leads at most {figures.heads_max} chains"
+    if not (description or fresh or replicas or seats):
+        with administration() as connection:
+            view = look(connection)
+        planning.show_moves(*_wish(view, domain, drain or [], remove or []), rows, as_json)
+        return
+    planning.show_new(
+        description,
+        {"replicas": replicas, "domain": domain, "seats_per_disk": seats},
+        drain or [],
+        remove or [],
+        fresh=fresh,
+        seconds=seconds,
+        rows=rows,
+        as_json=as_json,
     )
-    proof = "the least there can be" if figures.is_optimal else f"no plan has less than {figures.pair_load_bound}"
-    say(f"pair load: {figures.pair_load_max} at most ({proof}), {figures.disk_pair_load_max} between two disks")
-    say(f"    space: {human(figures.usable)} of files in {human(figures.raw)} of disks")
-    if found.method == "replan":
-        say(f"    moves: {figures.moves} (at least {figures.moves_bound}), {human(figures.bytes_to_move)} to copy")
-    for note in found.notes:
-        say(f"     note: {note}")
-    moves, chains = found.moves[: rows or None], found.chains[: rows or None]
-    if found.method == "replan":
-        table = Table("chain", "from", "to", "bytes", box=None)
-        for move in moves:
-            table.add_row(str(move.chain), move.source or "-", move.target, human(move.size))
-        if moves:
-            console().print(table)
-    else:
-        table = Table("chain", "members, head first", box=None)
-        for number, entry in enumerate(chains):
-            table.add_row(str(number + 1), "  ".join(entry.members))
-        console().print(table)
-    hidden = len(found.moves) - len(moves) if found.method == "replan" else len(found.chains) - len(chains)
-    if hidden:
-        say(f"... and {hidden} more (--rows 0 shows all)")
-    say("Nothing was changed.")
 
 
-def _points(request: Request) -> str:
-    from ..placement import Domain
+@chain.command("apply")
+def apply(
+    at_once: AtOnce = AT_ONCE,
+    rate: Rate = "",
+    domain: DomainOption = "",
+    balance: Annotated[
+        bool, typer.Option(help="Level how many members each disk has, too, not only what is drained or lost.")
+    ] = True,
+    keep: Annotated[bool, typer.Option("--keep", help="Go on for ever: whatever comes, goes or breaks.")] = False,
+    heal_after: Annotated[
+        float, typer.Option(help="With --keep: seconds after which a silent node is given up.", min=0)
+    ] = HEAL_SECONDS,
+) -> None:
+    """Move members as 'chain plan' shows, while clients work.
 
-    return "nodes" if request.domain is Domain.NODE else "hosts"
+    A member moves in four steps: a target is made where it moves to (unless an empty one is there), it joins the chain and is
+    copied to, the old one leaves, and is deleted. It may be interrupted and repeated at any time, and run twice.
+
+    With --keep it stays and watches: members on disks that failed (after a minute) and on nodes that are silent (after ten) are copied
+    to others, new nodes get their share.
+    """
+    from ..placement.moves import Wish
+
+    with administration() as connection:
+        if keep:
+            _keep(connection, domain, balance, at_once, rate, heal_after)
+        decision = move(connection, Wish(balance=balance, domain=domain_of(domain)), at_once, rate)
+        assert not decision.blocked
+        say("All members are where they should be.")
 
 
-def _span(low: int, high: int) -> str:
-    return str(low) if low == high else f"{low} to {high}"
+def _keep(
+    connection: Administration, domain: str, balance: bool, at_once: int, rate: str, heal_after: float
+) -> NoReturn:
+    """`chain apply --keep`: until Ctrl-C. What stands in the way is said once, and tried again."""
+    from ...proto.settings import time_scale
+    from ..mover import Absences
+    from ..placement.moves import Wish
+
+    scale = time_scale()
+    absences = Absences(heal_after * scale, min(FAILED_SECONDS, heal_after) * scale)
+
+    def wish(view: ClusterView) -> Wish:
+        return Wish(absences.lost(view, connection.now()), balance, domain_of(domain))
+
+    told: list[str] = []
+    with watched(connection, at_once, rate) as mover:
+        while True:
+            _, decision, moved = mover.look(wish)
+            if decision.blocked != told:
+                told = decision.blocked
+                for sentence in told:
+                    say(f"waiting: {sentence}")
+            mover.rest(moved)
+
+
+@chain.command("create")
+def create(
+    replicas: Annotated[
+        int, typer.Option(help="Members of each. Default: as the other chains.", show_default=False, min=0)
+    ] = 0,
+    count: Annotated[int, typer.Option(help="How many. Default: as many as there can be.", show_default=False)] = 0,
+    domain: DomainOption = "",
+) -> None:
+    """Make new chains over targets that are in none. New files are laid out over them too; old ones stay where they are."""
+    from ..chains import plan_new_chains, spare_targets
+
+    with administration() as connection:
+        routing = connection.status().routing
+        view = look(connection)
+        members = replicas or view.replicas
+        chosen = domain_of(domain) or view.widest_domain()
+        drained = {entry.id for entry in view.nodes.values() if entry.draining}
+        spare = [entry for entry in spare_targets(routing) if entry.node not in drained and not entry.chunks]
+        made = connection.create_chains(plan_new_chains(routing, spare, members, chosen, count))
+    say(f"Made {len(made)} {'chain' if len(made) == 1 else 'chains'} of {members}: {', '.join(map(str, made))}.")
+
+
+@chain.command("revive")
+def revive(
+    number: Annotated[int, typer.Argument(metavar="CHAIN", help="As 'emberfs chain list' shows it.")],
+    target: Annotated[int, typer.Argument(help="The member that shall serve with what it has.")],
+    yes: Yes = False,
+) -> None:
+    """Let a member serve a chain whose last serving members will never come back. What only those had is lost.
+
+    A chain waits for any of the members that served last (LASTSRV), because each of them holds every acknowledged write. Only when
+    all of those are gone for good is another member, which missed writes, better than nothing.
+    """
+    with administration() as connection:
+        view = look(connection)
+        entry = next((entry for entry in view.chains if entry.id == number), None)
+        if entry is None:
+            raise Failed(f"there is no chain {number} (see: emberfs chain list)")
+        if entry.serving:
+            raise Failed(f"chain {number} is being served: there is nothing to revive")
+        waiting = [_member_text(view, m.target) for m in entry.members if m.state == TARGET_STATE_LASTSRV]
+        chosen = next((m for m in entry.members if m.target == target), None)
+        if chosen is not None and chosen.state != TARGET_STATE_LASTSRV and waiting:
+            confirm(
+                f"Every acknowledged write of chain {number} is on {' and on '.join(waiting)}. Target {target} lacks what was written "
+                "since it was away: that is lost for good. Go on?",
+                yes,
+            )
+        after = connection.change_chain(number, entry.version, revive=target)
+    say(f"chain {number}: served by target {target} from version {after.version} on.")
+
+
+def _member_text(view: ClusterView, target: int) -> str:
+    entry = view.targets.get(target)
+    return f"target {target} ({view.node_of(target).name or f'node {entry.node}'})" if entry else f"target {target}"
+
+
+def _wish(view: ClusterView, domain: str, drain: list[str], remove: list[str]) -> tuple[ClusterView, Wish]:
+    """What the options ask for, and the cluster with the nodes to drain marked as such."""
+    from ..placement.moves import Wish
+
+    nodes = dict(view.nodes)
+    for name in drain:
+        entry = node_named(view, name)
+        nodes[entry.id] = replace(entry, draining=True)
+    gone = {node_named(view, name).id for name in remove}
+    lost = frozenset(target.id for target in view.targets.values() if target.node in gone)
+    return replace(view, nodes=nodes), Wish(lost, balance=True, domain=domain_of(domain))

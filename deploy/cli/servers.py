@@ -1,4 +1,4 @@
-"""The cluster of this machine: up, down, status."""
+"""The cluster of this machine: up, down."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...proto.errors import StatusError
-from .output import Failed, console, human, parse_size, say, write_json
+from .output import Failed, parse_size, say, write_json
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ..local import LocalCluster
-
-WATCH_SECONDS = 1.0
 
 _DATA_HELP = "Data directory. Default: $EMBERFS_DATA, else ~/.local/share/emberfs."
 _PORT_HELP = "Serve TCP on this port too (0: any free one). Default: Unix sockets only."
@@ -102,7 +97,7 @@ def _say_how_to_go_on(cluster: LocalCluster, status: dict[str, Any]) -> None:
 
 def down(data: _Data = "") -> None:
     """Stop the cluster of this machine. Its data stays."""
-    cluster = _existing(data)
+    cluster = existing(data)
     running = [server.name for server in cluster.servers.values() if server.pid()]
     killed = cluster.stop()
     if not running:
@@ -115,28 +110,7 @@ def down(data: _Data = "") -> None:
         say(f"Stopped. 'emberfs up' brings it back; its data is in {cluster.data}.")
 
 
-def status(
-    data: _Data = "",
-    as_json: _Json = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C.")] = False,
-) -> None:
-    """Show servers, targets, chains and space. Exit code 3 unless all of it runs."""
-    if watch and not as_json:
-        _watch(data)
-        return
-    found = collect(data)
-    if as_json:
-        write_json(found)
-    else:
-        for table in tables(found):
-            console().print(table)
-        if found["error"]:
-            say(f"\n{found['error']}")
-    if not found["running"]:
-        raise Failed("" if as_json else "not all servers run: 'emberfs up' starts what is missing", 3)
-
-
-def _existing(data: str) -> LocalCluster:
+def existing(data: str) -> LocalCluster:
     """The cluster of a data directory; that there is none is exit code 3."""
     from ..local import LocalCluster
 
@@ -146,153 +120,3 @@ def _existing(data: str) -> LocalCluster:
     except FileNotFoundError as missing:
         raise Failed(str(missing.strerror), 3) from missing
     return cluster
-
-
-def collect(data: str = "") -> dict[str, Any]:
-    """All that is known: the processes of a local cluster (if it is one), and what the cluster manager says (if it answers)."""
-    found: dict[str, Any] = {"running": False, "error": "", "servers": [], "targets": [], "chains": []}
-    url = _remote_url() if not data else ""
-    if not url:
-        local = _existing(data)
-        found.update(local.status())
-        url = local.url
-        if not found["servers"][0]["pid"]:
-            return found
-    try:
-        found.update(_ask(url))
-        found["running"] = found.get("running", True) or bool(_remote_url())
-    except (Failed, StatusError) as failed:
-        found["running"] = False
-        found["error"] = str(failed.strerror if isinstance(failed, StatusError) else failed)
-    return found
-
-
-def _remote_url() -> str:
-    import os
-
-    url = os.environ.get("EMBERFS_URL", "")
-    return url if url.startswith("ember://") and not url.lower().startswith("ember://%2f") else ""
-
-
-def _ask(url: str) -> dict[str, Any]:
-    """The cluster manager's view, as plain values."""
-    from ...proto.gen import cluster_pb2, common_pb2
-    from .paths import connected
-
-    with connected(url) as client:
-        reply, space = client.status(), client.statfs()
-    routing = reply.routing
-    nodes = [
-        {
-            "node": node.id,
-            "kind": cluster_pb2.NodeKind.Name(node.kind).removeprefix("NODE_KIND_").lower(),
-            "name": node.name,
-            "software": node.software,
-            "addresses": list(node.addresses),
-        }
-        for node in routing.nodes
-    ]
-    targets = [
-        {
-            "target": target.id,
-            "node": target.node,
-            "state": cluster_pb2.LocalState.Name(target.state).removeprefix("LOCAL_STATE_"),
-            "capacity": target.capacity,
-            "used": target.used,
-            "path": target.path,
-        }
-        for target in routing.targets
-    ]
-    chains = [
-        {
-            "chain": chain.id,
-            "version": chain.version,
-            "members": [
-                {
-                    "target": member.target,
-                    "state": common_pb2.TargetState.Name(member.state).removeprefix("TARGET_STATE_"),
-                }
-                for member in chain.members
-            ],
-        }
-        for chain in routing.chains
-    ]
-    return {
-        "cluster": client.cluster_id,
-        "routing_version": routing.version,
-        "nodes": nodes,
-        "targets": targets,
-        "chains": chains,
-        "clients": reply.clients,
-        "inodes": reply.inodes,
-        "gc_pending": reply.gc_pending,
-        "space": {"total": space.total, "used": space.used, "free": space.free},
-    }
-
-
-def tables(found: dict[str, Any]) -> list[Table | str]:
-    """What `collect` found, for people."""
-    from rich.table import Column, Table
-
-    shown: list[Table | str] = []
-    head = f"cluster {found.get('cluster', '?')}" + (f"  in {found['data']}" if found.get("data") else "")
-    if space := found.get("space"):
-        head += f"\n{found['inodes']} inodes, {found['clients']} clients, {human(space['used'])} used of {human(space['total'])}"
-        if found["gc_pending"]:
-            head += f", {found['gc_pending']} removed files still being freed"
-    shown.append(head)
-    if found["servers"]:
-        table = Table("server", "pid", "memory", "up for", Column("addresses", overflow="fold"), box=None)
-        for server in found["servers"]:
-            alive = bool(server["pid"])
-            memory = human(server["resident_bytes"]) if alive else ""
-            duration = _duration(server["uptime_s"]) if alive else ""
-            pid = str(server["pid"]) if alive else "[red]down[/]"
-            table.add_row(server["name"], pid, memory, duration, "\n".join(server["addresses"]))
-        shown.append(table)
-    if found["targets"]:
-        on_chain = {member["target"]: (chain, member) for chain in found["chains"] for member in chain["members"]}
-        table = Table(
-            "target", "node", "disk", "chain", "state", "used", "capacity", Column("path", overflow="fold"), box=None
-        )
-        for target in found["targets"]:
-            chain, member = on_chain.get(target["target"], ({}, {}))
-            version = f"{chain['chain']}, version {chain['version']}" if chain else "-"
-            state = member.get("state", "-")
-            shown_state = state if state == "SERVING" else f"[red]{state}[/]"
-            sizes = (human(target["used"]), human(target["capacity"]))
-            table.add_row(
-                str(target["target"]),
-                str(target["node"]),
-                target["state"],
-                version,
-                shown_state,
-                *sizes,
-                target["path"],
-            )
-        shown.append(table)
-    return shown
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    parts = ((days, "d"), (hours, "h"), (minutes, "m"), (rest, "s"))
-    large = [f"{value}{unit}" for value, unit in parts if value]
-    return " ".join(large[:2]) or "0s"
-
-
-def _watch(data: str) -> None:
-    from rich.console import Group
-    from rich.live import Live
-
-    with Live(console=console(), auto_refresh=False, screen=console().is_terminal) as live:
-        while True:
-            try:
-                found = collect(data)
-                shown: list[Any] = [*tables(found), *([found["error"]] if found["error"] else [])]
-            except StatusError as failed:
-                shown = [str(failed.strerror)]
-            live.update(Group(*shown), refresh=True)
-            time.sleep(WATCH_SECONDS)

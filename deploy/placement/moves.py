@@ -103,6 +103,12 @@ def decide(view: ClusterView, wish: Wish) -> Decision:
     return _Round(view, wish).decide()
 
 
+def plan_of(view: ClusterView, wish: Wish) -> Plan | None:
+    """Where all members are to be in the end, with the moves that are left and figures; disks are called "node:folder". None when there
+    is nothing to move, or no such place."""
+    return _Round(view, wish).plan() if view.chains and view.targets else None
+
+
 class _Round:
     """One look at the cluster."""
 
@@ -196,6 +202,11 @@ class _Round:
             return str(node.id)
         return node.rack if self.domain is Domain.RACK else node.host or f"node {node.id}"
 
+    def plan(self) -> Plan | None:
+        """Where members should be; the seats are levelled only when nothing is urgent."""
+        urgent = any(not self._is_whole(chain) for chain in self.view.chains)
+        return self._plan(balance=self.wish.balance and not urgent)
+
     def _plan(self, *, balance: bool) -> Plan | None:
         """Where members should be. For those that must move, targets are made only where the empty ones are not enough; then each disk
         gets its share of them. Others make room only when there is no other way."""
@@ -206,9 +217,10 @@ class _Round:
         except InfeasibleError:
             return None  # they cannot be levelled better: that is nobody's concern
         more = self._disks(making=True)
-        for attempt in (lambda: disks, lambda: self._shares(more)):
+        for shares in (False, True):
             try:
-                found = replan(self._request(attempt()), self._chains, balance=False)
+                allowed = self._shares(more) if shares else disks
+                found = replan(self._request(allowed), self._chains, balance=False)
             except InfeasibleError:
                 continue
             if len(found.moves) <= found.figures.moves_bound:
@@ -239,8 +251,7 @@ class _Round:
 
     def decide(self) -> Decision:
         if self.view.chains and self.view.targets:
-            urgent = any(not self._is_whole(chain) for chain in self.view.chains)
-            plan = self._plan(balance=self.wish.balance and not urgent)
+            plan = self.plan()
             goals = {chain.id: chain.members for chain in plan.chains} if plan else {}
             for chain in self.view.chains:
                 self._under_way(chain)

@@ -29,7 +29,9 @@ def plan(request: Request, seconds: float = SECONDS_DEFAULT) -> Plan:
     points = sorted({disk.point(request.domain) for disk in disks})
     problem = _problem(request, disks, points, seats, chains)
     blocks, method, bound = best_design(problem, request.seed, seconds)
-    made = _ordered(_on_disks(request, disks, points, seats, blocks), seats)
+    made = _ordered(
+        _on_disks(request, disks, points, seats, blocks), seats, {d.name: d.point(request.domain) for d in disks}
+    )
     found = tuple(Chain(members) for members in made)
     unused = [disk.name for disk in disks if not seats[disk.name]]
     notes = (
@@ -114,12 +116,15 @@ def _on_disks(
     return chains
 
 
-def _ordered(chains: Sequence[Sequence[str]], seats: dict[str, int]) -> list[tuple[str, ...]]:
-    """Every disk leads its share of the chains: the head is the member with the most to do."""
-    heads: Counter[str] = Counter()
+def _ordered(chains: Sequence[Sequence[str]], seats: dict[str, int], points: dict[str, str]) -> list[tuple[str, ...]]:
+    """Every point leads its share of the chains, and so does every disk of it: the head is the member with the most to do."""
+    led: Counter[str] = Counter()  # by point, and by disk
+    places: Counter[str] = Counter(dict(seats))
+    for name, count in seats.items():
+        places["point " + points[name]] += count
     ordered = []
     for chain in chains:
-        head = min(chain, key=lambda name: (heads[name] / seats[name], name))
-        heads[head] += 1
+        head = min(chain, key=lambda name: (*(led[x] / places[x] for x in ("point " + points[name], name)), name))
+        led.update((head, "point " + points[head]))
         ordered.append((head, *(name for name in chain if name != head)))
     return ordered

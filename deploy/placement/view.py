@@ -110,6 +110,7 @@ def view_of(status: StatusReply) -> ClusterView:
             up=target.node not in silent and target.state != LOCAL_STATE_OFFLINE,
             takes=not (target.full or target.damaged or target.disabled),
             disabled=target.disabled,
+            disk=target.disk,
             sync_done=target.sync_done,
             sync_total=target.sync_total,
         )

@@ -1,0 +1,307 @@
+"""`emberfs status`: servers, nodes, targets, chains and space; once, live, or as JSON."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...proto.errors import StatusError
+from .output import Failed, console, human, say, write_json
+from .servers import existing
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ...proto.gen.cluster_pb2 import StatusReply
+
+WATCH_SECONDS = 1.0
+CHAINS_SHOWN_MAX = 40  # rows of the table, those that lack something first; --json has all
+WELL = "well"
+HEALTH = {WELL: "green", "copying": "yellow", "short of a member": "yellow", "not served": "red"}
+COLOURS = {"SERVING": "green", "SYNCING": "yellow", "WAITING": "yellow", "LASTSRV": "magenta", "OFFLINE": "red"}
+
+
+def status(
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data", help="Data directory. Default: $EMBERFS_DATA, else ~/.local/share/emberfs.", show_default=False
+        ),
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C.")] = False,
+) -> None:
+    """Show servers, targets, chains and space. Exit code 3 unless all servers run.
+
+    A chain is well when all its members are SERVING. SYNCING: the member is copied to, and takes all writes already; WAITING: it is
+    next; OFFLINE: it is not there; LASTSRV: it was the last to serve, and the chain waits for it.
+    """
+    if watch and not as_json:
+        _watch(data)
+        return
+    found = collect(data)
+    if as_json:
+        write_json(found)
+    else:
+        for table in tables(found):
+            console().print(table)
+        if found["error"]:
+            say(f"\n{found['error']}")
+    if not found["running"]:
+        raise Failed("" if as_json else "not all servers run: 'emberfs up' starts what is missing", 3)
+
+
+def collect(data: str = "") -> dict[str, Any]:
+    """All that is known: the processes of a local cluster (if it is one), and what the cluster manager says (if it answers)."""
+    found: dict[str, Any] = {"running": False, "error": "", "servers": [], "nodes": [], "targets": [], "chains": []}
+    url = _remote_url() if not data else ""
+    if not url:
+        local = existing(data)
+        found.update(local.status())
+        url = local.url
+        if not found["servers"][0]["pid"]:
+            return found
+    try:
+        found.update(_ask(url))
+        found["running"] = found.get("running", True) or bool(_remote_url())
+    except (Failed, StatusError) as failed:
+        found["running"] = False
+        found["error"] = str(failed.strerror if isinstance(failed, StatusError) else failed)
+    return found
+
+
+def _remote_url() -> str:
+    url = os.environ.get("EMBERFS_URL", "")
+    return url if url.startswith("ember://") and not url.lower().startswith("ember://%2f") else ""
+
+
+def _ask(url: str) -> dict[str, Any]:
+    """The cluster manager's view, as plain values."""
+    from .paths import connected
+
+    with connected(url) as client:
+        reply, space = client.status(), client.statfs()
+    return {
+        "cluster": client.cluster_id,
+        "primary": reply.primary,
+        "routing_version": reply.routing.version,
+        "nodes": nodes_of(reply),
+        "targets": targets_of(reply),
+        "chains": chains_of(reply),
+        "clients": reply.clients,
+        "inodes": reply.inodes,
+        "gc_pending": reply.gc_pending,
+        "space": {"total": space.total, "used": space.used, "free": space.free},
+    }
+
+
+def nodes_of(reply: StatusReply) -> list[dict[str, Any]]:
+    """Servers as the manager knows them."""
+    from ...proto.gen.cluster_pb2 import NODE_KIND_STORAGE, NodeKind
+
+    silent = set(reply.silent_nodes)
+    return [
+        {
+            "node": node.id,
+            "kind": NodeKind.Name(node.kind).removeprefix("NODE_KIND_").lower(),
+            "name": node.name,
+            "state": "silent"
+            if node.id in silent and node.kind == NODE_KIND_STORAGE
+            else "draining"
+            if node.draining
+            else "up",
+            "software": node.software,
+            "host": node.host,
+            "rack": node.rack,
+            "addresses": list(node.addresses),
+        }
+        for node in reply.routing.nodes
+    ]
+
+
+def targets_of(reply: StatusReply) -> list[dict[str, Any]]:
+    """Targets as their servers last reported them."""
+    from ...proto.gen.cluster_pb2 import LocalState
+
+    names = {node.id: node.name for node in reply.routing.nodes}
+    marks = ("disabled", "full", "damaged")
+    return [
+        {
+            "target": target.id,
+            "node": target.node,
+            "name": names.get(target.node, ""),
+            "state": LocalState.Name(target.state).removeprefix("LOCAL_STATE_"),
+            "marks": [mark for mark in marks if getattr(target, mark)],
+            "capacity": target.capacity,
+            "used": target.used,
+            "chunks": target.chunks,
+            "path": target.path,
+        }
+        for target in reply.routing.targets
+    ]
+
+
+def chains_of(reply: StatusReply) -> list[dict[str, Any]]:
+    """Chains with their members, head first; `sync` is how far a member that is copied to has come, 0 to 1."""
+    from ...proto.gen.common_pb2 import TargetState
+
+    names = {node.id: node.name for node in reply.routing.nodes}
+    targets = {target.id: target for target in reply.routing.targets}
+    found = []
+    for chain in reply.routing.chains:
+        members: list[dict[str, Any]] = []
+        for member in chain.members:
+            state = TargetState.Name(member.state).removeprefix("TARGET_STATE_")
+            row = {"target": member.target, "node": member.node, "name": names.get(member.node, ""), "state": state}
+            before = targets.get(int(members[-1]["target"])) if members else None
+            if state == "SYNCING" and before is not None and before.sync_total:
+                row["sync"] = round(before.sync_done / before.sync_total, 4)  # told by the one that copies to it
+            members.append(row)
+        found.append({"chain": chain.id, "version": chain.version, "members": members})
+    return found
+
+
+def tables(found: dict[str, Any]) -> list[Table | str]:
+    """What `collect` found, for people."""
+    shown: list[Table | str] = [_head(found)]
+    if found["servers"]:
+        shown.append(_server_table(found["servers"]))
+    remote = [node for node in found["nodes"] if node["kind"] == "storage"]
+    if remote and not found["servers"]:
+        shown.append(_node_table(remote))
+    if found["targets"]:
+        shown.append(_target_table(found))
+    if any(len(chain["members"]) > 1 for chain in found["chains"]):
+        shown.append(chain_table(found["chains"]))
+    return shown
+
+
+def _head(found: dict[str, Any]) -> str:
+    head = f"cluster {found.get('cluster', '?')}" + (f"  in {found['data']}" if found.get("data") else "")
+    if space := found.get("space"):
+        head += f"\n{found['inodes']} inodes, {found['clients']} clients, {human(space['used'])} used of {human(space['total'])}"
+        if found["gc_pending"]:
+            head += f", {found['gc_pending']} removed files still being freed"
+    if found["chains"]:
+        head += f"\n{_health(found['chains'])}"
+    silent = [node["name"] or str(node["node"]) for node in found["nodes"] if node["state"] == "silent"]
+    draining = [node["name"] or str(node["node"]) for node in found["nodes"] if node["state"] == "draining"]
+    if silent:
+        head += f"\n[red]silent: {', '.join(silent)}[/]"
+    if draining:
+        head += f"\n[yellow]draining: {', '.join(draining)}[/]"
+    return head
+
+
+def _health(chains: list[dict[str, Any]]) -> str:
+    """How many chains there are, and what they lack."""
+    counts = Counter(_word(chain) for chain in chains)
+    parts = [f"[{colour}]{counts[word]} {word}[/]" for word, colour in HEALTH.items() if counts[word]]
+    return f"{len(chains)} {'chain' if len(chains) == 1 else 'chains'}: {', '.join(parts)}"
+
+
+def _word(chain: dict[str, Any]) -> str:
+    states = [member["state"] for member in chain["members"]]
+    if all(state == "SERVING" for state in states):
+        return WELL
+    if "SERVING" not in states:
+        return "not served"
+    return "copying" if "SYNCING" in states else "short of a member"
+
+
+def _server_table(servers: list[dict[str, Any]]) -> Table:
+    from rich.table import Column, Table
+
+    table = Table("server", "pid", "memory", "up for", Column("addresses", overflow="fold"), box=None)
+    for server in servers:
+        alive = bool(server["pid"])
+        memory = human(server["resident_bytes"]) if alive else ""
+        duration = _duration(server["uptime_s"]) if alive else ""
+        pid = str(server["pid"]) if alive else "[red]down[/]"
+        table.add_row(server["name"], pid, memory, duration, "\n".join(server["addresses"]))
+    return table
+
+
+def _node_table(nodes: list[dict[str, Any]]) -> Table:
+    from rich.table import Column, Table
+
+    table = Table("node", "name", "state", "rack", Column("addresses", overflow="fold"), box=None)
+    for node in nodes:
+        colour = {"up": "green", "draining": "yellow"}.get(node["state"], "red")
+        state = f"[{colour}]{node['state']}[/]"
+        table.add_row(str(node["node"]), node["name"], state, node["rack"], "\n".join(node["addresses"]))
+    return table
+
+
+def _target_table(found: dict[str, Any]) -> Table:
+    from rich.table import Column, Table
+
+    on_chain = {member["target"]: (chain, member) for chain in found["chains"] for member in chain["members"]}
+    columns = [Column(name, no_wrap=True) for name in ("target", "node", "disk", "chain", "state", "chunks", "used")]
+    table = Table(*columns, Column("path", overflow="fold"), box=None)
+    begin = f"{found['data']}/" if found.get("data") else ""
+    for target in found["targets"]:
+        chain, member = on_chain.get(target["target"], ({}, {}))
+        disk = " ".join([target["state"], *target["marks"]])
+        if target["state"] == "OFFLINE" or target["marks"]:
+            disk = f"[red]{disk}[/]"
+        state = _state_text(member) if member else "[cyan]spare[/]"
+        sizes = (str(target["chunks"]), f"{human(target['used'])} of {human(target['capacity'])}")
+        name = target["name"] or str(target["node"])
+        path = target["path"].removeprefix(begin)
+        table.add_row(str(target["target"]), name, disk, str(chain.get("chain", "-")), state, *sizes, path)
+    return table
+
+
+def chain_table(chains: list[dict[str, Any]]) -> Table:
+    """Chains with their members as node/target, those that lack something first."""
+    from rich.table import Table
+
+    table = Table("chain", "version", "state", "members, head first", box=None)
+    rows = sorted(chains, key=lambda chain: (_word(chain) == WELL, chain["chain"]))
+    for chain in rows[:CHAINS_SHOWN_MAX]:
+        members = [f"{m['name'] or m['node']}/{m['target']}" + _unless_serving(m) for m in chain["members"]]
+        word = _word(chain)
+        state = f"[{HEALTH[word]}]{word}[/]"
+        table.add_row(str(chain["chain"]), str(chain["version"]), state, "  ".join(members))
+    if len(chains) > CHAINS_SHOWN_MAX:
+        table.add_row("...", "", "", f"and {len(chains) - CHAINS_SHOWN_MAX} more (--json shows all)")
+    return table
+
+
+def _unless_serving(member: dict[str, Any]) -> str:
+    return "" if member["state"] == "SERVING" else f" {_state_text(member)}"
+
+
+def _state_text(member: dict[str, Any]) -> str:
+    state = str(member["state"])
+    progress = f" {member['sync']:.0%}" if "sync" in member else ""
+    return f"[{COLOURS.get(state, 'red')}]{state}{progress}[/]"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = ((days, "d"), (hours, "h"), (minutes, "m"), (rest, "s"))
+    large = [f"{value}{unit}" for value, unit in parts if value]
+    return " ".join(large[:2]) or "0s"
+
+
+def _watch(data: str) -> None:
+    from rich.console import Group
+    from rich.live import Live
+
+    with Live(console=console(), auto_refresh=False, screen=console().is_terminal) as live:
+        while True:
+            try:
+                found = collect(data)
+                shown: list[Any] = [*tables(found), *([found["error"]] if found["error"] else [])]
+            except StatusError as failed:
+                shown = [str(failed.strerror)]
+            live.update(Group(*shown), refresh=True)
+            time.sleep(WATCH_SECONDS)
