@@ -7,14 +7,23 @@ Rules:
 1. A client's update enters at the head, under the exact chain version. The head names it (its chain version, number + 1); a name
    is never used again for other content, and number + 1 is given only after number was committed.
 2. One batch is one client request. It waits until it is first in line for each of its chunks and channels, so that a chunk
-   has one update in flight and a channel one sequence. Lines are joined all at once, so batches cannot wait in a circle.
+   has one update in flight and a channel one sequence (lines.py).
 3. Every member persists an update before it forwards it, commits it after its successor acknowledged it, and only then answers.
-   Without a successor (the tail; a chain of one) persisting and committing are one write of the index.
+   Without a successor (the tail; a chain of one) persisting and committing are one write of the index. Whether there is one is asked at
+   that write (`fate`), not when the update came: a successor that appears in between must not miss it.
 4. An update that was persisted is only ever resolved forward: forwarded again until acknowledged, committed when the successor is
-   gone. Only a member that leaves the chain forgets it. To the client an error after that point means "maybe applied".
+   gone. What a member finds pending when it begins to serve it resolves the same way. Only a member that leaves the chain forgets
+   what is pending: it is made equal to its predecessor before it serves again. To the client an error after that point means
+   "maybe applied".
 5. (client, channel) keeps the last sequence and its result, persisted with the update: the same sequence gets the same answer, a
    lower one is refused, also after a restart and at a new head.
-6. Updates of clients whose session is over, and updates from before a truncate that the chunk has seen, are refused.
+6. Updates of clients whose session is over, and updates from before a truncate that the chunk has seen, are refused at the head.
+   Behind it the version alone decides (decisions.py).
+7. A SYNCING successor gets whole contents instead of updates, and what it lacks besides comes through the same lines (CopyChunks): so the
+   copy of a chunk and its updates cannot overtake each other. Where the bytes of a SERVING one differ it gets the whole content, too.
+8. A forward that was not answered may still be on its way, in the socket of a stopped process, and must not bring back a chunk that was
+   removed since: the successor tells late ones and second ones (sessions.py).
+9. In a chain of several members nothing is read, admitted or answered with success without a lease: another one may serve by now.
 
 The machine does not know whether it is the head: head means "no predecessor", tail means "no successor", and a promotion
 changes nothing else.
@@ -22,30 +31,31 @@ changes nothing else.
 
 from __future__ import annotations
 
-import enum
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..proto.errors import Status
 from ..proto.gen.common_pb2 import TARGET_STATE_SERVING, TARGET_STATE_SYNCING, Chain
+from .decisions import decide, decide_forwarded
 from .events import (
     ALWAYS,
-    ChannelRow,
     Checkpoint,
-    ChunkRow,
     ClientsEnded,
     Commit,
     CommitDone,
+    CopyChunks,
+    Discard,
     Effect,
     Event,
+    Fate,
     Forward,
     ForwardAck,
     Kind,
+    Mend,
+    MendDone,
     Persist,
     PersistDone,
-    Recovered,
+    Repair,
     Reply,
     Result,
     RoutingChanged,
@@ -57,87 +67,75 @@ from .events import (
     Version,
     WriteRequest,
 )
+from .lease import Lease
+from .lines import Batch, Lines, Stage, Work
+from .sessions import Receiving, Sending
 
 UPDATES_MAX = 4096  # of one request
-LINE_MAX = 32  # batches that wait for one chunk or channel
 BATCHES_MAX = 4096  # admitted and not yet answered, per replica
 FORWARD_RETRY_S = 0.1  # after a forward that failed
-
-
-class Stage(enum.Enum):
-    """Where a batch is: each state follows the one before, or the batch is answered. Without a successor the last two are skipped."""
-
-    WAITING = 1  # in line for its chunks and channels
-    PERSISTING = 2
-    FORWARDING = 3
-    COMMITTING = 4
-
-
-@dataclass(eq=False, slots=True)
-class _Batch:
-    id: int
-    ticket: Any  # None: nobody waits for the answer (recovered)
-    chain_version: int
-    updates: Sequence[Update]  # empty: a sync
-    forwarded: bool
-    results: list[Result | None]
-    stage: Stage = Stage.WAITING
-    ahead: int = 0  # lines in which another batch stands before this one
-    lines: list[Any] = field(default_factory=list)
-    live: list[int] = field(default_factory=list)  # positions of the updates that were not answered yet
-    staged: list[Update] = field(default_factory=list)  # those updates, with their versions
-    committed: bool = False  # persisted and committed in one write
-    retry_at: float | None = None
 
 
 class Replica:
     """One target's part in its chain. The class is long because it is one machine; each event has one method."""
 
-    def __init__(self, target: int, rows: Rows) -> None:
+    def __init__(self, target: int, rows: Rows, lease: Lease) -> None:
         self.target = target
         self.chain: Chain | None = None
         self.serving = False
+        self.syncing = False  # made equal to the predecessor
         self.predecessor = 0  # target id; 0: this is the head
         self.successor = 0  # target id; 0: this is the tail
         self.tail = False  # the last SERVING member: its committed version is the chain's
+        self.last_serving = 0  # target id of that one
         self.ended: frozenset[bytes] = frozenset()
+        self.shared = False  # the chain has other members: a lease is needed
+        self._copies_whole = False  # the successor is SYNCING
         self._rows = rows
-        self._batches: dict[int, _Batch] = {}
-        self._lines: dict[Any, deque[_Batch]] = {}
+        self._lease = lease
+        self._now = 0.0
+        self._sending = Sending()
+        self._receiving = Receiving()
+        self._batches: dict[int, Batch] = {}
+        self._lines = Lines()
         self._next = 0
-        self._handlers: dict[type, Callable[[float, Any], list[Effect]]] = {
+        self._handlers: dict[type, Callable[[Any], list[Effect]]] = {
             RoutingChanged: self._routing_changed,
             ClientsEnded: self._clients_ended,
             WriteRequest: self._write_request,
             SyncRequest: self._sync_request,
+            CopyChunks: self._copy_chunks,
+            Repair: self._repair,
             PersistDone: self._persist_done,
-            CommitDone: self._commit_done,
+            MendDone: self._mend_done,
             ForwardAck: self._forward_ack,
-            Recovered: self._recovered,
+            CommitDone: self._commit_done,
             Tick: self._tick,
         }
 
     def step(self, now: float, event: Event) -> list[Effect]:
-        """Take one event at time `now` (seconds, any monotonic clock); the effects are to be performed in order."""
-        return self._handlers[type(event)](now, event)
+        """Take one event at time `now` (seconds on the lease's clock); the effects are to be performed in order."""
+        self._now = now
+        return self._handlers[type(event)](event)
 
-    # --- reads: no event and no object per operation ---
+    # --- what is asked without an event: no object per operation ---
 
-    def may_read(self, chain_version: int) -> Status:
-        """OK when this member may answer reads under that chain version. Asked once per batch, not per operation."""
+    def may_read(self, chain_version: int, now: float) -> Status:
+        """OK when this member may answer reads under that chain version. Asked per batch, before and after its bytes are read."""
         chain = self.chain
         if chain is None:
             return Status.TARGET_OFFLINE
         if chain.version != chain_version:
             return Status.STALE_CHAIN_VERSION
-        return Status.OK if self.serving else Status.TARGET_OFFLINE
+        if not self.serving:
+            return Status.TARGET_OFFLINE
+        return Status.FENCED if self.shared and not self._lease.holds(now) else Status.OK
 
-    def undecided(self, chunk: bytes) -> bool:
-        """Whether a read of this chunk must first ask the tail which version is committed (never at the tail itself)."""
-        if self.tail:
-            return False
-        line = self._lines.get(chunk)
-        return line is not None and line[0].stage is not Stage.WAITING
+    def fate(self, batch: int) -> Fate:
+        """What the index is to be told of a batch whose bytes are written; asked in one breath with writing it."""
+        if self._batches[batch].doomed:
+            return Fate.DROP
+        return Fate.PENDING if self.successor else Fate.COMMIT
 
     def busy(self, chunk: bytes) -> bool:
         """Whether an update of this chunk is under way or waits."""
@@ -149,188 +147,225 @@ class Replica:
 
     # --- routing and clients ---
 
-    def _routing_changed(self, now: float, event: RoutingChanged) -> list[Effect]:
+    def _routing_changed(self, event: RoutingChanged) -> list[Effect]:
+        served, synced = self.serving, self.syncing
         self.chain = event.chain
         self._find_neighbours()
+        self._sending.begin(self._now)
+        self._receiving = Receiving()
         effects: list[Effect] = []
+        if (served and not self.serving) or (synced and not self.syncing and not self.serving):
+            effects += self._leave_chain()
+        if self.syncing and not synced:
+            effects.append(Discard())
+        if self.serving and not served:
+            self._adopt()
         for batch in list(self._batches.values()):
-            if batch.stage is not Stage.FORWARDING:
-                continue  # waiting batches meet the new version when their turn comes, persisting ones when that is done
-            effects += self._resolve(batch)
+            if batch.stage is Stage.FORWARDING:
+                effects += self._resolve(batch)
+            # Waiting batches meet the new version when their turn comes, persisting ones when that is done.
         return effects
 
     def _find_neighbours(self) -> None:
         members = self.chain.members if self.chain is not None else ()
         line = [m for m in members if m.state in (TARGET_STATE_SERVING, TARGET_STATE_SYNCING)]
         here = next((i for i, m in enumerate(line) if m.target == self.target), None)
-        self.serving = here is not None and line[here].state == TARGET_STATE_SERVING
+        self.shared = len(members) > 1
+        self._copies_whole = False
         if here is None:
-            self.predecessor = self.successor = 0
-            self.tail = False
+            self.serving = self.syncing = self.tail = False
+            self.predecessor = self.successor = self.last_serving = 0
             return
+        behind = line[here + 1 :]
+        self.serving = line[here].state == TARGET_STATE_SERVING
+        self.syncing = not self.serving
         self.predecessor = line[here - 1].target if here else 0
-        self.successor = line[here + 1].target if here + 1 < len(line) else 0
-        self.tail = self.serving and not any(m.state == TARGET_STATE_SERVING for m in line[here + 1 :])
+        self.successor = behind[0].target if behind else 0
+        serving = [m.target for m in line if m.state == TARGET_STATE_SERVING]
+        self.last_serving = serving[-1] if serving else 0
+        self.tail = self.last_serving == self.target
+        self._copies_whole = bool(behind) and behind[0].state == TARGET_STATE_SYNCING
 
-    def _clients_ended(self, now: float, event: ClientsEnded) -> list[Effect]:
+    def _leave_chain(self) -> list[Effect]:
+        effects: list[Effect] = []
+        for batch in list(self._batches.values()):
+            if batch.stage is Stage.FORWARDING:
+                # Whether the others have the update cannot be known here.
+                self._fail(batch, Status.MAYBE_COMMITTED)
+                effects += self._answer(batch)
+            elif batch.stage is Stage.PERSISTING:
+                batch.doomed = True
+        return effects
+
+    def _adopt(self) -> None:
+        """What is pending on disk holds its chunk until it is resolved."""
+        for update in self._rows.pending():
+            assert update.version is not None
+            batch = self._new_batch(Work.UPDATES, None, 0, (update,))
+            self._lines.take(batch, update.chunk)
+            batch.live, batch.staged = [0], [update]
+            batch.results = [Result(Status.OK, update.version.number, update.length, update.checksum)]
+            batch.stage, batch.whole = Stage.FORWARDING, True
+
+    def _clients_ended(self, event: ClientsEnded) -> list[Effect]:
         self.ended = frozenset(event.clients)
         return []
 
     # --- admission ---
 
-    def _gate(self, chain_version: int, forwarded: bool) -> Status:
-        status = self.may_read(chain_version)
-        if status is Status.TARGET_OFFLINE and forwarded and self.predecessor:
-            return Status.OK  # a SYNCING member takes what its predecessor sends
-        if status is Status.OK and bool(self.predecessor) != forwarded:
-            return Status.STALE_ROUTING  # a client's write belongs to the head, a forwarded one behind it
+    def _gate(self, chain_version: int, sender: int) -> Status:
+        status = self.may_read(chain_version, self._now)
+        if status is Status.TARGET_OFFLINE and self.syncing and sender:
+            # A SYNCING member takes what its predecessor sends, but answers no reads.
+            status = Status.OK if self._lease.holds(self._now) else Status.FENCED
+        if status is Status.OK and self.predecessor != sender:
+            return Status.STALE_ROUTING  # a client's update belongs to the head, a forwarded one behind it
         return status
 
-    def _write_request(self, now: float, event: WriteRequest) -> list[Effect]:
-        count = len(event.updates)
-        status = self._gate(event.chain_version, event.forwarded)
-        if status is Status.OK and count > UPDATES_MAX:
-            status = Status.TOO_LARGE
-        if status is Status.OK and len(self._batches) >= BATCHES_MAX:
-            status = Status.BUSY
-        if status is not Status.OK or not count:
-            return [Reply(event.ticket, [Result(status)] * count)]
-        batch = self._admit(event.ticket, event.chain_version, event.updates, event.forwarded)
-        return self._run(batch) if not batch.ahead else []
+    def _admission(self, event: WriteRequest | SyncRequest) -> Status:
+        status = self._gate(event.chain_version, event.sender)
+        if status is Status.OK and event.sender and not self._receiving.takes(event.session, event.number):
+            return Status.BUSY
+        return Status.BUSY if status is Status.OK and len(self._batches) >= BATCHES_MAX else status
 
-    def _sync_request(self, now: float, event: SyncRequest) -> list[Effect]:
-        status = self._gate(event.chain_version, event.forwarded)
-        if status is not Status.OK:
-            return [Reply(event.ticket, [Result(status)])]
-        batch = self._new_batch(event.ticket, event.chain_version, (), event.forwarded)
-        batch.stage = Stage.PERSISTING
-        return [Checkpoint(batch.id)]
-
-    def _new_batch(self, ticket: Any, chain_version: int, updates: Sequence[Update], forwarded: bool) -> _Batch:
+    def _new_batch(self, work: Work, ticket: Any, chain_version: int, updates: Sequence[Update]) -> Batch:
         self._next += 1
-        batch = _Batch(self._next, ticket, chain_version, updates, forwarded, [None] * len(updates))
+        batch = Batch(self._next, ticket, chain_version, updates, [None] * len(updates), work)
         self._batches[batch.id] = batch
         return batch
 
-    def _admit(self, ticket: Any, chain_version: int, updates: Sequence[Update], forwarded: bool) -> _Batch:
-        """Join all the lines at once: that is the order in which batches that share a chunk or channel run."""
-        batch = self._new_batch(ticket, chain_version, updates, forwarded)
-        lines = self._lines
+    def _write_request(self, event: WriteRequest) -> list[Effect]:
+        updates = event.updates
+        status = self._admission(event)
+        if status is Status.OK and len(updates) > UPDATES_MAX:
+            status = Status.TOO_LARGE
+        if status is not Status.OK or not updates:
+            return [Reply(event.ticket, [Result(status)] * len(updates))]
+        batch = self._new_batch(Work.UPDATES, event.ticket, event.chain_version, updates)
+        batch.sender = event.sender
         for i, update in enumerate(updates):
-            mine: tuple[Any, ...] = (
-                (update.chunk, (update.client, update.channel)) if update.client else (update.chunk,)
-            )
-            status = self._joinable(batch, mine)
-            if status is not Status.OK:
+            mine = (update.chunk, (update.client, update.channel)) if update.client else (update.chunk,)
+            status = self._lines.join(batch, mine)
+            if status is Status.OK:
+                batch.live.append(i)
+            else:
                 batch.results[i] = Result(status)
-                continue
-            for resource in mine:
-                line = lines.get(resource)
-                if line is None:
-                    lines[resource] = deque((batch,))
-                else:
-                    line.append(batch)
-                    batch.ahead += 1
-            batch.lines += mine
-            batch.live.append(i)
-        return batch
+        return self._run([batch]) if not batch.ahead else []
 
-    def _joinable(self, batch: _Batch, resources: tuple[Any, ...]) -> Status:
-        for resource in resources:
-            line = self._lines.get(resource)
-            if line is None:
-                continue
-            if line[-1] is batch:
-                return (
-                    Status.INVALID
-                )  # a request updates a chunk once, and uses a channel once: the retry could not be told apart
-            if len(line) >= LINE_MAX:
-                return Status.BUSY
-        return Status.OK
+    def _sync_request(self, event: SyncRequest) -> list[Effect]:
+        status = self._admission(event)
+        if status is not Status.OK:
+            return [Reply(event.ticket, [Result(status)])]
+        batch = self._new_batch(Work.SYNC, event.ticket, event.chain_version, ())
+        batch.sender = event.sender
+        batch.stage = Stage.PERSISTING
+        return [Checkpoint(batch.id)]
+
+    def _copy_chunks(self, event: CopyChunks) -> list[Effect]:
+        return self._join(Work.COPY, event.ticket, event.chain_version, event.chunks)
+
+    def _repair(self, event: Repair) -> list[Effect]:
+        return self._join(Work.REPAIR, event.ticket, 0, (event.chunk,))
+
+    def _join(self, work: Work, ticket: Any, chain_version: int, chunks: Sequence[bytes]) -> list[Effect]:
+        """Work on chunks that is no update of them; what is to be done is seen when its turn comes."""
+        nothing = [Update(Kind.REMOVE, chunk, 0, 0, 0, b"", 0, 0, ALWAYS, 0) for chunk in chunks]
+        batch = self._new_batch(work, ticket, chain_version, nothing)
+        for i, update in enumerate(nothing):
+            status = self._lines.join(batch, (update.chunk,))
+            if status is Status.OK:
+                batch.live.append(i)
+            else:
+                batch.results[i] = Result(status)
+        return self._run([batch]) if not batch.ahead else []
 
     # --- a batch whose turn has come ---
 
-    def _run(self, batch: _Batch) -> list[Effect]:
-        persist = self._prepare(batch)
-        return [persist] if persist is not None else self._answer(batch)
+    def _run(self, ready: list[Batch]) -> list[Effect]:
+        """Begin these batches, and whatever becomes ready when one of them has nothing to do but be answered (a list, not recursion:
+        lines are long)."""
+        effects: list[Effect] = []
+        while ready:
+            batch = ready.pop()
+            if batch.work is Work.UPDATES:
+                begun = self._prepare(batch)
+            else:
+                begun = self._prepare_copy(batch) if batch.work is Work.COPY else self._prepare_repair(batch)
+            if begun is not None:
+                effects.append(begun)
+            else:
+                ready += self._finish(batch, effects)
+        return effects
 
-    def _prepare(self, batch: _Batch) -> Persist | None:
+    def _prepare(self, batch: Batch) -> Effect | None:
         """Decide each update; None when nothing is left to do but answer."""
-        status = self._gate(batch.chain_version, batch.forwarded)
+        status = self._gate(batch.chain_version, batch.sender)
+        if status is not Status.OK:
+            self._fail(batch, status)
+            return None
         live = []
         for i in batch.live:
             update = batch.updates[i]
-            decided = Result(status) if status is not Status.OK else self._decide(update)
+            if batch.sender:
+                decided = decide_forwarded(update, self._rows, self.serving)
+            else:
+                decided = decide(update, self._rows, batch.chain_version, self.ended)
             if isinstance(decided, Result):
                 batch.results[i] = decided
             else:
                 live.append(i)
-                batch.staged.append(update if update.version is not None else update._replace(version=decided))
+                batch.staged.append(update if batch.sender else update._replace(version=decided))
         batch.live = live
         if not live:
             return None
         batch.stage = Stage.PERSISTING
-        batch.committed = not self.successor
-        return Persist(batch.id, batch.staged, batch.committed)
+        return Persist(batch.id, batch.staged)
 
-    def _decide(self, update: Update) -> Result | Version:
-        """The version under which the update runs, or its result if it does not run (again)."""
-        last = self._rows.channel(update.client, update.channel) if update.client else None
-        row = self._rows.chunk(update.chunk)
-        if update.version is not None:
-            return self._decide_forwarded(update.version, update.sequence, row, last)
-        if update.client in self.ended:
-            return Result(Status.SESSION_ENDED)
-        if last is not None and update.sequence <= last.sequence:
-            same = update.sequence == last.sequence
-            return Result(Status.OK, last.number, last.length) if same else Result(Status.DUPLICATE)
-        floor = self._rows.truncate_floor(update.chunk)
-        if update.kind is Kind.REMOVE:
-            return self._decide_remove(update, row, floor)
-        if update.truncate_version < max(floor, row.truncate_version if row is not None else 0):
-            return Result(Status.STALE_TRUNCATE_VERSION)
-        if row is None and update.kind is Kind.TRUNCATE and update.truncate_version == floor:
-            return Result(Status.OK)  # nothing to cut; where the floor rises, that is persisted
-        return self._name(row)
+    def _prepare_copy(self, batch: Batch) -> Effect | None:
+        """Nothing is persisted: what is committed here goes to the successor."""
+        chain = self.chain
+        if chain is None or chain.version != batch.chain_version or not self._copies_whole:
+            self._fail(batch, Status.STALE_CHAIN_VERSION)
+        if not batch.live or chain is None:
+            return None
+        batch.staged = [_copy_of(batch.updates[i].chunk, self._rows, chain.version) for i in batch.live]
+        for i in batch.live:
+            batch.results[i] = Result(Status.OK)
+        batch.stage, batch.whole = Stage.FORWARDING, True
+        return self._forward(batch)
 
-    def _decide_remove(self, update: Update, row: ChunkRow | None, floor: int) -> Result | Version:
-        # A truncate's remove names the version that it made: chunks written since belong to the regrown file.
-        if row is None:
-            known = update.truncate_version == ALWAYS or update.truncate_version <= floor
-            return Result(Status.OK) if known else self._name(row)
-        return Result(Status.OK) if row.truncate_version >= update.truncate_version else self._name(row)
+    def _prepare_repair(self, batch: Batch) -> Effect | None:
+        if not self.serving:
+            self._fail(batch, Status.STALE_ROUTING)
+        if not batch.live:
+            return None
+        batch.stage = Stage.PERSISTING
+        return Mend(batch.id, batch.updates[0].chunk)
 
-    def _name(self, row: ChunkRow | None) -> Version:
-        assert self.chain is not None
-        committed = row.committed.number if row is not None else self._rows.version_floor()
-        return Version(self.chain.version, committed + 1)
-
-    def _decide_forwarded(
-        self, version: Version, sequence: int, row: ChunkRow | None, last: ChannelRow | None
-    ) -> Result | Version:
-        # The head decided already; refusing here what it persisted would leave it pending for ever. Old news is a success.
-        committed = row.committed.number if row is not None else 0
-        if version.number <= committed or (last is not None and sequence <= last.sequence):
-            return Result(Status.OK, version.number, row.length if row is not None else 0)
-        if row is not None and version.number > committed + 1 and self.serving:
-            return Result(Status.NOT_COMMITTED)  # the one before is missing here: the predecessor sends it first
-        return version
+    def _mend_done(self, event: MendDone) -> list[Effect]:
+        batch = self._batches[event.batch]
+        batch.results = [Result(event.status)]
+        return self._answer(batch)
 
     # --- persisted, forwarded, committed ---
 
-    def _persist_done(self, now: float, event: PersistDone) -> list[Effect]:
+    def _persist_done(self, event: PersistDone) -> list[Effect]:
         batch = self._batches[event.batch]
-        if not batch.updates:
+        if batch.work is Work.SYNC:
             batch.results = [event.results[0]]
             if event.results[0].status != Status.OK:
                 return self._answer(batch)
-            return self._resolve(batch)
-        self._keep(batch, event.results)
-        if batch.committed or not batch.live:
+        else:
+            self._keep(batch, event.results)
+            if event.committed or not batch.live:
+                return self._answer(batch)
+        if batch.doomed:
+            self._fail(batch, Status.MAYBE_COMMITTED)
             return self._answer(batch)
+        batch.stage = Stage.FORWARDING
         return self._resolve(batch)
 
-    def _keep(self, batch: _Batch, results: Sequence[Result]) -> None:
+    def _keep(self, batch: Batch, results: Sequence[Result]) -> None:
         """Note what became of each update in flight; those that failed drop out of the batch."""
         live, staged = [], []
         for i, update, result in zip(batch.live, batch.staged, results, strict=True):
@@ -340,112 +375,108 @@ class Replica:
                 staged.append(update)
         batch.live, batch.staged = live, staged
 
-    def _resolve(self, batch: _Batch) -> list[Effect]:
+    def _resolve(self, batch: Batch) -> list[Effect]:
         """The one way on for what is persisted: to the successor, or, without one, committed."""
-        batch.stage = Stage.FORWARDING
         batch.retry_at = None
-        if not self.serving and not self.predecessor:
-            return self._abandon(batch)
-        if self.successor:
-            assert self.chain is not None
-            return [Forward(batch.id, self.successor, self.chain.version, batch.staged)]
-        return self._commit(batch)
+        if batch.work is Work.COPY and (self.chain is None or self.chain.version != batch.chain_version):
+            self._fail(batch, Status.STALE_CHAIN_VERSION)
+            return self._answer(batch)
+        return [self._forward(batch)] if self.successor else self._commit(batch)
 
-    def _commit(self, batch: _Batch) -> list[Effect]:
-        if not batch.staged:
+    def _forward(self, batch: Batch) -> Forward:
+        assert self.chain is not None
+        batch.sent = self._sending.next()
+        whole = batch.whole or self._copies_whole
+        return Forward(batch.id, *batch.sent, self.successor, self.chain.version, batch.staged, whole)
+
+    def _forward_ack(self, event: ForwardAck) -> list[Effect]:
+        batch = self._batches.get(event.batch)
+        if batch is None or batch.stage is not Stage.FORWARDING or (event.session, event.number) != batch.sent:
+            return []  # of an attempt that was given up: another successor has been asked since
+        results = event.results
+        if results is None:
+            self._sending.unanswered(event.session)
+            batch.retry_at = self._now + FORWARD_RETRY_S
+            return []
+        if event.session < self._sending.session and any(r.status == Status.BUSY for r in results):
+            return self._resolve(batch)  # refused only because another batch's forward raised the session
+        if batch.work is Work.COPY:
+            self._keep(batch, results)
+            return self._answer(batch)
+        suspects = self._compare(batch, results)
+        if not suspects and all(r.status == Status.OK for r in results):
+            return self._commit(batch)
+        batch.whole = batch.whole or bool(suspects) or any(r.status == Status.NOT_COMMITTED for r in results)
+        batch.retry_at = self._now + FORWARD_RETRY_S
+        return suspects
+
+    def _compare(self, batch: Batch, theirs: Sequence[Result]) -> list[Effect]:
+        suspects: list[Effect] = []
+        for i, update, other in zip(batch.live, batch.staged, theirs, strict=False):
+            mine = batch.results[i]
+            known = mine is not None and mine.checksum and other.checksum and other.status == Status.OK
+            if known and mine is not None and mine.checksum != other.checksum:
+                suspects.append(Suspect(self.successor, update.chunk))
+        return suspects
+
+    def _commit(self, batch: Batch) -> list[Effect]:
+        if batch.work is not Work.UPDATES:
             return self._answer(batch)
         batch.stage = Stage.COMMITTING
         return [Commit(batch.id, batch.staged)]
 
-    def _commit_done(self, now: float, event: CommitDone) -> list[Effect]:
+    def _commit_done(self, event: CommitDone) -> list[Effect]:
         batch = self._batches[event.batch]
         if event.status != Status.OK:
             self._fail(batch, Status.MAYBE_COMMITTED)  # the others have it
         return self._answer(batch)
 
     @staticmethod
-    def _fail(batch: _Batch, status: Status) -> None:
+    def _fail(batch: Batch, status: Status) -> None:
+        """Answer with this what has no answer yet, or only the one that it would have had."""
+        if batch.work is Work.SYNC:
+            batch.results = [Result(status)]
         for i in batch.live:
             batch.results[i] = Result(status)
+        batch.live = []
 
-    def _abandon(self, batch: _Batch) -> list[Effect]:
-        # This member left the chain: whether the others have the update it cannot know. Resync overwrites what is pending here.
-        self._fail(batch, Status.MAYBE_COMMITTED)
-        if not batch.updates:
-            batch.results = [Result(Status.TARGET_OFFLINE)]
-        return self._answer(batch)
+    # --- the answer ---
 
-    def _forward_ack(self, now: float, event: ForwardAck) -> list[Effect]:
-        batch = self._batches.get(event.batch)
-        if batch is None or batch.stage is not Stage.FORWARDING:
-            return []  # a late answer of a successor that is gone
-        suspects = [] if event.results is None else self._compare(batch, event.results)
-        if event.results is None or suspects or any(r.status != Status.OK for r in event.results):
-            batch.retry_at = now + FORWARD_RETRY_S
-            return list(suspects)
-        return self._commit(batch)
-
-    def _compare(self, batch: _Batch, theirs: Sequence[Result]) -> list[Suspect]:
-        suspects = []
-        for i, update, other in zip(batch.live, batch.staged, theirs, strict=False):
-            mine = batch.results[i]
-            if (
-                other.status == Status.OK
-                and mine is not None
-                and mine.checksum
-                and other.checksum not in (0, mine.checksum)
-            ):
-                suspects.append(Suspect(self.successor, update.chunk))
-        return suspects
-
-    def _answer(self, batch: _Batch) -> list[Effect]:
-        """Reply, leave the lines, and run whoever has become first in all of theirs (a list, not recursion: chains are long)."""
+    def _answer(self, batch: Batch) -> list[Effect]:
+        """Reply, leave the lines, and run whoever has become first in all of theirs."""
         effects: list[Effect] = []
-        finished = [batch]
-        while finished:
-            done = finished.pop()
-            del self._batches[done.id]
-            if done.ticket is not None:
-                effects.append(
-                    Reply(done.ticket, [r if r is not None else Result(Status.INTERNAL) for r in done.results])
-                )
-            for ready in self._leave(done):
-                persist = self._prepare(ready)
-                if persist is None:
-                    finished.append(ready)
-                else:
-                    effects.append(persist)
-        return effects
+        ready = self._finish(batch, effects)
+        return effects + self._run(ready) if ready else effects
 
-    def _leave(self, batch: _Batch) -> list[_Batch]:
-        ready = []
-        lines = self._lines
-        for resource in batch.lines:
-            line = lines[resource]
-            line.popleft()
-            if not line:
-                del lines[resource]
-                continue
-            line[0].ahead -= 1
-            if not line[0].ahead:
-                ready.append(line[0])
-        return ready
+    def _finish(self, batch: Batch, effects: list[Effect]) -> list[Batch]:
+        del self._batches[batch.id]
+        if batch.ticket is not None:
+            effects.append(Reply(batch.ticket, self._results(batch)))
+        return self._lines.leave(batch)
 
-    # --- restart and time ---
+    def _results(self, batch: Batch) -> list[Result]:
+        results = [r if r is not None else Result(Status.INTERNAL) for r in batch.results]
+        if self.shared and not self._lease.holds(self._now):
+            # It is done here, but we cannot say any more that it is done. The client repeats it under its number.
+            return [Result(Status.FENCED) if r.status == Status.OK else r for r in results]
+        return results
 
-    def _recovered(self, now: float, event: Recovered) -> list[Effect]:
-        """Each holds its chunk until it is resolved, which waits for the routing to say who this member is."""
-        for update in event.updates:
-            batch = self._new_batch(None, 0, (update,), False)
-            self._lines[update.chunk] = deque((batch,))
-            batch.lines, batch.live, batch.staged = [update.chunk], [0], [update]
-            batch.results = [Result(Status.OK, update.version.number if update.version is not None else 0)]
-            batch.stage = Stage.FORWARDING
-        return []
+    # --- time ---
 
-    def _tick(self, now: float, event: Tick) -> list[Effect]:
+    def _tick(self, event: Tick) -> list[Effect]:
         effects: list[Effect] = []
         for batch in list(self._batches.values()):
-            if batch.retry_at is not None and batch.retry_at <= now:
+            if batch.retry_at is not None and batch.retry_at <= self._now:
                 effects += self._resolve(batch)
         return effects
+
+
+def _copy_of(chunk: bytes, rows: Rows, chain_version: int) -> Update:
+    """The update that makes another member's chunk equal to what is committed here."""
+    row = rows.chunk(chunk)
+    if row is None:
+        gone = Version(chain_version, rows.version_floor())
+        return Update(Kind.REMOVE, chunk, 0, 0, 0, b"", 0, 0, ALWAYS, 0, None, gone)
+    return Update(
+        Kind.REPLACE, chunk, 0, row.length, row.checksum, b"", 0, 0, row.truncate_version, 0, None, row.committed
+    )

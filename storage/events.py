@@ -17,6 +17,7 @@ class Kind(enum.IntEnum):
     WRITE = 1  # `length` bytes at `offset`
     TRUNCATE = 2  # cut or extend with zeros to `length`
     REMOVE = 3  # unless it was written under `truncate_version` or later; ALWAYS: whatever it is
+    REPLACE = 4  # the payload is the whole content, whatever was there: only from a predecessor
 
 
 ALWAYS = 1 << 32  # the truncate version of removes that no write comes after: the inode is dead
@@ -61,6 +62,7 @@ class ChunkRow(NamedTuple):
     committed: Version
     length: int
     truncate_version: int
+    checksum: int = 0  # CRC32C of the content
 
 
 class ChannelRow(NamedTuple):
@@ -83,6 +85,9 @@ class Rows(Protocol):
 
     def version_floor(self) -> int:
         """The highest number of any chunk that was removed: a new chunk's first number is higher, so no name is used twice."""
+
+    def pending(self) -> Sequence[Update]:
+        """What is persisted and not committed, as REPLACE (of the content that the chunk would have) or REMOVE, with what numbered it."""
 
 
 # --- events ---
@@ -109,7 +114,9 @@ class WriteRequest:
     ticket: Any
     chain_version: int
     updates: Sequence[Update]
-    forwarded: bool = False
+    sender: int = 0  # target id of the predecessor; 0: a client
+    session: int = 0  # of the sender's forward, and its number there (sessions.py)
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +125,43 @@ class SyncRequest:
 
     ticket: Any
     chain_version: int
-    forwarded: bool = False
+    sender: int = 0
+    session: int = 0
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CopyChunks:
+    """Make the SYNCING successor's chunks equal to ours, each when its turn has come. One result per chunk in the Reply."""
+
+    ticket: Any
+    chain_version: int
+    chunks: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """This chunk is damaged or missing here: mend it when its turn has come, when no update of it is under way. One result."""
+
+    ticket: Any
+    chunk: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class PersistDone:
-    """A Persist or Checkpoint was carried out; one result per update that it named."""
+    """A Persist or Checkpoint was carried out; one result per update that it named. `committed`: as `Replica.fate` said."""
 
     batch: int
     results: Sequence[Result]
+    committed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MendDone:
+    """A Mend was carried out, or failed."""
+
+    batch: int
+    status: int = Status.OK
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,17 +175,13 @@ class CommitDone:
 
 @dataclass(frozen=True, slots=True)
 class ForwardAck:
-    """The successor's answer: one result per update, or None when it could not be reached."""
+    """The successor's answer to one Forward: one result per update, or None when it did not answer: it may have taken them or not, and
+    they may still be on their way to it."""
 
     batch: int
+    session: int
+    number: int
     results: Sequence[Result] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """Updates found persisted but not committed when the target was opened."""
-
-    updates: Sequence[Update]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,33 +194,46 @@ Event = (
     | ClientsEnded
     | WriteRequest
     | SyncRequest
+    | CopyChunks
+    | Repair
     | PersistDone
     | CommitDone
     | ForwardAck
-    | Recovered
+    | MendDone
     | Tick
 )
 
 # --- effects ---
 
 
+class Fate(enum.Enum):
+    """What is to be done with a batch whose bytes are written, at the moment when the index is to name them."""
+
+    PENDING = 1
+    COMMIT = 2  # nobody comes behind us: persisted and committed in one write of the index
+    DROP = 3  # we have left the chain: it shall never have been
+
+
 @dataclass(frozen=True, slots=True)
 class Persist:
-    """Write the updates so that they survive kill -9, with their channel rows; commit them in the same write if `commit`."""
+    """Write the updates so that they survive kill -9, with their channel rows. Before the index is written, `Replica.fate` is asked."""
 
     batch: int
     updates: Sequence[Update]
-    commit: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Send to the successor under the chain version; an answer or the lack of one comes back as ForwardAck."""
+    """Send to the successor under the chain version; an answer or the lack of one comes back as ForwardAck. `whole`: not the
+    updates but what they make of their chunks, REPLACE of the content under the update's version, or REMOVE."""
 
     batch: int
+    session: int
+    number: int
     target: int
     chain_version: int
     updates: Sequence[Update]  # empty: a sync
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +252,19 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Mend:
+    """Look at the chunk, and bring it back from another SERVING member where it is damaged or missing. Its line is held meanwhile."""
+
+    batch: int
+    chunk: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Forget everything that is pending: we left the chain, and are made equal to our predecessor from now on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """Answer the request with this ticket: one result per update, in order."""
 
@@ -217,10 +274,10 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """The successor holds other bytes under the same version: tell the manager; it is not committed over."""
+    """The successor holds other bytes under the same version: say so loudly. It is sent the whole content next."""
 
     target: int
     chunk: bytes
 
 
-Effect = Persist | Forward | Commit | Checkpoint | Reply | Suspect
+Effect = Persist | Forward | Commit | Checkpoint | Mend | Discard | Reply | Suspect

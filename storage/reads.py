@@ -12,6 +12,7 @@ from ..proto.errors import Status, StatusError
 from ..proto.gen.storage_pb2 import ReadReply
 from ..proto.rpc import Context, Sink
 from .engine.reads import ReadPlan
+from .engine.records import ChunkInfo
 from .target import Target
 
 LENT_BYTES_MIN = 64 << 10  # what is shorter is copied faster than the page cache is asked about it
@@ -122,11 +123,16 @@ def read_units(
 
 
 async def read_target(
-    batch: Batch, plans_out: list[ReadPlan], reads: Sequence[tuple[bytes, int, int]], whole: memoryview | None
+    batch: Batch,
+    plans_out: list[ReadPlan],
+    reads: Sequence[tuple[bytes, int, int]],
+    whole: memoryview | None,
+    versions: dict[bytes, int],
 ) -> None:
-    """Plan and move one target's operations; their plans go to `plans_out`. Raises TARGET_OFFLINE."""
+    """Plan and move one target's operations; their plans go to `plans_out`. Chunks in `versions` are read in exactly that one, others
+    as they are committed. Raises TARGET_OFFLINE."""
     target = batch.target
-    planned = target.engine.plan(reads)
+    planned = target.engine.plan(reads, versions=versions or None)
     try:
         plans = planned.plans
         missed = batch.move(plans, whole)
@@ -145,6 +151,22 @@ async def read_target(
     counters.bytes_read += sum([plan.length for plan in plans])
     for place, failed in batch.failures.items():
         note_failure(target, plans_out[place], failed)
+
+
+def settle(info: ChunkInfo | None, number: int) -> int | Status:
+    """Which version of a chunk to read that has one pending here, when `number` is the tail's (0: it has none, below: it did not say).
+    0: the committed one."""
+    committed = info.version if info is not None else 0
+    if number < 0:
+        return Status.NOT_COMMITTED
+    if number == 0:
+        # Not there yet, or not any more; anything else is news that has to arrive here first.
+        gone = not committed or (info is not None and info.pending_removes)
+        return Status.CHUNK_NOT_FOUND if gone else Status.NOT_COMMITTED
+    if committed >= number:
+        return 0  # what is committed here was committed at the tail before it answered or while it did
+    pending = info.pending if info is not None and not info.pending_removes else 0
+    return number if pending == number else Status.NOT_COMMITTED
 
 
 def note_failure(target: Target, plan: ReadPlan, failed: StatusError) -> None:

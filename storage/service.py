@@ -15,9 +15,14 @@ from typing import Any
 from ..proto.capability import Rights
 from ..proto.env import Environment
 from ..proto.errors import Status, StatusError, error
+from ..proto.gen.common_pb2 import Chain
 from ..proto.gen.storage_pb2 import (
+    CommittedReply,
+    CommittedRequest,
     FinishSyncReply,
     FinishSyncRequest,
+    ForwardReply,
+    ForwardRequest,
     ListChunksReply,
     ListChunksRequest,
     PutRecordsReply,
@@ -39,7 +44,7 @@ from ..proto.gen.storage_pb2 import (
     WriteReply,
     WriteRequest,
 )
-from ..proto.ids import CHANNELS, CHUNK_INDEX_MAX, chunk_key, chunk_keys
+from ..proto.ids import CHANNELS, CHUNK_INDEX_MAX, boot_id, chunk_key, chunk_keys
 from ..proto.layout import check_chunk_size
 from ..proto.routing import Change, RoutingTable
 from ..proto.rpc import STORAGE, Context
@@ -47,9 +52,11 @@ from .engine.reads import ReadPlan
 from .engine.records import LastChunk
 from .events import ALWAYS, Kind, Result, Update
 from .exchange import Exchange
+from .forwarding import Forwarder, Forwarding
 from .grants import refusals
 from .lease import Lease
-from .reads import Batch, read_target, read_units, reply_of
+from .peers import Peers
+from .reads import Batch, read_target, read_units, reply_of, settle
 from .target import Target
 
 OPERATIONS_MAX = 4096  # of one request
@@ -78,6 +85,9 @@ class StorageService:
         self._targets = {target.id: target for target in targets if target.id}
         self._all = list(targets)
         self._by_chain: dict[int, Target] = {}
+        self._peers = Peers(env, routing, boot_id())
+        self._forwarding = Forwarding(self._target, self._chain)
+        self._forwarders: dict[int, Forwarder] = {}  # by target
         self._exchange = Exchange(self._target, self._chain)
 
     # --- routing ---
@@ -98,9 +108,18 @@ class StorageService:
                     self._by_chain[chain.id] = mine
                     chains[mine.id] = chain
         for target in self._targets.values():
+            if target.id not in self._forwarders:
+                forwarder = self._forwarders[target.id] = Forwarder(target, self._peers, self._learn)
+                target.forward = forwarder.forward
             if change.ended_clients or change.full:
                 target.clients_ended(self._routing.ended_clients, change.ended_clients)
             target.routing_changed(chains.get(target.id))
+
+    def _learn(self, chains: Iterable[Chain]) -> None:
+        """Newer entries came with a refusal."""
+        news = [chain.id for chain in chains if self._routing.learn_chain(chain)]
+        if news:
+            self.routing_changed(Change(chains=frozenset(news), any=True))
 
     def _chains(self, statuses: Iterable[int], chains: Sequence[int]) -> list[Any]:
         """The entries that go with refusals for a stale chain version, once each."""
@@ -129,7 +148,8 @@ class StorageService:
         sink = context.sink(total)
         parts = sink.buffers(0, total) if total else ()
         whole = parts[0] if len(parts) == 1 else None
-        if whole is not None and not refused:
+        exact = _exact(request, chunks, context)
+        if whole is not None and not refused and not exact:
             units = self._read_units(chains, versions, chunks, offsets, lengths, whole)
             if units is not None:
                 sink.filled(0, total)
@@ -143,7 +163,9 @@ class StorageService:
             if status is not _OK or target is None:
                 refused.update(dict.fromkeys(places, status))
                 continue
-            await self._read_group(target, version, places, reads, plans, refused, (positions, sink, context, whole))
+            await self._read_group(
+                target, version, places, reads, plans, refused, (positions, sink, context, whole, exact)
+            )
         self._mark_filled(sink, plans, positions, total, refused)
         reply = reply_of(plans, refused)
         if refused:
@@ -166,8 +188,7 @@ class StorageService:
         target = self._by_chain.get(chain)
         if target is None or self._may_read(target, version) is not _OK:
             return None
-        replica = target.replica
-        if not replica.tail and any(map(replica.undecided, chunks)):
+        if not target.replica.tail and not target.engine.pending.isdisjoint(chunks):
             return None
         reply = read_units(target, chunks, offsets, length, whole)
         # Asked again after the bytes were read: this process may have been stopped for longer than it may speak for the chain.
@@ -183,16 +204,14 @@ class StorageService:
         refused: dict[int, Status],
         moving: tuple[Any, ...],
     ) -> None:
-        positions, sink, context, whole = moving
-        replica = target.replica
-        if not replica.tail:
-            undecided = [place for place in places if replica.undecided(reads[place][0])]
-            refused.update(dict.fromkeys(undecided, Status.NOT_COMMITTED))
+        positions, sink, context, whole, exact = moving
+        if not exact and not target.replica.tail and target.engine.pending:
+            exact = await self._ask_tail(target, places, reads, refused)
             places = [place for place in places if place not in refused]
         mine = reads if len(places) == len(reads) else [reads[place] for place in places]
         batch = Batch(target, places, positions, sink, context)
         try:
-            await read_target(batch, plans, mine, whole)
+            await read_target(batch, plans, mine, whole, exact)
         except StatusError as failed:
             refused.update(dict.fromkeys(places, failed.status))
             return
@@ -202,10 +221,28 @@ class StorageService:
         if status is not _OK:
             refused.update(dict.fromkeys(places, status))
 
+    async def _ask_tail(
+        self, target: Target, places: Sequence[int], reads: list[tuple[bytes, int, int]], refused: dict[int, Status]
+    ) -> dict[bytes, int]:
+        """For chunks with a version that is not committed here: which one the chain's is. The last SERVING member knows; without its
+        answer the client has to go there."""
+        pending = target.engine.pending
+        chunks = sorted({reads[place][0] for place in places if reads[place][0] in pending})
+        numbers = await self._forwarders[target.id].committed(chunks) if chunks else []
+        settled = {
+            chunk: settle(target.engine.info(chunk), number)
+            for chunk, number in zip(chunks, numbers if numbers is not None else [-1] * len(chunks), strict=True)
+        }
+        for place in places:
+            found = settled.get(reads[place][0])
+            if isinstance(found, Status):
+                refused[place] = found
+        return {chunk: found for chunk, found in settled.items() if not isinstance(found, Status) and found}
+
     def _may_read(self, target: Target | None, version: int) -> Status:
         if target is None:
             return Status.STALE_ROUTING
-        return target.refusal(writing=False) or target.replica.may_read(version)
+        return target.may_read(version)
 
     @staticmethod
     def _mark_filled(
@@ -456,11 +493,11 @@ class StorageService:
                 target.may_be_damaged(chunk)  # nothing to read here: another member may have it
         return ReportCorruptionReply()
 
-    async def forward(self, request: Any, context: Context) -> Any:
-        raise error(Status.UNSUPPORTED, "Forward is not served yet")
+    async def forward(self, request: ForwardRequest, context: Context) -> ForwardReply:
+        return await self._forwarding.forward(request, context)
 
-    async def committed(self, request: Any, context: Context) -> Any:
-        raise error(Status.UNSUPPORTED, "Committed is not served yet")
+    async def committed(self, request: CommittedRequest, context: Context) -> CommittedReply:
+        return await self._forwarding.committed(request, context)
 
     async def list_chunks(self, request: ListChunksRequest, context: Context) -> ListChunksReply:
         return await self._exchange.list_chunks(request, context)
@@ -476,6 +513,15 @@ class StorageService:
 
     async def drop_target(self, request: Any, context: Context) -> Any:
         raise error(Status.UNSUPPORTED, "DropTarget is not served yet")
+
+
+def _exact(request: ReadRequest, chunks: Sequence[bytes], context: Context) -> dict[bytes, int]:
+    """The versions that another server asks for; empty in every client's request."""
+    if not request.version:
+        return {}
+    _need_trust(context)
+    _check_columns(len(chunks), request.version)
+    return {chunk: number for chunk, number in zip(chunks, request.version, strict=True) if number}
 
 
 def _check_columns(count: int, *columns: Any) -> None:

@@ -21,6 +21,7 @@ from ..proto.gen.common_pb2 import Chain
 from ..proto.layout import UNIT_SMALL
 from .craq import Replica
 from .engine import job as chunks
+from .engine.checksum import crc32c
 from .engine.engine import ChunkEngine
 from .engine.job import Job
 from .engine.reads import ReadPlan, verify
@@ -30,21 +31,23 @@ from .events import (
     ClientsEnded,
     Commit,
     CommitDone,
+    Discard,
     Effect,
     Event,
+    Fate,
     Forward,
     ForwardAck,
-    Kind,
+    Mend,
+    MendDone,
     Persist,
     PersistDone,
-    Recovered,
     Reply,
     Result,
     RoutingChanged,
     Suspect,
     SyncRequest,
+    Tick,
     Update,
-    Version,
     WriteRequest,
 )
 from .lease import Lease
@@ -52,9 +55,12 @@ from .resync import Resync
 from .updates import EngineRows, chunk_name, engine_update, is_quick, receipt, run_jobs
 
 INLINE_BYTES_MAX = 64 << 10  # of a batch of new bytes: a hop to a thread and back would cost more than writing them
+TICK_SECONDS = 0.05  # for what the machine tries again
 CHECKPOINT_SECONDS = 1.0  # what was acknowledged is durable after this at the latest
 FOLD_BYTES_MAX = 4 << 20  # of a chunk that is folded: it is written on the loop, in a millisecond
 DAMAGED_MAX = 10_000  # chunks known to be damaged that are remembered
+
+FULL_PART = 32  # of the capacity: with less left, new chunks had better go elsewhere
 
 Blocking = Callable[..., Awaitable[Any]]  # (function, *arguments) -> its result, computed where blocking is allowed
 
@@ -91,10 +97,14 @@ class Target:
     records_of: int = 0  # chain version of the sync that began with empty records here
     syncing: Resync | None = None  # the sync of our successor
     chain_watchers: list[Callable[[], None]] = field(default_factory=list)  # told after the machine of a changed chain
-    damage_watchers: list[Callable[[bytes], None]] = field(default_factory=list)  # told of damaged chunks
+    damage_watchers: list[Callable[[bytes], bool]] = field(
+        default_factory=list
+    )  # told of damaged chunks: will they see to it?
+    forward: Callable[[Forward], Awaitable[Sequence[Result] | None]] | None = None  # to the successor (forwarding.py)
+    mend: Callable[[bytes], Awaitable[None]] | None = None  # brings a chunk back from another member (repair.py)
 
     def __post_init__(self) -> None:
-        self.replica = Replica(self.id, EngineRows(self.engine))
+        self.replica = Replica(self.id, EngineRows(self.engine), self.lease)
         self._checkpointing: Promise[None] | None = None
         self._under_way = 0  # effects that are carried out in the background
         self._quiet: Promise[None] | None = None  # told when there are none
@@ -107,15 +117,7 @@ class Target:
         if target_id == self.id:
             return
         self.id = target_id
-        self.replica = Replica(target_id, EngineRows(self.engine))
-        self.submit(Recovered([self._recovered(chunk) for chunk in self.engine.found.pending]))
-
-    def _recovered(self, chunk: bytes) -> Update:
-        info = self.engine.info(chunk)
-        assert info is not None
-        version = Version(info.pending_chain_version, info.pending)
-        kind = Kind.REMOVE if info.pending_removes else Kind.WRITE
-        return Update(kind, chunk, 0, info.pending_length, 0, b"", 0, 0, info.truncate_version, 0, None, version)
+        self.replica = Replica(target_id, EngineRows(self.engine), self.lease)
 
     def routing_changed(self, chain: Chain | None) -> None:
         if self.replica.chain != chain:
@@ -133,24 +135,30 @@ class Target:
     # --- the machine's shell ---
 
     def start_update(
-        self, chain_version: int, updates: Sequence[Update], *, forwarded: bool = False
+        self, chain_version: int, updates: Sequence[Update], *, sender: int = 0, session: int = 0, number: int = 0
     ) -> Promise[Sequence[Result]]:
         """Send a batch of updates through the chain; one result each is promised."""
         ticket: Promise[Sequence[Result]] = self.env.promise()
         if refusal := self.refusal(writing=True):
             ticket.set([Result(refusal)] * len(updates))
         else:
-            self.submit(WriteRequest(ticket, chain_version, updates, forwarded))
+            self.submit(WriteRequest(ticket, chain_version, updates, sender, session, number))
         return ticket
 
-    def start_sync(self, chain_version: int) -> Promise[Sequence[Result]]:
+    def start_sync(
+        self, chain_version: int, *, sender: int = 0, session: int = 0, number: int = 0
+    ) -> Promise[Sequence[Result]]:
         """Everything acknowledged before is durable on every member when the one result that is promised is OK."""
         ticket: Promise[Sequence[Result]] = self.env.promise()
         if refusal := self.refusal(writing=False):
             ticket.set([Result(refusal)])
         else:
-            self.submit(SyncRequest(ticket, chain_version))
+            self.submit(SyncRequest(ticket, chain_version, sender, session, number))
         return ticket
+
+    def may_read(self, chain_version: int) -> Status:
+        """OK when reads may be answered under this chain version, right now."""
+        return self.refusal(writing=False) or self.replica.may_read(chain_version, self.env.now())
 
     def refusal(self, *, writing: bool) -> Status | None:
         """Why this target takes no requests (of this kind), if it does not."""
@@ -169,16 +177,40 @@ class Target:
             self._persist(effect)
         elif isinstance(effect, Reply):
             effect.ticket.set(effect.results)
+        elif isinstance(effect, Forward):
+            self._spawn(self._forward(effect))
         elif isinstance(effect, Checkpoint):
             self._spawn(self._sync(effect.batch))
         elif isinstance(effect, Commit):
             self._commit(effect)
-        elif isinstance(effect, Forward):
-            # Chains of one have nobody to forward to; an entry with more members is resolved when it is gone again.
-            self.log.error("cannot forward", target=self.id, successor=effect.target)
-            self.submit(ForwardAck(effect.batch, None))
+        elif isinstance(effect, Mend):
+            self._spawn(self._mend(effect))
+        elif isinstance(effect, Discard):
+            self._discard()
         elif isinstance(effect, Suspect):
             self.log.error("the successor holds other bytes", target=effect.target, chunk=chunk_name(effect.chunk))
+
+    async def _forward(self, effect: Forward) -> None:
+        results: Sequence[Result] | None = None
+        try:
+            if self.forward is not None:
+                results = await self.forward(effect)
+        except Exception as bug:
+            self.log.error("forwarding failed for a reason that nobody thought of", target=self.id, exc_info=bug)
+        self.submit(ForwardAck(effect.batch, effect.session, effect.number, results))
+
+    def _discard(self) -> None:
+        try:
+            self.engine.discard(sorted(self.engine.pending))
+        except StatusError:
+            self._tell_offline()
+
+    async def keep_retrying(self) -> None:
+        """Background: what the machine tries again after a while."""
+        while not self.engine.failed:
+            await self.env.sleep(TICK_SECONDS)
+            if self.replica.in_flight:
+                self.submit(Tick())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Carry out an effect in the background; `close` waits for it."""
@@ -229,19 +261,26 @@ class Target:
     ) -> None:
         staged: list[tuple[int, Job]] = []
         for (i, job), failure in zip(jobs, failures, strict=True):
+            update = effect.updates[i]
             if failure is None:
+                job.receipt = receipt(update, job) if update.client else None
                 staged.append((i, job))
                 continue
             self.engine.abandon(job)
-            if isinstance(failure, StatusError):
-                results[i] = Result(failure.status)
-                self._note_failed(effect.updates[i], failure)
-            else:
-                results[i] = self._note_bug(effect.updates[i], failure)
-        receipts = [receipt(effect.updates[i], job) for i, job in staged if effect.updates[i].client]
+            results[i] = self._note_failed(update, failure)
+        fate = self.replica.fate(effect.batch)
+        if fate is Fate.DROP:
+            for i, job in staged:
+                self.engine.abandon(job)
+                results[i] = Result(Status.STALE_ROUTING)
+        elif staged:
+            self._stage(effect, staged, results, commit=fate is Fate.COMMIT)
+        self._relieve()
+        self.submit(PersistDone(effect.batch, results, fate is Fate.COMMIT))
+
+    def _stage(self, effect: Persist, staged: list[tuple[int, Job]], results: list[Result], *, commit: bool) -> None:
         try:
-            if staged:
-                self.engine.stage([job for _, job in staged], commit=effect.commit, receipts=receipts)
+            self.engine.stage([job for _, job in staged], commit=commit)
         except StatusError as failed:
             for i, _ in staged:
                 results[i] = Result(failed.status)
@@ -257,8 +296,6 @@ class Target:
                 results[i] = Result(Status.OK, job.version, job.length, job.state.whole)
                 self.counters.bytes_written += effect.updates[i].length if job.kind is chunks.Kind.WRITE else 0
             self.counters.writes += len(staged)
-        self._relieve()
-        self.submit(PersistDone(effect.batch, results))
 
     def _commit(self, effect: Commit) -> None:
         try:
@@ -288,7 +325,9 @@ class Target:
         )
         return Result(Status.INTERNAL)
 
-    def _note_failed(self, update: Update, failure: StatusError) -> None:
+    def _note_failed(self, update: Update, failure: Exception) -> Result:
+        if not isinstance(failure, StatusError):
+            return self._note_bug(update, failure)
         if failure.status is Status.IO_ERROR:
             self.counters.io_errors += 1
             self.read_only = self.read_only or str(failure.strerror)
@@ -299,12 +338,34 @@ class Target:
                 error=failure.strerror,
             )
         elif failure.status is Status.CHECKSUM:
-            self.log.error(
-                "an update does not match its checksum",
-                target=self.id,
-                chunk=chunk_name(update.chunk),
-                error=failure.strerror,
-            )
+            return self._note_checksum(update, failure)
+        return Result(failure.status)
+
+    def _note_checksum(self, update: Update, failure: StatusError) -> Result:
+        """The bytes did not arrive as they were sent; or old ones that they have to be merged with are damaged here. Those may be
+        repaired: the next try will do."""
+        if update.data is None or crc32c(update.data) == update.checksum:
+            will_do = self.found_damaged(update.chunk, str(failure.strerror))
+            return Result(Status.BUSY if will_do else Status.CHECKSUM)
+        self.log.error(
+            "an update does not match its checksum",
+            target=self.id,
+            chunk=chunk_name(update.chunk),
+            error=failure.strerror,
+        )
+        return Result(Status.CHECKSUM)
+
+    async def _mend(self, effect: Mend) -> None:
+        status = Status.OK
+        try:
+            if self.mend is not None:
+                await self.mend(effect.chunk)
+        except StatusError as failed:
+            status = failed.status
+        except Exception as bug:
+            status = Status.INTERNAL
+            self.log.error("mending failed for a reason that nobody thought of", target=self.id, exc_info=bug)
+        self.submit(MendDone(effect.batch, status))
 
     # --- checkpoints ---
 
@@ -371,19 +432,18 @@ class Target:
 
     # --- damage ---
 
-    def found_damaged(self, chunk: bytes, why: str) -> None:
-        """A chunk whose bytes are not what was written: loud once, remembered."""
+    def found_damaged(self, chunk: bytes, why: str) -> bool:
+        """A chunk whose bytes are not what was written: loud once, remembered. Whether somebody will try to repair it."""
         self.counters.checksum_errors += 1
         if chunk not in self.damaged:
             if len(self.damaged) < DAMAGED_MAX:
                 self.damaged[chunk] = why
             self.log.error("damaged chunk", target=self.id, path=self.path, chunk=chunk_name(chunk), error=why)
-        self.may_be_damaged(chunk)
+        return self.may_be_damaged(chunk)
 
-    def may_be_damaged(self, chunk: bytes) -> None:
-        """Whoever can repair this chunk shall look at it."""
-        for tell in self.damage_watchers:
-            tell(chunk)
+    def may_be_damaged(self, chunk: bytes) -> bool:
+        """Whoever can repair this chunk shall look at it; whether anybody will."""
+        return any(tell(chunk) for tell in self.damage_watchers)
 
     async def verify(self, chunk: bytes, *, fold: bool = False) -> int:
         """Read a whole chunk and compare it with its checksums; a damaged one is noted. Returns how many bytes were read. `fold`: put
@@ -426,6 +486,7 @@ class Target:
         entry.state = self._local_state()
         space = self.engine.space_info()
         entry.capacity, entry.used, entry.chunks = space.capacity, space.used, space.chunks
+        entry.full = (space.capacity - space.used + space.reclaimable) * FULL_PART < space.capacity
         if self.syncing is not None:
             entry.sync_done, entry.sync_total = self.syncing.done, max(self.syncing.done, self.syncing.total)
         return entry

@@ -6,12 +6,17 @@ from collections.abc import Sequence
 
 from ..proto.errors import Status, error
 from ..proto.ids import ChunkId
+from ..proto.layout import UNIT_SMALL
 from .engine import job as chunks
 from .engine.checksum import crc32c
 from .engine.engine import ChunkEngine
 from .engine.job import Job, Shape
 from .engine.records import Receipt
+from .engine.row import State
+from .engine.slots import SLOT_BYTES_MAX
 from .events import ALWAYS, ChannelRow, ChunkRow, Kind, Update, Version
+
+CHUNK_BYTES_SMALL = 1 << 20  # chunks up to this have the small checksum unit
 
 
 class EngineRows:
@@ -24,7 +29,7 @@ class EngineRows:
         info = self._engine.info(key)
         if info is None or not info.version:
             return None
-        return ChunkRow(Version(info.chain_version, info.version), info.length, info.truncate_version)
+        return ChunkRow(Version(info.chain_version, info.version), info.length, info.truncate_version, info.checksum)
 
     def channel(self, client: bytes, channel: int) -> ChannelRow | None:
         receipt = self._engine.receipt(client, channel)
@@ -35,6 +40,32 @@ class EngineRows:
 
     def version_floor(self) -> int:
         return self._engine.version_floor
+
+    def pending(self) -> Sequence[Update]:
+        return [_unresolved(*found) for found in self._engine.unresolved()]
+
+
+def _unresolved(chunk: bytes, state: State, receipt: Receipt | None) -> Update:
+    client, channel, sequence, *_ = receipt or Receipt(b"", 0, 0, 0, 0)
+    return Update(
+        Kind.REMOVE if state.removed else Kind.REPLACE,
+        chunk,
+        0,
+        state.length,
+        state.whole,
+        client,
+        channel,
+        sequence,
+        state.truncate_version,
+        chunk_size_of(state),
+        None,
+        Version(state.chain_version, state.version),
+    )
+
+
+def chunk_size_of(state: State) -> int:
+    """A chunk size that has the state's checksum unit, and room for the content."""
+    return CHUNK_BYTES_SMALL if state.unit == UNIT_SMALL else SLOT_BYTES_MAX
 
 
 def chunk_name(chunk: bytes) -> str:
@@ -56,9 +87,9 @@ def engine_update(update: Update) -> chunks.Update:
         kind,
         update.chunk,
         offset,
-        update.data if update.kind is Kind.WRITE else b"",
+        update.data if update.kind in (Kind.WRITE, Kind.REPLACE) else b"",
         update.checksum,
-        update.chunk_size or 1 << 20,
+        update.chunk_size or CHUNK_BYTES_SMALL,
         truncate_version,
         update.version.chain_version,
         update.version.number,
@@ -88,7 +119,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[Exception | None]:
     for job in jobs:
         try:
             payload = job.update.payload
-            if job.kind is chunks.Kind.WRITE and crc32c(payload) != job.update.checksum:
+            if job.kind in (chunks.Kind.WRITE, chunks.Kind.REPLACE) and crc32c(payload) != job.update.checksum:
                 raise error(
                     Status.CHECKSUM,
                     f"chunk {chunk_name(job.chunk)}: the bytes that arrived do not match their checksum",

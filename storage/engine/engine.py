@@ -39,6 +39,7 @@ LIST_RECORDS_MAX = 1000
 PRESSURE_PART = 8  # a checkpoint is wanted when slots that it would free take 1/8 of the capacity
 
 _INDEX = struct.Struct(">I")
+Version = tuple[int, int]  # chain version, number
 
 
 class ChunkEngine:
@@ -64,6 +65,7 @@ class ChunkEngine:
         self._planner = Planner(self._rows, self.space)
         self._receipts = Receipts(index)
         self._floors = Floors(index)
+        self.pending = set(self.found.pending)  # chunks with a version that is not committed
         self._busy: set[bytes] = set()  # chunks with a job under way
         self._dirty: set[int] = set()  # handles written since the last checkpoint began
         self._unsynced = False  # the index was written since then
@@ -87,7 +89,8 @@ class ChunkEngine:
         if row is not None and row.pending is not None and update.kind is not Kind.REPLACE:
             raise error(Status.BUSY, f"version {row.pending.version} of chunk {chunk.hex()} is pending")
         if update.kind in (Kind.WRITE, Kind.TRUNCATE):
-            self._check_truncate_version(update, old)
+            if not update.version:
+                self._check_truncate_version(update, old)  # otherwise the head of the chain has decided
             if old is not None:
                 self._rows.load_pages(chunk, old)
         job = Job(update, old, self._next_version(update, old), self.space, self.disk)
@@ -107,7 +110,8 @@ class ChunkEngine:
         last = old.version if old is not None else self._version_floor
         if not update.version:
             return last + 1
-        if old is not None and update.version <= last and update.kind is not Kind.REPLACE:
+        absolute = update.kind in (Kind.REPLACE, Kind.REMOVE) or (update.kind is Kind.TRUNCATE and not update.offset)
+        if old is not None and update.version <= last and not absolute:
             raise error(Status.INVALID, f"chunk {update.chunk.hex()}: version {update.version} after {last}")
         return update.version
 
@@ -131,6 +135,7 @@ class ChunkEngine:
                 changes.append((CHUNK + job.chunk, encode_row(row)))
             self._busy.discard(job.chunk)
         self._receipts.add(receipts, changes)
+        self._receipts.add([job.receipt for job in jobs if job.receipt is not None], changes)
         self._write(changes)
 
     def _stage(self, job: Job, changes: list[Change]) -> Row:
@@ -145,10 +150,12 @@ class ChunkEngine:
         state.epoch = self.epoch
         self._rows.place_pages(chunk, row, state, job.old, job.touched, changes)
         row.pending = state
+        row.receipt = job.receipt
+        self.pending.add(chunk)
         if job.shape is not Shape.NONE:
             self._dirty.add(self.space.place(job.fresh[0] if job.fresh else state.slot)[0])
         job.fresh = []
-        if job.kind is Kind.TRUNCATE:
+        if job.kind in (Kind.TRUNCATE, Kind.REPLACE):  # what replaces a chunk may be what a truncate left of it
             self._floors.rise(chunk, job.update.truncate_version, changes)
         return row
 
@@ -177,7 +184,8 @@ class ChunkEngine:
     def _commit(self, chunk: bytes, row: Row, changes: list[Change]) -> None:
         assert row.pending is not None
         new, old = row.pending, row.committed
-        row.pending = None
+        row.pending = row.receipt = None
+        self.pending.discard(chunk)
         if old is not None:
             self._retire(old, new)
             self._chunks -= 1
@@ -224,7 +232,8 @@ class ChunkEngine:
             row = self._rows.get(chunk)
             if row is None or row.pending is None:
                 continue
-            pending, row.pending = row.pending, None
+            pending, row.pending, row.receipt = row.pending, None, None
+            self.pending.discard(chunk)
             self._retire(pending, row.committed)
             if row.committed is None:
                 self._rows.cached.drop(chunk)
@@ -341,6 +350,23 @@ class ChunkEngine:
         """What is known of a chunk, or None."""
         row = self._rows.get(chunk)
         return chunk_info(chunk, row) if row is not None else None
+
+    def content(self, chunk: bytes, version: Version) -> State | None:
+        """What the chunk is under this version, pending or committed; None when that is not here (any more)."""
+        row = self._rows.get(chunk)
+        for state in (row.pending, row.committed) if row is not None else ():
+            if state is not None and (state.chain_version, state.version) == version:
+                return state
+        return None
+
+    def unresolved(self) -> list[tuple[bytes, State, Receipt | None]]:
+        """All that is pending, with the receipts that came with it."""
+        found = []
+        for chunk in sorted(self.pending):
+            row = self._rows.get(chunk)
+            assert row is not None and row.pending is not None
+            found.append((chunk, row.pending, row.receipt))
+        return found
 
     def chunks(
         self, first: bytes, last: bytes, limit: int = LIST_CHUNKS_MAX, *, reverse: bool = False

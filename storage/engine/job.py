@@ -24,6 +24,7 @@ from ...proto.layout import checksum_unit
 from .checksum import CRC_TYPE, Crcs, combine, crc32c, fold, shift, unit_crcs, zeros
 from .disk import Disk
 from .reads import read_content
+from .records import Receipt
 from .row import PATCHES_MAX, Patch, State
 from .slots import NO_SLOT, SLOT_BYTES_MAX, class_for, slot_bytes
 from .space import Space
@@ -77,6 +78,7 @@ class Job:
         "length",
         "old",
         "ran",
+        "receipt",
         "shape",
         "state",
         "touched",
@@ -93,6 +95,7 @@ class Job:
         self.fresh: list[int] = []
         self.touched = (0, 0)  # units whose checksum changes: [first, last)
         self.ran = False
+        self.receipt: Receipt | None = None  # of the client's update that this is, persisted with it
         self.old = old if old is not None and not old.removed else None
         self._space = space
         self.length, self.shape, self.state = self._decide()

@@ -123,7 +123,7 @@ def _fall_back(row: Row, checkpoint: int, space: Space, disk: Disk) -> bool:
 
     changed = False
     if row.pending is not None and not holds(row.pending):
-        row.pending = None
+        row.pending = row.receipt = None
         changed = True
     if row.committed is not None and not holds(row.committed):
         row.committed = next((state for state in row.fallbacks if holds(state)), None)

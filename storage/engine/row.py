@@ -8,6 +8,8 @@ The key space of a target's index:
     D + client (16 bytes) + channel u16     -> sequence u64, version u64, chunk length u32: the channel's last update
     M + name                                -> the target's own records: session, checkpoint, version floor
 
+A pending state that a client numbered carries its receipt in the row, behind the states.
+
 A head row holds up to four states of its chunk: the committed one, a pending one, and the `fallbacks`: what the chunk was at the last
 checkpoints, needed when power is lost before the newest bytes reached the disk. Every state names its epoch, the number of the
 checkpoint that makes it durable; one whose checkpoint has passed can be trusted, and needs no fallback.
@@ -25,6 +27,7 @@ from dataclasses import dataclass, field
 
 from ...proto.errors import Status, error
 from .checksum import CRC_TYPE, Crcs
+from .records import Receipt
 from .slots import NO_SLOT
 
 ROW_VERSION = 1
@@ -38,7 +41,8 @@ CHUNK, PAGE, FLOOR, CHANNEL, TARGET = b"C", b"P", b"T", b"D", b"M"
 _HEAD = struct.Struct("<BBBBB")  # version, flags, fallbacks, pages ever, copies ever
 _STATE = struct.Struct("<QQIIIIIIBBB")
 _PATCH = struct.Struct("<QII")
-_COMMITTED, _PENDING = 1, 2
+_RECEIPT = struct.Struct("<16sHQQI")
+_COMMITTED, _PENDING, _NUMBERED = 1, 2, 4
 
 
 @dataclass(slots=True, eq=False)
@@ -90,6 +94,7 @@ class Row:
     fallbacks: tuple[State, ...] = ()  # newest first
     pages: int = 0  # how many pages, and how many copies of each, were ever written: what a remove has to delete
     copies: int = 0
+    receipt: Receipt | None = None  # of the pending update, if a client numbered it: it travels with it down the chain
 
     def states(self) -> list[State]:
         return [s for s in (self.committed, self.pending, *self.fallbacks) if s is not None]
@@ -137,8 +142,12 @@ def _decode_state(data: bytes, at: int) -> tuple[State, int]:
 
 def encode_row(row: Row) -> bytes:
     flags = (_COMMITTED if row.committed else 0) | (_PENDING if row.pending else 0)
+    numbered = b""
+    if row.receipt is not None:
+        flags |= _NUMBERED
+        numbered = _RECEIPT.pack(*row.receipt)
     head = _HEAD.pack(ROW_VERSION, flags, len(row.fallbacks), row.pages, row.copies)
-    return head + b"".join(map(_encode_state, row.states()))
+    return head + b"".join(map(_encode_state, row.states())) + numbered
 
 
 def decode_row(data: bytes) -> Row:
@@ -151,13 +160,15 @@ def decode_row(data: bytes) -> Row:
         for _ in range(bool(flags & _COMMITTED) + bool(flags & _PENDING) + fallbacks):
             state, at = _decode_state(data, at)
             states.append(state)
+        receipt = Receipt(*_RECEIPT.unpack_from(data, at)) if flags & _NUMBERED else None
+        at += _RECEIPT.size if flags & _NUMBERED else 0
     except (struct.error, ValueError) as bad:
         raise error(Status.BAD_FORMAT, f"damaged index row of {len(data)} bytes") from bad
     if at != len(data):
         raise error(Status.BAD_FORMAT, f"damaged index row: {len(data)} bytes where {at} were expected")
     committed = states.pop(0) if flags & _COMMITTED else None
     pending = states.pop(0) if flags & _PENDING else None
-    return Row(committed, pending, tuple(states), pages, copies)
+    return Row(committed, pending, tuple(states), pages, copies, receipt)
 
 
 def page_key(chunk: bytes, page: int, copy: int) -> bytes:

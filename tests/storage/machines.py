@@ -1,6 +1,13 @@
-"""Replica machines over an index in memory: what their tests share."""
+"""Replica machines over an index in memory: what their tests share.
+
+A write appends its name to the content of its chunk, so that a content says which updates made it, in which order.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from zlib import crc32
 
 from emberfs.proto.errors import Status
 from emberfs.proto.gen.common_pb2 import (
@@ -19,6 +26,7 @@ from emberfs.storage.events import (
     Commit,
     CommitDone,
     Effect,
+    Fate,
     Kind,
     Persist,
     PersistDone,
@@ -29,24 +37,40 @@ from emberfs.storage.events import (
     Version,
     WriteRequest,
 )
+from emberfs.storage.lease import Lease
 
 CLIENT = b"c" * 16
 OTHER = b"d" * 16
+NAME_BYTES = 4  # of an update in a content
+
+
+@dataclass(frozen=True)
+class Content:
+    version: Version
+    data: bytes | None  # None: removed
+    truncate_version: int
+    update: Update  # that made it
+
+    @property
+    def checksum(self) -> int:
+        return crc32(self.data or b"")
 
 
 class Rows:
     """An index in memory: what was persisted survives the machine."""
 
     def __init__(self) -> None:
-        self.chunks: dict[bytes, ChunkRow] = {}
+        self.chunks: dict[bytes, Content] = {}
         self.channels: dict[tuple[bytes, int], ChannelRow] = {}
-        self.pending: dict[bytes, Update] = {}
+        self.unresolved: dict[bytes, Content] = {}
         self.floor = 0  # all test chunks are of one file
         self.removed = 0
-        self.history: dict[bytes, list[tuple[bytes, int]]] = {}  # chunk -> the updates that made it, in order
 
     def chunk(self, key: bytes) -> ChunkRow | None:
-        return self.chunks.get(key)
+        found = self.chunks.get(key)
+        if found is None or found.data is None:
+            return None
+        return ChunkRow(found.version, len(found.data), found.truncate_version, found.checksum)
 
     def channel(self, client: bytes, channel: int) -> ChannelRow | None:
         return self.channels.get((client, channel))
@@ -57,29 +81,94 @@ class Rows:
     def version_floor(self) -> int:
         return self.removed
 
-    def persist(self, update: Update, commit: bool) -> Result:
+    def pending(self) -> Sequence[Update]:
+        return [whole(content) for content in self.unresolved.values()]
+
+    # --- what a shell does ---
+
+    def stage(self, update: Update) -> Result:
+        """Persist one update."""
         assert update.version is not None
-        self.pending[update.chunk] = update
+        old = self.chunks.get(update.chunk)
+        data, truncate_version = _apply(update, old)
+        made = Content(update.version, data, truncate_version, update)
+        assert update.chunk not in self.unresolved, "two updates of one chunk at once"
+        self.unresolved[update.chunk] = made
         if update.client:
             self.channels[update.client, update.channel] = ChannelRow(
-                update.sequence, update.version.number, update.length
+                update.sequence, update.version.number, len(data or b"")
             )
-        if commit:
-            self.commit(update)
-        return Result(Status.OK, update.version.number, update.length)
-
-    def commit(self, update: Update) -> None:
-        assert update.version is not None
-        if self.pending.get(update.chunk) == update:
-            del self.pending[update.chunk]
         if update.kind is not Kind.WRITE and update.truncate_version != ALWAYS:
             self.floor = max(self.floor, update.truncate_version)
-        if update.kind is Kind.REMOVE:
-            self.chunks.pop(update.chunk, None)
-            self.removed = max(self.removed, update.version.number)
-            return
-        self.chunks[update.chunk] = ChunkRow(update.version, update.length, update.truncate_version)
-        self.history.setdefault(update.chunk, []).append((update.client, update.sequence))
+        return Result(Status.OK, update.version.number, len(data or b""), made.checksum)
+
+    def commit(self, update: Update) -> None:
+        made = self.unresolved.pop(update.chunk, None)
+        assert made is not None and made.version == update.version, "only what is pending is committed"
+        old = self.chunks.pop(update.chunk, None)
+        if made.data is None:
+            self.removed = max(self.removed, made.version.number, old.version.number if old is not None else 0)
+        else:
+            self.chunks[update.chunk] = made
+
+    def persist(self, update: Update, commit: bool) -> Result:
+        result = self.stage(update)
+        if commit:
+            self.commit(update)
+        return result
+
+    def whole(self, update: Update) -> Update:
+        """What a whole forward carries instead of an update: the content of that version."""
+        for content in (self.unresolved.get(update.chunk), self.chunks.get(update.chunk)):
+            if content is not None and content.version == update.version:
+                return whole(content)._replace(client=update.client, channel=update.channel, sequence=update.sequence)
+        assert update.kind is Kind.REMOVE, "the content that is to be copied is here"
+        return update
+
+    def names(self, chunk: bytes) -> list[tuple[bytes, int]]:
+        """The updates that the content is made of, as (client, sequence)."""
+        content = self.chunks.get(chunk)
+        data = content.data if content is not None and content.data is not None else b""
+        return [
+            (data[at : at + 1] * 16, int.from_bytes(data[at + 1 : at + NAME_BYTES], "big"))
+            for at in range(0, len(data), NAME_BYTES)
+        ]
+
+
+def _apply(update: Update, old: Content | None) -> tuple[bytes | None, int]:
+    """The chunk's content and truncate version after the update."""
+    before = old.data if old is not None else None
+    truncate_version = max(update.truncate_version, old.truncate_version if old is not None else 0)
+    if update.kind is Kind.REPLACE:
+        return update.data, update.truncate_version
+    if update.kind is Kind.REMOVE:
+        return None, 0
+    if update.kind is Kind.TRUNCATE:
+        return (before[: update.length] if before is not None else None), truncate_version
+    return (before or b"") + name(update), truncate_version
+
+
+def name(update: Update) -> bytes:
+    return update.client[:1] + update.sequence.to_bytes(NAME_BYTES - 1, "big")
+
+
+def whole(content: Content) -> Update:
+    update = content.update
+    numbered = (update.client, update.channel, update.sequence)
+    if content.data is None:
+        return Update(Kind.REMOVE, update.chunk, 0, 0, 0, *numbered, update.truncate_version, 0, None, content.version)
+    return Update(
+        Kind.REPLACE,
+        update.chunk,
+        0,
+        len(content.data),
+        content.checksum,
+        *numbered,
+        content.truncate_version,
+        0,
+        content.data,
+        content.version,
+    )
 
 
 def chain(*states: int, version: int = 1) -> Chain:
@@ -90,9 +179,17 @@ def chain(*states: int, version: int = 1) -> Chain:
 SERVING, SYNCING, OFFLINE = TARGET_STATE_SERVING, TARGET_STATE_SYNCING, TARGET_STATE_OFFLINE
 
 
-def replica(*states: int, target: int = 1, rows: Rows | None = None) -> tuple[Replica, Rows]:
+def held(until: float = float("inf")) -> Lease:
+    lease = Lease()
+    lease.until = until
+    return lease
+
+
+def replica(
+    *states: int, target: int = 1, rows: Rows | None = None, lease: Lease | None = None
+) -> tuple[Replica, Rows]:
     rows = rows or Rows()
-    machine = Replica(target, rows)
+    machine = Replica(target, rows, lease or held())
     machine.step(0, RoutingChanged(chain(*states or (SERVING,))))
     return machine, rows
 
@@ -106,22 +203,25 @@ def write(
     truncate: int = 0,
     version: Version | None = None,
 ) -> Update:
-    return Update(Kind.WRITE, chunk, 0, 10, 0, client, channel, sequence, truncate, 1 << 20, None, version)
+    return Update(Kind.WRITE, chunk, 0, NAME_BYTES, 0, client, channel, sequence, truncate, 1 << 20, None, version)
 
 
-def request(*updates: Update, ticket: object = "t", version: int = 1, forwarded: bool = False) -> WriteRequest:
-    return WriteRequest(ticket, version, updates, forwarded)
+_forwards = iter(range(1, 1 << 40))
+
+
+def request(
+    *updates: Update, ticket: object = "t", version: int = 1, sender: int = 0, session: int = 0, number: int = 0
+) -> WriteRequest:
+    return WriteRequest(ticket, version, updates, sender, session, number or (next(_forwards) if sender else 0))
 
 
 def perform(machine: Replica, rows: Rows, effects: list[Effect]) -> list[Reply]:
-    """Carry out the effects of a chain of one to the end; the replies."""
+    """Carry out the effects of a machine without a successor to the end; the replies."""
     replies = []
     while effects:
         effect = effects.pop(0)
         if isinstance(effect, Persist):
-            effects += machine.step(
-                0, PersistDone(effect.batch, [rows.persist(u, effect.commit) for u in effect.updates])
-            )
+            effects += machine.step(0, persisted(machine, rows, effect))
         elif isinstance(effect, Commit):
             for update in effect.updates:
                 rows.commit(update)
@@ -131,6 +231,15 @@ def perform(machine: Replica, rows: Rows, effects: list[Effect]) -> list[Reply]:
         elif isinstance(effect, Reply):
             replies.append(effect)
     return replies
+
+
+def persisted(machine: Replica, rows: Rows, effect: Persist) -> PersistDone:
+    """Write what a Persist wants written, as the machine says at that moment."""
+    fate = machine.fate(effect.batch)
+    if fate is Fate.DROP:
+        return PersistDone(effect.batch, [Result(Status.STALE_ROUTING)] * len(effect.updates))
+    results = [rows.persist(update, fate is Fate.COMMIT) for update in effect.updates]
+    return PersistDone(effect.batch, results, fate is Fate.COMMIT)
 
 
 def submit(machine: Replica, rows: Rows, *updates: Update, version: int = 1) -> list[Status]:

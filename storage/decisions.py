@@ -1,0 +1,71 @@
+"""What becomes of an update whose turn has come: the version under which it runs, or its result if it does not (again).
+
+At the head versions are given, and retries, ended sessions and truncates are told apart. Behind it the version alone decides: the
+head has decided already, and refusing what it persisted would leave that pending for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from ..proto.errors import Status
+from .events import ALWAYS, ChunkRow, Kind, Result, Rows, Update, Version
+
+
+def decide(update: Update, rows: Rows, chain_version: int, ended: Collection[bytes]) -> Result | Version:
+    """At the head."""
+    last = rows.channel(update.client, update.channel) if update.client else None
+    row = rows.chunk(update.chunk)
+    if update.client in ended:
+        return Result(Status.SESSION_ENDED)
+    if last is not None and update.sequence <= last.sequence:
+        same = update.sequence == last.sequence
+        return Result(Status.OK, last.number, last.length) if same else Result(Status.DUPLICATE)
+    floor = rows.truncate_floor(update.chunk)
+    if update.kind is Kind.REMOVE:
+        # A truncate's remove names the version that it made: chunks written since belong to the regrown file.
+        if row is None:
+            done = update.truncate_version == ALWAYS or update.truncate_version <= floor
+        else:
+            done = row.truncate_version >= update.truncate_version
+        if done:
+            return Result(Status.OK)
+    elif update.truncate_version < max(floor, row.truncate_version if row is not None else 0):
+        return Result(Status.STALE_TRUNCATE_VERSION)
+    elif row is None and update.kind is Kind.TRUNCATE and update.truncate_version == floor:
+        return Result(Status.OK)  # nothing to cut; where the floor rises, that is persisted
+    number = row.committed.number if row is not None else rows.version_floor()
+    return Version(chain_version, number + 1)
+
+
+def decide_forwarded(update: Update, rows: Rows, serving: bool) -> Result | Version:
+    """Behind the head."""
+    version = update.version
+    assert version is not None
+    row = rows.chunk(update.chunk)
+    if update.kind is Kind.REMOVE and row is None:
+        rises = rows.truncate_floor(update.chunk) < update.truncate_version < ALWAYS
+        return version if rises else Result(Status.OK, version.number)
+    if row is None:
+        return version
+    number = row.committed.number
+    if update.kind is Kind.REPLACE:
+        if _is_same(update, row) or (serving and version.number < number):
+            return _old_news(version, row)
+        return version  # also where the name is the same: the predecessor's bytes count
+    if not serving:
+        return version  # a remove: everything else comes whole
+    if version.number <= number:
+        return _old_news(version, row)
+    if version.number > number + 1 and update.kind is not Kind.REMOVE:
+        return Result(Status.NOT_COMMITTED)  # the one before is missing here: the predecessor sends the whole content
+    return version
+
+
+def _is_same(update: Update, row: ChunkRow) -> bool:
+    mine = (row.committed, row.length, row.truncate_version, row.checksum)
+    return mine == (update.version, update.length, update.truncate_version, update.checksum)
+
+
+def _old_news(version: Version, row: ChunkRow) -> Result:
+    return Result(Status.OK, version.number, row.length, row.checksum if row.committed == version else 0)

@@ -1,0 +1,298 @@
+"""Between the members of a chain: batches on their way to the successor, and which version of a chunk is the chain's.
+
+The machine says what is forwarded, and again until it is acknowledged; this shell finds the successor, gives it the private copy of the
+payload that the update came with (or, where whole contents are wanted, reads them back), and brings the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ..proto.errors import Status, StatusError, error
+from ..proto.gen.common_pb2 import Chain
+from ..proto.gen.storage_pb2 import CommittedReply, CommittedRequest, ForwardReply, ForwardRequest
+from ..proto.ids import CHUNK_ID_BYTES
+from ..proto.region import Region, Slice
+from ..proto.rpc import STORAGE, Context
+from ..proto.settings import time_scale
+from .engine.disk import Disk
+from .engine.reads import ReadPlan, verify
+from .events import Forward, Kind, Result, Update, Version
+from .peers import Peers
+from .target import Target
+from .updates import chunk_size_of
+
+FORWARD_S_MAX = 5.0  # of one forward, until it is taken for lost; scaled
+ASK_TAIL_S_MAX = 0.02  # a reader had better go to the tail itself than wait longer; scaled
+WHOLE_BYTES_MAX = 16 << 20  # of contents that are read back and sent together; one that is larger goes alone
+JOINED_BYTES_MAX = 256 << 10  # payloads of so many bytes together are sent as one piece, longer ones where they lie
+PIECES_MAX = 64
+
+Learn = Callable[[Iterable[Chain]], None]  # takes the newer entries that come with refusals
+
+
+class Forwarder:
+    """Of one target: carries out its machine's Forward effects, and asks the tail for it."""
+
+    def __init__(self, target: Target, peers: Peers, learn: Learn) -> None:
+        self._target = target
+        self._peers = peers
+        self._learn = learn
+        self._silent = False  # the successor did not answer the last time; said once
+
+    async def forward(self, effect: Forward) -> Sequence[Result] | None:
+        """The successor's results, one per update (one for a sync); None when it did not answer."""
+        if not effect.whole:
+            return await self._send(effect, effect.updates)
+        results: list[Result] = []
+        for part in _parts(effect.updates):
+            found = await self._send_contents(effect, part)
+            if found is None:
+                return None
+            results += found
+        return results if effect.updates else await self._send(effect, ())
+
+    async def _send_contents(self, effect: Forward, updates: Sequence[Update]) -> Sequence[Result] | None:
+        results: list[Result | None] = []
+        contents: list[Update] = []
+        for update in updates:
+            try:
+                contents.append(await self._content(update))
+                results.append(None)
+            except StatusError as failed:
+                self._target.found_damaged(update.chunk, f"cannot be sent to the successor: {failed.strerror}")
+                results.append(Result(failed.status))
+        sent = await self._send(effect, contents) if contents else ()
+        if sent is None:
+            return None
+        answers = iter(sent)
+        return [result if result is not None else next(answers) for result in results]
+
+    async def _content(self, update: Update) -> Update:
+        """What the update makes of its chunk: REPLACE of everything, or REMOVE. Raises CHECKSUM, IO_ERROR; NOT_COMMITTED when it is
+        something else by now (its line is the machine's, so only we have left the chain)."""
+        engine, version = self._target.engine, update.version
+        assert version is not None
+        state = engine.content(update.chunk, version)
+        if state is None and update.kind is not Kind.REMOVE:
+            raise error(Status.NOT_COMMITTED, f"version {version.number} is not here any more")
+        if state is None or state.removed:
+            return update._replace(kind=Kind.REMOVE, offset=0, length=0, checksum=0, data=None)
+        with engine.plan([(update.chunk, 0, state.length)], versions={update.chunk: version.number}) as (plan,):
+            data = await self._target.blocking(_read, engine.disk, plan)
+        return update._replace(
+            kind=Kind.REPLACE,
+            offset=0,
+            length=state.length,
+            checksum=state.whole,
+            truncate_version=state.truncate_version,
+            chunk_size=chunk_size_of(state),
+            data=memoryview(data),
+        )
+
+    async def _send(self, effect: Forward, updates: Sequence[Update]) -> Sequence[Result] | None:
+        chain = self._target.replica.chain
+        if chain is None:
+            return None
+        request = _request(effect, chain.id, self._target.id, updates)
+        try:
+            reply = await self._peers.call(
+                effect.target, STORAGE.Forward, request, FORWARD_S_MAX * time_scale(), source=_payload(updates)
+            )
+        except StatusError as failed:
+            if not self._silent:
+                self._target.log.warning(
+                    "cannot forward; trying again",
+                    target=self._target.id,
+                    successor=effect.target,
+                    error=failed.strerror,
+                )
+            self._silent = True
+            return None
+        self._silent = False
+        self._learn(reply.chains)
+        columns = zip(reply.status, reply.number, reply.length, reply.checksum, strict=False)
+        results = [Result(*column) for column in columns]
+        return results if len(results) == max(len(updates), 1) else None
+
+    async def committed(self, chunks: Sequence[bytes]) -> list[int] | None:
+        """Each chunk's committed number at the tail, 0 where it has none; None when the tail does not say in time."""
+        chain = self._target.replica.chain
+        tail = self._target.replica.last_serving
+        if chain is None or not tail:
+            return None
+        request = CommittedRequest(chain=chain.id, chain_version=chain.version, chunks=b"".join(chunks))
+        try:
+            reply = await self._peers.call(tail, STORAGE.Committed, request, ASK_TAIL_S_MAX * time_scale())
+        except StatusError:
+            return None
+        self._learn(reply.chains)
+        return list(reply.number) if reply.status == Status.OK and len(reply.number) == len(chunks) else None
+
+
+def _parts(updates: Sequence[Update]) -> Iterable[Sequence[Update]]:
+    """Cut by what their contents are about to take."""
+    part: list[Update] = []
+    size = 0
+    for update in updates:
+        length = max(update.chunk_size, update.length)
+        if part and size + length > WHOLE_BYTES_MAX:
+            yield part
+            part, size = [], 0
+        part.append(update)
+        size += length
+    if part:
+        yield part
+
+
+def _read(disk: Disk, plan: ReadPlan) -> bytearray:
+    """Where blocking is allowed."""
+    if plan.status is not Status.OK:
+        raise error(plan.status, "")
+    data = bytearray(plan.length)
+    plan.read_into(disk, (data,), True)
+    verify(plan, 0, memoryview(data))
+    return data
+
+
+def _request(effect: Forward, chain: int, sender: int, updates: Sequence[Update]) -> ForwardRequest:
+    clients = {client: i for i, client in enumerate(dict.fromkeys(update.client for update in updates))}
+    versions = [update.version or Version(0, 0) for update in updates]
+    return ForwardRequest(
+        chain=chain,
+        chain_version=effect.chain_version,
+        target=sender,
+        session=effect.session,
+        number=effect.number,
+        kind=[update.kind for update in updates],
+        chunks=b"".join([update.chunk for update in updates]),
+        offset=[update.offset for update in updates],
+        length=[update.length for update in updates],
+        checksum=[update.checksum for update in updates],
+        truncate_version=[update.truncate_version for update in updates],
+        chunk_size=[update.chunk_size for update in updates],
+        version_chain=[version.chain_version for version in versions],
+        version_number=[version.number for version in versions],
+        clients=list(clients),
+        client=[clients[update.client] for update in updates],
+        channel=[update.channel for update in updates],
+        sequence=[update.sequence for update in updates],
+    )
+
+
+def _payload(updates: Sequence[Update]) -> Sequence[Slice]:
+    """Views of our own: the handler that the payload came with may be over before an unanswered forward is."""
+    views = [memoryview(update.data) for update in updates if update.data is not None]
+    size = sum(map(len, views))
+    if len(views) > 1 and (size <= JOINED_BYTES_MAX or len(views) > PIECES_MAX):
+        views = [memoryview(b"".join(views))]
+    return [Slice(Region(view), 0, len(view)) for view in views]
+
+
+class Forwarding:
+    """Handlers of Forward and Committed, for servers of the cluster. `member(chain)` is our target in that chain, `newer(chain)` the
+    chain's entry for whoever comes with an old version."""
+
+    def __init__(self, member: Callable[[int], Target | None], newer: Callable[[int], Sequence[Chain]]) -> None:
+        self._member = member
+        self._newer = newer
+
+    async def forward(self, request: ForwardRequest, context: Context) -> ForwardReply:
+        _need_trust(context)
+        data = await context.pull()
+        updates = _updates(request, data)
+        target = self._member(request.chain)
+        if target is None:
+            results: Sequence[Result] = [Result(Status.STALE_ROUTING)] * max(len(updates), 1)
+        else:
+            forwarded = {"sender": request.target, "session": request.session, "number": request.number}
+            if updates:
+                results = await target.start_update(request.chain_version, updates, **forwarded)
+            else:
+                results = await target.start_sync(request.chain_version, **forwarded)
+        for update in updates:
+            if update.data is not None:
+                update.data.release()  # so that the buffer behind can be used again at once
+        stale = any(result.status == Status.STALE_CHAIN_VERSION for result in results)
+        return ForwardReply(
+            status=[result.status for result in results],
+            number=[result.number for result in results],
+            length=[result.length for result in results],
+            checksum=[result.checksum for result in results],
+            chains=self._newer(request.chain) if stale else (),
+        )
+
+    async def committed(self, request: CommittedRequest, context: Context) -> CommittedReply:
+        _need_trust(context)
+        if len(request.chunks) % CHUNK_ID_BYTES:
+            raise error(Status.INVALID, f"{len(request.chunks)} bytes are no chunk ids")
+        target = self._member(request.chain)
+        status = target.may_read(request.chain_version) if target is not None else Status.STALE_ROUTING
+        if target is None or status is not Status.OK:
+            chains = self._newer(request.chain) if status is Status.STALE_CHAIN_VERSION else ()
+            return CommittedReply(status=status, chains=chains)
+        if not target.replica.tail:
+            return CommittedReply(status=Status.STALE_ROUTING)
+        numbers = []
+        for at in range(0, len(request.chunks), CHUNK_ID_BYTES):
+            info = target.engine.info(request.chunks[at : at + CHUNK_ID_BYTES])
+            numbers.append(info.version if info is not None else 0)
+        return CommittedReply(status=Status.OK, number=numbers)
+
+
+def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
+    """What was forwarded. Raises INVALID when the columns do not fit."""
+    count = len(request.kind)
+    columns: tuple[Sequence[Any], ...] = (
+        request.offset[:],
+        request.length[:],
+        request.checksum[:],
+        request.client[:],
+        request.channel[:],
+        request.sequence[:],
+        request.truncate_version[:],
+        request.chunk_size[:],
+        request.version_chain[:],
+        request.version_number[:],
+    )
+    if any(len(column) != count for column in columns) or len(request.chunks) != count * CHUNK_ID_BYTES:
+        raise error(Status.INVALID, "columns of different lengths in a forward")
+    updates: list[Update] = []
+    position = 0
+    for i, kind in enumerate(map(Kind, request.kind)):
+        chunk = request.chunks[i * CHUNK_ID_BYTES : (i + 1) * CHUNK_ID_BYTES]
+        offset, length, checksum, client, channel, sequence, truncate_version, chunk_size, under, number = (
+            column[i] for column in columns
+        )
+        view = None
+        if kind in (Kind.WRITE, Kind.REPLACE):
+            view = data[position : position + length]
+            position += length
+        updates.append(
+            Update(
+                kind,
+                chunk,
+                offset,
+                length,
+                checksum,
+                request.clients[client],
+                channel,
+                sequence,
+                truncate_version,
+                chunk_size,
+                view,
+                Version(under, number),
+            )
+        )
+    if position != len(data):
+        raise error(Status.INVALID, f"{position} bytes announced, {len(data)} sent")
+    return updates
+
+
+def _need_trust(context: Context) -> None:
+    if not context.peer.identity.trusted:
+        raise error(Status.PERMISSION_DENIED, f"{context.peer.name} is no server of this cluster")
+
+
+__all__ = ["Forwarder", "Forwarding"]
