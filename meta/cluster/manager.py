@@ -254,7 +254,7 @@ class Manager:
             if now - before - period > STOPPED_PART * self.node_lease_seconds:
                 _log.warning("this process was stopped for a while; nobody loses a place for it", seconds=now - before)
                 self._nodes.excuse(now)
-            if changed := self._nodes.changed_leases(now):
+            if changed := self._nodes.look(now):
                 _log.info("leases", **self._nodes.count(changed, now))
             if nodes := changed | self._unsettled:
                 self._unsettled = set()

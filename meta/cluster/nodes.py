@@ -40,7 +40,7 @@ class _Known:
     heard: float  # when its last renewal arrived
     targets: dict[int, Target] = field(default_factory=dict)  # as last reported
     chains: dict[int, int] = field(default_factory=dict)  # chain -> version that its member here had when it reported
-    seen: Lease = Lease.HELD  # when chains were last evaluated
+    seen: Lease = Lease.HELD  # at the last look
     past: deque[int] = field(default_factory=lambda: deque(maxlen=PAST_PROCESSES_MAX))  # processes that were replaced
 
 
@@ -63,7 +63,7 @@ class Nodes:
             known.past.append(replaced)
         for gone in known.targets:
             self._reported.pop(gone, None)
-        known.heard, known.chains = now, {}
+        known.heard, known.seen, known.chains = now, Lease.HELD, {}
         known.targets = {target.id: target for target in targets}
         self._reported.update(known.targets)
 
@@ -73,10 +73,11 @@ class Nodes:
         return known is not None and process in known.past
 
     def reported(self, node: int, targets: Sequence[Target], chains: Mapping[int, int], now: float) -> bool:
-        """A heartbeat. Returns whether it says anything that the node's chains depend on, other than the last one."""
+        """A heartbeat. Returns whether it says anything that the node's chains depend on, other than the last one. If so it must not be
+        answered before they have followed: a change that was planned when the lease was over may be on its way to the disk."""
         known = self._known.setdefault(node, _Known(now))
         news = known.seen is not Lease.HELD or known.chains != chains
-        known.heard, known.chains = now, dict(chains)
+        known.heard, known.seen, known.chains = now, Lease.HELD, dict(chains)
         for target in targets:
             last = known.targets.get(target.id)
             news = news or last is None or _said(last) != _said(target)
@@ -102,19 +103,24 @@ class Nodes:
     # What follows from it.
 
     def lease(self, node: int, now: float) -> Lease:
+        """OVER only if the last look found it so: from then on the node's next renewal waits for the change that this may have caused,
+        and is answered with it (`reported`)."""
         known = self._known.get(node)
         if known is None:
             return Lease.OVER  # nobody can serve there who has not registered
-        silence = now - known.heard
-        if silence > self.lease_seconds and now > self._quiet_until:
+        if known.seen is Lease.OVER:
             return Lease.OVER
-        return Lease.HELD if silence <= OVERDUE_PART * self.lease_seconds else Lease.OVERDUE
+        late = now - known.heard > OVERDUE_PART * self.lease_seconds
+        return Lease.OVERDUE if late else Lease.HELD
 
-    def changed_leases(self, now: float) -> set[int]:
-        """Nodes whose lease is not what it was when this was asked last."""
+    def look(self, now: float) -> set[int]:
+        """Look at the clock. Returns the nodes whose lease is not what it was at the last look."""
         changed = set()
         for number, known in self._known.items():
-            if (lease := self.lease(number, now)) is not known.seen:
+            lease = self.lease(number, now)
+            if now - known.heard > self.lease_seconds and now > self._quiet_until:
+                lease = Lease.OVER
+            if lease is not known.seen:
                 known.seen = lease
                 changed.add(number)
         return changed
