@@ -21,6 +21,7 @@ from ... import __version__
 from ...proto.errors import Blame, Status, StatusError
 from .output import Failed, complain
 
+HELP_COLUMNS = 100  # at most, on a wide terminal
 EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_DAMAGED, EXIT_BUG, EXIT_INTERRUPTED = 1, 2, 3, 4, 5, 130
 _DAMAGED = {Status.CHECKSUM, Status.LOST_DATA, Status.IO_ERROR, Status.TARGET_OFFLINE, Status.BAD_FORMAT}
 
@@ -71,6 +72,15 @@ class _Commands(typer.core.TyperGroup):
         )
         return typer.main.get_command(single)
 
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        # Typer's own page of help loads libraries for Markdown and tracebacks first, which take longer than everything else here.
+        records = (param.get_help_record(ctx) for param in self.get_params(ctx))
+        _section(formatter, "Options", [record for record in records if record is not None])
+        for panel in dict.fromkeys(panel for _, panel in COMMANDS.values()):
+            names = [name for name, (_, its_panel) in COMMANDS.items() if its_panel == panel]
+            rows = [(name, self.get_command(ctx, name).get_short_help_str(HELP_COLUMNS)) for name in names]
+            _section(formatter, panel, rows)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -92,6 +102,16 @@ class _Commands(typer.core.TyperGroup):
             complain("interrupted")
             code = EXIT_INTERRUPTED
         ctx.exit(code)
+
+
+def _section(formatter: Any, title: str, rows: list[tuple[str, str]]) -> None:
+    with formatter.section(_styled(title, bold=True)):
+        formatter.write_dl([(_styled(name, fg="cyan"), text) for name, text in rows])
+
+
+def _styled(text: str, **style: Any) -> str:
+    """With colours, which are taken out again where the output is no terminal."""
+    return text if os.environ.get("NO_COLOR") else typer.style(text, **style)
 
 
 def sentence(failed: StatusError) -> str:
@@ -122,7 +142,8 @@ app = typer.Typer(
     add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_COLUMNS},
     epilog="Paths are absolute in the cluster; ember://host:port/path names another cluster. "
     "Exit codes: 1 failed, 2 wrong usage, 3 cluster not reachable, 4 data damaged, 5 a bug.",
 )
