@@ -31,9 +31,11 @@ from ..proto.server import Server
 from ..proto.settings import read_secret
 from .engine.recovery import Opened
 from .engine.target import open_target
-from .events import Tick
 from .lease import Lease
 from .membership import Membership, Reported
+from .peers import Peers
+from .repair import Repairer
+from .resyncer import Resyncer
 from .scrub import Scrubber
 from .service import StorageService
 from .target import Blocking, Target
@@ -41,7 +43,6 @@ from .target import Blocking, Target
 FORMAT = 1  # of the data directory
 THREADS_PER_TARGET = 4  # for blocking I/O: a slow disk does not take the threads of another
 CAPACITY_PART = 0.9  # of the disk's free space, where --capacity does not say
-TICK_SECONDS = 0.05  # for what the machines try again
 ROUTING_TOPIC = "routing"
 LEAVE_SECONDS_MAX = 2.0  # for the offline heartbeat
 
@@ -146,12 +147,34 @@ async def _join(
     server.settings = replace(server.settings, node=node.id)
     process.spawn(membership.heartbeats(), "heartbeats")
     process.spawn(_watch(env, membership, routing), "routing")
-    process.spawn(_tick(targets), "tick")
+    peers = Peers(env, routing, node.host)
     for target in targets:
-        process.spawn(target.keep_checkpointing(), f"checkpoints of {target.path}")
-        process.spawn(Scrubber(target, options.scrub_rate, membership.living).run(), f"scrubber of {target.path}")
+        _keep(process, target, targets, peers, env, membership)
     _add_metrics(process, targets)
     process.ready(node=node.id, addresses=addresses, cluster=server.settings.cluster)
+
+
+def _keep(
+    process: Process,
+    target: Target,
+    targets: Sequence[Target],
+    peers: Peers,
+    env: AioEnvironment,
+    membership: Membership,
+) -> None:
+    """Start what a target needs in the background."""
+
+    def load() -> tuple[int, int]:
+        all_counters = [each.counters for each in targets]
+        moved = sum(counters.bytes_read + counters.bytes_written for counters in all_counters)
+        return moved, sum(counters.reads + counters.writes for counters in all_counters)
+
+    repairer = Repairer(target, peers, env, process.log)
+    Resyncer(target, peers, env, process.log, load).routing_changed()  # registered already: our place may be known
+    scrubber = Scrubber(target, process.options.scrub_rate, membership.living, repairer)
+    process.spawn(target.keep_retrying(), f"retries of {target.path}")
+    process.spawn(target.keep_checkpointing(), f"checkpoints of {target.path}")
+    process.spawn(scrubber.run(), f"scrubber of {target.path}")
 
 
 async def _unless_stopped(process: Process, work: Any) -> Any:
@@ -233,15 +256,6 @@ async def _watch(env: AioEnvironment, membership: Membership, routing: RoutingTa
             if failed.status is Status.FENCED:
                 return  # the membership has ended this process
         await env.sleep(membership.heartbeat_seconds)
-
-
-async def _tick(targets: Sequence[Target]) -> None:
-    """Background: what the machines try again after a while."""
-    while True:
-        await asyncio.sleep(TICK_SECONDS)
-        for target in targets:
-            if target.replica.in_flight:
-                target.submit(Tick())
 
 
 async def _leave(membership: Membership, targets: Sequence[Target]) -> None:
