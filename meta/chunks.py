@@ -199,6 +199,8 @@ class StorageChunks:
     async def query_last(self, inode: int, layout: Layout, truncate_version: int) -> int:
         """See the seam."""
         chains = self._chains(layout)
+        # Storage servers that have not heard yet which clients are over by now must not answer: they might take a late write after it.
+        known = self._table.version
 
         def build(positions: Sequence[int], versions: Sequence[int]) -> Message:
             return QueryLastRequest(
@@ -206,6 +208,7 @@ class StorageChunks:
                 chain_version=versions,
                 inode=[inode] * len(positions),
                 truncate_version=[truncate_version] * len(positions),
+                routing_version=known,
             )
 
         answers = await self._run(STORAGE.QueryLast, chains, build)

@@ -141,6 +141,10 @@ class Replica:
         """Whether an update of this chunk is under way or waits."""
         return chunk in self._lines
 
+    def updating(self, prefix: bytes) -> set[int]:
+        """The batches with updates of chunks whose ids begin so."""
+        return self._lines.batches(prefix)
+
     @property
     def in_flight(self) -> int:
         return len(self._batches)

@@ -69,6 +69,11 @@ class Lines:
     def __contains__(self, resource: Resource) -> bool:
         return resource in self._lines
 
+    def batches(self, prefix: bytes) -> set[int]:
+        """The batches that stand in the line of any chunk whose id begins so."""
+        lines = self._lines.items()
+        return {b.id for key, line in lines if isinstance(key, bytes) and key.startswith(prefix) for b in line}
+
     def join(self, batch: Batch, resources: Sequence[Resource]) -> Status:
         """Stand behind whoever is there, in every line or in none. INVALID: it stands in one of them already."""
         lines = self._lines

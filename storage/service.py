@@ -63,6 +63,7 @@ OPERATIONS_MAX = 4096  # of one request
 REMOVES_MAX = 1000  # chunks of one range in one request
 REPORTS_MAX = 64  # damaged chunks that are looked at for one request
 INODE_BYTES = 10  # of a chunk id: tenant and inode
+UPDATES_POLL_S = 0.01  # between looks whether the updates of a file are over
 
 _OK = Status.OK
 _UNPLANNED = ReadPlan(Status.INTERNAL)
@@ -435,12 +436,15 @@ class StorageService:
         count = len(request.inode)
         _check_columns(count, request.chain, request.chain_version, request.truncate_version)
         reply = QueryLastReply()
+        # Whoever asks knows a routing under which a writer is over: from an older one that writer's updates would still be taken.
+        late = request.routing_version > self._routing.version
         for i in range(count):
             target = self._by_chain.get(request.chain[i])
-            status = self._may_read(target, request.chain_version[i])
+            status = Status.STALE_ROUTING if late else self._may_read(target, request.chain_version[i])
             last = LastChunk(False)
             if target is not None and status is _OK:
                 inode = chunk_key(request.inode[i], 0, request.tenant)[:INODE_BYTES]
+                await self._finish_updates(target, inode, context)
                 last = await target.blocking(target.engine.query_last, inode, request.truncate_version[i])
                 status = self._may_read(target, request.chain_version[i])
             reply.status.append(status)
@@ -451,6 +455,15 @@ class StorageService:
             reply.bytes.append(last.content)
         reply.chains.extend(self._chains(reply.status, request.chain))
         return reply
+
+    async def _finish_updates(self, target: Target, file: bytes, context: Context) -> None:
+        """Wait for the updates of a file that are under way now: they are a part of what there is."""
+        waiting = target.replica.updating(file)
+        while waiting and context.remaining() > UPDATES_POLL_S:
+            await self._env.sleep(UPDATES_POLL_S)
+            waiting &= target.replica.updating(file)
+        if waiting:
+            raise error(Status.BUSY, f"target {target.id}: updates of the file are still under way; ask again")
 
     async def sync(self, request: SyncRequest, context: Context) -> SyncReply:
         _check_columns(len(request.chain), request.chain_version)
