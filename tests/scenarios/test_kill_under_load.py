@@ -1,5 +1,6 @@
 """kill -9 of the servers at random moments under load: every acknowledged byte and name is there afterwards."""
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -29,8 +30,29 @@ def expected(journal):
 
 def run_under_fire(cluster, tmp_path, kills, seed):
     draw = random.Random(seed)
-    with emberfs.connect(cluster.url) as client:
+    with emberfs.connect(cluster.url, timeout=60) as client:
         client.mkdir("/load")
+        with nameless(client, draw) as still_there:
+            outcome = under_fire(cluster, tmp_path, kills, draw, seed)
+            still_there()
+    return outcome
+
+
+@contextlib.contextmanager
+def nameless(client, draw):
+    """A file that is open for reading and has no name any more: however often servers are killed, nothing frees it."""
+    content = draw.randbytes(3_000_000)
+    client.write_bytes("/nameless", content)
+    with client.open("/nameless", "rb") as file:
+        client.unlink("/nameless")
+
+        def still_there():
+            assert hashlib.sha256(file.pread(len(content), 0)).hexdigest() == hashlib.sha256(content).hexdigest()
+
+        yield still_there
+
+
+def under_fire(cluster, tmp_path, kills, draw, seed):
     stop = tmp_path / "stop"
     journals = [tmp_path / f"journal-{i}" for i in range(WORKERS)]
     context = multiprocessing.get_context("spawn")
@@ -63,6 +85,38 @@ def check(cluster, journals):
         assert found - uncertain == set(wanted) - uncertain
         for name in set(wanted) - uncertain:
             assert hashlib.sha256(client.read_bytes(name)).hexdigest() == wanted[name], name
+
+
+def test_an_unlinked_file_outlives_kills_until_its_reader_closes_it(monkeypatch, request):
+    """Neither is it freed too early, because somebody forgot its reader, nor never, because somebody began to wait anew."""
+    monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.1")  # a renewal each second
+    cluster = request.getfixturevalue("fresh_cluster")
+    draw = random.Random(7)
+    with emberfs.connect(cluster.url, timeout=60) as client:
+        with nameless(client, draw) as still_there:
+            client.write_bytes("/other", b"")
+            client.unlink("/other")
+            until(cluster, draw, lambda: client.status().gc_pending <= 1)  # what nobody holds goes, kills or not
+            for _ in range(3):
+                kill(cluster, draw)
+            still_there()
+        until(cluster, draw, lambda: not client.status().gc_pending)
+
+
+def until(cluster, draw, is_so, kills_max=60):
+    """Kill and restart until it is so."""
+    for _ in range(kills_max):
+        if is_so():
+            return
+        kill(cluster, draw)
+    raise AssertionError(f"not after {kills_max} restarts")
+
+
+def kill(cluster, draw):
+    # The moment is the point here: it is drawn, not waited for.
+    time.sleep(draw.uniform(0.3, 0.8))
+    cluster.kill("meta")
+    cluster.start()
 
 
 def test_servers_killed_at_random_moments_lose_nothing_acknowledged(fresh_cluster, tmp_path):
