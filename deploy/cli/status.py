@@ -243,7 +243,6 @@ def _target_table(found: dict[str, Any]) -> Table:
     on_chain = {member["target"]: (chain, member) for chain in found["chains"] for member in chain["members"]}
     columns = [Column(name, no_wrap=True) for name in ("target", "node", "disk", "chain", "state", "chunks", "used")]
     table = Table(*columns, Column("path", overflow="fold"), box=None)
-    begin = f"{found['data']}/" if found.get("data") else ""
     for target in found["targets"]:
         chain, member = on_chain.get(target["target"], ({}, {}))
         disk = " ".join([target["state"], *target["marks"]])
@@ -252,7 +251,7 @@ def _target_table(found: dict[str, Any]) -> Table:
         state = _state_text(member) if member else "[cyan]spare[/]"
         sizes = (str(target["chunks"]), f"{human(target['used'])} of {human(target['capacity'])}")
         name = target["name"] or str(target["node"])
-        path = target["path"].removeprefix(begin)
+        path = target["path"].removeprefix(f"{found['data']}/{name}/" if found.get("data") else "")
         table.add_row(str(target["target"]), name, disk, str(chain.get("chain", "-")), state, *sizes, path)
     return table
 
