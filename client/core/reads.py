@@ -50,6 +50,7 @@ class _Part:
     several: bool  # others have the same
     ticket: Ticket | None = None
     failure: StatusError | None = None  # nothing was sent
+    late: bool = False  # somebody has waited for it as long as is usual
 
     @property
     def replica(self) -> Replica:
@@ -88,10 +89,10 @@ class Fetch:
         return self
 
     def adopt(self, ticket: Ticket, slice_: Slice, replica: Replica, version: int) -> Fetch:
-        """Take over a request for the only row that is on its way already, instead of `start`."""
+        """Instead of `start`: take over a request for the only row, which takes longer than usual."""
         self.views = [_EMPTY]
         self._slices.append(slice_)
-        self._parts.append(_Part(replica.node, (0,), (replica.target,), (version,), slice_, True, ticket))
+        self._parts.append(_Part(replica.node, (0,), (replica.target,), (version,), slice_, True, ticket, late=True))
         return self
 
     async def complete(self, patience: Patience | None = None) -> Fetch:
@@ -200,8 +201,8 @@ class Fetch:
         while self._parts:
             part, began = self._parts[0], 0.0
             if part.several and part.ticket is not None:
-                began = env.now()
-                if await env.collect_any((part.ticket,), replicas.hedge_seconds(part.replica)) is None:
+                began, seconds = env.now(), 0.0 if part.late else replicas.hedge_seconds(part.replica)
+                if await env.collect_any((part.ticket,), seconds) is None:
                     await self._race(part, began)
                     continue
             await self._receive(part, began)
