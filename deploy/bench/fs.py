@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import random
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,11 @@ from ...proto.gen.storage_pb2 import SpaceRequest
 from ...proto.rpc import STORAGE
 from .measure import (
     MIB,
-    echo,
+    Median,
     in_turns,
     median_us,
     peer,
-    ping_us,
+    placed_pings,
     rate,
     row,
     spreads,
@@ -33,11 +35,10 @@ from .measure import (
     warm,
     write_file,
 )
+from .target import BARE_BYTES, BATCH, SMALL, bare_random, bare_server
 
-BATCH = 64
 CAPACITY_FILES = 4  # of the target: the file, one that is written, and room for what was replaced
 SECONDS_MAX = 30.0
-SMALL = 4096
 AIM_READ, AIM_IOPS, AIM_TCP, AIM_WRITE, AIM_LATENCY = 0.6, 150_000, 0.8, 0.4, 3.0
 
 
@@ -45,20 +46,24 @@ def run(quick: bool = False) -> dict[str, Any]:
     """Measure over a file of 1 GiB (64 MiB with `quick`); takes about 90 s, or 10."""
     mib, rounds, count = (64, 3, 400) if quick else (1024, 7, 3000)
     with ExitStack() as stack:
-        # Forked before any client exists: the process must not inherit its connections.
-        pinger = stack.enter_context(peer(echo))
+        region = os.memfd_create("emberfs-bench")
+        stack.callback(os.close, region)
+        os.ftruncate(region, BARE_BYTES)
         cluster, folder = stack.enter_context(temporary_cluster(port=0, capacity=CAPACITY_FILES * mib * MIB))
         local = folder / "file"
         write_file(local, mib)
         warm(local)
+        # Forked before any client exists: the processes must not inherit its connections.
+        pings = stack.enter_context(placed_pings())
+        bare = stack.enter_context(peer(lambda end: bare_server(end, region, local)))
 
         from ...client.blocking import connect
 
         client = stack.enter_context(connect(cluster.url))
         fill(client, mib)
-        rows = [_sequential_read(client, local, mib, rounds), _random_read(client, local, mib, rounds, quick)]
+        rows = [_sequential_read(client, local, mib, rounds), _random_read(client, bare, local, mib, rounds, quick)]
         rows.append(_write(client, folder, mib, rounds))
-        rows += _latency(client, pinger, rounds, count)
+        rows += _latency(client, pings, rounds, count)
     with ExitStack() as stack:
         streamer = stack.enter_context(peer(stream, socket.AF_INET))
         cluster, _ = stack.enter_context(temporary_cluster(port=0, tcp_only=True, capacity=CAPACITY_FILES * mib * MIB))
@@ -117,7 +122,7 @@ def _sequential_read(client: Any, local: Path, mib: int, rounds: int) -> dict[st
     return row("sequential read, 1 MiB, warm, shm", value, "MiB/s", base, aim=AIM_READ, **served)
 
 
-def _random_read(client: Any, local: Path, mib: int, rounds: int, quick: bool) -> dict[str, Any]:
+def _random_read(client: Any, server: socket.socket, local: Path, mib: int, rounds: int, quick: bool) -> dict[str, Any]:
     batches = 100 if quick else 500
     choose = random.Random(1)  # noqa: S311
     plans = [[(choose.randrange(mib * MIB // SMALL) * SMALL, SMALL) for _ in range(BATCH)] for _ in range(batches)]
@@ -135,10 +140,12 @@ def _random_read(client: Any, local: Path, mib: int, rounds: int, quick: bool) -
                 for i, (offset, _) in enumerate(plan):
                     os.preadv(bare.fileno(), [view[i * SMALL : (i + 1) * SMALL]], offset)
 
-        value, base = in_turns([lambda: rate(batches * BATCH, batched), lambda: rate(batches * BATCH, single)], rounds)
+        ways = [batched, lambda: bare_random(server, mib, batches), single]
+        value, base, preadv = in_turns([partial(rate, batches * BATCH, way) for way in ways], rounds)
     served = _served(client, rounds * batches * BATCH * SMALL, before)
-    made = row(f"random read, 4 KiB, batches of {BATCH}, shm", value, "IOPS", aim=AIM_IOPS, **served)
-    return {**made, "baseline": round(base), "ratio": round(value / base, 3), **spreads(value, base)}
+    made = row(f"random read, 4 KiB, batches of {BATCH}, one in flight, shm", value, "IOPS", aim=AIM_IOPS, **served)
+    compared = {"baseline": round(base), "baseline_is": "bare shared memory", "ratio": round(value / base, 3)}
+    return {**made, **compared, **spreads(value, base), "preadv": round(preadv)}
 
 
 def _write(client: Any, folder: Path, mib: int, rounds: int) -> dict[str, Any]:
@@ -158,22 +165,28 @@ def _write(client: Any, folder: Path, mib: int, rounds: int) -> dict[str, Any]:
     return row("sequential write, 1 MiB, checksums on, shm", value, "MiB/s", base, aim=AIM_WRITE)
 
 
-def _latency(client: Any, pinger: socket.socket, rounds: int, count: int) -> list[dict[str, Any]]:
+def _latency(client: Any, pings: dict[str, Callable[[int], float]], rounds: int, count: int) -> list[dict[str, Any]]:
     client.write_bytes("/small", bytes(1 << 20))
     buffer = bytearray(SMALL)
     with client.open("/small", buffering=0) as file:
-        stat_us, read_us, base = in_turns(
-            [
-                lambda: median_us(lambda: client.stat("/small"), count),
-                lambda: median_us(lambda: file.pread_into(buffer, 8192), count),
-                lambda: ping_us(pinger, count),
-            ],
-            rounds,
-        )
-    return [
-        row("stat, one in flight, median", stat_us, "µs", base, aim=AIM_LATENCY, least=False),
-        row("read of 4 KiB, one in flight, median", read_us, "µs", base, aim=AIM_LATENCY, least=False),
+        ours = [
+            lambda: median_us(lambda: client.stat("/small"), count),
+            lambda: median_us(lambda: file.pread_into(buffer, 8192), count),
+        ]
+        measured = in_turns([*ours, *(partial(ping, count) for ping in pings.values())], rounds)
+    stat_us, read_us, *bases = measured
+    placed = dict(zip(pings, bases, strict=True))
+    made = [
+        _against("stat, one in flight, median", stat_us, placed),
+        _against("read of 4 KiB, one in flight, median", read_us, placed),
     ]
+    return made + [row(f"bare ping-pong, Unix socket, {where}, median", base, "µs") for where, base in placed.items()]
+
+
+def _against(what: str, value: Median, placed: dict[str, Median]) -> dict[str, Any]:
+    """A latency's row: judged by the ping-pong that the kernel placed, as it placed us; the others stand beside it."""
+    ratios = {where: round(value / base, 3) for where, base in placed.items()}
+    return row(what, value, "µs", next(iter(placed.values())), aim=AIM_LATENCY, least=False, ratios=ratios)
 
 
 def _tcp_read(client: Any, streamer: socket.socket, mib: int, rounds: int) -> dict[str, Any]:

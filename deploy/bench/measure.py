@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,41 @@ def echo(end: socket.socket) -> None:
     buffer = bytearray(PING_BYTES)
     while end.recv_into(buffer, PING_BYTES, socket.MSG_WAITALL) == PING_BYTES:
         end.sendall(buffer)
+
+
+@contextlib.contextmanager
+def pinned(cpu: int) -> Iterator[None]:
+    """This thread stays on one CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def placed_pings() -> Iterator[dict[str, Callable[[int], float]]]:
+    """Ways to measure a ping-pong (count -> µs), by where its two ends run: as the kernel likes, on one CPU, on two CPUs. Where they
+    run makes more of a difference than anything that is sent."""
+    cpus = sorted(os.sched_getaffinity(0))
+    with contextlib.ExitStack() as stack:
+        free = stack.enter_context(peer(echo))
+        ways: dict[str, Callable[[int], float]] = {"as the kernel places it": lambda count: ping_us(free, count)}
+        for name, cpu in zip(("on one CPU", "across two CPUs"), cpus, strict=False):
+            end = stack.enter_context(peer(partial(_echo_on, cpu)))
+            ways[name] = partial(_ping_from, cpus[0], end)
+        yield ways
+
+
+def _echo_on(cpu: int, end: socket.socket) -> None:
+    with pinned(cpu):
+        echo(end)
+
+
+def _ping_from(cpu: int, end: socket.socket, count: int) -> float:
+    with pinned(cpu):
+        return ping_us(end, count)
 
 
 def ping_us(end: socket.socket, count: int) -> float:

@@ -39,7 +39,7 @@ INODE = (1 << 63) + 4711  # far above what the metadata server gives out
 SECONDS_MAX = 60.0
 AIM_READ, AIM_IOPS, AIM_TCP, AIM_WRITE = 0.6, 150_000, 0.8, 0.4
 _BARE = struct.Struct("<QQQ")  # place in the region, offset in the file, length
-_BARE_SIZE = SMALL * BATCH * DEPTH
+BARE_BYTES = SMALL * BATCH * DEPTH
 
 
 class Client:
@@ -131,12 +131,12 @@ def run(quick: bool = False, mib: int = 0) -> dict[str, Any]:
     with ExitStack() as stack:
         region = os.memfd_create("emberfs-bench")
         stack.callback(os.close, region)
-        os.ftruncate(region, _BARE_SIZE)
+        os.ftruncate(region, BARE_BYTES)
         cluster, folder = stack.enter_context(temporary_cluster(port=0, capacity=4 * mib * MIB))
         local = folder / "file"
         write_file(local, mib)
         # Forked before any client exists: the children must not inherit its connections.
-        bare = stack.enter_context(peer(lambda end: _bare_server(end, region, local)))
+        bare = stack.enter_context(peer(lambda end: bare_server(end, region, local)))
         streamer = stack.enter_context(peer(stream, socket.AF_INET))
         client, tcp = (Client(_unix(cluster), way, str(cluster.data / "secret")) for way in (False, True))
         stack.callback(client.close)
@@ -158,9 +158,10 @@ def _unix(cluster: Any) -> str:
     return str(next(address for address in servers["meta"]["addresses"] if address.startswith("unix:")))
 
 
-def _bare_server(end: socket.socket, region: int, path: Path) -> None:
+def bare_server(end: socket.socket, region: int, path: Path) -> None:
+    """The other side of `bare_random`: `preadv` into shared memory, and nothing else."""
     fd = os.open(path, os.O_RDONLY)
-    view = memoryview(mmap.mmap(region, _BARE_SIZE))
+    view = memoryview(mmap.mmap(region, BARE_BYTES))
     size = _BARE.size * BATCH
     buffer = bytearray(size)
     while end.recv_into(buffer, size, socket.MSG_WAITALL) == size:
@@ -169,7 +170,8 @@ def _bare_server(end: socket.socket, region: int, path: Path) -> None:
         end.send(b"k")
 
 
-def _bare_random(end: socket.socket, mib: int, batches: int) -> None:
+def bare_random(end: socket.socket, mib: int, batches: int) -> None:
+    """Batches of small reads from the bare server, DEPTH of them in flight."""
     places = mib * MIB // SMALL
     for i in range(batches + DEPTH):
         if i < batches:
@@ -197,7 +199,7 @@ def _random(client: Client, bare: socket.socket, mib: int, rounds: int, batches:
 
     count = batches * BATCH
     value, base = in_turns(
-        [lambda: rate(count, ours), lambda: rate(count, lambda: _bare_random(bare, mib, batches))], rounds
+        [lambda: rate(count, ours), lambda: rate(count, lambda: bare_random(bare, mib, batches))], rounds
     )
     made = row(f"random read, {SMALL >> 10} KiB, batches of {BATCH}, verified, shm", value, "IOPS", aim=AIM_IOPS)
     compared = {"baseline": round(base), "baseline_is": "bare shared memory", "ratio": round(value / base, 3)}

@@ -54,14 +54,15 @@ def _print(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     say(f"{result['bench']} ({result['seconds']} s)")
-    table = Table("what", "measured", "bare machine", "ratio", "aim", box=None)
+    table = Table("what", "measured", "spread", "bare machine", "ratio", "aim", box=None)
     for row in result["rows"]:
         table.add_row(*cells(row))
     console().print(table)
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """A row for people: measured and baseline with their unit, the ratio, the aim; the aim is red where it is missed."""
+    """A row for people: measured and baseline with their unit, the rounds' least and greatest, the ratio, the aim; the aim is red where
+    it is missed."""
 
     def number(value: Any) -> str:
         if not isinstance(value, (int, float)):
@@ -74,4 +75,5 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     aim = str(row.get("aim", "") or "")
     if aim and row.get("met") is False:
         aim = f"[red]{aim}[/]"
-    return str(row["what"]), f"{number(row['value'])} {unit}", baseline, ratio, aim
+    spread = "-".join(map(number, row.get("spread", ())))
+    return str(row["what"]), f"{number(row['value'])} {unit}", spread, baseline, ratio, aim
