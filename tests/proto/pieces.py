@@ -217,6 +217,9 @@ class Face:
     def collect(self, ticket: Any) -> Any:
         return self._run(self.env.collect(ticket))
 
+    def collect_any(self, tickets: Sequence[Any], seconds: float) -> Any:
+        return self._run(self.env.collect_any(tickets, seconds))
+
     def abandon(self, ticket: Any) -> None:
         if self.loop:
             self.loop.do(lambda: self.env.abandon(ticket))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -229,6 +231,57 @@ def test_calls_that_were_started_are_collected_in_any_order(pair: Pair) -> None:
     for i in (7, 0, 3, 1, 2, 6, 5, 4):
         pair.client.collect(tickets[i])
         assert targets[i].view == pair.service.data[i * 4096 : i * 4096 + MIB]
+
+
+def test_the_first_answer_of_several_is_waited_for(remote: Pair) -> None:
+    pool, client = remote.client.env.pool, remote.client
+    slow, fast = pool.take(8192), pool.take(8192)
+    silent = client.start(remote.address, READ, read((0, 8192), late=True), target=[slow])
+    assert remote.service.entered.wait(10)
+    assert client.collect_any([silent], 0.0) is None
+    assert client.collect_any([silent], 0.05) is None
+    other = client.start(remote.address, READ, read((4096, 8192)), target=[fast])
+    assert client.collect_any([silent, other], 10.0) is other
+    assert client.collect_any([silent, other], 0.0) is other, "until it is collected"
+    client.collect(other)
+    assert fast.view == remote.service.data[4096 : 4096 + 8192]
+    remote.service.gate.set()
+    assert client.collect_any([silent], 10.0) is silent
+    client.collect(silent)
+    assert slow.view == remote.service.data[:8192]
+
+
+def test_what_failed_or_is_too_late_is_an_answer_too(remote: Pair) -> None:
+    pool, client = remote.client.env.pool, remote.client
+    late = client.start(remote.address, READ, read((0, 8192), late=True), timeout=0.2, target=[pool.take(8192)])
+    slow = client.start(remote.address, READ, read((0, 8192), late=True), target=[pool.take(8192)])
+    assert client.collect_any([slow, late], 10.0) is late
+    with pytest.raises(StatusError) as deadline:
+        client.collect(late)
+    assert deadline.value.status is Status.DEADLINE
+    nobody = client.start(remote.address + "0", SPACE, storage_pb2.SpaceRequest(), timeout=5.0)
+    assert client.collect_any([slow, nobody], 10.0) is nobody
+    with pytest.raises(StatusError):
+        client.collect(nobody)
+    client.abandon(slow)
+    remote.service.gate.set()
+
+
+def test_a_connection_is_given_up_after_its_own_time(tmp_path: Path) -> None:
+    """A server that is stopped takes connections, and says nothing."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        for kind in ("blocking", "aio"):
+            with face(kind, cluster="c") as client:
+                began = time.monotonic()
+                ticket = client.start(
+                    f"unix:{tmp_path}/s", SPACE, storage_pb2.SpaceRequest(), timeout=20.0, connect=0.1
+                )
+                with pytest.raises(StatusError) as unreachable:
+                    client.collect(ticket)
+                assert unreachable.value.status is Status.UNAVAILABLE
+                assert time.monotonic() - began < 10
 
 
 def test_large_bulk_both_ways_at_the_same_time(pair: Pair) -> None:
