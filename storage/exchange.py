@@ -78,6 +78,7 @@ class Exchange:
             status = self._status(target, request.chain_version, syncing=True)
             if status is _OK:
                 target.synced = request.chain_version
+                target.state_changed()
         return FinishSyncReply(status=status, chains=self._entry(status, request.chain))
 
     @staticmethod

@@ -96,6 +96,9 @@ class Target:
     synced: int = 0  # chain version under which our predecessor has brought everything
     records_of: int = 0  # chain version of the sync that began with empty records here
     syncing: Resync | None = None  # the sync of our successor
+    state_watchers: list[Callable[[], None]] = field(
+        default_factory=list
+    )  # told when `entry().state` has changed by itself
     chain_watchers: list[Callable[[], None]] = field(default_factory=list)  # told after the machine of a changed chain
     damage_watchers: list[Callable[[bytes], bool]] = field(
         default_factory=list
@@ -429,6 +432,12 @@ class Target:
         if not self._offline_told:
             self._offline_told = True
             self.log.error("target offline", target=self.id, path=self.path, error=self.engine.failed)
+            self.state_changed()
+
+    def state_changed(self) -> None:
+        """The manager had better hear of it now than with the next heartbeat."""
+        for tell in self.state_watchers:
+            tell()
 
     # --- damage ---
 

@@ -20,12 +20,16 @@ class What(str, Enum):  # noqa: UP042 -- typer before 0.16 wants it so
     meta = "meta"
     fs = "fs"
     memory = "memory"
+    resync = "resync"
     all = "all"
 
 
 def bench(
     what: Annotated[
-        What, typer.Argument(help="net: messages and bulk; target: one storage target; meta: the namespace; fs: files.")
+        What,
+        typer.Argument(
+            help="net: messages and bulk; target: one storage target; meta: the namespace; fs: files; resync: recovery."
+        ),
     ] = What.fs,
     quick: Annotated[bool, typer.Option("--quick", help="A few seconds, rough figures.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,

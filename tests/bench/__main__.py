@@ -9,7 +9,7 @@ import platform
 import time
 from pathlib import Path
 
-NAMES = ("net", "target", "meta", "fs", "memory")
+NAMES = ("net", "target", "meta", "fs", "memory", "resync")
 RESULTS = Path(__file__).resolve().parents[2] / "bench-results"
 
 
