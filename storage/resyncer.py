@@ -142,7 +142,12 @@ class Resyncer:
         chain, version, _ = self._under
         engine = self._target.engine
         page = await self._target.blocking(engine.records, after, RECORDS_PAGE)
-        receipts = page.receipts
+        # What is pending here has not reached the other side yet: its receipt would answer a retry with success there.
+        waiting = {(r.client, r.channel): r.sequence for _, _, r in engine.unresolved() if r is not None}
+        receipts = [
+            r._replace(sequence=min(r.sequence, waiting.get((r.client, r.channel), r.sequence + 1) - 1))
+            for r in page.receipts
+        ]
         request = PutRecordsRequest(
             chain=chain,
             chain_version=version,
