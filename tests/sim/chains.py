@@ -94,6 +94,8 @@ async def chains(simulation: Simulation, knobs: Knobs | None = None) -> None:
     while not all(task.done for task in tasks):
         assert simulation.loop.time < until, "a client does not come to an end"
         await simulation.loop.sleep(0.5)
+    for node in cluster.nodes:
+        await node.scrub()
     await _read_all(cluster, _client(cluster, simulation.host("reader")), chunks)
     cluster.look()
     await check_replicas(cluster)

@@ -31,6 +31,8 @@ ATTEMPT_SECONDS = 4.0
 PATIENCE_SECONDS = 40.0  # of one operation
 PAUSE_SECONDS_MAX = 0.3  # between two tries
 REFRESH_SECONDS = 2.0
+PROBE = 0.1  # share of reads that ask any member, whether it serves or not: it has to refuse
+NEAREST = 0.7  # share of reads up to which one replica is preferred: who learns of changes late
 
 # The table of statuses says "not retryable" of these, and yet another replica, or the same one later, may do better.
 _AGAIN = {Status.DEADLINE, Status.CHECKSUM, Status.IO_ERROR, Status.NO_SPACE, Status.READ_ONLY, Status.LOST_DATA}
@@ -93,6 +95,7 @@ class ChunkClient:
         self._sequences: dict[int, int] = {}
         self._unanswered: dict[str, list[Operation]] = {}  # chunk -> updates that may still happen
         self._avoid = 0  # target that failed us last
+        self._nearest = int(self.env.random() * 100)  # which replica it prefers, as one on its own machine
 
     # Updates.
 
@@ -282,7 +285,13 @@ class ChunkClient:
             raise error(Status.UNAVAILABLE, f"nobody serves chain {chain}")
         if from_tail:
             return serving[-1]
+        dice = self.env.random()
+        if dice < PROBE:
+            everybody = [Replica(member.target, member.node) for member in self.table.chain(chain).members]
+            return everybody[int(dice / PROBE * len(everybody))]
         others = [replica for replica in serving if replica.target != self._avoid] or serving
+        if dice < NEAREST:
+            return others[self._nearest % len(others)]
         return others[int(self.env.random() * len(others))]
 
     async def _report(self, chunk: Chunk, replica: Replica) -> None:

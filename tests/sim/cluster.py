@@ -9,8 +9,8 @@ from emberfs.meta.cluster.chain import SERVING
 from emberfs.meta.cluster.manager import Manager
 from emberfs.meta.kv.memory import MemoryEngine
 from emberfs.proto.env import Call
-from emberfs.proto.errors import StatusError
-from emberfs.proto.gen.cluster_pb2 import ChainMembers, CreateChainsRequest
+from emberfs.proto.errors import Status, StatusError
+from emberfs.proto.gen.cluster_pb2 import ChainMembers, ChangeChainRequest, CreateChainsRequest
 from emberfs.proto.gen.common_pb2 import Chain
 from emberfs.proto.rpc import CLUSTER
 from emberfs.storage.target import Target
@@ -24,7 +24,11 @@ from .nodes import ManagerNode, StorageNode
 from .watch import ChainWatch, VersionWatch
 
 START_SECONDS = 60.0  # until all nodes have registered and serve
-LIVENESS_SECONDS = 120.0  # after everything was healed, until all chains are whole again
+LIVENESS_SECONDS = (
+    250.0  # after everything was healed, until all chains are whole again: the last step of a sync waits for 120
+)
+ASK_SECONDS = 40.0  # of one request of an administrator: some wait until a member has stopped
+ASK_TRIES = 20
 LOOK_SECONDS = 0.5  # between two looks of the watchers
 
 
@@ -45,13 +49,10 @@ class ChainCluster:
         self.managers = [ManagerNode(simulation, name, engine, elected=len(names) > 1) for name in names]
         addresses = [manager.address for manager in self.managers]
         self.nodes = [
-            StorageNode(simulation, f"s{i + 1}", addresses, self._targets_of(i), knobs.capacity)
-            for i in range(knobs.nodes)
+            StorageNode(simulation, f"s{i + 1}", addresses, self._targets_of(i), knobs) for i in range(knobs.nodes)
         ]
         for i, node in enumerate([*self.nodes, *self.managers]):
             node.host.clock_rate, node.host.clock_offset = knobs.clock_rates[i], knobs.clock_offsets[i]
-        for node in self.nodes:
-            node.disk_seconds = knobs.disk_seconds
         for manager in self.managers:
             manager.told = self._told
         self.chains: list[int] = []
@@ -102,12 +103,12 @@ class ChainCluster:
         """An administrator's request, at whichever manager leads. Raises the last refusal."""
         env = self.simulation.environment(self.simulation.host("administrator"))
         failure: StatusError | None = None
-        for _ in range(20):
+        for _ in range(ASK_TRIES):
             for address in self.addresses:
                 try:
-                    return await env.call(Call(address, method, request, 5.0))
+                    return await env.call(Call(address, method, request, ASK_SECONDS))
                 except StatusError as refused:
-                    if not refused.retryable:
+                    if not refused.retryable and refused.status is not Status.DEADLINE:
                         raise
                     failure = refused
             await env.sleep(0.5)
@@ -132,17 +133,43 @@ class ChainCluster:
         for node in self.nodes:
             node.host.thaw()
             node.calm(self.knobs.disk_seconds)
+        await self._until(self._serves, LIVENESS_SECONDS, "every chain is served")
+        await self._mend_chains()
         await self.until_whole(LIVENESS_SECONDS)
 
     async def until_whole(self, seconds: float) -> None:
         await self._until(self._whole, seconds, "all members SERVING")
 
-    def _whole(self) -> bool:
-        for node in self.nodes:  # an operator's work; what was under way when the trouble ended may still fail
+    async def _mend_chains(self) -> None:
+        """An administrator's work: where a member's disk was replaced, the new one takes its place."""
+        here = {one.incarnation: node for node in self.nodes for one in node.platters}
+        for number in self.chains:
+            gone = [member for member in self.chain(number).members if member.incarnation not in here]
+            for member in gone:
+                node = next(node for node in self.nodes if node.number == member.node)
+                await self._until(lambda node=node: node.membership is not None, START_SECONDS, "the node is there")
+                taken = {m.target for chain in self.book().chains.values() for m in chain.members}
+                spare = next(target.id for target in node.targets if target.id not in taken)
+                await self.ask(CLUSTER.ChangeChain, ChangeChainRequest(chain=number, remove=member.target))
+                await self.ask(CLUSTER.ChangeChain, ChangeChainRequest(chain=number, add=spare))
+
+    def _tend(self) -> None:
+        """An operator's work; what was under way when the trouble ended may still fail."""
+        for node in self.nodes:
             if node.running and any(target.engine.failed or target.read_only for target in node.targets):
                 node.kill()
             if not node.running:
                 node.start()
+
+    def _serves(self) -> bool:
+        self._tend()
+        book = self.book()
+        return book is not None and all(
+            any(member.state == SERVING for member in book.chains[chain].members) for chain in self.chains
+        )
+
+    def _whole(self) -> bool:
+        self._tend()
         book = self.book()
         if book is None or not all(node.membership is not None for node in self.nodes):
             return False
@@ -224,6 +251,14 @@ class ChainCluster:
         self.seen.ignored.update(self.chunks_of[chain])
         for name in self.chunks_of[chain]:
             self.histories.of(name).events.append(Event(What.BLACKOUT, self.simulation.loop.time))
+
+    def replace_disks(self, node: StorageNode) -> None:
+        """Somebody puts empty disks into a node, and starts it."""
+        for platters in node.platters:
+            self.versions.forget(platters.incarnation)
+        node.kill()
+        for platters in node.platters:
+            platters.replace()
 
     def power_loss(self, node: StorageNode) -> None:
         self.watch.power_lost(node.platters)

@@ -69,8 +69,9 @@ class FailingDisk(SimulatedDisk):
 class Platters:
     """What a target has lain on since it was formatted; outlives processes and power."""
 
-    def __init__(self, chance: random.Random, die: Callable[[], None], capacity: int) -> None:
+    def __init__(self, chance: random.Random, die: Callable[[], None], capacity: int, *, cold: bool) -> None:
         self.chance = chance
+        self.cold = cold
         self.capacity = capacity
         self.faults = ProcessFaults(die)
         self._format()
@@ -78,6 +79,7 @@ class Platters:
     def _format(self) -> None:
         self.incarnation = self.chance.getrandbits(63) | 1
         self.disk = FailingDisk(self.faults, self.chance)
+        self.disk.cold = self.cold
         self.index = SimulatedIndex(self.faults)
 
     def kill(self) -> None:

@@ -25,6 +25,7 @@ class Trouble(enum.Enum):
     """What goes wrong, once or several times in a run."""
 
     KILL = "kill"  # a storage process, now
+    KILL_ALL = "kill all"  # all storage processes, now or when one of them ends at an effect
     EFFECT = "effect"  # a storage process, before, in or after one of the next effects on its disk
     POWER = "power"  # of one node, or of all: see Power
     FREEZE = "freeze"  # SIGSTOP of a storage process
@@ -35,6 +36,7 @@ class Trouble(enum.Enum):
     CUT_CLIENT = "cut client"
     DISK_ERROR = "disk error"  # of one of the next effects
     READ_ERRORS = "read errors"
+    REPLACE = "replace"  # one node's disk, by an empty one
     FLIP = "flip"  # a bit on one node's disk
     SLOW = "slow"  # a node's disk and processor, for a while
 
@@ -56,6 +58,7 @@ class Knobs:
     troubles: tuple[Trouble, ...]  # in this order
     quiet_seconds: float  # between two troubles, at most
     disk_seconds: float  # of one job of the disks, at most
+    cold: bool  # nothing is in the page cache: reads wait for the disk
     clock_rates: tuple[float, ...]  # of nodes, then managers
     clock_offsets: tuple[float, ...]
     capacity: int  # bytes of a target
@@ -87,6 +90,7 @@ def draw(chance: random.Random) -> Knobs:
         troubles=_draw_troubles(chance, power, replicas),
         quiet_seconds=chance.choice([0.5, 2.0, 6.0]),
         disk_seconds=chance.choice([0.0005, 0.005, 0.05]),
+        cold=chance.random() < 0.4,
         clock_rates=tuple(1 + chance.uniform(-CLOCK_RATE_SPREAD, CLOCK_RATE_SPREAD) for _ in range(hosts)),
         clock_offsets=tuple(chance.uniform(0, CLOCK_OFFSET_SECONDS_MAX) for _ in range(hosts)),
         capacity=chance.choice([1 << 20, 16 << 20, 16 << 20, 16 << 20]),
@@ -98,15 +102,16 @@ def _draw_weather(chance: random.Random) -> Weather:
         return Weather()
     return Weather(
         slow=chance.choice([0.0, 0.02, 0.1]),
-        slow_seconds=chance.choice([0.1, 0.5, 3.0]),
+        slow_seconds=chance.choice([0.1, 0.5, 3.0, 8.0]),
         loss=chance.choice([0.0, 0.02, 0.05]),
         duplication=chance.choice([0.0, 0.02, 0.1]),
     )
 
 
 def _draw_troubles(chance: random.Random, power: Power, replicas: int) -> tuple[Trouble, ...]:
-    # A run is about a few kinds of trouble, so that some runs have much of one. What flips in the only copy stays so.
-    kinds = [kind for kind in Trouble if kind is not Trouble.POWER and (kind is not Trouble.FLIP or replicas > 1)]
+    # A run is about a few kinds of trouble, so that some runs have much of one. What the only copy has lost is lost.
+    lossy = {Trouble.FLIP, Trouble.REPLACE} if replicas == 1 else set()
+    kinds = [kind for kind in Trouble if kind is not Trouble.POWER and kind not in lossy]
     chosen = chance.sample(kinds, chance.choice([1, 2, 3, 5]))
     if power is not Power.NEVER:
         chosen += [Trouble.POWER] * len(chosen)

@@ -31,6 +31,7 @@ from emberfs.storage.target import Target
 
 from .disks import Platters
 from .environment import SimulatedEnvironment, Simulation
+from .knobs import Knobs
 from .loop import Host
 
 TICK_SECONDS = 0.05  # as in the server
@@ -40,12 +41,15 @@ SCRUB_RATE = 64 << 20  # bytes a second
 
 
 class Log:
-    """What a process logs goes into the trace, so that a failing run tells its story."""
+    """What a process logs goes into the trace, so that a failing run tells its story. An exception that nobody thought of ends the run."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
 
     def _note(self, event: str, **details: Any) -> None:
+        bug = details.get("exc_info")
+        if isinstance(bug, Exception):
+            self._host.loop.broken = self._host.loop.broken or bug
         said = " ".join(f"{name}={value}" for name, value in details.items())
         self._host.loop.trace(f"{self._host.name} says: {event} {said}")
 
@@ -58,11 +62,13 @@ class Log:
 class StorageNode:
     """A machine with disks, on which one storage process runs or does not."""
 
-    def __init__(self, simulation: Simulation, name: str, managers: Sequence[str], targets: int, capacity: int) -> None:
+    def __init__(self, simulation: Simulation, name: str, managers: Sequence[str], targets: int, knobs: Knobs) -> None:
         self.simulation = simulation
         self.host = simulation.host(name)
-        self.platters = [Platters(simulation.random, self._died, capacity) for _ in range(targets)]
-        self.disk_seconds = 0.001  # of one blocking job, at most
+        chance = simulation.random
+        self.platters = [Platters(chance, self._died, knobs.capacity, cold=knobs.cold) for _ in range(targets)]
+        self.disk_seconds = knobs.disk_seconds  # of one blocking job, at most
+        self.when_died: Callable[[], None] = lambda: None  # called once, when the process ended at an effect of a disk
         self.targets: list[Target] = []  # of the process that runs
         self.scrubbers: list[Scrubber] = []
         self.service: StorageService | None = None
@@ -72,7 +78,6 @@ class StorageNode:
         self.number = 0  # the node's, once the manager has given it one; a file in the data directory remembers it
         self._boot = 0
         self._managers = list(managers)
-        self._power_lost = False
 
     # The machine.
 
@@ -80,6 +85,8 @@ class StorageNode:
         """The process ended in the middle of an effect."""
         if self.running:
             self._stop(silent=False)
+            tell, self.when_died = self.when_died, lambda: None
+            tell()
 
     def _stop(self, *, silent: bool) -> None:
         self.running = False
@@ -121,7 +128,7 @@ class StorageNode:
         log = Log(host)
         lease, routing = Lease(), RoutingTable()
         try:
-            targets = [await self._open(env, platters, log) for platters in self.platters]
+            targets = [await self._open(env, platters, log, lease) for platters in self.platters]
         except OSError as failed:
             log.error("a target cannot be opened", error=failed)
             self.kill()
@@ -169,14 +176,14 @@ class StorageNode:
         for scrubber in self.scrubbers:
             await scrubber.walk()
 
-    async def _open(self, env: SimulatedEnvironment, platters: Platters, log: Log) -> Target:
+    async def _open(self, env: SimulatedEnvironment, platters: Platters, log: Log, lease: Lease) -> Target:
         boot = f"{self.host.name} boot {self._boot}"
         await self._blocking(env)(lambda: None)
         disk, index = platters.disk, platters.index
         engine = ChunkEngine(disk, index, capacity=platters.capacity, boot=boot, cache_bytes=CACHE_BYTES)
         found = engine.found
         log.info("target opened", how=found.opened.value, chunks=found.chunks, pending=len(found.pending))
-        return Target(engine, self.host.name, platters.incarnation, self._blocking(env), env, log)
+        return Target(engine, self.host.name, platters.incarnation, self._blocking(env), env, log, lease)
 
     def _blocking(self, env: SimulatedEnvironment) -> Callable[..., Awaitable[Any]]:
         async def blocking(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -22,7 +22,10 @@ from emberfs.storage.engine.checkpoint import Checkpoint
 from emberfs.storage.engine.engine import ChunkEngine
 from emberfs.storage.lease import Lease
 from emberfs.storage.resyncer import Resyncer
+from emberfs.storage.service import StorageService
 from emberfs.storage.sessions import Receiving
+
+from .disks import Platters
 
 Plant = Callable[[], Any]  # a context manager
 PLANTS: dict[str, Plant] = {}
@@ -131,6 +134,17 @@ def late_forwards_taken() -> Iterator[None]:
         yield
 
 
+@plant
+def pending_read_without_asking() -> Iterator[None]:
+    """A member with a pending version answers with its committed one, although the tail may have committed the newer."""
+
+    async def nobody(self: StorageService, *_: Any) -> dict[bytes, int]:
+        return {}
+
+    with replaced(StorageService, "_ask_tail", nobody):
+        yield
+
+
 # Leases.
 
 
@@ -138,6 +152,23 @@ def late_forwards_taken() -> Iterator[None]:
 def no_lease() -> Iterator[None]:
     """Members serve without one."""
     with replaced(Lease, "holds", lambda self, now: True):
+        yield
+
+
+@plant
+def lease_asked_before_the_read_only() -> Iterator[None]:
+    """Bytes that were read before a stop are sent after it."""
+    read_group = StorageService._read_group
+
+    async def once(
+        self: Any, target: Any, version: Any, places: Any, reads: Any, plans: Any, refused: Any, moving: Any
+    ) -> None:
+        await read_group(self, target, version, places, reads, plans, refused, moving)
+        for place in places:
+            if refused.get(place) in (Status.FENCED, Status.STALE_CHAIN_VERSION, Status.TARGET_OFFLINE):
+                del refused[place]
+
+    with replaced(StorageService, "_read_group", once):
         yield
 
 
@@ -180,6 +211,20 @@ def old_good_news_counts() -> Iterator[None]:
         return found
 
     with replaced(chain, "_word", gullible):
+        yield
+
+
+@plant
+def wiped_disk_keeps_its_incarnation() -> Iterator[None]:
+    """A disk that was formatted anew is taken for the one that it was."""
+    replace = Platters.replace
+
+    def same(self: Platters) -> None:
+        incarnation = self.incarnation
+        replace(self)
+        self.incarnation = incarnation
+
+    with replaced(Platters, "replace", same):
         yield
 
 

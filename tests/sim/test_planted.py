@@ -9,7 +9,8 @@ from .soak import fresh_seed, run_many, run_one
 
 SEARCH_MAX = 2000  # fresh seeds within which a fault has to be found
 
-# Fault -> seeds that find it. When the code draws differently they may not any more: `python -m emberfs.tests.sim --plant NAME` finds others.
+# Fault -> seeds that find it. Where the code draws differently by now they may not any more; `python -m emberfs.tests.sim --plant NAME`
+# finds others.
 FOUND_BY: dict[str, tuple[int, ...]] = {}
 
 

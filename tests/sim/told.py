@@ -59,6 +59,7 @@ def fair_knobs(nodes: int, replicas: int, managers: int = 1) -> Knobs:
         troubles=(),
         quiet_seconds=0.0,
         disk_seconds=0.001,
+        cold=False,
         clock_rates=(1.0,) * (nodes + managers),
         clock_offsets=(0.0,) * (nodes + managers),
         capacity=16 << 20,

@@ -27,11 +27,13 @@ class Troublemaker:
         self._simulation = cluster.simulation
         self._chance = cluster.simulation.random
         self._knobs: Knobs = cluster.knobs
+        self._replaced = False
         self._victim: StorageNode | None = None  # the one whose copies are damaged: nobody else is disturbed then
         if Trouble.FLIP in self._knobs.troubles:
             self._victim = self._chance.choice(cluster.nodes)
         self._kinds: dict[Trouble, Callable[[], Awaitable[None]]] = {
             Trouble.KILL: self._kill,
+            Trouble.KILL_ALL: self._kill_all,
             Trouble.EFFECT: self._effect,
             Trouble.POWER: self._power,
             Trouble.FREEZE: self._freeze,
@@ -42,6 +44,7 @@ class Troublemaker:
             Trouble.CUT_CLIENT: self._cut_client,
             Trouble.DISK_ERROR: self._disk_error,
             Trouble.READ_ERRORS: self._read_errors,
+            Trouble.REPLACE: self._replace,
             Trouble.FLIP: self._flip,
             Trouble.SLOW: self._slow,
         }
@@ -79,6 +82,27 @@ class Troublemaker:
         if node.running:
             node.kill()
         await self._restart(node)
+
+    async def _kill_all(self) -> None:
+        def kill() -> None:
+            for node in nodes:
+                if node.running:
+                    node.kill()
+
+        nodes = list(self._cluster.nodes)
+        if self._chance.random() < 0.3:
+            kill()
+        else:
+            first = self._node()
+            first.when_died = kill
+            platters = self._chance.choice(first.platters)
+            platters.faults.strike(self._chance.randrange(EFFECTS_MAX), "after")
+            await self._simulation.loop.sleep(STRIKE_SECONDS)
+            platters.faults.disarm()
+            first.when_died = lambda: None
+        self._chance.shuffle(nodes)
+        for node in nodes:
+            await self._restart(node)
 
     async def _effect(self) -> None:
         await self._strike(self._chance.choice(["before", "after", "torn"]))
@@ -164,6 +188,19 @@ class Troublemaker:
                 if one.running:
                     one.kill()
                 await self._restart(one)
+
+    async def _replace(self) -> None:
+        node = self._node()
+        if node.running and not self._replaced and self._cluster.serves(node):
+            self._replaced = True  # one is missing for good from now on
+            down = [node]
+            if self._chance.random() < 0.5:  # the others come back later, with what they have
+                down += [other for other in self._cluster.nodes if other is not node and other.running]
+            for other in down[1:]:
+                other.kill()
+            self._cluster.replace_disks(node)
+            for other in down:
+                await self._restart(other)
 
     async def _read_errors(self) -> None:
         node = self._node()
