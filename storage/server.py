@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
-
-from prometheus_client import Gauge
 
 from ..proto.datadir import DataDirectory, open_data_directory
 from ..proto.drivers.aio import AioEnvironment
-from ..proto.errors import Status, StatusError, error
+from ..proto.errors import Status, StatusError
 from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, NODE_KIND_STORAGE
 from ..proto.hello import PROCESS, SOFTWARE
 from ..proto.ids import boot_id
@@ -29,20 +23,12 @@ from ..proto.process import Process, parser, run
 from ..proto.routing import Change, RoutingTable
 from ..proto.server import Server
 from ..proto.settings import read_secret
-from .engine.recovery import Opened
-from .engine.target import open_target
+from .hosting import Hosting
 from .lease import Lease
 from .membership import Membership, Reported
-from .peers import Peers
-from .repair import Repairer
-from .resyncer import Resyncer
-from .scrub import Scrubber
 from .service import StorageService
-from .target import Blocking, Target
 
 FORMAT = 1  # of the data directory
-THREADS_PER_TARGET = 4  # for blocking I/O: a slow disk does not take the threads of another
-CAPACITY_PART = 0.9  # of the disk's free space, where --capacity does not say
 ROUTING_TOPIC = "routing"
 LEAVE_SECONDS_MAX = 2.0  # for the offline heartbeat
 
@@ -87,7 +73,6 @@ async def _serve(process: Process, directory: DataDirectory) -> None:
     secret = read_secret(options.secret_file or "")
     env = AioEnvironment(cluster=directory.facts.get("cluster", ""), secret=secret, acts_for_others=True)
     routing = RoutingTable()
-    targets: list[Target] = []
     services: list[StorageService] = []
 
     def changed(change: Change) -> None:
@@ -97,84 +82,51 @@ async def _serve(process: Process, directory: DataDirectory) -> None:
     lease = Lease()
     membership = Membership(env, options.meta, routing, changed, process.log, lease=lease, taken=process.fail)
     membership.spare = options.spare
+    hosting = Hosting(process, directory, env, routing, membership, lease)
+    membership.targets = hosting.reported
     try:
         cluster = await _unless_stopped(process, membership.discover())
         if cluster is None:
             return
         directory.remember(cluster=cluster)
-        paths = options.target or [str(directory.path / "target-1")]
-        targets += await open_all(process, paths, cluster, env, lease)
-        service = StorageService(routing, targets, env, process.log, lease)
+        await hosting.open(cluster)
+        service = hosting.service = StorageService(routing, hosting.targets, env, process.log, lease)
         services.append(service)
         server = Server([service], cluster=cluster, node=directory.facts.get("node", 0), secret=secret)
         try:
-            await _join(process, directory, server, membership, targets, env, routing)
-            await process.stopped()
+            if await _joined(process, directory, server, membership):
+                process.spawn(membership.heartbeats(), "heartbeats")
+                process.spawn(_watch(env, membership, routing), "routing")
+                hosting.keep_all()
+                service.keeper = hosting
+                process.ready(node=membership.node.id, addresses=server.addresses, cluster=cluster)
+                await process.stopped()
         finally:
             await server.stop()
     finally:
         await process.end_workers()
-        await _leave(membership, targets)
-        for target in targets:
-            await target.close()
+        await _leave(membership, hosting)
+        await hosting.close()
         await env.close()
 
 
-async def _join(
-    process: Process,
-    directory: DataDirectory,
-    server: Server,
-    membership: Membership,
-    targets: Sequence[Target],
-    env: AioEnvironment,
-    routing: RoutingTable,
-) -> None:
-    """Listen, register, start the background workers, report readiness."""
+async def _joined(process: Process, directory: DataDirectory, server: Server, membership: Membership) -> bool:
+    """Listen and register. False when the process is asked to stop before."""
     options = process.options
-    listen = options.listen or [f"unix:{directory.path / 'storage.sock'}"]
-    addresses = [await server.listen(address) for address in listen]
+    for address in options.listen or [f"unix:{directory.path / 'storage.sock'}"]:
+        await server.listen(address)
     node = membership.node
     node.id = directory.facts.get("node", 0)
     node.kind = NODE_KIND_STORAGE
-    node.addresses.extend(addresses)
+    node.addresses.extend(server.addresses)
     node.host, node.name, node.process, node.software = boot_id(), options.name, PROCESS, SOFTWARE
     node.rack = options.rack
-    membership.targets = lambda: [Reported(target.entry(), target.replica.chain) for target in targets]
     if await _unless_stopped(process, membership.register()) is None:
-        return
+        return False
     if node.id != directory.facts.get("node"):
         directory.remember(node=node.id)
     server.settings = replace(server.settings, node=node.id)
-    process.spawn(membership.heartbeats(), "heartbeats")
-    process.spawn(_watch(env, membership, routing), "routing")
-    peers = Peers(env, routing, node.host)
-    for target in targets:
-        _keep(process, target, targets, peers, env, membership)
-    _add_metrics(process, targets)
-    process.ready(node=node.id, addresses=addresses, cluster=server.settings.cluster)
-
-
-def _keep(
-    process: Process,
-    target: Target,
-    targets: Sequence[Target],
-    peers: Peers,
-    env: AioEnvironment,
-    membership: Membership,
-) -> None:
-    """Start what a target needs in the background."""
-
-    def load() -> tuple[int, int]:
-        all_counters = [each.counters for each in targets]
-        moved = sum(counters.bytes_read + counters.bytes_written for counters in all_counters)
-        return moved, sum(counters.reads + counters.writes for counters in all_counters)
-
-    repairer = Repairer(target, peers, env, process.log)
-    Resyncer(target, peers, env, process.log, load).routing_changed()  # registered already: our place may be known
-    scrubber = Scrubber(target, process.options.scrub_rate, membership.living, repairer)
-    process.spawn(target.keep_retrying(), f"retries of {target.path}")
-    process.spawn(target.keep_checkpointing(), f"checkpoints of {target.path}")
-    process.spawn(scrubber.run(), f"scrubber of {target.path}")
+    return True
 
 
 async def _unless_stopped(process: Process, work: Any) -> Any:
@@ -191,59 +143,6 @@ async def _unless_stopped(process: Process, work: Any) -> Any:
     return True if result is None else result
 
 
-async def open_all(
-    process: Process, paths: Sequence[str], cluster: str, env: AioEnvironment, lease: Lease
-) -> list[Target]:
-    """Open the targets. One whose disk fails is left out, loudly, as long as another one opens; what the operator has to put right (a
-    foreign or newer format, a directory in use) is raised."""
-    targets = []
-    failure: StatusError | None = None
-    for path in paths:
-        try:
-            targets.append(await open_one(process, path, cluster, env, lease))
-        except StatusError as failed:
-            if failed.status is not Status.IO_ERROR:
-                raise
-            failure = failed
-            process.log.error("target left out", path=path, error=failed.strerror)
-    if failure is not None and not targets:
-        raise failure
-    return targets
-
-
-async def open_one(process: Process, path: str, cluster: str, env: AioEnvironment, lease: Lease) -> Target:
-    """Open (or format) a target, in a thread: recovery reads. Raises BAD_FORMAT, WRONG_CLUSTER, BUSY_RESOURCE, INVALID, IO_ERROR."""
-    options = process.options
-    pool = ThreadPoolExecutor(THREADS_PER_TARGET, thread_name_prefix=f"emberfs-{os.path.basename(path)}")
-    loop = asyncio.get_running_loop()
-
-    def blocking(work: Callable[..., Any], *arguments: Any) -> Any:
-        return loop.run_in_executor(pool, work, *arguments)
-
-    def opened() -> Any:
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        return open_target(path, cluster=cluster, capacity=capacity_of(path, options.capacity), direct=options.direct)
-
-    try:
-        engine, found = await blocking(opened)
-    except StatusError:
-        raise
-    except OSError as failed:
-        raise error(Status.IO_ERROR, f"target {path} cannot be opened: {failed.strerror or failed}") from failed
-    if engine.found.opened is Opened.POWER_LOSS:
-        process.log.warning("power was lost", path=path, fell_back=len(engine.found.fell_back))
-    process.log.info("target opened", path=path, how=engine.found.opened.value, chunks=engine.found.chunks)
-    return Target(engine, path, found.incarnation, blocking, env, process.log, lease)
-
-
-def capacity_of(path: str, wanted: int) -> int:
-    """Bytes that the target may take: what was asked for; else 0 for a formatted target (as it was formatted), else a part of
-    what the disk has free."""
-    if wanted or os.path.exists(os.path.join(path, "format.json")):
-        return wanted
-    return int(shutil.disk_usage(path).free * CAPACITY_PART) // 4096 * 4096
-
-
 async def _watch(env: AioEnvironment, membership: Membership, routing: RoutingTable) -> None:
     """Background: fetch routing changes as soon as the manager speaks of them, not with the next heartbeat."""
     while True:
@@ -258,13 +157,13 @@ async def _watch(env: AioEnvironment, membership: Membership, routing: RoutingTa
         await env.sleep(membership.heartbeat_seconds)
 
 
-async def _leave(membership: Membership, targets: Sequence[Target]) -> None:
+async def _leave(membership: Membership, hosting: Hosting) -> None:
     """Tell the manager that our targets are going, if it is there."""
     if not membership.node.id:
         return
 
     def offline() -> list[Reported]:
-        entries = [target.entry() for target in targets]
+        entries = [reported.entry for reported in hosting.reported()]
         for entry in entries:
             entry.state = LOCAL_STATE_OFFLINE
         return [Reported(entry) for entry in entries]
@@ -277,28 +176,7 @@ async def _leave(membership: Membership, targets: Sequence[Target]) -> None:
         pass  # it will notice the silence
 
 
-def _add_metrics(process: Process, targets: Sequence[Target]) -> None:
-    values: dict[tuple[str, str], Callable[[Target], float]] = {
-        ("bytes_used", "Bytes in slots"): lambda t: t.engine.space_info().used,
-        ("bytes_capacity", "Bytes that the target may take"): lambda t: t.engine.space_info().capacity,
-        ("chunks", "Chunks"): lambda t: t.engine.space_info().chunks,
-        ("online", "1 unless the disk has taken the target out"): lambda t: not t.engine.failed,
-        ("read_only", "1 after a write to the disk failed"): lambda t: bool(t.read_only),
-        ("bytes_read", "Served to clients since the start"): lambda t: t.counters.bytes_read,
-        ("bytes_written", "Taken from clients since the start"): lambda t: t.counters.bytes_written,
-        ("reads", "Read operations since the start"): lambda t: t.counters.reads,
-        ("reads_missed", "Read operations that had to wait for the disk"): lambda t: t.counters.reads_missed,
-        ("writes", "Updates since the start"): lambda t: t.counters.writes,
-        ("checksum_errors", "Damaged chunks met since the start"): lambda t: t.counters.checksum_errors,
-        ("io_errors", "Errors of the disk since the start"): lambda t: t.counters.io_errors,
-    }
-    for (name, text), read in values.items():
-        gauge = Gauge(f"emberfs_target_{name}", text, ["target"], registry=process.metrics.registry)
-        for target in targets:
-            gauge.labels(target=str(target.id)).set_function(partial(read, target))
-
-
-__all__ = ["Blocking", "main", "serve"]
+__all__ = ["main", "serve"]
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 from ..proto.capability import Rights
 from ..proto.env import Environment
 from ..proto.errors import Status, StatusError, error
 from ..proto.gen.common_pb2 import Chain
 from ..proto.gen.storage_pb2 import (
+    AddTargetReply,
+    AddTargetRequest,
     CommittedReply,
     CommittedRequest,
+    DropTargetReply,
+    DropTargetRequest,
     FinishSyncReply,
     FinishSyncRequest,
     ForwardReply,
@@ -71,6 +75,16 @@ _READ, _WRITE = int(Rights.READ), int(Rights.WRITE)
 Group = tuple[int, int, Sequence[int]]  # chain, chain version, operations
 
 
+class TargetKeeper(Protocol):
+    """Whoever opens the targets of this process."""
+
+    async def add(self, path: str, capacity: int) -> Target:
+        """Format one more target, beside the others where no path is given."""
+
+    async def drop(self, number: int) -> None:
+        """Delete a target that no chain has."""
+
+
 class StorageService:
     """Handlers of proto.rpc.STORAGE over the targets of this process."""
 
@@ -90,8 +104,17 @@ class StorageService:
         self._forwarding = Forwarding(self._target, self._chain)
         self._forwarders: dict[int, Forwarder] = {}  # by target
         self._exchange = Exchange(self._target, self._chain)
+        self.keeper: TargetKeeper | None = None
 
     # --- routing ---
+
+    def host(self, targets: Sequence[Target]) -> None:
+        """These are the targets of this process from now on."""
+        gone = {target.id for target in self._all}.difference(target.id for target in targets)
+        for number in gone:
+            self._forwarders.pop(number, None)
+        self._all = list(targets)
+        self.routing_changed(Change(full=True, any=True))
 
     def routing_changed(self, change: Change) -> None:
         """The routing table was changed: find our targets' numbers and chains again, and tell the machines."""
@@ -521,11 +544,20 @@ class StorageService:
     async def finish_sync(self, request: FinishSyncRequest, context: Context) -> FinishSyncReply:
         return await self._exchange.finish_sync(request, context)
 
-    async def add_target(self, request: Any, context: Context) -> Any:
-        raise error(Status.UNSUPPORTED, "AddTarget is not served yet")
+    async def add_target(self, request: AddTargetRequest, context: Context) -> AddTargetReply:
+        _need_trust(context)
+        target = await self._keeper().add(request.path, request.capacity)
+        return AddTargetReply(target=target.id, path=target.path)
 
-    async def drop_target(self, request: Any, context: Context) -> Any:
-        raise error(Status.UNSUPPORTED, "DropTarget is not served yet")
+    async def drop_target(self, request: DropTargetRequest, context: Context) -> DropTargetReply:
+        _need_trust(context)
+        await self._keeper().drop(request.target)
+        return DropTargetReply()
+
+    def _keeper(self) -> TargetKeeper:
+        if self.keeper is None:
+            raise error(Status.UNAVAILABLE, "this server is starting; try again")
+        return self.keeper
 
 
 def _exact(request: ReadRequest, chunks: Sequence[bytes], context: Context) -> dict[bytes, int]:

@@ -114,7 +114,8 @@ def change_chain(book: Book, nodes: Nodes, request: ChangeChainRequest, now: flo
         raise error(Status.NOT_FOUND, f"target {target} is no member of chain {chain.id}")
     if bool(request.add) == (target in members) and not request.revive:
         return draft, True
-    if request.version and request.version != chain.version:
+    begun = request.remove and members[target].state == TARGET_STATE_SYNCING and request.version + 1 == chain.version
+    if request.version and request.version != chain.version and not begun:
         text = f"chain {chain.id} has version {chain.version}, not {request.version} any more; look at it again"
         raise error(Status.STALE_CHAIN_VERSION, text, detail=chain)
     if request.add:

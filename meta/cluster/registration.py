@@ -53,7 +53,7 @@ def register(
 ) -> Registered:
     """The change that this registration makes. `spare`: new targets get no chain. `dropped`: targets that the node has deleted.
     `others`: what is known about the other members of chains. Raises INVALID for what cannot be, NOT_FOUND for a number that this
-    cluster never gave out."""
+    cluster never gave out, BUSY_RESOURCE for a dropped target that a chain has."""
     _check(node, targets)
     draft = Draft(book)
     numbers = {known.incarnation: known.id for known in book.targets.values()}
@@ -74,7 +74,9 @@ def register(
     owned = _put_targets(book, draft, node_id, targets, restarted, spare=spare, others=others)
     for target in {*dropped}.difference(owner.id for owner in owned):
         if target in book.targets and book.targets[target].node == node_id:
-            forget_target(book, draft, target)
+            refusal = forget_target(book, draft, target)
+            if refusal is not None:
+                raise refusal
     return Registered(draft, node_id, owned)
 
 

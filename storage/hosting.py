@@ -1,0 +1,285 @@
+"""The targets of a storage process: opened at the start, added and dropped while it runs, each with what it needs in the background.
+
+Which targets there are is said by the command line (or the default), and by two facts in the data directory: those that were added
+later, and those that were dropped and are not to be made anew at the next start. A target is added in the order: format, register
+as spare, remember; and dropped: remember, unregister, delete. Interrupted anywhere, nothing is lost, and the same request brings it to
+its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from prometheus_client import Gauge
+
+from ..proto.datadir import DataDirectory
+from ..proto.drivers.aio import AioEnvironment
+from ..proto.errors import Status, StatusError, error
+from ..proto.process import Process
+from ..proto.routing import RoutingTable
+from .engine.recovery import Opened
+from .engine.target import FORMAT_FILE, LOCK_FILE, open_target
+from .lease import Lease
+from .membership import Membership, Reported
+from .peers import Peers
+from .repair import Repairer
+from .resyncer import Resyncer
+from .scrub import Scrubber
+from .service import StorageService
+from .target import Target
+
+THREADS_PER_TARGET = 4  # for blocking I/O: a slow disk does not take the threads of another
+CAPACITY_PART = 0.9  # of the disk's free space, where --capacity does not say
+TARGETS_MAX = 256  # of one process, as the manager takes
+ADDED, DROPPED = "targets_added", "targets_dropped"  # facts: paths
+CONTENT = ("blocks", "index", FORMAT_FILE, LOCK_FILE)  # of a target's directory
+
+VALUES: dict[tuple[str, str], Callable[[Target], float]] = {
+    ("bytes_used", "Bytes in slots"): lambda t: t.engine.space_info().used,
+    ("bytes_capacity", "Bytes that the target may take"): lambda t: t.engine.space_info().capacity,
+    ("chunks", "Chunks"): lambda t: t.engine.space_info().chunks,
+    ("online", "1 unless the disk has taken the target out"): lambda t: not t.engine.failed,
+    ("read_only", "1 after a write to the disk failed"): lambda t: bool(t.read_only),
+    ("bytes_read", "Served to clients since the start"): lambda t: t.counters.bytes_read,
+    ("bytes_written", "Taken from clients since the start"): lambda t: t.counters.bytes_written,
+    ("reads", "Read operations since the start"): lambda t: t.counters.reads,
+    ("reads_missed", "Read operations that had to wait for the disk"): lambda t: t.counters.reads_missed,
+    ("writes", "Updates since the start"): lambda t: t.counters.writes,
+    ("checksum_errors", "Damaged chunks met since the start"): lambda t: t.counters.checksum_errors,
+    ("io_errors", "Errors of the disk since the start"): lambda t: t.counters.io_errors,
+}
+
+
+class Hosting:
+    """`targets` is the process's own list; `service` is told of every change of it."""
+
+    def __init__(
+        self,
+        process: Process,
+        directory: DataDirectory,
+        env: AioEnvironment,
+        routing: RoutingTable,
+        membership: Membership,
+        lease: Lease,
+    ) -> None:
+        self.targets: list[Target] = []
+        self.service: StorageService | None = None
+        self._process = process
+        self._directory = directory
+        self._env = env
+        self._routing = routing
+        self._membership = membership
+        self._lease = lease
+        self._cluster = ""
+        self._changing = asyncio.Lock()
+        self._workers: dict[int, list[asyncio.Task[None]]] = {}  # by target
+        self._gauges: dict[str, Gauge] = {}
+
+    # --- the start and the end ---
+
+    async def open(self, cluster: str) -> None:
+        """Open the targets. One whose disk fails is left out, loudly, as long as another one opens; what the operator has to put right
+        (a foreign or newer format, a directory in use) is raised."""
+        self._cluster = cluster
+        failure: StatusError | None = None
+        for path in self._paths():
+            try:
+                self.targets.append(await self._open(path, self._process.options.capacity))
+            except StatusError as failed:
+                if failed.status is not Status.IO_ERROR:
+                    raise
+                failure = failed
+                self._process.log.error("target left out", path=path, error=failed.strerror)
+        if failure is not None and not self.targets:
+            raise failure
+
+    def _paths(self) -> list[str]:
+        facts = self._directory.facts
+        wanted = self._process.options.target or [str(self._directory.path / "target-1")]
+        added = [path for path in facts.get(ADDED, ()) if path not in wanted]
+        dropped = set(facts.get(DROPPED, ()))
+        for path in wanted:
+            if path in dropped:
+                self._process.log.info("not opened: it was dropped", path=path)
+        return [path for path in [*wanted, *added] if path not in dropped]
+
+    async def _open(self, path: str, capacity: int) -> Target:
+        """Open (or format) a target, in a thread: recovery reads. Raises BAD_FORMAT, WRONG_CLUSTER, BUSY_RESOURCE, INVALID, IO_ERROR."""
+        process, cluster = self._process, self._cluster
+        pool = ThreadPoolExecutor(THREADS_PER_TARGET, thread_name_prefix=f"emberfs-{os.path.basename(path)}")
+        loop = asyncio.get_running_loop()
+
+        def blocking(work: Callable[..., Any], *arguments: Any) -> Any:
+            return loop.run_in_executor(pool, work, *arguments)
+
+        def opened() -> Any:
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            direct = process.options.direct
+            return open_target(path, cluster=cluster, capacity=capacity_of(path, capacity), direct=direct)
+
+        try:
+            engine, found = await blocking(opened)
+        except StatusError:
+            raise
+        except OSError as failed:
+            raise error(Status.IO_ERROR, f"target {path} cannot be opened: {failed.strerror or failed}") from failed
+        if engine.found.opened is Opened.POWER_LOSS:
+            process.log.warning("power was lost", path=path, fell_back=len(engine.found.fell_back))
+        process.log.info("target opened", path=path, how=engine.found.opened.value, chunks=engine.found.chunks)
+        return Target(engine, path, found.incarnation, blocking, self._env, process.log, self._lease)
+
+    def reported(self) -> list[Reported]:
+        """What the manager is told."""
+        return [Reported(target.entry(), target.replica.chain) for target in self.targets]
+
+    def keep_all(self) -> None:
+        """Start what the targets need in the background, once they have their numbers."""
+        for target in self.targets:
+            self._keep(target)
+
+    def _keep(self, target: Target) -> None:
+        process, path = self._process, target.path
+        peers = Peers(self._env, self._routing, self._membership.node.host)
+        target.state_watchers.append(lambda: self._env.spawn(self._report_now, "news"))
+        repairer = Repairer(target, peers, self._env, process.log)
+        Resyncer(target, peers, self._env, process.log, self._load).routing_changed()  # our place may be known already
+        scrubber = Scrubber(target, process.options.scrub_rate, self._membership.living, repairer)
+        self._workers[target.id] = [
+            process.spawn(target.keep_retrying(), f"retries of {path}"),
+            process.spawn(target.keep_checkpointing(), f"checkpoints of {path}"),
+            process.spawn(scrubber.run(), f"scrubber of {path}"),
+        ]
+        for (name, text), read in VALUES.items():
+            if name not in self._gauges:
+                registry = process.metrics.registry
+                self._gauges[name] = Gauge(f"emberfs_target_{name}", text, ["target"], registry=registry)
+            self._gauges[name].labels(target=str(target.id)).set_function(partial(read, target))
+
+    async def _report_now(self) -> None:
+        with suppress(StatusError):  # the next heartbeat says it again
+            await self._membership.heartbeat()
+
+    def _load(self) -> tuple[int, int]:
+        """What clients have moved, in bytes and operations: a resync leaves room for them."""
+        counters = [target.counters for target in self.targets]
+        moved = sum(each.bytes_read + each.bytes_written for each in counters)
+        return moved, sum(each.reads + each.writes for each in counters)
+
+    async def close(self) -> None:
+        for target in self.targets:
+            await target.close()
+
+    # --- while it runs ---
+
+    async def add(self, path: str, capacity: int) -> Target:
+        """Format one more target (or take up what lies there), as a member of no chain. Raises INVALID, TOO_LARGE, and what opening
+        raises."""
+        async with self._changing:
+            path = path or self._beside()
+            if not os.path.isabs(path):
+                raise error(Status.INVALID, f"{path}: give an absolute path")
+            if (known := next((t for t in self.targets if t.path == path), None)) is not None:
+                return known
+            if len(self.targets) >= TARGETS_MAX:
+                raise error(Status.TOO_LARGE, f"this process has {TARGETS_MAX} targets, which is the most")
+            if not capacity and self.targets:
+                capacity = self.targets[0].engine.space_info().capacity
+            target = await self._open(path, capacity)
+            self._membership.spare = True  # from now on: whatever is new comes from here
+            self._serve([*self.targets, target])
+            try:
+                await self._membership.register()
+                self._serve(self.targets)
+            except BaseException:
+                self._serve([t for t in self.targets if t is not target])
+                await target.close()
+                raise
+            self._remember(added=path)
+            self._keep(target)
+            self._process.log.info("target added", target=target.id, path=path)
+            return target
+
+    def _beside(self) -> str:
+        """A new directory beside the first target."""
+        parent = os.path.dirname(self.targets[0].path) if self.targets else str(self._directory.path)
+        taken = {target.path for target in self.targets}
+        names = (os.path.join(parent, f"target-{number}") for number in range(1, 2 * TARGETS_MAX + 2))
+        return next(name for name in names if name not in taken and not os.path.exists(name))
+
+    async def drop(self, number: int) -> None:
+        """Close a target that no chain has, and delete what it holds. Raises NOT_FOUND, BUSY_RESOURCE."""
+        async with self._changing:
+            target = next((t for t in self.targets if t.id == number), None)
+            if target is None:
+                raise error(Status.NOT_FOUND, f"this process has no target {number}")
+            await self._membership.heartbeat()
+            if target.replica.chain is not None:
+                raise _in_use(target)
+            self._remember(dropped=target.path)
+            self._serve([t for t in self.targets if t is not target])
+            try:
+                await self._membership.register(dropped=[number])
+            except BaseException:
+                self._remember(added=target.path)
+                self._serve([*self.targets, target])
+                raise
+            await self._forget(target)
+            self._process.log.info("target dropped", target=number, path=target.path)
+
+    async def _forget(self, target: Target) -> None:
+        workers = self._workers.pop(target.id, [])
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        for gauge in self._gauges.values():
+            gauge.remove(str(target.id))
+        await target.close()
+        await target.blocking(_delete, target.path)
+
+    def _serve(self, targets: Sequence[Target]) -> None:
+        self.targets[:] = targets
+        if self.service is not None:
+            self.service.host(self.targets)
+
+    def _remember(self, *, added: str = "", dropped: str = "") -> None:
+        facts = self._directory.facts
+        paths = [path for path in facts.get(ADDED, ()) if path not in (added, dropped)]
+        gone = [path for path in facts.get(DROPPED, ()) if path not in (added, dropped)]
+        self._directory.remember(
+            **{ADDED: [*paths, added] if added else paths, DROPPED: [*gone, dropped] if dropped else gone}
+        )
+
+
+def capacity_of(path: str, wanted: int) -> int:
+    """Bytes that the target may take: what was asked for; else 0 for a formatted target (as it was formatted), else a part of
+    what the disk has free."""
+    if wanted or os.path.exists(os.path.join(path, FORMAT_FILE)):
+        return wanted
+    return int(shutil.disk_usage(path).free * CAPACITY_PART) // 4096 * 4096
+
+
+def _in_use(target: Target) -> StatusError:
+    chain = target.replica.chain
+    return error(
+        Status.BUSY_RESOURCE,
+        f"target {target.id} is a member of chain {chain.id if chain else 0}: give its place to another one first",
+    )
+
+
+def _delete(path: str) -> None:
+    """Blocking."""
+    for name in CONTENT:
+        place = os.path.join(path, name)
+        if os.path.isdir(place):
+            shutil.rmtree(place, ignore_errors=True)
+        elif os.path.exists(place):
+            os.unlink(place)
+    with suppress(OSError):  # a mount point, or somebody put something else there
+        os.rmdir(path)
