@@ -233,17 +233,21 @@ class Core(Namespace):
 
     async def _write_out(self, path: PathLike) -> None:
         """Before another way to the same file cuts it: what this client wrote to it earlier goes first."""
-        dirty = [inode for inode in list(self.inodes.values()) if inode.unsettled]
-        if not dirty:
-            return
-        try:
-            number = (await self.stat(path)).inode
-        except StatusError:
-            return  # there is no such file, and the operation itself will say what it thinks of that
-        for inode in dirty:
-            if inode.id == number:
+        if any(inode.unsettled for inode in list(self.inodes.values())):
+            inode = await self._written_here(path)
+            if inode is not None:
                 async with inode.lock:
                     await self.flush_inode(inode)
+
+    async def _written_here(self, path: PathLike) -> Inode | None:
+        """What a path names, if this client has it open for writing or has bytes of it that nobody else knows."""
+        if not any(inode.unsettled or inode.sessions for inode in list(self.inodes.values())):
+            return None
+        try:
+            inode = self.inodes.get((await self.stat(path)).inode)
+        except StatusError:
+            return None  # there is no such file, and the operation itself will say what it thinks of that
+        return inode if inode is not None and (inode.unsettled or inode.sessions) else None
 
     # --- whole files --------------------------------------------------------------------------------------------------------------
 
@@ -290,8 +294,18 @@ class Core(Namespace):
     async def truncate(self, path: PathLike, length: int) -> None:
         if not 0 <= length < 1 << 63:
             raise error(Status.INVALID, f"cannot truncate to {length} bytes", text(path))
-        await self._write_out(path)
-        reply = await self._changed(META.Truncate, TruncateRequest(place=place(path), length=length), path)
+        request = TruncateRequest(place=place(path), length=length)
+        written = await self._written_here(path)
+        if written is not None:
+            # As if through a handle: no write of another thread comes in between, half before the truncate and half after it.
+            async with written.lock:
+                await self.flush_inode(written)
+                reply = await self._changed(META.Truncate, request, path)
+                if reply.attributes.inode == written.id:
+                    written.take(reply.attributes)
+                    return
+        else:
+            reply = await self._changed(META.Truncate, request, path)
         inode = self.inodes.get(reply.attributes.inode)
         if inode is not None:
             async with inode.lock:

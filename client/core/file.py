@@ -63,7 +63,7 @@ class Handle:
         self.epoch = core.epoch
         self.lock = core.env.lock()
         self.stream = Stream(file, core.options.readahead if buffered else 0)
-        self._last: Stat  # what the close of a writer answered
+        self._last: Stat | None = None  # what the close of a writer answered
 
     @property
     def size(self) -> int:
@@ -103,6 +103,7 @@ class Handle:
             view = memoryview(buffer).cast("B")
             count = self._available(self.position, len(view))
             await self._read_to(Into(view), self.position, count)
+            count = self._there(self.position, count)
             self.position += count
             return count
 
@@ -112,7 +113,7 @@ class Handle:
         count = self._available(offset, length)
         output = io.BytesIO()
         await self._pread(output, offset, count)
-        return output.getvalue()
+        return self._value(output, offset, count)
 
     async def pread_into(self, buffer: Any, offset: int) -> int:
         """Fill `buffer` from `offset` on; bytes read."""
@@ -120,7 +121,7 @@ class Handle:
         view = memoryview(buffer).cast("B")
         count = self._available(offset, len(view))
         await self._pread(Into(view), offset, count)
-        return count
+        return self._there(offset, count)
 
     async def _pread(self, output: Output, offset: int, count: int) -> None:
         # Random reads of several threads go on at the same time; only the stream needs the lock.
@@ -166,13 +167,17 @@ class Handle:
             fetch.deliver(Into(view[position:end]))
         finally:
             fetch.release()
-        views += cut(view[position:end], lengths)
+        pieces = cut(view[position:end], lengths)
+        if max(map(add, offsets, lengths)) > self.file.length:
+            places = zip(pieces, offsets, lengths, strict=True)
+            pieces = [piece[: self._there(offset, length)] for piece, offset, length in places]
+        views += pieces
         return end
 
     async def _bytes(self, offset: int, count: int) -> bytes:
         output = io.BytesIO()
         await self._read_to(output, offset, count)
-        return output.getvalue()
+        return self._value(output, offset, count)
 
     async def _read_to(self, output: Output, offset: int, count: int) -> None:
         """Under the handle's lock: by the stream if the read follows another one or is long, else by itself."""
@@ -210,6 +215,16 @@ class Handle:
             raise error(Status.INVALID, f"{self.name}: offset {offset} is negative")
         left = self.file.length - offset
         return max(0, left if size < 0 else min(size, left))
+
+    def _there(self, offset: int, count: int) -> int:
+        """How many of `count` bytes that were read lie below the end of the file: another client may have cut it meanwhile."""
+        return count if offset + count <= self.file.length else max(0, self.file.length - offset)
+
+    def _value(self, output: io.BytesIO, offset: int, count: int) -> bytes:
+        there = self._there(offset, count)
+        if there < count:
+            output.truncate(there)
+        return output.getvalue()
 
     async def _arrived(self, offset: int, end: int) -> None:
         """Wait until bytes of the range that are on their way have arrived. Raises why they did not (and keeps it for `flush`)."""
@@ -319,7 +334,8 @@ class Handle:
     async def close_with_stat(self) -> Stat:
         """`close`, and the attributes that the file was left with."""
         await self.close()
-        return self._last
+        # A handle from before the lease ran out has no session to end.
+        return self._last or stat_of(await self.file.ask())
 
     async def discard(self) -> None:
         """Close without sending what is still here; an unnamed file is dropped."""

@@ -1,7 +1,8 @@
-"""Where a chunk has fewer bytes than the file's length says: a hole that reads as zeros, or lost data.
+"""Where a chunk has fewer bytes than the file's length says: a hole that reads as zeros, a file that was cut, or lost data.
 
 Only an inode that says `sparse` has holes. In any other a missing or short chunk below the length is data that was lost, and reading zeros
-there would be the worst answer of all.
+there would be the worst answer of all. Unless another client has cut the file since we looked: then the file ends there, and what was
+read is shorter.
 """
 
 from __future__ import annotations
@@ -12,24 +13,32 @@ from .reads import Fetch, report_damage
 
 
 async def check_holes(fetch: Fetch) -> None:
-    """Let short rows of a finished fetch pass if they are holes. Raises LOST_DATA, with the chunk and its targets, and reports it."""
+    """Let short rows of a finished fetch pass if they are holes, or lie behind the end of the file, which the inode knows afterwards.
+    Raises LOST_DATA, with the chunk and its targets, and reports it."""
+    while again := [row for row in _short(fetch) if await _was_written_since(fetch, row)]:
+        await fetch.again(again)
+
+
+def _short(fetch: Fetch) -> list[int]:
     views, lengths = fetch.views, fetch.columns.length
-    for row, view in enumerate(views):
-        if len(view) < lengths[row] and not fetch.columns.inode(row).sparse:
-            await _ask(fetch, row)
+    if fetch.whole is not None:
+        return []
+    return [row for row, view in enumerate(views) if len(view) < lengths[row] and not fetch.columns.inode(row).sparse]
 
 
-async def _ask(fetch: Fetch, row: int) -> None:
+async def _was_written_since(fetch: Fetch, row: int) -> bool:
+    """Ask the server. True if the file was cut and has grown again: what was read is neither the old nor the new file."""
     columns, cluster = fetch.columns, fetch.cluster
     file, index = columns.inode(row), columns.index[row]
-    # Another client may have punched, extended or cut the file since we looked: the server knows.
+    known = file.truncate_version
     attributes = await file.ask()
-    if attributes.sparse:
-        file.sparse = True
-        return
+    async with file.lock:
+        file.take(attributes)
     missing = index * file.chunk_size + columns.offset[row] + len(fetch.views[row])
-    if attributes.truncate_version != file.truncate_version or (missing >= attributes.length and not file.unsettled):
-        return  # it was truncated: there is nothing any more
+    if attributes.sparse or (missing >= attributes.length and not file.unsettled):
+        return False
+    if attributes.truncate_version != known:
+        return not file.unsettled
     chain = columns.chain(row)
     targets = [replica.target for replica in cluster.table.route(chain).serving]
     for target in targets:

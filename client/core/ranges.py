@@ -133,7 +133,9 @@ async def _read_together(core: Core, plan: Sequence[tuple[int, Inode, int, int]]
     fetch = await Fetch(core.cluster, columns).complete()
     try:
         await check_holes(fetch)
-        return _cut(fetch, counts)
+        found = _cut(fetch, counts)
+        # Behind the end of a file that was cut meanwhile there is nothing, not even zeros.
+        return [data[: max(0, file.length - offset)] for data, (_, file, offset, _) in zip(found, plan, strict=True)]
     finally:
         fetch.release()
 

@@ -124,6 +124,15 @@ class Fetch:
             self.abandon()
             raise
 
+    async def again(self, rows: Sequence[int]) -> None:
+        """Read these rows once more, after `finish`. Raises StatusError."""
+        try:
+            self._send(rows)
+        except BaseException:
+            self.abandon()
+            raise
+        await self.finish()
+
     def release(self) -> None:
         """Give the buffers back: the views are not valid any more."""
         slices, self._slices, self.views, self.whole = self._slices, [], [], None

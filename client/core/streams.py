@@ -88,7 +88,8 @@ class Stream:
         self._look_ahead(offset, length)
         self._align(offset)
         try:
-            while offset < end:
+            # The file may turn out to be shorter by now: another client has cut it.
+            while offset < (end := min(end, self.file.length)):
                 await self._fill(offset, end)
                 window = self.windows[0]
                 await window.ready()

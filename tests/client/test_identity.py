@@ -76,3 +76,13 @@ def test_old_write_back_is_sent_by_the_keeper(world: World) -> None:
         drive(client.core.keeper._flush_old(now))
         file.write(b"!")
     assert other.read_bytes("/f") == b"typed long ago!"
+
+
+def test_a_file_from_before_a_lost_lease_still_says_how_it_was_left(world: World) -> None:
+    client = world.client()
+    file = client.open("/f", "wb")
+    file.write(b"x" * 100)
+    file.flush()
+    drive(client.core.lose_lease(client.core.lease))
+    handle = next(handle for handle in client.core.handles if handle.name == "/f")
+    assert drive(handle.close_with_stat()).size == 100
