@@ -40,6 +40,9 @@ class _Known:
     heard: float  # when its last renewal arrived
     targets: dict[int, Target] = field(default_factory=dict)  # as last reported
     chains: dict[int, int] = field(default_factory=dict)  # chain -> version that its member here had when it reported
+    usual: dict[int, Report] = field(
+        default_factory=dict
+    )  # target -> its report while the lease is held, if nothing is odd
     seen: Lease = Lease.HELD  # at the last look
     past: deque[int] = field(default_factory=lambda: deque(maxlen=PAST_PROCESSES_MAX))  # processes that were replaced
 
@@ -64,8 +67,9 @@ class Nodes:
         for gone in known.targets:
             self._reported.pop(gone, None)
         known.heard, known.seen, known.chains = now, Lease.HELD, {}
-        known.targets = {target.id: target for target in targets}
-        self._reported.update(known.targets)
+        known.targets, known.usual = {}, {}
+        for target in targets:
+            self._keep(known, target)
 
     def was_replaced(self, node: int, process: int) -> bool:
         """Whether this process of the node has already been followed by another one: its registration arrives late."""
@@ -80,10 +84,19 @@ class Nodes:
         known.heard, known.seen, known.chains = now, Lease.HELD, dict(chains)
         for target in targets:
             last = known.targets.get(target.id)
-            news = news or last is None or _said(last) != _said(target)
-            kept = known.targets[target.id] = self._reported[target.id] = Target()
-            kept.CopyFrom(target)
+            if last is None or _said(last) != _said(target):
+                news = True
+            self._keep(known, target)
         return news
+
+    def _keep(self, known: _Known, target: Target) -> None:
+        kept = known.targets[target.id] = self._reported[target.id] = Target()
+        kept.CopyFrom(target)
+        usual = known.usual.get(target.id)
+        if target.damaged or not target.incarnation:
+            known.usual.pop(target.id, None)
+        elif usual is None or (usual.state, usual.incarnation) != (state_of(target), target.incarnation):
+            known.usual[target.id] = Report(state_of(target), target.incarnation)
 
     def excuse(self, now: float) -> None:
         """This manager was stopped for a while: what nobody could tell it meanwhile is nobody's silence."""
@@ -154,13 +167,24 @@ class Nodes:
         """What is known about the members of these chains, by target."""
         found: dict[int, Report] = {}
         leases = {number: self.lease(number, now) for number in self._known}
+        held = {number: known for number, known in self._known.items() if leases[number] is Lease.HELD}
         for chain in chains:
-            replicated = len(chain.members) > 1
-            for member in chain.members:
-                lease = leases.get(member.node, Lease.OVER)
-                report = self._report(chain, member, book.targets.get(member.target), lease, replicated)
-                if report is not None:
-                    found[member.target] = report
+            number, members = chain.id, chain.members
+            for member in members:
+                # The usual case is kept ready: a scan of 30,000 members makes no object for each.
+                target = member.target
+                known = held.get(member.node)
+                report = known.usual.get(target) if known is not None else None
+                if known is None or report is None or target in book.disabled:
+                    lease = leases.get(member.node, Lease.OVER)
+                    report = self._report(chain, member, book.targets.get(target), lease, len(members) > 1)
+                    if report is not None:
+                        found[target] = report
+                    continue
+                version = known.chains.get(number, 0)
+                if report.chain_version != version:
+                    report = known.usual[target] = report._replace(chain_version=version)
+                found[target] = report
         return found
 
     def _report(

@@ -74,6 +74,7 @@ class Book:
         self.ended: dict[bytes, int] = {}  # ended client -> capability epoch in which it ended
         self._chain_of: dict[int, int] = {}  # target -> chain
         self._targets_of: dict[int, dict[int, None]] = {}  # node -> targets
+        self.disabled: set[int] = set()  # targets
         self._rows: OrderedDict[Key, Row] = OrderedDict()  # least recently changed first
         for key, row in sorted((rows or {}).items(), key=lambda item: item[1].version):
             self._take(key, row)
@@ -88,6 +89,8 @@ class Book:
             self._drop_target(message.id)
             self.targets[message.id] = message
             self._targets_of.setdefault(message.node, {})[message.id] = None
+            if message.disabled:
+                self.disabled.add(message.id)
         elif isinstance(message, Chain):
             before = self.chains.get(message.id)
             for member in before.members if before else ():
@@ -109,6 +112,7 @@ class Book:
         known = self.targets.pop(number, None)
         if known is not None:
             del self._targets_of[known.node][number]
+            self.disabled.discard(number)
 
     def get(self, key: Key) -> Message | None:
         row = self._rows.get(key)
