@@ -7,6 +7,7 @@ request's reply or the end of the connection says that it has stopped.
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ from ..pool import Hold, Pool
 from ..subscription import NOTICES_MAX
 from ..transport.stream import Stream
 from .calls import Pending, encode_call
+
+
+CLOCK_GRAIN_SECONDS = 0.001  # of a loop's timers, which may be early by so much
 
 
 class Client(Stream):
@@ -98,15 +102,14 @@ class RegionHolder(Client):
 
 
 class AioPending(Pending):
-    """With what the loop needs: whom to wake, when to give up, and the memory kept aside after that."""
+    """With what the loop needs: whom to wake, and the memory kept aside after it was given up."""
 
-    __slots__ = ("hold", "number", "settled", "timer", "waiter")
+    __slots__ = ("hold", "number", "settled", "waiter")
 
-    def __init__(self, call: Call, shared: bool, number: int, waiter: asyncio.Future[None]) -> None:
-        super().__init__(call, 0.0, shared)
+    def __init__(self, call: Call, deadline: float, shared: bool, number: int, waiter: asyncio.Future[None]) -> None:
+        super().__init__(call, deadline, shared)
         self.number = number
         self.waiter = waiter  # done when answered, failed or given up
-        self.timer: asyncio.TimerHandle | None = None
         self.hold: Hold = []
         self.settled: asyncio.Future[None] | None = None  # after it was given up: done when the server has stopped
 
@@ -125,18 +128,22 @@ class AioConnection(Client):
         self._given_up: dict[int, AioPending] = {}  # cancelled, and not answered yet
         self._number = 0
         self._retiring = False
+        self._timer: asyncio.TimerHandle | None = None  # one for all requests
+        self._timer_due = math.inf  # on the loop's clock; not after the earliest deadline
 
     def post(self, call: Call, shared: bool, seconds: float) -> AioPending:
         """Send a request. Raises TOO_LARGE."""
         self._number += 1
-        pending = AioPending(call, shared, self._number, self.loop.create_future())
+        deadline = self.loop.time() + seconds
+        pending = AioPending(call, deadline, shared, self._number, self.loop.create_future())
         head, bulk = encode_call(call, pending.number, shared, seconds)
         self._pendings[pending.number] = pending
         self.send(head)
         for view in bulk:
             self.send(view)
         pending.end = self.posted
-        pending.timer = self.loop.call_later(seconds, self._expire, pending)
+        if deadline < self._timer_due:
+            self._arm(deadline)
         return pending
 
     def post_own(self, method: int, message: bytes) -> None:
@@ -144,8 +151,20 @@ class AioConnection(Client):
         self._number += 1
         self.send(wire.encode(0, method, self._number, message))
 
-    def _expire(self, pending: AioPending) -> None:
-        self.give_up(pending, pending.too_late())
+    def _arm(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_due = due
+        self._timer = self.loop.call_at(due, self._expire)
+
+    def _expire(self) -> None:
+        """Give up what is too late. The timer was set for a request that may be answered since: to move it with each would cost more."""
+        self._timer, self._timer_due = None, math.inf
+        now = self.loop.time() + CLOCK_GRAIN_SECONDS
+        for pending in [pending for pending in self._pendings.values() if pending.deadline <= now]:
+            self.give_up(pending, pending.too_late())
+        if self._pendings:
+            self._arm(min(pending.deadline for pending in self._pendings.values()))
 
     def give_up(self, pending: AioPending, failure: StatusError) -> None:
         """Nobody waits for this request any more: cancel it, and keep its memory aside until the server is done with it."""
@@ -163,8 +182,6 @@ class AioConnection(Client):
     @staticmethod
     def _answer(pending: AioPending, failure: StatusError | None) -> None:
         pending.failure = failure
-        if pending.timer is not None:
-            pending.timer.cancel()
         if not pending.waiter.done():
             pending.waiter.set_result(None)
 
@@ -230,6 +247,9 @@ class AioConnection(Client):
 
     def lost(self) -> None:
         super().lost()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         for pending in self._given_up.values():
             self._settle(pending)
         self._given_up.clear()

@@ -19,6 +19,7 @@ from ..frame import Decoder, Frame
 
 RECEIVES_MAX = 8  # per wake-up, so that one busy peer does not starve the others
 PIECES_MAX = 512  # per sendmsg (the kernel takes 1024)
+PIECES_EARLY = 8  # queued: they leave at once, so that the peer begins to work while we still do
 OUT_BYTES_HIGH = 16 << 20  # unsent: a server reads no more requests
 OUT_BYTES_LOW = 4 << 20  # unsent: reading goes on
 LINGER_SECONDS = 1.0  # for the peer to read our last frame before its socket is reset
@@ -76,7 +77,8 @@ class Stream:
     # Sending.
 
     def send(self, data: Buffer, sent: Callable[[], None] | None = None) -> None:
-        """Queue; it leaves at the end of this turn of the loop. `sent` is called when the socket has taken it, or never."""
+        """Queue; it leaves at the end of this turn of the loop, or when some have come together. `sent` is called when the socket has
+        taken it, or never."""
         if self.closed:
             return
         size = len(data)
@@ -86,6 +88,14 @@ class Stream:
         if not self._flush_due and not self._writing:
             self._flush_due = True
             self.loop.call_soon(self._flush)
+        if len(self._out) >= PIECES_EARLY and not self._writing:
+            data = b""  # as in `_sent`
+            try:
+                self._push()
+            except (BlockingIOError, InterruptedError):
+                self._wait_writable()
+            except OSError:
+                pass  # the flush that is due finds out, and closes
 
     @property
     def unsent(self) -> int:
