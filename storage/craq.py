@@ -11,10 +11,11 @@ Rules:
 3. Every member persists an update before it forwards it, commits it after its successor acknowledged it, and only then answers.
    Without a successor (the tail; a chain of one) persisting and committing are one write of the index. Whether there is one is asked at
    that write (`fate`), not when the update came: a successor that appears in between must not miss it.
-4. An update that was persisted is only ever resolved forward: forwarded again until acknowledged, committed when the successor is
-   gone. What a member finds pending when it begins to serve it resolves the same way. Only a member that leaves the chain forgets
-   what is pending: it is made equal to its predecessor before it serves again. To the client an error after that point means
-   "maybe applied".
+4. An update that was persisted is only ever resolved forward: forwarded again until acknowledged. What a member finds pending when it
+   begins to serve it resolves the same way. Under a new chain version the last SERVING member commits all of it at once: the one that
+   was last before may have done so, and have answered reads with it; and whoever is copied to begins anew. Only a member that leaves
+   the chain forgets what is pending: it is made equal to its predecessor before it serves again. To the client an error after that
+   point means "maybe applied".
 5. (client, channel) keeps the last sequence and its result, persisted with the update: the same sequence gets the same answer, a
    lower one is refused, also after a restart and at a new head.
 6. Updates of clients whose session is over, and updates from before a truncate that the chunk has seen, are refused at the head.
@@ -23,7 +24,10 @@ Rules:
    copy of a chunk and its updates cannot overtake each other. Where the bytes of a SERVING one differ it gets the whole content, too.
 8. A forward that was not answered may still be on its way, in the socket of a stopped process, and must not bring back a chunk that was
    removed since: the successor tells late ones and second ones (sessions.py).
-9. In a chain of several members nothing is read, admitted or answered with success without a lease: another one may serve by now.
+9. A member that was synced and serves now may hold what its predecessor, the last one so far, has not committed yet. It shows nothing
+   before it has heard from the predecessor under the new chain version: until then that one may still answer from its own. So a
+   member greets a new successor, with a sync.
+10. In a chain of several members nothing is read, admitted or answered with success without a lease: another one may serve by now.
 
 The machine does not know whether it is the head: head means "no predecessor", tail means "no successor", and a promotion
 changes nothing else.
@@ -91,6 +95,7 @@ class Replica:
         self.ended: frozenset[bytes] = frozenset()
         self.shared = False  # the chain has other members: a lease is needed
         self._copies_whole = False  # the successor is SYNCING
+        self._ungreeted = False  # promoted, and the predecessor may not know yet
         self._rows = rows
         self._lease = lease
         self._now = 0.0
@@ -129,7 +134,7 @@ class Replica:
             return Status.STALE_CHAIN_VERSION
         if not self.serving:
             return Status.TARGET_OFFLINE
-        return Status.FENCED if self.shared and not self._lease.holds(now) else Status.OK
+        return Status.FENCED if self.shared and (self._ungreeted or not self._lease.holds(now)) else Status.OK
 
     def fate(self, batch: int) -> Fate:
         """What the index is to be told of a batch whose bytes are written; asked in one breath with writing it."""
@@ -152,7 +157,7 @@ class Replica:
     # --- routing and clients ---
 
     def _routing_changed(self, event: RoutingChanged) -> list[Effect]:
-        served, synced = self.serving, self.syncing
+        served, synced, behind = self.serving, self.syncing, (self.successor, self._copies_whole)
         self.chain = event.chain
         self._find_neighbours()
         self._sending.begin(self._now)
@@ -162,11 +167,14 @@ class Replica:
             effects += self._leave_chain()
         if self.syncing and not synced:
             effects.append(Discard())
+        self._ungreeted = self.serving and bool(self.predecessor) and (synced or self._ungreeted)
         if self.serving and not served:
             self._adopt()
+        if self.serving and (self.successor, self._copies_whole) not in (behind, (0, False), (self.successor, True)):
+            self._greet()
         for batch in list(self._batches.values()):
             if batch.stage is Stage.FORWARDING:
-                effects += self._resolve(batch)
+                effects += self._commit(batch) if self.tail and batch.work is Work.UPDATES else self._resolve(batch)
             # Waiting batches meet the new version when their turn comes, persisting ones when that is done.
         return effects
 
@@ -204,12 +212,20 @@ class Replica:
     def _adopt(self) -> None:
         """What is pending on disk holds its chunk until it is resolved."""
         for update in self._rows.pending():
+            first = self._lines.first(update.chunk)
+            if first is not None and first.stage is Stage.COMMITTING:
+                continue  # that is about to be carried out
             assert update.version is not None
             batch = self._new_batch(Work.UPDATES, None, 0, (update,))
             self._lines.take(batch, update.chunk)
             batch.live, batch.staged = [0], [update]
             batch.results = [Result(Status.OK, update.version.number, update.length, update.checksum)]
             batch.stage, batch.whole = Stage.FORWARDING, True
+
+    def _greet(self) -> None:
+        assert self.chain is not None
+        greeting = self._new_batch(Work.SYNC, None, self.chain.version, ())
+        greeting.stage, greeting.results = Stage.FORWARDING, [Result(Status.OK)]
 
     def _clients_ended(self, event: ClientsEnded) -> list[Effect]:
         self.ended = frozenset(event.clients)
@@ -218,18 +234,23 @@ class Replica:
     # --- admission ---
 
     def _gate(self, chain_version: int, sender: int) -> Status:
-        status = self.may_read(chain_version, self._now)
-        if status is Status.TARGET_OFFLINE and self.syncing and sender:
-            # A SYNCING member takes what its predecessor sends, but answers no reads.
+        if sender and (self.syncing or self._ungreeted):
+            # It takes what its predecessor sends, but answers no reads.
+            assert self.chain is not None
             status = Status.OK if self._lease.holds(self._now) else Status.FENCED
+            status = status if self.chain.version == chain_version else Status.STALE_CHAIN_VERSION
+        else:
+            status = self.may_read(chain_version, self._now)
         if status is Status.OK and self.predecessor != sender:
             return Status.STALE_ROUTING  # a client's update belongs to the head, a forwarded one behind it
         return status
 
     def _admission(self, event: WriteRequest | SyncRequest) -> Status:
         status = self._gate(event.chain_version, event.sender)
-        if status is Status.OK and event.sender and not self._receiving.takes(event.session, event.number):
-            return Status.BUSY
+        if status is Status.OK and event.sender:
+            self._ungreeted = False
+            if not self._receiving.takes(event.session, event.number):
+                return Status.BUSY
         return Status.BUSY if status is Status.OK and len(self._batches) >= BATCHES_MAX else status
 
     def _new_batch(self, work: Work, ticket: Any, chain_version: int, updates: Sequence[Update]) -> Batch:

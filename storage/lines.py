@@ -74,6 +74,10 @@ class Lines:
         lines = self._lines.items()
         return {b.id for key, line in lines if isinstance(key, bytes) and key.startswith(prefix) for b in line}
 
+    def first(self, resource: Resource) -> Batch | None:
+        line = self._lines.get(resource)
+        return line[0] if line is not None else None
+
     def join(self, batch: Batch, resources: Sequence[Resource]) -> Status:
         """Stand behind whoever is there, in every line or in none. INVALID: it stands in one of them already."""
         lines = self._lines

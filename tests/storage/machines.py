@@ -117,13 +117,12 @@ class Rows:
             self.commit(update)
         return result
 
-    def whole(self, update: Update) -> Update:
-        """What a whole forward carries instead of an update: the content of that version."""
+    def whole(self, update: Update) -> Update | None:
+        """What a whole forward carries instead of an update: the content of that version, if it is (still) here."""
         for content in (self.unresolved.get(update.chunk), self.chunks.get(update.chunk)):
             if content is not None and content.version == update.version:
                 return whole(content)._replace(client=update.client, channel=update.channel, sequence=update.sequence)
-        assert update.kind is Kind.REMOVE, "the content that is to be copied is here"
-        return update
+        return update if update.kind is Kind.REMOVE else None
 
     def names(self, chunk: bytes) -> list[tuple[bytes, int]]:
         """The updates that the content is made of, as (client, sequence)."""

@@ -371,7 +371,6 @@ def test_other_bytes_at_the_successor_are_reported_and_replaced() -> None:
     machine, rows, forward = forwarding()
     mine = rows.unresolved[b"a"].checksum
     assert machine.step(0, acked(forward, Result(Status.OK, 1, 4, mine + 1))) == [Suspect(2, b"a")]
-    assert machine.in_flight == 1
     (again,) = machine.step(1, Tick())
     assert isinstance(again, Forward)
     assert again.whole
@@ -401,10 +400,38 @@ def test_who_begins_to_serve_resolves_what_it_finds_pending() -> None:
 
     rows.stage(write(2, version=Version(2, 2)))
     machine = Replica(1, rows, held())
-    (forward,) = machine.step(0, RoutingChanged(chain(SERVING, SERVING, version=3)))
-    assert isinstance(forward, Forward)
+    forward, greeting = machine.step(0, RoutingChanged(chain(SERVING, SERVING, version=3)))
+    assert isinstance(forward, Forward) and isinstance(greeting, Forward)
+    assert not greeting.updates
     assert forward.whole  # which update it was is not known any more
     assert forward.updates[0].client == CLIENT  # but its number is: the successor may become the head
+
+
+def test_a_new_last_member_commits_what_the_one_before_may_have_shown() -> None:
+    # Rule 4: "the last SERVING member commits all of it at once".
+    machine, rows, _ = forwarding(SERVING, SERVING, SYNCING)
+    (commit,) = machine.step(0, RoutingChanged(chain(SERVING, OFFLINE, SYNCING, version=2)))
+    assert isinstance(commit, Commit)
+    rows.commit(commit.updates[0])
+    (reply,) = machine.step(0, CommitDone(commit.batch))
+    assert isinstance(reply, Reply)
+    assert reply.results[0].status == Status.OK
+
+
+def test_a_promoted_member_shows_nothing_before_its_predecessor_knows() -> None:
+    # Rule 9: "until then that one may still answer from its own".
+    machine, _ = replica(SERVING, SYNCING, target=2)
+    assert machine.may_read(1, 0) is Status.TARGET_OFFLINE
+    machine.step(0, RoutingChanged(chain(SERVING, SERVING, version=2)))
+    assert machine.may_read(2, 0) is Status.FENCED
+    predecessor, _ = replica(SERVING, SYNCING)
+    (greeting,) = predecessor.step(0, RoutingChanged(chain(SERVING, SERVING, version=2)))
+    assert isinstance(greeting, Forward)
+    event = SyncRequest("greeting", greeting.chain_version, 1, greeting.session, greeting.number)
+    assert isinstance(machine.step(0, event)[0], Checkpoint)
+    assert machine.may_read(2, 0) is Status.OK
+    assert predecessor.step(0, acked(greeting, Result(Status.OK))) == []
+    assert predecessor.in_flight == 0
 
 
 def test_forwarded_updates_old_news_is_a_success_and_a_gap_is_not() -> None:
