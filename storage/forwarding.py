@@ -7,8 +7,10 @@ payload that the update came with (or, where whole contents are wanted, reads th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
+from ..proto.env import Environment
 from ..proto.errors import Status, StatusError, error
 from ..proto.gen.common_pb2 import Chain
 from ..proto.gen.storage_pb2 import CommittedReply, CommittedRequest, ForwardReply, ForwardRequest
@@ -18,6 +20,7 @@ from ..proto.rpc import STORAGE, Context
 from ..proto.settings import time_scale
 from .engine.disk import Disk
 from .engine.reads import ReadPlan, verify
+from .engine.row import State
 from .events import Forward, Kind, Result, Update, Version
 from .peers import Peers
 from .target import Target
@@ -47,40 +50,55 @@ class Forwarder:
             return await self._send(effect, effect.updates)
         results: list[Result] = []
         for part in _parts(effect.updates):
-            found = await self._send_contents(effect, part)
+            try:
+                found = await self._send_contents(effect, part)
+            except StatusError as failed:
+                self._say(effect.target, failed)
+                found = None
             if found is None:
                 return None
             results += found
         return results if effect.updates else await self._send(effect, ())
 
     async def _send_contents(self, effect: Forward, updates: Sequence[Update]) -> Sequence[Result] | None:
-        results: list[Result | None] = []
-        contents: list[Update] = []
-        for update in updates:
-            try:
-                contents.append(await self._content(update))
-                results.append(None)
-            except StatusError as failed:
-                self._target.found_damaged(update.chunk, f"cannot be sent to the successor: {failed.strerror}")
-                results.append(Result(failed.status))
-        sent = await self._send(effect, contents) if contents else ()
-        if sent is None:
-            return None
-        answers = iter(sent)
-        return [result if result is not None else next(answers) for result in results]
+        engine = self._target.engine
+        states = [self._state(update) for update in updates]
+        held = [(update, state) for update, state in zip(updates, states, strict=True) if state is not None]
+        memory = _Memory(self._target.env, sum([state.length for _, state in held]))
+        try:
+            reads = [(update.chunk, 0, state.length) for update, state in held]
+            versions = {update.chunk: state.version for update, state in held}
+            with engine.plan(reads, versions=versions) as plans:
+                views = memory.cut([plan.length for plan in plans])
+                failures = await self._target.blocking(_read_all, engine.disk, plans, views)
+            read = zip(views, failures, strict=True)
+            contents = [
+                _removed(update) if state is None else self._content(update, state, *next(read))
+                for update, state in zip(updates, states, strict=True)
+            ]
+            return await self._send(effect, contents, memory.slices)
+        finally:
+            memory.release()
 
-    async def _content(self, update: Update) -> Update:
-        """What the update makes of its chunk: REPLACE of everything, or REMOVE. Raises CHECKSUM, IO_ERROR; NOT_COMMITTED when it is
-        something else by now (its line is the machine's, so only we have left the chain)."""
-        engine, version = self._target.engine, update.version
+    def _state(self, update: Update) -> State | None:
+        """What the update makes of its chunk; None: nothing. Raises NOT_COMMITTED when that is something else by now (its line is the
+        machine's, so only we have left the chain)."""
+        version = update.version
         assert version is not None
-        state = engine.content(update.chunk, version)
+        state = self._target.engine.content(update.chunk, version)
         if state is None and update.kind is not Kind.REMOVE:
             raise error(Status.NOT_COMMITTED, f"version {version.number} is not here any more")
-        if state is None or state.removed:
-            return update._replace(kind=Kind.REMOVE, offset=0, length=0, checksum=0, data=None)
-        with engine.plan([(update.chunk, 0, state.length)], versions={update.chunk: version.number}) as (plan,):
-            data = await self._target.blocking(_read, engine.disk, plan)
+        return state if state is not None and not state.removed else None
+
+    def _content(self, update: Update, state: State, data: memoryview, failure: StatusError | None) -> Update:
+        """REPLACE of everything. A damaged chunk goes as it is, with the checksums that it should have: the successor knows of the damage
+        and can be repaired once another member has the chunk, and nobody waits for that here, in the line in which the repair waits."""
+        units = b""
+        if failure is not None:
+            if failure.status not in (Status.CHECKSUM, Status.IO_ERROR):
+                raise failure
+            self._target.found_damaged(update.chunk, str(failure.strerror))
+            units = self._target.engine.units_of(update.chunk, state)
         return update._replace(
             kind=Kind.REPLACE,
             offset=0,
@@ -88,33 +106,37 @@ class Forwarder:
             checksum=state.whole,
             truncate_version=state.truncate_version,
             chunk_size=chunk_size_of(state),
-            data=memoryview(data),
+            data=data,
+            units=units,
         )
 
-    async def _send(self, effect: Forward, updates: Sequence[Update]) -> Sequence[Result] | None:
+    async def _send(
+        self, effect: Forward, updates: Sequence[Update], source: Sequence[Slice] | None = None
+    ) -> Sequence[Result] | None:
         chain = self._target.replica.chain
         if chain is None:
             return None
         request = _request(effect, chain.id, self._target.id, updates)
         try:
-            reply = await self._peers.call(
-                effect.target, STORAGE.Forward, request, FORWARD_S_MAX * time_scale(), source=_payload(updates)
-            )
+            bulk = _payload(updates) if source is None else source
+            seconds = FORWARD_S_MAX * time_scale()
+            reply = await self._peers.call(effect.target, STORAGE.Forward, request, seconds, source=bulk)
         except StatusError as failed:
-            if not self._silent:
-                self._target.log.warning(
-                    "cannot forward; trying again",
-                    target=self._target.id,
-                    successor=effect.target,
-                    error=failed.strerror,
-                )
-            self._silent = True
+            self._say(effect.target, failed)
             return None
         self._silent = False
         self._learn(reply.chains)
         columns = zip(reply.status, reply.number, reply.length, reply.checksum, strict=False)
         results = [Result(*column) for column in columns]
         return results if len(results) == max(len(updates), 1) else None
+
+    def _say(self, successor: int, failed: StatusError) -> None:
+        """That it will be tried again, once in a row."""
+        if not self._silent:
+            self._target.log.warning(
+                "cannot forward; trying again", target=self._target.id, successor=successor, error=failed.strerror
+            )
+        self._silent = True
 
     async def committed(self, chunks: Sequence[bytes]) -> list[int] | None:
         """Each chunk's committed number at the tail, 0 where it has none; None when the tail does not say in time."""
@@ -146,14 +168,53 @@ def _parts(updates: Sequence[Update]) -> Iterable[Sequence[Update]]:
         yield part
 
 
-def _read(disk: Disk, plan: ReadPlan) -> bytearray:
-    """Where blocking is allowed."""
-    if plan.status is not Status.OK:
-        raise error(plan.status, "")
-    data = bytearray(plan.length)
-    plan.read_into(disk, (data,), True)
-    verify(plan, 0, memoryview(data))
-    return data
+class _Memory:
+    """Where contents are read to on their way: of the pool, which a server on this machine takes them from itself, or our own."""
+
+    def __init__(self, env: Environment, size: int) -> None:
+        self._pool = env.pool
+        self._taken: Slice | None = None
+        self.slices: Sequence[Slice] = ()
+        if not size:
+            return
+        try:
+            self._taken = env.pool.take(size)
+        except StatusError:  # the pool is used up
+            self.slices = (Slice(Region(memoryview(bytearray(size))), 0, size),)
+        else:
+            self.slices = (self._taken,)
+
+    def cut(self, lengths: Sequence[int]) -> list[memoryview]:
+        """One piece after the other."""
+        whole = self.slices[0].view if self.slices else memoryview(b"")
+        ends = [0, *accumulate(lengths)]
+        return [whole[begin:end] for begin, end in pairwise(ends)]
+
+    def release(self) -> None:
+        if self._taken is not None:
+            self._pool.give(self._taken)
+
+
+def _removed(update: Update) -> Update:
+    return update._replace(kind=Kind.REMOVE, offset=0, length=0, checksum=0, data=None)
+
+
+def _read_all(disk: Disk, plans: Sequence[ReadPlan], views: Sequence[memoryview]) -> list[StatusError | None]:
+    """Where blocking is allowed. What cannot be read is zeros."""
+    failures: list[StatusError | None] = []
+    for plan, view in zip(plans, views, strict=True):
+        failure: StatusError | None = None
+        try:
+            if plan.status is not Status.OK:
+                raise error(plan.status, f"chunk {plan.chunk.hex()}: {plan.status.name}")
+            plan.read_into(disk, (view,), True)
+            verify(plan, 0, view)
+        except StatusError as failed:
+            failure = failed
+            if failed.status is not Status.CHECKSUM:
+                view[:] = bytes(len(view))
+        failures.append(failure)
+    return failures
 
 
 def _request(effect: Forward, chain: int, sender: int, updates: Sequence[Update]) -> ForwardRequest:
@@ -178,6 +239,7 @@ def _request(effect: Forward, chain: int, sender: int, updates: Sequence[Update]
         client=[clients[update.client] for update in updates],
         channel=[update.channel for update in updates],
         sequence=[update.sequence for update in updates],
+        units=[update.units for update in updates] if any(update.units for update in updates) else (),
     )
 
 
@@ -256,7 +318,8 @@ def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
         request.version_chain[:],
         request.version_number[:],
     )
-    if any(len(column) != count for column in columns) or len(request.chunks) != count * CHUNK_ID_BYTES:
+    columns_fit = all(len(column) == count for column in columns) and len(request.units) in (0, count)
+    if not columns_fit or len(request.chunks) != count * CHUNK_ID_BYTES:
         raise error(Status.INVALID, "columns of different lengths in a forward")
     updates: list[Update] = []
     position = 0
@@ -283,6 +346,7 @@ def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
                 chunk_size,
                 view,
                 Version(under, number),
+                request.units[i] if request.units else b"",
             )
         )
     if position != len(data):

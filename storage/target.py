@@ -91,6 +91,7 @@ class Target:
     lease: Lease = field(default_factory=Lease)
     id: int = 0
     read_only: str = ""  # why
+    disabled: bool = False  # by an administrator
     counters: Counters = field(default_factory=Counters)
     damaged: dict[bytes, str] = field(default_factory=dict)  # chunk -> what is wrong with it
     synced: int = 0  # chain version under which our predecessor has brought everything
@@ -168,7 +169,17 @@ class Target:
         if self.engine.failed:
             self._tell_offline()
             return Status.TARGET_OFFLINE
+        if self.is_out:
+            return Status.TARGET_OFFLINE
         return Status.READ_ONLY if writing and self.read_only else None
+
+    @property
+    def is_out(self) -> bool:
+        """Whether it serves nothing and says so to the manager, which then gives its place away: from the moment on at which that is
+        said, an older entry of the chain must not be served by it any more."""
+        chain = self.replica.chain
+        replicated = chain is not None and len(chain.members) > 1
+        return bool(self.engine.failed) or self.disabled or (bool(self.read_only) and replicated)
 
     def submit(self, event: Event) -> None:
         """Tell the machine, and perform what it wants."""
@@ -298,6 +309,8 @@ class Target:
             for i, job in staged:
                 results[i] = Result(Status.OK, job.version, job.length, job.state.whole)
                 self.counters.bytes_written += effect.updates[i].length if job.kind is chunks.Kind.WRITE else 0
+                if effect.updates[i].units:
+                    self.found_damaged(job.chunk, "it was damaged where it came from")
             self.counters.writes += len(staged)
 
     def _commit(self, effect: Commit) -> None:
@@ -505,7 +518,7 @@ class Target:
         replica = self.replica
         chain = replica.chain
         replicated = chain is not None and len(chain.members) > 1
-        if self.engine.failed or (self.read_only and replicated):
+        if self.is_out:
             return LOCAL_STATE_OFFLINE  # another member holds what this one cannot take any more
         if chain is None or replica.serving or not replicated:
             return LOCAL_STATE_UPTODATE

@@ -93,6 +93,7 @@ def engine_update(update: Update) -> chunks.Update:
         truncate_version,
         update.version.chain_version,
         update.version.number,
+        update.units,
     )
 
 
@@ -118,8 +119,9 @@ def run_jobs(jobs: Sequence[Job]) -> list[Exception | None]:
     failures: list[Exception | None] = []
     for job in jobs:
         try:
-            payload = job.update.payload
-            if job.kind in (chunks.Kind.WRITE, chunks.Kind.REPLACE) and crc32c(payload) != job.update.checksum:
+            update = job.update
+            whole = job.kind in (chunks.Kind.WRITE, chunks.Kind.REPLACE) and not update.units
+            if whole and crc32c(update.payload) != update.checksum:
                 raise error(
                     Status.CHECKSUM,
                     f"chunk {chunk_name(job.chunk)}: the bytes that arrived do not match their checksum",

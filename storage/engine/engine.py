@@ -359,6 +359,11 @@ class ChunkEngine:
                 return state
         return None
 
+    def units_of(self, chunk: bytes, state: State) -> bytes:
+        """The CRC32C of every unit of a chunk's state, u32 little-endian. Raises BAD_FORMAT when the index has lost them."""
+        self._rows.load_pages(chunk, state)
+        return b"".join([page.tobytes() for page in state.crcs if page is not None])
+
     def unresolved(self) -> list[tuple[bytes, State, Receipt | None]]:
         """All that is pending, with the receipts that came with it."""
         found = []

@@ -55,6 +55,7 @@ class Update(NamedTuple):
     truncate_version: int = 0
     chain_version: int = 0
     version: int = 0  # of the chunk after the update; 0: the next one
+    units: bytes = b""  # of a REPLACE with damaged content: the CRC32C that every unit should have, u32 little-endian
 
 
 class Shape(enum.Enum):
@@ -198,7 +199,7 @@ class Job:
         payload = memoryview(update.payload).cast("B")
         if old is None and update.offset == 0:
             self._write(self.state.slot, 0, [payload])
-            self._settle(unit_crcs(payload, self.state.unit), update.checksum)
+            self._settle(self._given_crcs() or unit_crcs(payload, self.state.unit), update.checksum)
         elif old is None:
             parts = [*_zero_parts(update.offset), payload]
             self._write(self.state.slot, 0, parts)
@@ -210,6 +211,15 @@ class Job:
             self._run_append(old, payload)
         else:
             self._run_merge(old, payload)
+
+    def _given_crcs(self) -> Crcs | None:
+        """Of content whose damage is known: with the checksums that it should have, it stays recognisable. Raises CHECKSUM."""
+        if not self.update.units:
+            return None
+        crcs = array(CRC_TYPE, self.update.units)
+        if len(crcs) != self.state.units or fold(crcs, self.state.unit, self.length) != self.update.checksum:
+            raise error(Status.CHECKSUM, f"chunk {self.chunk.hex()}: checksums that do not belong to it")
+        return crcs
 
     def _run_append(self, old: State, payload: memoryview) -> None:
         gap = self.update.offset - old.length

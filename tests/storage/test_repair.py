@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from emberfs.proto.errors import Status
+from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import storage_pb2
 from emberfs.proto.ids import chunk_key
 from emberfs.proto.rpc import STORAGE
@@ -16,7 +16,7 @@ from emberfs.storage.engine.engine import ChunkEngine
 from emberfs.storage.engine.row import CHUNK as ROW
 from emberfs.storage.scrub import Scrubber
 
-from .members import SERVING, Member, Members, holdings
+from .members import OFFLINE, SERVING, SYNCING, Member, Members, holdings
 
 SIZE = 300_000
 
@@ -129,3 +129,43 @@ async def test_the_last_replica_stays_damaged_and_says_so(tmp_path: Path) -> Non
     assert chunk_key(5, 0) in member.target.damaged
     assert await member.repairer.repair(chunk_key(5, 0)) is Status.CHECKSUM
     await members.stop()
+
+
+async def test_damage_without_another_replica_does_not_stop_a_sync(tmp_path: Path) -> None:
+    """The chunk is copied as it is, with the checksums that it should have: what is damaged stays recognisable, the rest is safe."""
+    members = await Members(tmp_path, 2).start()
+    members.announce(SERVING, OFFLINE)
+    for index in range(3):
+        assert await members.write(index, b"x" * SIZE) is Status.OK
+    flip(members.head.engine, chunk_key(5, 1), 5)
+    members.announce(SERVING, SYNCING)
+    await members.synced(2)
+    members.announce(SERVING, SERVING)
+    first, second = (member.engine for member in members.members)
+    assert list(first.chunks(b"", b"\xff" * 17)) == list(second.chunks(b"", b"\xff" * 17))
+    for engine in (first, second):
+        assert bytes(engine.read(chunk_key(5, 1), 4096, SIZE)) == b"x" * (SIZE - 4096)
+        with pytest.raises(StatusError, match="do not match"):
+            engine.read(chunk_key(5, 1), 0, 100)
+    assert await members.write(1, b"y" * 4096) is Status.OK  # whoever writes the damaged part anew heals it
+    for engine in (first, second):
+        assert bytes(engine.read(chunk_key(5, 1))) == b"y" * 4096 + b"x" * (SIZE - 4096)
+    await members.stop()
+
+
+async def test_a_live_update_of_a_damaged_chunk_during_a_sync(members: Members) -> None:
+    """The repair stands in line behind the update, which cannot wait for it; in the end all three are sound."""
+    assert await members.write(0, b"x" * SIZE) is Status.OK
+    assert await members.write(1, b"z" * SIZE) is Status.OK
+    members.announce(SERVING, SERVING, OFFLINE)
+    assert await members.write(0, b"missed", offset=9) is Status.OK
+    flip(members.members[1].engine, chunk_key(5, 0), SIZE - 1)
+    members.announce(SERVING, SERVING, SYNCING)
+    assert await members.write(0, b"live", offset=50_000) is Status.OK
+    await members.synced(3)
+    members.announce(SERVING, SERVING, SERVING)
+    await repaired(members.members[1], 1)
+    async with asyncio.timeout(20):
+        while members.members[2].target.damaged:
+            await asyncio.sleep(0.01)
+    assert_sound(members)
