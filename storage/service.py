@@ -123,6 +123,9 @@ class StorageService:
             if number := by_incarnation.get(target.incarnation):
                 target.assign(number)
         self._targets = {target.id: target for target in self._all if target.id}
+        for number, target in self._targets.items():
+            record = self._routing.targets.get(number)
+            target.disabled = record is not None and record.disabled
         self._by_chain = {}
         chains: dict[int, Any] = {}
         for chain in self._routing.chains.values():

@@ -175,11 +175,9 @@ class Target:
 
     @property
     def is_out(self) -> bool:
-        """Whether it serves nothing and says so to the manager, which then gives its place away: from the moment on at which that is
+        """Whether it serves nothing and says so to the manager, which then gives its place away: from the moment at which that is
         said, an older entry of the chain must not be served by it any more."""
-        chain = self.replica.chain
-        replicated = chain is not None and len(chain.members) > 1
-        return bool(self.engine.failed) or self.disabled or (bool(self.read_only) and replicated)
+        return bool(self.engine.failed) or self.disabled or (bool(self.read_only) and self.replica.shared)
 
     def submit(self, event: Event) -> None:
         """Tell the machine, and perform what it wants."""

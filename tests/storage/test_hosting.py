@@ -98,3 +98,26 @@ def test_what_was_added_and_dropped_stays_so_after_a_crash(cluster: Cluster) -> 
     assert refused.value.status is Status.INVALID
     assert again.end() == 0
     client.close()
+
+
+def test_a_target_that_an_administrator_took_out_serves_nothing_and_comes_back(cluster: Cluster) -> None:
+    cluster.start_storage()
+    client = Client(cluster)
+    assert client.write(b"here", 0, 1) is Status.OK
+
+    def disable(disabled: bool) -> None:
+        client.call(cluster.address, CLUSTER.SetTarget, cluster_pb2.SetTargetRequest(target=1, disabled=disabled))
+
+    def read() -> Status:
+        client.learn()
+        return client.read(0)[0]
+
+    disable(True)
+    while (status := read()) is not Status.TARGET_OFFLINE:
+        assert status in (Status.OK, Status.STALE_CHAIN_VERSION)
+    assert client.write(b"late", 0, 2) in (Status.TARGET_OFFLINE, Status.STALE_CHAIN_VERSION)
+    disable(False)
+    while (status := read()) is not Status.OK:
+        assert status in (Status.TARGET_OFFLINE, Status.STALE_CHAIN_VERSION)
+    assert client.read(0) == (Status.OK, b"here")
+    client.close()
