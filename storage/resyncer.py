@@ -81,17 +81,20 @@ class Resyncer:
         while machine is self._machine and not target.engine.failed and machine.phase is not Phase.DONE:
             await self._env.sleep(TICK_S)
             self._tell(machine, resync.Tick(*self._load()))
-        seconds = round(self._env.now() - began, 3)
-        outcome = "sync is complete" if machine.phase is Phase.DONE else "sync ends: the chain has changed"
         self._log.info(
-            outcome, target=target.id, chain=chain, compared=machine.done, copied=machine.copied, seconds=seconds
+            "sync is complete" if machine.phase is Phase.DONE else "sync ends: the chain has changed",
+            target=target.id,
+            chain=chain,
+            compared=machine.done,
+            copied=machine.copied,
+            seconds=round(self._env.now() - began, 3),
         )
         if machine is self._machine:
-            target.syncing = None
+            self._machine = target.syncing = None
 
     def _tell(self, machine: resync.Resync, event: resync.Event) -> None:
-        if machine is not self._machine:
-            return  # an answer to a sync that is over
+        if machine is not self._machine and not isinstance(event, Finished):
+            return  # an answer to a sync that is over; that it is complete may come after the chain has heard of it
         for effect in machine.step(self._env.now(), event):
             if isinstance(effect, Complain):
                 self._log.warning("sync: will try again", target=self._target.id, error=effect.why)
