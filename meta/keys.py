@@ -24,7 +24,7 @@ READ client:16 → a key of the queue DEADf, or nothing (namespace/readers.py)
     records name. Exists before the client's first open for reading is answered; goes with the client.
 HOLD inode:u64 client:16 → (empty)
     The client reported that it holds the inode open for reading; nothing frees the chunks. Goes with a later report, or the client.
-IDEM client:16 request:u64 → method, time, reply (namespace/idempotency.py)
+IDEM client:16 request:u64 (piece:u16) → method, time, reply (namespace/idempotency.py)
     Written by the transaction that carried the request out. Goes when the client says that it has the reply, when the client is gone,
     or after an hour.
 DEADf versionstamp:10 inode:u64 → (version), "u" for a file that never had a name   a file whose nlink reached 0 (namespace/gc.py)
@@ -76,6 +76,7 @@ NEXT_INODE = b"NEXTinode"
 
 VERSIONSTAMP_BYTES = 10
 
+_U16 = struct.Struct(">H")
 _U64 = struct.Struct(">Q")
 _ONE = struct.Struct(">4sQ")
 _TWO = struct.Struct(">4sQQ")
@@ -151,9 +152,19 @@ def idempotency_key(client: bytes, request: int) -> bytes:
     return IDEMPOTENCY + client + _U64.pack(request)
 
 
+def idempotency_piece_key(key: bytes, piece: int) -> bytes:
+    """Where a reply that is too long for one value goes on."""
+    return key + _U16.pack(piece)
+
+
+def idempotency_pieces(key: bytes) -> tuple[bytes, bytes]:
+    """Begin and end of all pieces of the record that begins at `key`."""
+    return key, key + b"\xff"
+
+
 def idempotency_range(client: bytes, last: int = (1 << 64) - 1) -> tuple[bytes, bytes]:
     """Begin and end of a client's records up to and including request `last`."""
-    return IDEMPOTENCY + client, IDEMPOTENCY + client + _U64.pack(last) + b"\0"
+    return IDEMPOTENCY + client, idempotency_pieces(idempotency_key(client, last))[1]
 
 
 def dead_suffix(inode: int) -> bytes:

@@ -163,7 +163,7 @@ class Namespace:
         async def work(txn: Transaction) -> tuple[_Reply, bool, Attempt | None]:
             done, version = await txn.get_many([key, keys.DIRECTORY_VERSION])
             if done is not None and request_id:
-                return _repeat(method, idempotency.unpack(done)), True, None
+                return _repeat(method, await idempotency.complete(txn, key, done)), True, None
             if request_id:
                 self.clients.require_wanted(task.client, request_id)
             nonlocal shared
@@ -178,7 +178,8 @@ class Namespace:
                 shared = False
                 raise error(Status.CONFLICT, "a directory is younger than this transaction") from failure
             if request_id:
-                txn.put(key, idempotency.pack(method.number, attempt.now_ns, reply.SerializeToString()))
+                done_now = idempotency.Done(method.number, attempt.now_ns, reply.SerializeToString())
+                idempotency.write(txn, key, done_now)
             return reply, False, attempt
 
         for _ in range(DETOURS_MAX):

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from emberfs.meta.kv.memory import MemoryEngine
 from emberfs.meta.kv.rocksdb import RocksEngine
 from emberfs.meta.namespace import idempotency
 from emberfs.meta.namespace.check import check
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2
 from emberfs.proto.gen.cluster_pb2 import RenewClientRequest
-from emberfs.proto.gen.common_pb2 import FILE_TYPE_DIRECTORY, FILE_TYPE_REGULAR
+from emberfs.proto.gen.common_pb2 import FILE_TYPE_DIRECTORY, FILE_TYPE_REGULAR, FILE_TYPE_SYMLINK
 from emberfs.proto.gen.meta_pb2 import NewEntry
 
 from .world import ManualClock, MemoryChunks, World, place
@@ -125,6 +126,39 @@ async def test_one_id_for_two_methods_is_refused(world: World) -> None:
     with pytest.raises(StatusError) as caught:
         await world.ask("rename", meta_pb2.RenameRequest(source=place("/a"), target=place("/b"), request_id=9))
     assert caught.value.status is Status.INVALID
+
+
+@pytest.mark.parametrize("target", [100, 4095])
+async def test_a_batch_of_the_largest_size_is_carried_out_once(world: World, target: int) -> None:
+    """1024 symlinks with long targets: the recorded reply is far over 100 kB, the limit of a value."""
+    entries = [
+        NewEntry(place=place(f"/{i:04}".ljust(256, "n")), type=FILE_TYPE_SYMLINK, target=b"t" * target)
+        for i in range(1024)
+    ]
+    request = meta_pb2.CreateRequest(entries=entries, request_id=7)
+    reply = await world.ask("create", request)
+    assert set(reply.statuses) == {0}
+    again = await world.ask("create", request)
+    assert again == reply
+    assert not await check(world.engine)
+    await world.touch("/next")
+    await world.namespace.clients.sweep()
+    await world.namespace.renewed(world.client, RenewClientRequest(acknowledged_request=7))
+    assert await world.engine.begin().scan(b"IDEM" + world.client + (7).to_bytes(8, "big"), b"IDEN", 2) == []
+
+
+@pytest.mark.parametrize("length", [-1, 0, 1])
+async def test_replies_around_the_length_of_a_piece(length: int) -> None:
+    engine = MemoryEngine(lambda: 0.0)
+    for pieces in (1, 2):
+        txn = engine.begin()
+        done = idempotency.Done(3, 4, bytes(pieces * idempotency.PIECE_BYTES + length))
+        idempotency.write(txn, b"key", done)
+        await txn.commit()
+        txn = engine.begin()
+        first = await txn.get(b"key")
+        assert first is not None
+        assert await idempotency.complete(txn, b"key", first) == done
 
 
 async def records(world: World) -> int:
