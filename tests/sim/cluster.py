@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from emberfs.meta.cluster.chain import SERVING
+from emberfs.meta.cluster.chain import LASTSRV, SERVING
 from emberfs.meta.cluster.manager import Manager
 from emberfs.meta.kv.memory import MemoryEngine
 from emberfs.proto.env import Call
@@ -29,6 +29,7 @@ LIVENESS_SECONDS = (
 )
 ASK_SECONDS = 40.0  # of one request of an administrator: some wait until a member has stopped
 ASK_TRIES = 20
+REVIVAL_SECONDS = 40.0  # that a chain has to find somebody who serves by itself
 LOOK_SECONDS = 0.5  # between two looks of the watchers
 
 
@@ -56,6 +57,7 @@ class ChainCluster:
         for manager in self.managers:
             manager.told = self._told
         self.chains: list[int] = []
+        self._complete: dict[int, set[int]] = {}  # chain -> who served beside a disk that was replaced
 
     def _targets_of(self, node: int) -> int:
         knobs = self.knobs
@@ -133,12 +135,36 @@ class ChainCluster:
         for node in self.nodes:
             node.host.thaw()
             node.calm(self.knobs.disk_seconds)
-        await self._until(self._serves, LIVENESS_SECONDS, "every chain is served")
+        for chain in self.chains:
+            await self._revive(chain)
         await self._mend_chains()
         await self.until_whole(LIVENESS_SECONDS)
 
     async def until_whole(self, seconds: float) -> None:
         await self._until(self._whole, seconds, "all members SERVING")
+
+    async def _revive(self, chain: int) -> None:
+        """Wait until a chain is served. Where all that could revive it have lost their disks, an administrator says who shall: one that
+        served beside them, and so has every acknowledged write."""
+        loop = self.simulation.loop
+        patience = loop.time + REVIVAL_SECONDS
+        while not self._is_served(chain) and loop.time < patience:
+            await loop.sleep(0.5)
+        if not self._is_served(chain):
+            here = {one.incarnation for node in self.nodes for one in node.platters}
+            members = self.chain(chain).members
+            assert not any(m.state == LASTSRV and m.incarnation in here for m in members), self.describe()
+            chosen = next(m.target for m in members if m.target in self._complete.get(chain, ()))
+            loop.trace(f"target {chosen} shall revive chain {chain}")
+            await self.ask(CLUSTER.ChangeChain, ChangeChainRequest(chain=chain, revive=chosen))
+        await self._until(lambda: self._is_served(chain), LIVENESS_SECONDS, f"chain {chain} is served")
+
+    def _is_served(self, chain: int) -> bool:
+        self._tend()
+        book = self.book()
+        here = {one.incarnation for node in self.nodes for one in node.platters}
+        members = book.chains[chain].members if book is not None else ()
+        return any(member.state == SERVING and member.incarnation in here for member in members)
 
     async def _mend_chains(self) -> None:
         """An administrator's work: where a member's disk was replaced, the new one takes its place."""
@@ -160,13 +186,6 @@ class ChainCluster:
                 node.kill()
             if not node.running:
                 node.start()
-
-    def _serves(self) -> bool:
-        self._tend()
-        book = self.book()
-        return book is not None and all(
-            any(member.state == SERVING for member in book.chains[chain].members) for chain in self.chains
-        )
 
     def _whole(self) -> bool:
         self._tend()
@@ -253,7 +272,10 @@ class ChainCluster:
             self.histories.of(name).events.append(Event(What.BLACKOUT, self.simulation.loop.time))
 
     def replace_disks(self, node: StorageNode) -> None:
-        """Somebody puts empty disks into a node, and starts it."""
+        """Somebody puts empty disks into a node, while others serve what was on them."""
+        for chain in self.chains:
+            serving = {m.target for m in self.chain(chain).members if m.state == SERVING and m.node != node.number}
+            self._complete[chain] = serving or self._complete.get(chain, set())
         for platters in node.platters:
             self.versions.forget(platters.incarnation)
         node.kill()

@@ -11,8 +11,9 @@ independent, each is checked for itself; the work is bounded, and what passes th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, combinations
 
 from .history import ABSENT, Event, History, Kind, Operation, State, What
 
@@ -142,11 +143,16 @@ class Checker:
             self._past[:begin] = [set() for _ in range(begin)]
         else:
             states = set().union(*self._past) | {world.state for world in reached}
-            # Whoever is under way may have had its effect, which is lost now, and may be answered all the same.
-            dones = {world.done for world in reached}
+            # Whoever is under way may have had its effect, which is lost now: it may be answered all the same, or have it once more.
+            dones = {frozenset(some) for world in reached for some in _subsets(world.done)}
             self.worlds = self._fewest({self._with_reads(World(state, done)) for state in states for done in dones})
             self._past = [states]
             self._syncs.clear()
+
+
+def _subsets(done: frozenset[Operation]) -> Iterator[tuple[Operation, ...]]:
+    ordered = sorted(done, key=lambda operation: operation.number)
+    return chain.from_iterable(combinations(ordered, count) for count in range(len(ordered) + 1))
 
 
 def check(history: History) -> bool:

@@ -35,6 +35,7 @@ from .knobs import Knobs
 from .loop import Host
 
 TICK_SECONDS = 0.05  # as in the server
+SUPERVISOR_SECONDS = 1.0  # until a process that has ended itself is started again
 CACHE_BYTES = 1 << 20
 POOL_BYTES = 1 << 20
 SCRUB_RATE = 64 << 20  # bytes a second
@@ -120,6 +121,10 @@ class StorageNode:
             platters.kill()
         self.host.spawn(self._serve(), f"{self.host.name} serves", loud=True)
 
+    def _supervise(self) -> None:
+        if not self.running:
+            self.start()
+
     # The process.
 
     async def _serve(self) -> None:
@@ -140,7 +145,9 @@ class StorageNode:
             service.routing_changed(change)
 
         def taken(_: StatusError) -> None:
+            # It ends, and its supervisor starts another one. That one's predecessor may have registered after it: requests overtake.
             self.kill()
+            simulation.loop.call_at(simulation.loop.time + SUPERVISOR_SECONDS, self._supervise)
 
         membership = Membership(env, self._managers, routing, changed, log, lease=lease, taken=taken)
         membership.spare = True
@@ -149,7 +156,11 @@ class StorageNode:
         node.process = simulation.random.getrandbits(63) | 1
         node.addresses.append(simulation.network.serve(host, [service]))
         membership.targets = lambda: [Reported(target.entry(), target.replica.chain) for target in targets]
-        await membership.register()
+        try:
+            await membership.register()
+        except StatusError as refused:
+            assert refused.status is Status.FENCED, refused
+            return  # `taken` has seen to it
         self.number = node.id
         self.membership = membership
         env.spawn(membership.heartbeats, "heartbeats")
