@@ -35,6 +35,7 @@ from ...proto.gen.common_pb2 import Chain
 from ..kv.engine import Engine
 from . import administration
 from .chain import Lease, Report, next_chain
+from .clients import CHECKS_PER_LEASE, Clients, Sessions
 from .election import Term
 from .lease import Leases
 from .nodes import Nodes, Usage
@@ -48,9 +49,6 @@ NODE_LEASE_SECONDS = 5.0  # scaled; a storage node renews it with every heartbea
 SCANS_PER_LEASE = 10  # a node's lease that ran out is noticed that much later at most
 STOPPED_PART = 0.25  # of a node's lease: a scan that comes so late shows that this process was stopped
 CONFIRM_SECONDS = 0.1  # between looks whether a member that is to go has stopped; scaled
-CLIENT_LEASE_SECONDS = 60.0  # scaled; renewed six times as often by the client's keeper
-CHECKS_PER_LEASE = 12  # a lease that ran out is noticed that much later at most
-CLIENTS_MAX = 100_000  # with a lease, or ended and not forgotten yet
 CLUSTER_ID_BYTES = 8
 
 _log = structlog.get_logger("emberfs.manager")
@@ -70,26 +68,13 @@ class Clock(Protocol):
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Any: ...
 
 
-class Sessions(Protocol):
-    """What the manager tells the namespace about clients."""
-
-    async def renewed(self, client: bytes, report: RenewClientRequest) -> RenewClientReply:
-        """A client lives, and this is what it holds open. The reply has the namespace's part."""
-
-    def client_ended(self, client: bytes) -> None:
-        """A client's lease is over: settle its sessions, in the background. Told again after a restart: idempotent."""
-
-    async def session_clients(self) -> Sequence[bytes]:
-        """Clients that have sessions or other records."""
-
-
 class Manager:
     """Made by `Manager.open`; serves after `start`. With a `term` it leads until that is over; then its changes are refused, its
     workers end, and whoever wins next begins with a new one."""
 
     def __init__(self, writer: Writer, store: Store, clock: Clock, time_scale: float, term: Term | None = None) -> None:
         self.node_lease_seconds = NODE_LEASE_SECONDS * time_scale
-        self.leases = Leases(CLIENT_LEASE_SECONDS * time_scale)
+        self._clients = Clients(writer, store, time_scale)
         self._epoch_seconds = EPOCH_SECONDS * time_scale
         self.valid_ms = int(
             self._epoch_seconds * 1000
@@ -102,8 +87,6 @@ class Manager:
         self._nodes = self._nobody_heard()
         self._unsettled: set[int] = set()  # nodes with news that the chains do not show yet
         self._table = TableKeeper(time_scale)
-        self._epochs: dict[bytes, int] = {}  # client -> capability epoch in which its lease began
-        self._sessions: Sessions | None = None
 
     @classmethod
     async def open(
@@ -153,17 +136,10 @@ class Manager:
     async def start(self, sessions: Sessions, own_client: bytes = b"") -> None:
         """Give every node and client that was here before one lease time, and begin to watch leases and epochs. `own_client`: under which
         identity this process calls storage servers. It needs no renewals; its successor finds the record and ends it like any other."""
-        self._sessions = sessions
-        now = self._clock.now()
         self._nodes = self._nobody_heard()
-        for client, epoch in (await self._store.leases()).items():
-            self._epochs[client] = epoch
-            self.leases.renew(client, now)
-        for client in self.book.ended:
-            sessions.client_ended(client)  # the namespace refuses their late requests
-        await self._adopt_session_clients()
+        await self._clients.load(sessions, self._clock.now())
         if own_client:
-            await self._remember(own_client, "metadata server")
+            await self._clients.remember(own_client, "metadata server")
         self._clock.spawn(self._watch_nodes, "node leases")
         self._clock.spawn(self._watch_clients, "client leases")
         self._clock.spawn(self._count_epochs, "capability epochs")
@@ -360,49 +336,17 @@ class Manager:
 
     # Clients.
 
-    async def renew_client(self, client: bytes, report: RenewClientRequest) -> RenewClientReply:
-        """Begin or renew a client's lease, durably known before it counts. The reply has the epoch in which the lease began: another one
-        than last time means that the lease was lost in between. Raises SESSION_ENDED for a client whose lease ran out (it takes a new
-        identity), BUSY over CLIENTS_MAX."""
-        if client in self.book.ended:
-            raise error(Status.SESSION_ENDED, "this client's lease ran out; connect again under a new client id")
-        if client not in self._epochs:
-            if len(self._epochs) + len(self.book.ended) >= CLIENTS_MAX:
-                raise error(Status.BUSY, f"over {CLIENTS_MAX} clients; try again later")
-            await self._remember(client, report.name)
-        self.leases.renew(client, self._clock.now())
-        reply = await self._namespace.renewed(client, report)
-        reply.epoch = self._epochs[client]
-        reply.lease_ms = int(self.leases.seconds * 1000)
-        return reply
+    @property
+    def leases(self) -> Leases:
+        return self._clients.leases
 
-    async def _remember(self, client: bytes, name: str) -> None:
-        epoch = self.book.state.capability_epoch
-        await self._store.put_lease(client, epoch, name)
-        self._epochs[client] = epoch
+    async def renew_client(self, client: bytes, report: RenewClientRequest) -> RenewClientReply:
+        """See `Clients.renew`."""
+        return await self._clients.renew(client, report, self._clock.now())
 
     async def end_client(self, client: bytes) -> None:
-        """A client said goodbye, or its lease ran out: storage refuses its writes from now on, then its sessions are settled."""
-        if client in self.leases:
-            await self._change(lambda book: _end(book, client))
-            self.leases.forget(client)
-            self._epochs.pop(client, None)
-        self._namespace.client_ended(client)
-
-    @property
-    def _namespace(self) -> Sessions:
-        if self._sessions is None:
-            raise error(Status.UNAVAILABLE, "the metadata server is starting; try again")
-        return self._sessions
-
-    async def _adopt_session_clients(self) -> None:
-        """Clients with sessions but without a lease (they never renewed, or this process is new) get one lease time to show up."""
-        now = self._clock.now()
-        for client in await self._namespace.session_clients():
-            if client in self.book.ended:
-                self._namespace.client_ended(client)
-            elif client not in self.leases:
-                self.leases.renew(client, now)
+        """See `Clients.end`."""
+        await self._clients.end(client)
 
     async def _watch_clients(self) -> None:
         while self.leads:
@@ -410,8 +354,8 @@ class Manager:
                 await self._clock.sleep(self.leases.seconds / CHECKS_PER_LEASE)
                 for client in self.leases.expired(self._clock.now()):
                     _log.warning("a client's lease ran out", client=client.hex())
-                    await self._survive(self.end_client(client), "ending a client")
-            await self._survive(self._adopt_session_clients(), "looking for sessions")
+                    await self._survive(self._clients.end(client), "ending a client")
+            await self._survive(self._clients.adopt(self._clock.now()), "looking for sessions")
 
     async def _count_epochs(self) -> None:
         while self.leads:
@@ -442,12 +386,6 @@ class Manager:
 
 def _taken(node: int, name: str) -> StatusError:
     return error(Status.FENCED, f"another process has registered as node {node} ({name}); stop this one")
-
-
-def _end(book: Book, client: bytes) -> Draft:
-    draft = Draft(book)
-    draft.end_client(client)
-    return draft
 
 
 def _next_epoch(book: Book) -> Draft:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from emberfs.meta.cluster.manager import CLIENT_LEASE_SECONDS, NODE_LEASE_SECONDS, Manager
+from emberfs.meta.cluster.clients import CLIENT_LEASE_SECONDS
+from emberfs.meta.cluster.manager import NODE_LEASE_SECONDS, Manager
 from emberfs.meta.cluster.service import ClusterService
 from emberfs.meta.kv.engine import Engine
 from emberfs.meta.kv.memory import MemoryEngine
