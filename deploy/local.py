@@ -77,14 +77,24 @@ class LocalCluster:
         ClusterOptions(**self.asked)  # refuse impossible ones at once
         self.log_level = log_level
         self.servers: dict[str, ServerProcess] = {}
-        self._find_servers(next_names(storage_names(self.data), 1))
+        self._find_servers(
+            next_names(storage_names(self.data), 1)
+        )  # not by cluster.json, which may be of another version
 
     def _find_servers(self, storage: Sequence[str]) -> None:
+        """These are the storage servers; others may have come or gone by another program's hand."""
+        known, self.servers = self.servers, {}
         for role in (META, *storage):
-            if role not in self.servers:
-                module = "emberfs.meta.server" if role == META else "emberfs.storage.server"
-                pid_file, log_file = self.data / "run" / f"{role}.pid", self.data / "log" / f"{role}.log"
-                self.servers[role] = ServerProcess(role, module, pid_file, log_file)
+            module = "emberfs.meta.server" if role == META else "emberfs.storage.server"
+            pid_file, log_file = self.data / "run" / f"{role}.pid", self.data / "log" / f"{role}.log"
+            self.servers[role] = known.get(role) or ServerProcess(role, module, pid_file, log_file)
+
+    def _look(self) -> None:
+        """Find the servers that there are now."""
+        found = None
+        with contextlib.suppress(StatusError):  # of another version: those that have a directory are found
+            found = self._existing()
+        self._find_servers(next_names({*storage_names(self.data), *(found["servers"] if found else ())} - {META}, 1))
 
     @property
     def roles(self) -> list[str]:
@@ -140,8 +150,8 @@ class LocalCluster:
 
     # --- start and stop -----------------------------------------------------------------------------------------------------------
 
-    def start(self) -> bool:
-        """Start what does not run and wait until all serve; False if nothing was to do.
+    def start(self, *only: str) -> bool:
+        """Start what does not run (of these servers, if any are named) and wait until all serve; False if nothing was to do.
 
         Raises StatusError: PERMISSION_DENIED, NO_SPACE (the directory), BUSY_RESOURCE (port, other options), BAD_FORMAT (another
         version, foreign files), INVALID (options that the cluster cannot take over), UNAVAILABLE (a server did not start; with its
@@ -151,7 +161,7 @@ class LocalCluster:
         with alone(self.data):
             found = self._existing()
             options = self._options(found)
-            idle = [role for role in self.roles if self.servers[role].pid() is None]
+            idle = [role for role in only or self.roles if self.servers[role].pid() is None]
             if found is not None and not idle and self._has_chains(found, options):
                 return False
             if META in idle:
@@ -279,7 +289,7 @@ class LocalCluster:
         if not (self.data / "run").is_dir():
             return []
         with alone(self.data):
-            self._find_servers(storage_names(self.data))
+            self._look()
             nodes = self.nodes
             for role in nodes:  # all at once: each takes a checkpoint
                 self.servers[role].terminate()
@@ -295,6 +305,7 @@ class LocalCluster:
 
     def kill(self, role: str | None = None) -> None:
         """SIGKILL one server, or all of them. `start` brings back what was killed."""
+        self._look()
         for name in [role] if role else self.roles:
             self.servers[name].stop(kill=True)
 
@@ -306,6 +317,7 @@ class LocalCluster:
     def status(self) -> dict[str, Any]:
         """The servers as processes, whether they run or not: data, cluster, version, servers (name, pid, memory, addresses, log)."""
         record = self.record
+        self._look()
         servers = [
             {
                 "name": role,

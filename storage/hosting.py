@@ -22,6 +22,7 @@ from prometheus_client import Gauge
 from ..proto.datadir import DataDirectory
 from ..proto.drivers.aio import AioEnvironment
 from ..proto.errors import Status, StatusError, error
+from ..proto.gen.cluster_pb2 import Target as TargetEntry
 from ..proto.process import Process
 from ..proto.routing import RoutingTable
 from .engine.recovery import Opened
@@ -81,6 +82,7 @@ class Hosting:
         self._changing = asyncio.Lock()
         self._workers: dict[int, list[asyncio.Task[None]]] = {}  # by target
         self._gauges: dict[str, Gauge] = {}
+        self._disks: dict[str, int] = {}  # path -> bytes of the file system
 
     # --- the start and the end ---
 
@@ -122,6 +124,7 @@ class Hosting:
         def opened() -> Any:
             os.makedirs(path, mode=0o700, exist_ok=True)
             direct = process.options.direct
+            self._disks[path] = shutil.disk_usage(path).total
             return open_target(path, cluster=cluster, capacity=capacity_of(path, capacity), direct=direct)
 
         try:
@@ -137,7 +140,12 @@ class Hosting:
 
     def reported(self) -> list[Reported]:
         """What the manager is told."""
-        return [Reported(target.entry(), target.replica.chain) for target in self.targets]
+        return [Reported(self._entry(target), target.replica.chain) for target in self.targets]
+
+    def _entry(self, target: Target) -> TargetEntry:
+        entry = target.entry()
+        entry.disk = self._disks.get(target.path, 0)
+        return entry
 
     def keep_all(self) -> None:
         """Start what the targets need in the background, once they have their numbers."""
@@ -218,7 +226,8 @@ class Hosting:
         async with self._changing:
             target = next((t for t in self.targets if t.id == number), None)
             if target is None:
-                raise error(Status.NOT_FOUND, f"this process has no target {number}")
+                await self._drop_left_out(number)
+                return
             await self._membership.heartbeat()
             if target.replica.chain is not None:
                 raise _in_use(target)
@@ -232,6 +241,16 @@ class Hosting:
                 raise
             await self._forget(target)
             self._process.log.info("target dropped", target=number, path=target.path)
+
+    async def _drop_left_out(self, number: int) -> None:
+        """A target whose disk failed before it could be opened is dropped by its record alone. Raises NOT_FOUND, and BUSY_RESOURCE by the
+        manager while a chain has it."""
+        entry = self._routing.targets.get(number)
+        if entry is None or entry.node != self._membership.node.id:
+            raise error(Status.NOT_FOUND, f"this process has no target {number}")
+        await self._membership.register(dropped=[number])
+        self._remember(dropped=entry.path)
+        self._process.log.info("target dropped, which could not be opened", target=number, path=entry.path)
 
     async def _forget(self, target: Target) -> None:
         workers = self._workers.pop(target.id, [])

@@ -9,7 +9,7 @@ another one has made impossible is refused under the chain's version.
 
 Rules:
 1. A chain never has fewer members that serve because of us: a member leaves when all those that stay serve, and they are as many
-   as there should be.
+   as there should be. The exception: one that was given up, and can only be replaced in its own process, leaves first.
 2. One change of a chain at a time: what joined has to serve before the next step.
 3. A chain that nobody serves is left alone. So is one with a member that is away and may come back, unless it is given up as lost.
 4. What is lost or drained is moved first, to any disk, and targets are made for it. Only when nothing of that is left, and only when
@@ -19,6 +19,7 @@ Rules:
 
 from __future__ import annotations
 
+import enum
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -109,6 +110,14 @@ def plan_of(view: ClusterView, wish: Wish) -> Plan | None:
     return _Round(view, wish).plan() if view.chains and view.targets else None
 
 
+class _Room(enum.Enum):
+    """How many members a disk may get."""
+
+    SPARE = "spare"  # one for each of its empty targets
+    MAKE = "make"  # any number: targets are made
+    AGAIN = "again"  # the same, and also where all that it had was given up although it works
+
+
 class _Round:
     """One look at the cluster."""
 
@@ -148,29 +157,35 @@ class _Round:
         """Empty targets that could take a member, by disk."""
         found: dict[str, list[TargetView]] = {}
         for target in sorted(self.view.targets.values(), key=lambda t: t.id):
-            if target.id not in self.members and self._may_take(target) and not target.chunks:
+            if target.id in self.members or target.id in self.wish.lost or target.chunks:
+                continue
+            if self._works(target):
                 found.setdefault(self._disk(target.id), []).append(target)
         return found
 
-    def _may_take(self, target: TargetView) -> bool:
+    def _works(self, target: TargetView) -> bool:
+        """Whether its disk is good for members."""
         node = self.view.nodes[target.node]
-        return target.up and target.takes and node.up and not node.draining and target.id not in self.wish.lost
+        return target.up and target.takes and node.up and not node.draining
 
-    def _disks(self, *, making: bool) -> list[Disk]:
-        """Each folder of each node, with the members that it may have: as many as it has targets, or (`making`) any number."""
-        return [self._as_disk(name, targets, making=making) for name, targets in sorted(self.on.items())]
+    def _disks(self, room: _Room) -> list[Disk]:
+        """Each folder of each node, with the members that it may have."""
+        return [self._as_disk(name, targets, room) for name, targets in sorted(self.on.items())]
 
-    def _as_disk(self, name: str, targets: list[TargetView], *, making: bool) -> Disk:
+    def _as_disk(self, name: str, targets: list[TargetView], room: _Room) -> Disk:
         node = self.view.nodes[targets[0].node]
         held = sum(target.id in self.members and target.id not in self.wish.lost for target in targets)
-        more = CHAINS_MAX if making else len(self.spare.get(name, ()))
+        more = len(self.spare.get(name, ())) if room is _Room.SPARE else CHAINS_MAX
+        works = [target for target in targets if self._works(target)]
+        if room is not _Room.AGAIN:
+            works = [target for target in works if target.id not in self.wish.lost]
         return Disk(
             name=name,
             node=str(node.id),
             capacity=self._weight(name),
             host=node.host or f"node {node.id}",
             rack=node.rack,
-            seats_max=min(CHAINS_MAX, held + (more if any(map(self._may_take, targets)) else 0)),
+            seats_max=min(CHAINS_MAX, held + (more if works else 0)),
             standing=Standing.DRAINING if node.draining else Standing.IN,
         )
 
@@ -209,28 +224,29 @@ class _Round:
 
     def _plan(self, *, balance: bool) -> Plan | None:
         """Where members should be. For those that must move, targets are made only where the empty ones are not enough; then each disk
-        gets its share of them. Others make room only when there is no other way."""
-        disks = self._disks(making=False)
+        gets its share of them. Others make room, and a disk gets again what was given up on it, only when there is no other way."""
+        spare, made = self._disks(_Room.SPARE), self._disks(_Room.MAKE)
         try:
             if balance:
-                return replan(self._request(disks), self._chains)
+                return replan(self._request(spare), self._chains)
         except InfeasibleError:
             return None  # they cannot be levelled better: that is nobody's concern
-        more = self._disks(making=True)
         for shares in (False, True):
             try:
-                allowed = self._shares(more) if shares else disks
-                found = replan(self._request(allowed), self._chains, balance=False)
+                found = replan(self._request(self._shares(made) if shares else spare), self._chains, balance=False)
             except InfeasibleError:
                 continue
             if len(found.moves) <= found.figures.moves_bound:
                 return found
-        try:
-            return replan(self._request(more), self._chains, balance=False)
-        except InfeasibleError as impossible:
-            if any(not self._is_whole(chain) for chain in self.view.chains):
-                self._block(str(impossible))
-            return None
+        reason = ""
+        for disks in (made, self._disks(_Room.AGAIN)):
+            try:
+                return replan(self._request(disks), self._chains, balance=False)
+            except InfeasibleError as impossible:
+                reason = reason or str(impossible)
+        if any(not self._is_whole(chain) for chain in self.view.chains):
+            self._block(reason)
+        return None
 
     def _request(self, disks: list[Disk]) -> Request:
         return Request(disks, self.view.replicas, self.domain)
@@ -302,6 +318,17 @@ class _Round:
         size = self.view.size(chain)
         number, _, folder = disks[0].partition(":")
         node = int(number)
+        if there := [
+            m for m in chain.members if m.target in self.view.targets and self.view.targets[m.target].node == node
+        ]:
+            # Two members of a chain cannot be in one process: what was given up there goes first, if others serve.
+            if self._is_lost(there[0].target) and chain.serving > there[0].serves:
+                self.found.finish.append(Leave(chain.id, chain.version, there[0].target))
+            else:
+                self._block(
+                    f"target {there[0].target} is the only one that serves chain {chain.id}: add a node to move it to"
+                )
+            return
         if node in self.busy:
             return  # one copy at a time to each node; the next one when this is done
         self.busy.add(node)

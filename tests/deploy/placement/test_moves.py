@@ -35,6 +35,7 @@ class Model:
         self.chains: dict[int, list[MemberView]] = {}
         self.versions: Counter[int] = Counter()
         self.joined = 0
+        self.least = replicas  # members that serve when one leaves
         used: set[int] = set()
         of = of or nodes
         for number in range(of * targets // replicas):
@@ -81,7 +82,7 @@ class Model:
         elif isinstance(step, Leave):
             members = self.chains[step.chain]
             rest = [m for m in members if m.target != step.target]
-            assert len(rest) < len(members) and sum(m.serves for m in rest) >= self.replicas, "rule 1"
+            assert len(rest) < len(members) and sum(m.serves for m in rest) >= self.least, "rule 1"
             self.chains[step.chain] = rest
             self.versions[step.chain] += 1
 
@@ -249,6 +250,19 @@ def test_nodes_that_come_and_go_meanwhile(seed: int) -> None:
     model.run(wish)
     model.check()
     assert model.on(drained) == 0
+
+
+def test_a_target_is_replaced_where_it_was_when_there_is_no_other_node() -> None:
+    """'one that was given up, and can only be replaced in its own process, leaves first'"""
+    model = Model(nodes=2, replicas=2, targets=1)
+    model.least = 1
+    model.run(Wish(lost=frozenset({1})))
+    model.check()
+    assert set(model.targets) == {2, 3} and model.on(1) == 1
+    sole = Model(nodes=1, replicas=1, targets=1)
+    assert "add a node" in sole.run(Wish(lost=frozenset({1}))).blocked[0]
+    model.fail(1)
+    assert model.run(Wish(lost=frozenset({3}))).blocked, "its node is away"
 
 
 def test_what_stands_in_the_way_is_told() -> None:

@@ -135,7 +135,7 @@ def test_a_member_steps_aside_where_there_is_no_direct_way() -> None:
     assert len(found.moves) == 2 and found.figures.moves_bound == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(requests(), st.data())
 def test_any_change(request: Request, data: st.DataObject) -> None:
     """Some disks leave, some come: sound, balanced unless it says otherwise, and close to the fewest moves there can be."""
