@@ -64,9 +64,11 @@ class Cluster:
         self.lookahead: dict[Any, Any] = {}  # streams between two reads -> their windows, who read last at the end
 
     def after_fork_in_child(self) -> None:
-        """As `renew_identity`; what was read ahead is the parent's."""
+        """As `renew_identity`; what was read ahead is the parent's, and so is what is on its way."""
         self.renew_identity()
         self.lookahead = {}
+        local, self.replicas = self.replicas.local, Replicas(self.env, self.options)
+        self.replicas.local = local
 
     def renew_identity(self) -> None:
         """New locks and request ids: another thread of the parent may have held them. The routing is good as it is."""

@@ -1,7 +1,9 @@
 """What a client has seen of the storage nodes lately: whom to read from, whom to leave alone, and how long to wait for an answer.
 
-A chunk lies on several nodes, and any SERVING one answers. Reads go to the same host first, then to the node with the least to do; a chunk
-is asked of the same replica again where nothing speaks against it, so that the page caches of the replicas do not all hold the same.
+A chunk lies on several nodes, and any SERVING one answers. Reads go to the same host first, then to the node with the least to do. Where
+nothing speaks against it, a chunk is asked of the same replica by every client, so that the page caches of the nodes do not all hold
+the same. Replicas on the client's own machine share one cache: there each client has a favourite, which is awake when it asks again.
+
 Who did not answer is left alone for a while, longer each time. And whoever takes much longer than usual gets a rival (a hedge): the
 same is asked of another replica, and the first answer counts.
 """
@@ -25,6 +27,7 @@ HEDGES_SAVED_MAX = 64.0  # so many may come at once, when a node stops under man
 AVOID_SECONDS_MIN = 0.5  # a node or target that failed is not asked for so long if there is another; doubling
 AVOID_SECONDS_MAX = 8.0
 CONNECT_SECONDS = 0.1  # for a new connection, where another replica may be asked instead
+FAVOURITES = 5040  # a multiple of all usual numbers of replicas
 REQUESTS_PER_STEP = 4  # so many requests in flight at a node make it one step less attractive than another
 
 # A process with which a request ended so, or a target which refused an operation so, is left alone.
@@ -68,6 +71,7 @@ class Replicas:
         self._avoid_max = options.scaled(AVOID_SECONDS_MAX)
         self.connect_seconds = options.scaled(CONNECT_SECONDS)
         self.local: frozenset[int] = frozenset()  # nodes on this machine
+        self._favourite = int(env.random() * FAVOURITES)
         self._avoided: dict[int, tuple[float, float]] = {}  # node, or minus target -> until when, and for how long
         self._waits: dict[int, _Waits] = {}
         self._in_flight: dict[int, set[object]] = {}  # node -> requests
@@ -78,6 +82,8 @@ class Replicas:
     def choose(self, replicas: Sequence[Replica], first: int, planned: Mapping[int, int] | None = None) -> Replica:
         """The one to read from. `first`: a number of the chunk; `planned`: what each node is already to do in the same batch, in steps.
         Raises UNAVAILABLE when there is none."""
+        if self.local and any(replica.node in self.local for replica in replicas):
+            first = self._favourite
         load = dict(planned) if planned else {}
         for replica in replicas:
             if requests := self._in_flight.get(replica.node):
@@ -147,9 +153,12 @@ class Replicas:
             self._hedges += HEDGE_SHARE
 
     def hedge_seconds(self, replica: Replica) -> float:
-        """How long to wait for a node before another one is asked as well: not at all if it failed just now."""
+        """How long to wait for a node before another one is asked as well: not at all if it failed just now, and not long if it has not
+        answered since."""
         if self.is_avoided(replica):
             return 0.0
+        if replica.node in self._avoided:
+            return self._hedge_min
         waits = self._waits.get(replica.node)
         return self._hedge_min if waits is None else waits.limit
 

@@ -21,6 +21,7 @@ class What(str, Enum):  # noqa: UP042 -- typer before 0.16 wants it so
     fs = "fs"
     memory = "memory"
     resync = "resync"
+    chains = "chains"
     all = "all"
 
 
@@ -28,7 +29,8 @@ def bench(
     what: Annotated[
         What,
         typer.Argument(
-            help="net: messages and bulk; target: one storage target; meta: the namespace; fs: files; resync: recovery."
+            help="net: messages and bulk; target: one storage target; meta: the namespace; fs: files; resync: recovery; "
+            "chains: replicas, and what is noticed when one fails."
         ),
     ] = What.fs,
     quick: Annotated[bool, typer.Option("--quick", help="A few seconds, rough figures.")] = False,
