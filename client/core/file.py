@@ -407,7 +407,8 @@ class Handle:
         """If a close was interrupted, it may have ended the session all the same: what is settled from now on needs one that lives."""
         if not self.ending:
             return
-        request = OpenRequest(place=Place(parent=self.file.id), flags=O_WRONLY)
+        granted = self.file.capability_write
+        request = OpenRequest(place=Place(parent=self.file.id), flags=O_WRONLY, capability=granted)
         reply = await self.core.cluster.change(META.Open, request)
         if self.session in self.file.sessions:
             self.file.sessions.remove(self.session)

@@ -199,9 +199,11 @@ class Inode:
         self.take(attributes)
 
     async def renew_capability(self, *, writing: bool) -> None:
-        """A fresh capability for a file that stays open longer than one is valid. Raises what an open raises."""
-        flags = O_WRONLY if writing else O_RDONLY
-        reply = await self.cluster.change(META.Open, OpenRequest(place=Place(parent=self.id), flags=flags))
+        """A fresh capability for a file that stays open longer than one is valid: the old one stands for the right to open it, which
+        its mode may not give any more, or never gave to others than whoever made it. Raises what an open raises."""
+        flags, granted = (O_WRONLY, self.capability_write) if writing else (O_RDONLY, self.capability_read)
+        request = OpenRequest(place=Place(parent=self.id), flags=flags, capability=granted)
+        reply = await self.cluster.change(META.Open, request)
         if writing:
             self.capability_write = reply.capability
             # The session that writes under it is the one that we have.

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from ...proto.capability import EPOCH_SECONDS, KEY_BYTES, issue
+from ...proto.capability import EPOCH_SECONDS, KEY_BYTES, Grant, issue, verify
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import (
     LOCAL_STATE_OFFLINE,
@@ -382,6 +382,10 @@ class Manager:
         """A capability under the current key and epoch."""
         state = self.book.state
         return issue(state.capability_key, client=client, inode=inode, rights=rights, epoch=state.capability_epoch)
+
+    def verify(self, client: bytes, capability: bytes) -> Grant:
+        """What a capability grants, or granted until it expired. Raises PERMISSION_DENIED for one that is not this client's."""
+        return verify(self.book.state.capability_key, capability, client=client)
 
 
 def _taken(node: int, name: str) -> StatusError:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ...proto.capability import Grant
 from ...proto.errors import Status, error
 from ...proto.gen import common_pb2
 from .. import keys
@@ -43,9 +44,14 @@ class Task:
 
     caller: Credentials
     client: bytes = b"\0" * 16
+    granted: Grant | None = None  # what the client has open already
     measured: dict[int, tuple[int, int]] = field(
         default_factory=dict
     )  # inode -> (truncate version, end of its last chunk)
+
+    def has_open(self, inode: int, rights: int) -> bool:
+        """Whether these rights (`proto.capability.Rights`) on an inode were granted before."""
+        return self.granted is not None and self.granted.inode == inode and self.granted.rights & rights == rights
 
 
 class Attempt:

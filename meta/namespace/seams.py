@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from ...proto.capability import Grant
 from ...proto.errors import StatusError
 
 
@@ -78,6 +79,9 @@ class Capabilities(Protocol):
 
     def issue(self, client: bytes, inode: int, rights: int) -> bytes:
         """A capability for the chunks of one inode; `rights` are `proto.capability.Rights`."""
+
+    def verify(self, client: bytes, capability: bytes) -> Grant:
+        """What a capability of this client grants, or granted until it expired. Raises PERMISSION_DENIED for one that is not its own."""
 
 
 class Clock(Protocol):

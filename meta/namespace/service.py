@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
-from ...proto.capability import Rights
-from ...proto.errors import Status, error
+from ...proto.errors import Status, StatusError, error
 from ...proto.gen import meta_pb2
 from ...proto.rpc import META, Context, PeerInfo
 from . import trim
@@ -17,8 +17,6 @@ from .ops import attributes, close, create, find, link, open, readdir, remove, r
 
 _CREDENTIALS = "meta.credentials"  # in a connection's attachments
 GROUPS_MAX = 1024  # supplementary groups of a caller
-# What was asked for was checked against the mode, so a capability grants that and no more.
-_RIGHTS = {os.O_RDONLY: int(Rights.READ), os.O_WRONLY: int(Rights.WRITE), os.O_RDWR: int(Rights.READ | Rights.WRITE)}
 
 
 def _credentials(peer: PeerInfo) -> Credentials:
@@ -63,6 +61,9 @@ class MetaService:
 
     async def open(self, request: meta_pb2.OpenRequest, context: Context) -> meta_pb2.OpenReply:
         task = self._task(context, request)
+        if request.capability:
+            with suppress(StatusError):  # another client's says nothing
+                task.granted = self._namespace.capabilities.verify(task.client, request.capability)
         readers = self._namespace.clients.readers
         if open.changes(request):
             if not open.writes(request.flags):
@@ -79,7 +80,7 @@ class MetaService:
             if not reply.session and not reply.attributes.nlink:
                 await readers.hold(task.client, reply.attributes.inode)
             grants = self._namespace.capabilities
-            rights = _RIGHTS[request.flags & os.O_ACCMODE]
+            rights = open.GRANTED[request.flags & os.O_ACCMODE]
             reply.capability = grants.issue(task.client, reply.attributes.inode, rights)
             reply.capability_ms = grants.valid_ms
         return reply

@@ -46,7 +46,7 @@ class StatReply(_message.Message):
     def __init__(self, statuses: _Optional[_Iterable[int]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ...) -> None: ...
 
 class OpenRequest(_message.Message):
-    __slots__ = ("caller", "request_id", "place", "flags", "mode", "chunk_size", "stripe", "parents", "unnamed")
+    __slots__ = ("caller", "request_id", "place", "flags", "mode", "chunk_size", "stripe", "parents", "unnamed", "capability")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,7 @@ class OpenRequest(_message.Message):
     STRIPE_FIELD_NUMBER: _ClassVar[int]
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     UNNAMED_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     request_id: int
     place: Place
@@ -65,7 +66,8 @@ class OpenRequest(_message.Message):
     stripe: int
     parents: bool
     unnamed: bool
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., flags: _Optional[int] = ..., mode: _Optional[int] = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ..., parents: bool = ..., unnamed: bool = ...) -> None: ...
+    capability: bytes
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., flags: _Optional[int] = ..., mode: _Optional[int] = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ..., parents: bool = ..., unnamed: bool = ..., capability: _Optional[bytes] = ...) -> None: ...
 
 class OpenReply(_message.Message):
     __slots__ = ("attributes", "created", "session", "capability", "capability_ms")

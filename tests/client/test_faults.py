@@ -8,7 +8,9 @@ import pytest
 
 from emberfs.client.blocking import Client
 from emberfs.proto.errors import Status, StatusError, error
+from emberfs.proto.rpc import Identity, PeerInfo
 
+from .test_data_path import interrupt_after_next_call
 from .world import World
 
 MIB = 1 << 20
@@ -195,6 +197,44 @@ def test_threads_share_a_client_and_a_file(client: Client) -> None:
             thread.join()
         assert not failures
     assert client.read_bytes("/f") == b"".join(bytes([i]) * size for i in range(count))
+
+
+def user(world: World, uid: int) -> Client:
+    """A client of somebody who is not root."""
+    client = world.client()
+    number = client.core.env.client
+    world.network._peers[number] = PeerInfo(number, Identity(uid, uid), "local", "this process")
+    return client
+
+
+def test_an_expired_capability_is_renewed_whatever_the_mode_says(world: World) -> None:
+    """What was open stays open: a file that its maker made read-only, one whose mode was changed since."""
+    root, client = world.client(), user(world, 1001)
+    root.mkdir("/d")
+    root.chmod("/d", 0o777)
+    with client.open("/d/f", "wb", permissions=0o444) as file:
+        file.write(b"written by its maker")
+        world.storage.statuses.append(Status.CAPABILITY_EXPIRED)
+        file.flush()
+    with client.open("/d/f") as file:
+        root.chmod("/d/f", 0)
+        world.storage.statuses.append(Status.CAPABILITY_EXPIRED)
+        assert file.read() == b"written by its maker"
+    with pytest.raises(PermissionError):
+        client.open("/d/f")
+
+
+def test_a_read_only_file_whose_close_was_interrupted(world: World) -> None:
+    root, client = world.client(), user(world, 1001)
+    root.mkdir("/d")
+    root.chmod("/d", 0o777)
+    file = client.open("/d/f", "wb", permissions=0o444)
+    interrupt_after_next_call(client.core.env)
+    with pytest.raises(KeyboardInterrupt):
+        file.close()
+    file.write(b"later")
+    file.close()
+    assert client.read_bytes("/d/f") == b"later"
 
 
 def test_an_expired_capability_is_renewed(world: World) -> None:

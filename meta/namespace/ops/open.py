@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from ....proto.capability import Rights
 from ....proto.errors import Status, error
 from ....proto.gen import meta_pb2
 from ... import keys
@@ -16,6 +17,8 @@ from ..session import Session
 from .create import Recipe, check_defaults, make, make_inode, make_parents, mode_of_parents
 
 _RIGHTS = {os.O_RDONLY: READ, os.O_WRONLY: WRITE, os.O_RDWR: READ | WRITE}
+# What was asked for was checked against the mode, so a capability grants that and no more.
+GRANTED = {os.O_RDONLY: int(Rights.READ), os.O_WRONLY: int(Rights.WRITE), os.O_RDWR: int(Rights.READ | Rights.WRITE)}
 
 
 def writes(flags: int) -> bool:
@@ -103,7 +106,8 @@ async def _open_existing(attempt: Attempt, inode: Inode, flags: int) -> meta_pb2
         return meta_pb2.OpenReply(attributes=await attempt.visible_attributes(inode))
     if flags & os.O_DIRECTORY:
         raise error(Status.NOT_DIRECTORY, f"inode {inode.id:x} is not a directory")
-    require(inode, attempt.caller, _RIGHTS[flags & os.O_ACCMODE] | (WRITE if cutting else 0))
+    if not attempt.task.has_open(inode.id, GRANTED[flags & os.O_ACCMODE]):
+        require(inode, attempt.caller, _RIGHTS[flags & os.O_ACCMODE] | (WRITE if cutting else 0))
     if inode.layout is None:
         raise error(Status.NO_DEVICE, f"inode {inode.id:x} is a device, FIFO or socket: only a mount can open it")
     if cutting:

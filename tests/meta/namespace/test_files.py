@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
@@ -22,9 +23,37 @@ async def test_a_capability_grants_what_was_asked_for(world: World, access: int,
     """Who may write a file but not read it gets no right to read its chunks."""
     await world.touch("/f", mode=0o622)
     opened = await world.open("/f", access, BOB if access == W else ROOT)
-    assert opened.capability == b"%d:%d" % (opened.attributes.inode, rights)
+    assert opened.capability.startswith(b"%d:%d:" % (opened.attributes.inode, rights))
     created = await world.open("/g", CREATE | access)
-    assert created.capability == b"%d:%d" % (created.attributes.inode, rights)
+    assert created.capability.startswith(b"%d:%d:" % (created.attributes.inode, rights))
+
+
+async def test_a_right_that_was_granted_is_granted_again(world: World) -> None:
+    """An open file stays usable as it was opened, as in POSIX: its mode may never have given that right to anybody."""
+    await world.mkdir("/d", mode=0o777)
+    made = await world.open("/d/f", CREATE | EXCLUSIVE | W, ALICE, mode=0o444)
+    number = made.attributes.inode
+
+    async def again(flags: int, capability: bytes, client: bytes | None = None, inode: int = number) -> Any:
+        request = meta_pb2.OpenRequest(place=place("", inode), flags=flags, capability=capability)
+        return await world.ask("open", request, ALICE, client)
+
+    renewed = await again(W, made.capability)
+    assert renewed.capability == made.capability
+    assert renewed.session not in (0, made.session)
+    other = (await world.touch("/d/other", mode=0o444)).inode
+    for refused in (
+        again(W, b""),
+        again(RW, made.capability),
+        again(W, made.capability, client=b"another---------"),
+        again(W, made.capability, inode=other),
+    ):
+        with pytest.raises(StatusError) as caught:
+            await refused
+        assert caught.value.status is Status.PERMISSION_DENIED
+    reading = await world.open("/d/f", R, ALICE)
+    await world.set("/d/f", mode=0)
+    assert (await again(R, reading.capability)).capability == reading.capability
 
 
 async def furnish(world: World) -> None:

@@ -13,6 +13,7 @@ from emberfs.meta.namespace.access import ROOT, Credentials
 from emberfs.meta.namespace.namespace import Namespace
 from emberfs.meta.namespace.seams import DeadFile, Layout, Space
 from emberfs.meta.namespace.service import MetaService
+from emberfs.proto.capability import Grant
 from emberfs.proto.errors import Status, StatusError, error
 from emberfs.proto.gen import meta_pb2
 from emberfs.proto.gen.common_pb2 import Attributes, Caller, FileType
@@ -111,7 +112,13 @@ class PlainGrants:
     valid_ms = 60_000
 
     def issue(self, client: bytes, inode: int, rights: int) -> bytes:
-        return b"%d:%d" % (inode, rights)
+        return b"%d:%d:" % (inode, rights) + client
+
+    def verify(self, client: bytes, capability: bytes) -> Grant:
+        inode, rights, owner = capability.split(b":", 2)
+        if owner != client:
+            raise error(Status.PERMISSION_DENIED)
+        return Grant(int(inode), int(rights), 0)
 
 
 @dataclass
