@@ -125,8 +125,7 @@ class Collector:
         if now - self._round < seconds * self._namespace.time_scale:
             return
         self._round = now
-        last = await self.last()  # before the marks: who comes to read after this cannot open what lies before it
-        self._due = max(self._due, min(last, self._namespace.clients.readers.mark(last)))
+        self._due = max(self._due, await self._namespace.clients.readers.covered())
 
     async def _free_files(self) -> bool:
         begin, end = self._files, self._due + b"\0"

@@ -83,9 +83,12 @@ class Readers:
         """Those with records."""
         return {*self._marks, *self._holds}
 
-    def mark(self, last: bytes) -> bytes:
-        """Up to where in the queue every reader has reported; `last`, its end, without readers."""
-        return min(self._marks.values(), default=last)
+    async def covered(self) -> bytes:
+        """Up to where in the queue of unlinked files every reader has reported, other servers' too; all of it without readers."""
+        mark = await self._namespace.collector.last()  # first: who is admitted after this cannot open what lies before it
+        async for page in self._namespace.pages(*keys.prefix_range(keys.READER), PAGE):
+            mark = min(mark, *(unpack(value) for _, value in page))
+        return mark
 
     async def admit(self, client: bytes) -> bool:
         """Before an open for reading: from now on what is unlinked waits for this client's reports. False if it did before. Raises
