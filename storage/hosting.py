@@ -31,7 +31,7 @@ from .lease import Lease
 from .membership import Membership, Reported
 from .peers import Peers
 from .repair import Repairer
-from .resyncer import Resyncer
+from .resyncer import Resyncer, Share
 from .scrub import Scrubber
 from .service import StorageService
 from .target import Target
@@ -83,6 +83,7 @@ class Hosting:
         self._workers: dict[int, list[asyncio.Task[None]]] = {}  # by target
         self._gauges: dict[str, Gauge] = {}
         self._disks: dict[str, int] = {}  # path -> bytes of the file system
+        self._share = Share(env, self._load)
 
     # --- the start and the end ---
 
@@ -157,7 +158,7 @@ class Hosting:
         peers = Peers(self._env, self._routing, self._membership.node.host)
         target.state_watchers.append(lambda: self._env.spawn(self._report_now, "news"))
         repairer = Repairer(target, peers, self._env, process.log)
-        Resyncer(target, peers, self._env, process.log, self._load).routing_changed()  # our place may be known already
+        Resyncer(target, peers, self._env, process.log, self._share).routing_changed()  # our place may be known already
         scrubber = Scrubber(target, process.options.scrub_rate, self._membership.living, repairer)
         self._workers[target.id] = [
             process.spawn(target.keep_retrying(), f"retries of {path}"),

@@ -34,7 +34,7 @@ WINDOW_BYTES = 16 << 20  # copies under way
 QUEUE_CHUNKS_MAX = 1024  # found different and not yet copied: no further page until there are fewer
 AGAIN_CHUNKS_MAX = 1024  # whose copy failed; more of them end the try
 
-RATE_FLOOR_BYTES = 32 << 20  # a second, however busy clients are
+RATE_FLOOR_BYTES = 32 << 20  # a second, by all syncs of a process, however busy clients are
 CLIENT_PART = 0.25  # of the bytes that clients move may be copied beside them
 IDLE_S = 0.25  # without a client's operation: then there is no limit
 SMOOTH_S = 0.5  # over which the clients' rate is averaged
@@ -123,10 +123,11 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed; what clients have moved since the start of the process."""
+    """Time has passed; what clients have moved since the start of the process, and how many syncs it runs."""
 
     client_bytes: int = 0
     client_operations: int = 0
+    syncs: int = 1
 
 
 Event = Begin | Listed | Copied | RecordsPut | Finished | Failed | Tick
@@ -195,7 +196,7 @@ class Throttle:
         self._busy_until = float("-inf")
         self._last: tuple[float, int, int] | None = None  # time, bytes, operations
 
-    def tick(self, now: float, client_bytes: int, client_operations: int) -> None:
+    def tick(self, now: float, client_bytes: int, client_operations: int, syncs: int) -> None:
         last, self._last = self._last, (now, client_bytes, client_operations)
         if last is None or now <= last[0]:
             return
@@ -204,7 +205,7 @@ class Throttle:
             self._busy_until = now + IDLE_S
         weight = min(1.0, elapsed / SMOOTH_S)
         self._clients_rate += ((client_bytes - last[1]) / elapsed - self._clients_rate) * weight
-        self.rate = max(RATE_FLOOR_BYTES, CLIENT_PART * self._clients_rate)
+        self.rate = max(RATE_FLOOR_BYTES, CLIENT_PART * self._clients_rate) / max(syncs, 1)
         self._allowance = min(self._allowance + self.rate * elapsed, max(BATCH_BYTES, self.rate * BURST_S))
 
     def may_copy(self, now: float) -> bool:
@@ -280,7 +281,7 @@ class Resync:
         return float(min(RETRY_S * 2 ** min(self.failures, 8), RETRY_S_MAX))
 
     def _tick(self, now: float, event: Tick) -> list[Effect]:
-        self._throttle.tick(now, event.client_bytes, event.client_operations)
+        self._throttle.tick(now, event.client_bytes, event.client_operations, event.syncs)
         if self.phase is Phase.COPYING:
             return self._go_on(now)
         due = self._begin_at is not None and now >= self._begin_at

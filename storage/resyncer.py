@@ -7,6 +7,7 @@ SERVING member and has a SYNCING one behind it. A new chain version, whatever it
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from ..proto.env import Environment
@@ -39,19 +40,35 @@ TICK_S = 0.05
 RECORDS_PAGE = 512  # receipts and floors in one request
 CALL_S = 10.0  # of one request to the other side; scaled
 FINISH_S = 120.0  # of the last one, which waits for a checkpoint of much; scaled
+LANES = 8  # batches of copies under way at once, whatever the number of syncs
 
 Load = Callable[[], tuple[int, int]]  # bytes and operations of clients since the start of the process
 
 
-class Resyncer:
-    """`load` counts what the clients of all targets of this process do: they share its processor and network."""
+class Share:
+    """What the syncs of one process have in common: its processor, memory and network, beside the clients of all its targets."""
 
-    def __init__(self, target: Target, peers: Peers, env: Environment, log: Any, load: Load) -> None:
+    def __init__(self, env: Environment, load: Load) -> None:
+        self.load = load
+        self.syncs = 0  # that run
+        self._lanes = [env.lock() for _ in range(LANES)]
+        self._next = 0
+
+    def lane(self) -> AbstractAsyncContextManager[None]:
+        """To be held while a batch is copied."""
+        self._next = (self._next + 1) % LANES
+        return self._lanes[self._next]
+
+
+class Resyncer:
+    """Of one target."""
+
+    def __init__(self, target: Target, peers: Peers, env: Environment, log: Any, share: Share) -> None:
         self._target = target
         self._peers = peers
         self._env = env
         self._log = log
-        self._load = load
+        self._share = share
         self._machine: resync.Resync | None = None
         self._under = (0, 0, 0)  # chain, chain version, successor
         target.chain_watchers.append(self.routing_changed)
@@ -77,10 +94,14 @@ class Resyncer:
         chain, version, successor = self._under
         began, target = self._env.now(), self._target
         self._log.info("sync begins", target=target.id, chain=chain, chain_version=version, successor=successor)
-        self._tell(machine, Begin(target.engine.space_info().chunks))
-        while machine is self._machine and not target.engine.failed and machine.phase is not Phase.DONE:
-            await self._env.sleep(TICK_S)
-            self._tell(machine, resync.Tick(*self._load()))
+        self._share.syncs += 1
+        try:
+            self._tell(machine, Begin(target.engine.space_info().chunks))
+            while machine is self._machine and not target.engine.failed and machine.phase is not Phase.DONE:
+                await self._env.sleep(TICK_S)
+                self._tell(machine, resync.Tick(*self._share.load(), self._share.syncs))
+        finally:
+            self._share.syncs -= 1
         self._log.info(
             "sync is complete" if machine.phase is Phase.DONE else "sync ends: the chain has changed",
             target=target.id,
@@ -122,9 +143,10 @@ class Resyncer:
         return RecordsPut(await self._put_records(effect.after))
 
     async def _copy(self, effect: Copy) -> list[int]:
-        ticket = self._env.promise()
-        self._target.submit(CopyChunks(ticket, self._under[1], effect.chunks))
-        results = await ticket
+        async with self._share.lane():
+            ticket = self._env.promise()
+            self._target.submit(CopyChunks(ticket, self._under[1], effect.chunks))
+            results = await ticket
         for chunk, result in zip(effect.chunks, results, strict=True):
             if result.status in (Status.CHECKSUM, Status.IO_ERROR):
                 self._target.found_damaged(chunk, f"cannot be copied: {Status(result.status).name}")

@@ -125,6 +125,7 @@ class Target:
 
     def routing_changed(self, chain: Chain | None) -> None:
         if self.replica.chain != chain:
+            self.synced = self.records_of = 0  # said under the entry before; another chain may have the same version
             self.submit(RoutingChanged(chain))
             for tell in self.chain_watchers:
                 tell()
@@ -309,7 +310,7 @@ class Target:
                 self.counters.bytes_written += effect.updates[i].length if job.kind is chunks.Kind.WRITE else 0
                 if effect.updates[i].units:
                     self.found_damaged(job.chunk, "it was damaged where it came from")
-            self.counters.writes += len(staged)
+            self.counters.writes += sum(job.kind is not chunks.Kind.REPLACE for _, job in staged)
 
     def _commit(self, effect: Commit) -> None:
         try:

@@ -24,7 +24,7 @@ from emberfs.storage.lease import Lease
 from emberfs.storage.membership import Membership, Reported
 from emberfs.storage.peers import Peers
 from emberfs.storage.repair import Repairer
-from emberfs.storage.resyncer import Resyncer
+from emberfs.storage.resyncer import Resyncer, Share
 from emberfs.storage.scrub import Scrubber
 from emberfs.storage.service import StorageService
 from emberfs.storage.target import Target
@@ -178,7 +178,7 @@ class StorageNode:
             return moved, sum(counter.reads + counter.writes for counter in counters)
 
         repairer = Repairer(target, peers, env, log)
-        Resyncer(target, peers, env, log, load).routing_changed()
+        Resyncer(target, peers, env, log, Share(env, load)).routing_changed()
         self.scrubbers.append(Scrubber(target, SCRUB_RATE, None, repairer))
         env.spawn(target.keep_checkpointing, "checkpoints")
 

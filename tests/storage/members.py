@@ -35,7 +35,7 @@ from emberfs.storage.events import Tick
 from emberfs.storage.lease import Lease
 from emberfs.storage.peers import Peers
 from emberfs.storage.repair import Repairer
-from emberfs.storage.resyncer import Resyncer
+from emberfs.storage.resyncer import Resyncer, Share
 from emberfs.storage.service import StorageService
 from emberfs.storage.target import Target
 
@@ -71,7 +71,7 @@ class Member:
         self.target = Target(engine, str(self.path), found.incarnation, blocking, self.env, self.log, self.lease)
         peers = Peers(self.env, self.routing, "")
         self.repairer = Repairer(self.target, peers, self.env, self.log)
-        self.resyncer = Resyncer(self.target, peers, self.env, self.log, self.load)
+        self.resyncer = Resyncer(self.target, peers, self.env, self.log, Share(self.env, self.load))
         self.service = StorageService(self.routing, [self.target], self.env, self.log, self.lease)
         self.address = self.network.serve(f"storage-{self.number}", [self.service])
         self.incarnation = found.incarnation
@@ -110,6 +110,7 @@ class Members:
     log: Any = field(default_factory=lambda: structlog.get_logger("emberfs.test"))
     version: int = 0
     sequence: int = 0
+    patience: float = SECONDS  # of one request: a member that was killed does not break its connections here
 
     async def start(self) -> Members:
         self.network = LocalNetwork()
@@ -158,7 +159,7 @@ class Members:
     # --- a client ---
 
     async def call(self, member: Member, method: Method, request: Any, **bulk: Any) -> Any:
-        return await self.env.call(Call(member.address, method, request, SECONDS, **bulk))
+        return await self.env.call(Call(member.address, method, request, self.patience, **bulk))
 
     async def write(self, index: int, data: bytes, *, offset: int = 0, inode: int = 5, truncate: int = 0) -> Status:
         """Through the head, until it is answered for good, under one sequence."""
@@ -187,7 +188,10 @@ class Members:
                     truncate_version=[version], channel=[channel_of(inode, index)], sequence=[self.sequence],
                     chunk_size=[CHUNK],
                 )  # fmt: skip
-                status = Status((await self.call(self.head, STORAGE.Truncate, request)).status[0])
+                try:
+                    status = Status((await self.call(self.head, STORAGE.Truncate, request)).status[0])
+                except StatusError as failed:
+                    status = failed.status
                 if status in (Status.OK, Status.STALE_TRUNCATE_VERSION):
                     return status
                 await asyncio.sleep(0.02)
@@ -198,9 +202,12 @@ class Members:
                 request = storage_pb2.RemoveChunksRequest(
                     chain=[1], chain_version=[self.version], inode=[inode], first=[first], last=[last]
                 )
-                reply = await self.call(self.head, STORAGE.Remove, request)
-                if not reply.status[0] and not reply.more[0]:
-                    return
+                try:
+                    reply = await self.call(self.head, STORAGE.Remove, request)
+                    if not reply.status[0] and not reply.more[0]:
+                        return
+                except StatusError as failed:
+                    assert failed.retryable or failed.status is Status.DEADLINE
                 await asyncio.sleep(0.02)
 
     async def read(self, number: int, index: int, *, inode: int = 5) -> tuple[Status, bytes]:

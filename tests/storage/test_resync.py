@@ -225,6 +225,14 @@ def test_beside_clients_a_part_of_their_rate_is_copied() -> None:
     assert rate == pytest.approx(resync.CLIENT_PART * (1 << 30), rel=0.2)
 
 
+def test_several_syncs_share_the_rate() -> None:
+    throttles = [resync.Throttle() for _ in range(2)]
+    for syncs, throttle in enumerate(throttles, 1):
+        for tick in range(200):
+            throttle.tick(tick / 20, tick << 26, tick, syncs)
+    assert throttles[0].rate == pytest.approx(2 * throttles[1].rate)
+
+
 def test_clients_never_stop_a_sync() -> None:
     rate = copied_in(20, 1 << 20, 100_000)
     assert rate == pytest.approx(RATE_FLOOR_BYTES, rel=0.2)

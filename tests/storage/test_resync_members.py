@@ -206,3 +206,15 @@ async def test_what_a_target_says_of_itself(members: Members) -> None:
     assert members.members[1].target.entry().state == cluster_pb2.LOCAL_STATE_UPTODATE
     members.announce(SERVING, OFFLINE)  # good news from before the change is no news
     assert members.members[1].target.entry().state == cluster_pb2.LOCAL_STATE_ONLINE
+
+
+async def test_good_news_is_of_one_chain_only(members: Members) -> None:
+    """Another chain that the target is moved to may have the same version."""
+    members.announce(SERVING, SYNCING)
+    await members.synced(2)
+    second = members.members[1].target
+    chain = second.replica.chain
+    assert chain is not None
+    second.routing_changed(None)
+    second.routing_changed(chain)
+    assert second.entry().state == cluster_pb2.LOCAL_STATE_ONLINE
