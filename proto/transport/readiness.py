@@ -2,7 +2,7 @@
 
 To sleep and to be woken costs 30-60 µs in virtual machines, more than client or server need for a small request. So both look at their
 sockets again and again for a moment before they sleep, as long as that finds something. Where it does not, because the other side is
-slow, or because it needs this very CPU, looks become rare. Who is idle pays nothing.
+slow, or where others need this CPU, looks become rare. Who is idle pays nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ LOOK_SECONDS_MAX = (
 WAITS_SKIPPED_MAX = 63  # between two looks that found nothing: 3 µs of CPU time for each wait
 
 _now = time.monotonic
+_worked = time.thread_time
 _looking: list[int] = []  # threads that look now: one of a process is enough
 
 
@@ -69,11 +70,9 @@ class Readiness:
             return False
         _looking.append(threading.get_ident())
         try:
-            found = _look(partial(self._poll, 0))
+            return _look(partial(self._poll, 0), self._luck)
         finally:
             _looking.pop()
-        self._luck.looked(found)
-        return found
 
 
 class Idleness:
@@ -93,18 +92,21 @@ class Idleness:
     def begin(self) -> None:
         """Everything is answered: look for a moment whether more comes, then it is for the loop to sleep."""
         if self._luck.may_look():
-            self._luck.looked(_look(self._poll))
+            _look(self._poll, self._luck)
 
     def close(self) -> None:
         self._sockets.close()
 
 
-def _look(poll: Callable[[], object]) -> bool:
-    end = _now() + LOOK_SECONDS_MAX
-    while not poll():
+def _look(poll: Callable[[], object], luck: Luck) -> bool:
+    begin, worked = _now(), _worked()
+    end = begin + LOOK_SECONDS_MAX
+    while not (found := bool(poll())):
         if _now() > end:
-            return False
-    return True
+            break
+    # Who was put aside meanwhile stood in somebody's way, perhaps of the very one that he waits for: no luck.
+    luck.looked(found and _worked() - worked > (_now() - begin) / 2)
+    return found
 
 
 os.register_at_fork(after_in_child=_looking.clear)  # they are the parent's

@@ -78,7 +78,7 @@ def test_time_is_up(pair: tuple[socket.socket, socket.socket]) -> None:
 def test_one_thread_of_a_process_looks(
     pair: tuple[socket.socket, socket.socket], cpus: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def must_not(_poll: object) -> bool:
+    def must_not(_poll: object, _luck: object) -> bool:
         raise AssertionError("a second thread looks")
 
     ready = Readiness(pair[0])
@@ -94,7 +94,9 @@ def test_a_server_looks_at_all_its_sockets_and_forgets_those_that_are_closed(
     other, far = socket.socketpair()
     idleness = Idleness()
     found: list[bool] = []
-    monkeypatch.setattr(Luck, "looked", lambda _self, lucky: found.append(lucky))
+    look = readiness._look
+    monkeypatch.setattr(readiness, "_look", lambda poll, luck: found.append(look(poll, luck)))
+    monkeypatch.setattr(Luck, "may_look", lambda _self: True)
     idleness.watch(pair[0])
     idleness.watch(other)
     idleness.begin()
@@ -105,3 +107,12 @@ def test_a_server_looks_at_all_its_sockets_and_forgets_those_that_are_closed(
     far.close()
     idleness.close()
     assert found == [False, True, False]
+
+
+def test_to_find_something_is_no_luck_for_who_had_to_let_others_work(
+    cpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "_worked", lambda: 7.0)
+    luck = Luck()
+    assert readiness._look(lambda: True, luck)
+    assert not luck.may_look()
