@@ -21,7 +21,6 @@ from typing import Any
 from ...proto import rpc
 from ...proto.drivers.blocking import BlockingEnvironment
 from ...proto.env import Call, drive
-from ...proto.errors import Status, error
 from ...proto.gen.storage_pb2 import ReadReply, ReadRequest, SpaceReply, SpaceRequest, WriteReply, WriteRequest
 from .measure import MIB, echo, in_turns, median_us, peer, ping_us, rate, row, stream, stream_mib, warm, write_file
 
@@ -36,11 +35,12 @@ _MOVE = struct.Struct("<QQQ")  # place in the region, offset in the file, length
 class Pieces:
     """Storage without an engine: pieces of one file, by `offset` and `length`."""
 
-    spec = rpc.STORAGE
+    spec = rpc.ServiceSpec(
+        rpc.STORAGE.name, rpc.STORAGE.number, (rpc.STORAGE.Read, rpc.STORAGE.Write, rpc.STORAGE.Space)
+    )
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY)
-        self.truncate = self.remove = self.query_last = self.sync = self.report_corruption = self._refuse
 
     async def read(self, request: ReadRequest, context: rpc.Context) -> ReadReply:
         sink = context.sink(sum(request.length))
@@ -56,9 +56,6 @@ class Pieces:
 
     async def space(self, request: SpaceRequest, context: rpc.Context) -> SpaceReply:
         return SpaceReply(target=[1])
-
-    async def _refuse(self, request: Any, context: rpc.Context) -> Any:
-        raise error(Status.UNSUPPORTED, "this server only moves bytes")
 
 
 def _serve(path: Path, folder: Path) -> Callable[[socket.socket], None]:
