@@ -7,7 +7,7 @@ Rules:
 2. A report names each target's state together with the chain version that its machine had at that moment. The routing table may
    know a newer entry already, and good news under a version that the machine has not seen would make a member SERVING that missed
    writes.
-3. What routing changes about our chains is reported at once: the manager goes on only with news under the current version.
+3. What routing changes about our chains and targets is reported at once: the manager goes on only with news under the current version.
 4. Without an answer everything stays as it was: chains of one never fence themselves, members of longer ones stop with the lease.
 5. A process whose place was taken by another one (FENCED) gives up its lease and ends loudly.
 
@@ -43,7 +43,7 @@ CALL_SECONDS_MAX = 5.0  # of one call to the manager that is no heartbeat; scale
 RETRY_SECONDS = 0.2  # between two tries over all managers; scaled
 HEARTBEATS_PER_LEASE = 4
 LEASE_SECONDS_DEFAULT = 5.0
-REPORTS_MAX = 8  # one after the other, while each answer changes our chains
+REPORTS_MAX = 8  # one after the other, while each answer changes what there is to report
 HINTS_MAX = 4  # addresses of a primary that are followed in one try over all managers
 DEAD = (Status.NOT_FOUND, Status.STALE_HANDLE)  # what the namespace says of an inode that is gone
 
@@ -124,13 +124,13 @@ class Membership:
                 return  # `taken` has been told
 
     async def heartbeat(self) -> None:
-        """Report our targets and apply the answer's routing, again while that changes our chains. The manager's absence is noted, not
-        raised. Raises FENCED when another process has taken our place, and what a registration cannot cure."""
+        """Report our targets and apply the answer's routing, again while that changes what there is to report. The manager's absence is
+        noted, not raised. Raises FENCED when another process has taken our place, and what a registration cannot cure."""
         async with self._reporting:
             for _ in range(REPORTS_MAX):
-                before = self._chains()
+                before = self._news()
                 await self._report_once()
-                if self._chains() == before:
+                if self._news() == before:
                     return
 
     async def _report_once(self) -> None:
@@ -152,8 +152,12 @@ class Membership:
             self._log.warning("routing cannot be applied; asking for all of it", error=gap.strerror)
             await self.register()
 
-    def _chains(self) -> list[tuple[int, int]]:
-        return [(r.chain.id, r.chain.version) if r.chain else (0, 0) for r in self.targets()]
+    def _news(self) -> list[tuple[int, int, int]]:
+        """What the manager waits to hear, per target: its state, and under which version of which chain."""
+        found: list[tuple[int, int, int]] = []
+        for entry, chain in self.targets():
+            found.append((entry.state, chain.id, chain.version) if chain is not None else (entry.state, 0, 0))
+        return found
 
     async def living(self, inodes: Sequence[int]) -> set[int]:
         """Those of the inodes that the namespace knows; all of them where it does not answer."""

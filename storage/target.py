@@ -144,7 +144,7 @@ class Target:
     ) -> Promise[Sequence[Result]]:
         """Send a batch of updates through the chain; one result each is promised."""
         ticket: Promise[Sequence[Result]] = self.env.promise()
-        if refusal := self.refusal(writing=True):
+        if refusal := self._refused(chain_version, writing=True):
             ticket.set([Result(refusal)] * len(updates))
         else:
             self.submit(WriteRequest(ticket, chain_version, updates, sender, session, number))
@@ -155,7 +155,7 @@ class Target:
     ) -> Promise[Sequence[Result]]:
         """Everything acknowledged before is durable on every member when the one result that is promised is OK."""
         ticket: Promise[Sequence[Result]] = self.env.promise()
-        if refusal := self.refusal(writing=False):
+        if refusal := self._refused(chain_version, writing=False):
             ticket.set([Result(refusal)])
         else:
             self.submit(SyncRequest(ticket, chain_version, sender, session, number))
@@ -163,7 +163,16 @@ class Target:
 
     def may_read(self, chain_version: int) -> Status:
         """OK when reads may be answered under this chain version, right now."""
-        return self.refusal(writing=False) or self.replica.may_read(chain_version, self.env.now())
+        return self._refused(chain_version, writing=False) or self.replica.may_read(chain_version, self.env.now())
+
+    def _refused(self, chain_version: int, *, writing: bool) -> Status | None:
+        """As `refusal`; but whoever comes with another version of the chain shall hear of the one that we have: there it may say who
+        serves instead."""
+        refusal = self.refusal(writing=writing)
+        if refusal is None:
+            return None
+        chain = self.replica.chain
+        return Status.STALE_CHAIN_VERSION if chain is not None and chain.version != chain_version else refusal
 
     def refusal(self, *, writing: bool) -> Status | None:
         """Why this target takes no requests (of this kind), if it does not."""
