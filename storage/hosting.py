@@ -156,7 +156,7 @@ class Hosting:
     def _keep(self, target: Target) -> None:
         process, path = self._process, target.path
         peers = Peers(self._env, self._routing, self._membership.node.host)
-        target.state_watchers.append(lambda: self._env.spawn(self._report_now, "news"))
+        target.state_watchers.append(self._report_soon)
         repairer = Repairer(target, peers, self._env, process.log)
         Resyncer(target, peers, self._env, process.log, self._share).routing_changed()  # our place may be known already
         scrubber = Scrubber(target, process.options.scrub_rate, self._membership.living, repairer)
@@ -170,6 +170,9 @@ class Hosting:
                 registry = process.metrics.registry
                 self._gauges[name] = Gauge(f"emberfs_target_{name}", text, ["target"], registry=registry)
             self._gauges[name].labels(target=str(target.id)).set_function(partial(read, target))
+
+    def _report_soon(self) -> None:
+        self._env.spawn(self._report_now, "news")
 
     async def _report_now(self) -> None:
         with suppress(StatusError):  # the next heartbeat says it again
