@@ -123,10 +123,10 @@ class Cluster:
         if failure.status in _REFRESH_AFTER:
             await self.refresh()
 
-    def refresh_soon(self) -> None:
-        """`refresh` in the background: nobody waits for it."""
+    def refresh_soon(self, failures: Iterable[StatusError] | None = None) -> None:
+        """`refresh` in the background: nobody waits for it. `failures`: only if that can help after one of these."""
         now = self.env.now()
-        if now >= self._refresh_due:
+        if now >= self._refresh_due and (failures is None or any(f.status in _REFRESH_AFTER for f in failures)):
             self._refresh_due = now + self.options.scaled(REFRESH_SECONDS)  # until it is over
             self.env.spawn(self._refresh_now, "routing")
 

@@ -72,6 +72,11 @@ class Fetch:
     _renewed: bool = False  # capabilities were renewed once already
     _rounds: int = 0  # how often all replicas of some row have failed
 
+    def from_tail(self, row: int) -> Fetch:
+        """A write to this row's chunk is on its way: the tail knows what counts."""
+        self._tries(row).tail = True
+        return self
+
     def doubt(self, row: int, target: int) -> Fetch:
         """The checksum of a row from this target was wrong once: read it from there once more."""
         self._tries(row).again = target
@@ -374,7 +379,7 @@ class Fetch:
         elif not patience.remaining():
             raise patience.exhausted(next(iter(trouble.values())))
         else:
-            self.cluster.refresh_soon()
+            self.cluster.refresh_soon(trouble.values())
 
     def _is_elsewhere(self, row: int, failure: StatusError) -> bool:
         """Whether the row may come from another replica without waiting."""
@@ -485,7 +490,8 @@ async def read_piece(file: Inode, offset: int, length: int, output: Output, pati
                 late, slice_ = slice_, None
                 return Fetch(cluster, columns_of(file, offset, length)).adopt(ticket, late, replica, route.version)
         if reply.status != [0] or reply.returned != [length]:
-            return Fetch(cluster, columns_of(file, offset, length))
+            fetch = Fetch(cluster, columns_of(file, offset, length))
+            return fetch.from_tail(0) if reply.status == [Status.NOT_COMMITTED] else fetch
         view = slice_.view
         if not matches(view, reply.checksum, reply.unit[0] if reply.unit else 0, start):
             return Fetch(cluster, columns_of(file, offset, length)).doubt(0, replica.target)
@@ -511,7 +517,7 @@ async def _ask_one(cluster: Cluster, call: Call, replica: Replica) -> tuple[Tick
         reply: ReadReply = await env.collect(ticket)
     except StatusError as failure:
         cluster.note(failure, replica.node)
-        cluster.refresh_soon()
+        cluster.refresh_soon([failure])
         replicas.failed(replica, failure.status)
         raise
     except BaseException:

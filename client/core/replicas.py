@@ -26,7 +26,7 @@ HEDGE_SHARE = 0.1  # of the reads may have a rival, so that an overloaded cluste
 HEDGES_SAVED_MAX = 64.0  # so many may come at once, when a node stops under many readers
 AVOID_SECONDS_MIN = 0.5  # a node or target that failed is not asked for so long if there is another; doubling
 AVOID_SECONDS_MAX = 8.0
-CONNECT_SECONDS = 0.1  # for a new connection, where another replica may be asked instead
+CONNECT_SECONDS = 0.05  # for a new connection, where another replica may be asked instead
 FAVOURITES = 5040  # a multiple of all usual numbers of replicas
 REQUESTS_PER_STEP = 4  # so many requests in flight at a node make it one step less attractive than another
 

@@ -1,7 +1,8 @@
 """Replicated chains: what three replicas cost against one, and how long reads and writes stand still when a member dies or stops.
 
 All processes share this one machine, so three replicas are three times the bytes written, and nobody reads faster. The stalls are what a
-caller sees: the longest single read or write around the fault. Before the first one the manager has run for longer than a lease.
+caller sees: the longest single read or write around the fault (`before`: the longest read in the second before it, for comparison: the
+machine itself makes a caller wait at times). Before the first one the manager has run for longer than a lease.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ def _stalls(cluster: LocalCluster, client: Any, fault: str, place: str) -> list[
         reading.start()
         writing.start()
         time.sleep(BEFORE_SECONDS)
-        reading.longest = writing.longest = 0.0
+        calm, reading.longest, writing.longest = reading.longest, 0.0, 0.0
         struck = time.monotonic()
         os.kill(pid, signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
         _wait(client, lambda serving: serving == REPLICAS - 1)
@@ -164,7 +165,7 @@ def _stalls(cluster: LocalCluster, client: Any, fault: str, place: str) -> list[
         os.kill(pid, signal.SIGCONT)
     _wait(client, lambda serving: serving == REPLICAS)
     return [
-        row(f"read stall, the {place} {fault}", read, "s", aim=AIM_READ_STALL, least=False),
+        row(f"read stall, the {place} {fault}", read, "s", aim=AIM_READ_STALL, least=False, before=round(calm, 3)),
         row(
             f"write stall beyond detection, the {place} {fault}",
             max(0.0, write - detected),

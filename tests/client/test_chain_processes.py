@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 import emberfs
+from emberfs.client import aio
 from emberfs.proto.env import drive
 
 MIB = 1 << 20
@@ -56,6 +58,33 @@ class Load(threading.Thread):
     def take_longest(self) -> float:
         longest, self.longest = self.longest, 0.0
         return longest
+
+
+class AioLoad(Load):
+    """Reads of several tasks on a loop of its own."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__("read_asyncio", lambda chance: None)
+        self._url = url
+
+    def run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as failure:
+            self.failure = failure
+
+    async def _main(self) -> None:
+        async with await aio.connect(self._url, timeout=TIMEOUT) as client:
+            file = await client.open("/data")
+            await asyncio.gather(*(self._read(file, random.Random(i)) for i in range(3)))
+            await file.close()
+
+    async def _read(self, file: aio.File, chance: random.Random) -> None:
+        while not self._ending.is_set():
+            at, began = chance.randrange(len(DATA) - PIECE), time.monotonic()
+            assert await file.pread(PIECE, at) == DATA[at : at + PIECE]
+            self.longest = max(self.longest, time.monotonic() - began)
+            self.done += 1
 
 
 def serving(client: Any) -> int:
@@ -107,6 +136,7 @@ def test_members_that_die_or_stop_under_load(
             written[0] += PIECE
 
         loads = [Load(work.__name__, work) for work in (read_piece, read_batch, read_through, write)]
+        loads.append(AioLoad(cluster.url))
         for load in loads:
             load.start()
         # A manager that has just begun demotes nobody; meanwhile everything warms up.
