@@ -36,6 +36,7 @@ changes nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..proto.errors import Status
@@ -332,7 +333,7 @@ class Replica:
         for i in batch.live:
             update = batch.updates[i]
             if batch.sender:
-                decided = decide_forwarded(update, self._rows, self.serving)
+                decided = decide_forwarded(update, self._rows, self.serving, self.ended)
             else:
                 decided = decide(update, self._rows, batch.chain_version, self.ended)
             if isinstance(decided, Result):
@@ -413,6 +414,12 @@ class Replica:
         batch.sent = self._sending.next()
         whole = batch.whole or self._copies_whole
         return Forward(batch.id, *batch.sent, self.successor, self.chain.version, batch.staged, whole)
+
+    def next_part(self, forward: Forward) -> Forward | None:
+        """The same under a number of its own, where it is sent in several parts; None when its session is over."""
+        if forward.session != self._sending.session:
+            return None
+        return replace(forward, number=self._sending.next()[1])
 
     def _forward_ack(self, event: ForwardAck) -> list[Effect]:
         batch = self._batches.get(event.batch)

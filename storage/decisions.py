@@ -25,7 +25,7 @@ def decide(update: Update, rows: Rows, chain_version: int, ended: Collection[byt
     if update.kind is Kind.REMOVE:
         # A truncate's remove names the version that it made: chunks written since belong to the regrown file.
         if row is None:
-            done = update.truncate_version == ALWAYS or update.truncate_version <= floor
+            done = update.truncate_version <= floor if update.truncate_version != ALWAYS else not floor
         else:
             done = row.truncate_version >= update.truncate_version
         if done:
@@ -38,28 +38,41 @@ def decide(update: Update, rows: Rows, chain_version: int, ended: Collection[byt
     return Version(chain_version, number + 1)
 
 
-def decide_forwarded(update: Update, rows: Rows, serving: bool) -> Result | Version:
-    """Behind the head."""
+def decide_forwarded(update: Update, rows: Rows, serving: bool, ended: Collection[bytes]) -> Result | Version:
+    """Behind the head. What is here already is a success, if what makes a retry recognisable is here as well: the one may have come
+    with a sync, the other has to come with the update."""
     version = update.version
     assert version is not None
     row = rows.chunk(update.chunk)
+    numbered = _is_numbered(update, rows, ended)
     if update.kind is Kind.REMOVE and row is None:
-        rises = rows.truncate_floor(update.chunk) < update.truncate_version < ALWAYS
-        return version if rises else Result(Status.OK, version.number)
+        floor = rows.truncate_floor(update.chunk)
+        moves = floor < update.truncate_version if update.truncate_version != ALWAYS else floor > 0
+        return version if moves or not numbered else Result(Status.OK, version.number)
     if row is None:
         return version
     number = row.committed.number
     if update.kind is Kind.REPLACE:
-        if _is_same(update, row) or (serving and version.number < number):
+        if (_is_same(update, row) and numbered) or (serving and version.number < number):
             return _old_news(version, row)
         return version  # also where the name is the same: the predecessor's bytes count
     if not serving:
         return version  # a remove: everything else comes whole
-    if version.number <= number:
+    if version.number <= number and (numbered or version.number < number):
         return _old_news(version, row)
-    if version.number > number + 1 and update.kind is not Kind.REMOVE:
-        return Result(Status.NOT_COMMITTED)  # the one before is missing here: the predecessor sends the whole content
+    if update.kind is not Kind.REMOVE and version.number != number + 1:
+        return Result(
+            Status.NOT_COMMITTED
+        )  # what it builds on is missing here: the predecessor sends the whole content
     return version
+
+
+def _is_numbered(update: Update, rows: Rows, ended: Collection[bytes]) -> bool:
+    """Whether a retry of this update would be recognised here, or cannot come."""
+    if not update.client or update.client in ended:
+        return True
+    last = rows.channel(update.client, update.channel)
+    return last is not None and last.sequence >= update.sequence
 
 
 def _is_same(update: Update, row: ChunkRow) -> bool:

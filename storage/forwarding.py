@@ -43,15 +43,17 @@ class Forwarder:
         self._peers = peers
         self._learn = learn
         self._silent = False  # the successor did not answer the last time; said once
+        self._behind = False  # the successor has an older entry of the chain than we
 
     async def forward(self, effect: Forward) -> Sequence[Result] | None:
         """The successor's results, one per update (one for a sync); None when it did not answer."""
         if not effect.whole:
             return await self._send(effect, effect.updates)
         results: list[Result] = []
-        for part in _parts(effect.updates):
+        for i, part in enumerate(_parts(effect.updates)):
+            piece = self._target.replica.next_part(effect) if i else effect
             try:
-                found = await self._send_contents(effect, part)
+                found = await self._send_contents(piece, part) if piece is not None else None
             except StatusError as failed:
                 self._say(effect.target, failed)
                 found = None
@@ -117,6 +119,8 @@ class Forwarder:
         if chain is None:
             return None
         request = _request(effect, chain.id, self._target.id, updates)
+        if self._behind:
+            request.entry.CopyFrom(chain)
         try:
             bulk = _payload(updates) if source is None else source
             seconds = FORWARD_S_MAX * time_scale()
@@ -128,6 +132,8 @@ class Forwarder:
         self._learn(reply.chains)
         columns = zip(reply.status, reply.number, reply.length, reply.checksum, strict=False)
         results = [Result(*column) for column in columns]
+        stale = any(result.status == Status.STALE_CHAIN_VERSION for result in results)
+        self._behind = stale and all(theirs.version < effect.chain_version for theirs in reply.chains)
         return results if len(results) == max(len(updates), 1) else None
 
     def _say(self, successor: int, failed: StatusError) -> None:
@@ -254,16 +260,21 @@ def _payload(updates: Sequence[Update]) -> Sequence[Slice]:
 
 class Forwarding:
     """Handlers of Forward and Committed, for servers of the cluster. `member(chain)` is our target in that chain, `newer(chain)` the
-    chain's entry for whoever comes with an old version."""
+    chain's entry for whoever comes with an old version; `learn` takes a newer one."""
 
-    def __init__(self, member: Callable[[int], Target | None], newer: Callable[[int], Sequence[Chain]]) -> None:
+    def __init__(
+        self, member: Callable[[int], Target | None], newer: Callable[[int], Sequence[Chain]], learn: Learn
+    ) -> None:
         self._member = member
         self._newer = newer
+        self._learn = learn
 
     async def forward(self, request: ForwardRequest, context: Context) -> ForwardReply:
         _need_trust(context)
         data = await context.pull()
         updates = _updates(request, data)
+        if request.HasField("entry"):
+            self._learn((request.entry,))
         target = self._member(request.chain)
         if target is None:
             results: Sequence[Result] = [Result(Status.STALE_ROUTING)] * max(len(updates), 1)

@@ -101,7 +101,7 @@ class StorageService:
         self._all = list(targets)
         self._by_chain: dict[int, Target] = {}
         self._peers = Peers(env, routing, boot_id())
-        self._forwarding = Forwarding(self._target, self._chain)
+        self._forwarding = Forwarding(self._target, self._chain, self._learn)
         self._forwarders: dict[int, Forwarder] = {}  # by target
         self._exchange = Exchange(self._target, self._chain)
         self.keeper: TargetKeeper | None = None
@@ -430,9 +430,6 @@ class StorageService:
                 refused[i] = Status(result.status)
             else:
                 removed[i] += bool(result.number)
-        for i, (first, last, truncate_version) in enumerate(ranges):
-            if truncate_version is None and not more[i] and i not in refused:
-                self._by_chain[request.chain[i]].forget_file(first, last)
         statuses = [refused.get(i, _OK) for i in range(count)]
         newer = self._chains(statuses, request.chain)
         return RemoveChunksReply(status=statuses, removed=removed, more=more, chains=newer)
@@ -450,8 +447,8 @@ class StorageService:
         """The updates that take a range away, at most `limit`, and whether there are more."""
         found = target.engine.removable(first, last, limit + 1, truncate_version=truncate_version)
         chunks = [info.chunk for info in found[:limit]]
-        if truncate_version is not None and not found:
-            chunks = [first]  # nothing to take away, but older writes to the file are refused from now on
+        if not found and (truncate_version is not None or target.engine.truncate_floor(first)):
+            chunks = [first]  # nothing to take away, but older writes are refused from now on, or need not be any more
         under = ALWAYS if truncate_version is None else truncate_version
         return [Update(Kind.REMOVE, chunk, 0, 0, 0, b"", 0, 0, under, 0) for chunk in chunks], len(found) > limit
 

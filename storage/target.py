@@ -200,13 +200,13 @@ class Target:
         elif isinstance(effect, Reply):
             effect.ticket.set(effect.results)
         elif isinstance(effect, Forward):
-            self._spawn(self._forward(effect))
+            self._spawn(self._forward, effect)
         elif isinstance(effect, Checkpoint):
-            self._spawn(self._sync(effect.batch))
+            self._spawn(self._sync, effect.batch)
         elif isinstance(effect, Commit):
             self._commit(effect)
         elif isinstance(effect, Mend):
-            self._spawn(self._mend(effect))
+            self._spawn(self._mend, effect)
         elif isinstance(effect, Discard):
             self._discard()
         elif isinstance(effect, Suspect):
@@ -234,13 +234,13 @@ class Target:
             if self.replica.in_flight:
                 self.submit(Tick())
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
         """Carry out an effect in the background; `close` waits for it."""
         self._under_way += 1
 
         async def run() -> None:
             try:
-                await work
+                await work(*arguments)
             finally:
                 self._under_way -= 1
                 if not self._under_way and self._quiet is not None:
@@ -264,7 +264,7 @@ class Target:
         if all(is_quick(job) for _, job in jobs) and sum(job.bytes_moved for _, job in jobs) <= INLINE_BYTES_MAX:
             self._persisted(effect, jobs, results, run_jobs([job for _, job in jobs]))
         else:
-            self._spawn(self._persist_elsewhere(effect, jobs, results))
+            self._spawn(self._persist_elsewhere, effect, jobs, results)
 
     async def _persist_elsewhere(self, effect: Persist, jobs: list[tuple[int, Job]], results: list[Result]) -> None:
         failures: Sequence[Exception | None]
@@ -411,7 +411,7 @@ class Target:
         """The end of the checkpoint that is under way, or of a new one."""
         if self._checkpointing is None:
             self._checkpointing = self.env.promise()
-            self._spawn(self._checkpoint(self._checkpointing))
+            self._spawn(self._checkpoint, self._checkpointing)
         return self._checkpointing
 
     async def _checkpoint(self, over: Promise[None]) -> None:
@@ -434,11 +434,6 @@ class Target:
         """A checkpoint now, where space is short for what only a checkpoint frees."""
         if self.engine.wants_checkpoint and not self.engine.failed:
             self._begin_checkpoint()
-
-    def forget_file(self, first: bytes, last: bytes) -> None:
-        """A dead file has no chunks left in this range: what kept its older writes out goes as well."""
-        if not self.engine.failed and self.engine.truncate_floor(first):
-            self.engine.remove_range(first, last, 0)
 
     async def keep_checkpointing(self) -> None:
         """Background: a checkpoint each second."""
