@@ -195,7 +195,7 @@ class Floors:
         if self.get(chunk):
             key = FLOOR + chunk[:10]
             changes.append((key, None))
-            self._cached.drop(key)
+            self._cached.put(key, 0, FLOOR_COST)  # not dropped: until the changes are written the index still has it
 
 
 def successor(prefix: bytes) -> bytes:

@@ -208,6 +208,15 @@ async def test_what_a_target_says_of_itself(members: Members) -> None:
     assert members.members[1].target.entry().state == cluster_pb2.LOCAL_STATE_ONLINE
 
 
+async def test_of_a_dead_file_nothing_is_left_on_any_member(members: Members) -> None:
+    members.announce(SERVING, SERVING)
+    for inode in (1, 2):
+        await members.write(0, b"x" * 100, inode=inode)
+        await members.truncate(0, 0 if inode == 1 else 50, 1, inode=inode)
+        await members.remove(0, 8, inode=inode)
+    assert [member.engine.records().floors for member in members.members] == [[], []]
+
+
 async def test_good_news_is_of_one_chain_only(members: Members) -> None:
     """Another chain that the target is moved to may have the same version."""
     members.announce(SERVING, SYNCING)
