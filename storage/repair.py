@@ -24,6 +24,7 @@ from ..proto.rpc import STORAGE
 from ..proto.settings import time_scale
 from .engine import job as chunks
 from .engine.checksum import crc32c
+from .engine.records import ChunkInfo
 from .engine.slots import SLOT_BYTES_MAX
 from .events import Repair
 from .exchange import entries_of
@@ -37,7 +38,16 @@ CALL_S = 10.0  # of one request to another member; scaled
 TRIES = 5  # in a row, where it may work a little later
 RETRY_S = 1.0  # scaled
 
-_LATER = frozenset((Status.BUSY, Status.UNAVAILABLE, Status.DEADLINE, Status.STALE_CHAIN_VERSION, Status.STALE_ROUTING))
+_LATER = frozenset(
+    (
+        Status.BUSY,
+        Status.UNAVAILABLE,
+        Status.DEADLINE,
+        Status.STALE_CHAIN_VERSION,
+        Status.STALE_ROUTING,
+        Status.NOT_COMMITTED,
+    )
+)
 
 
 class Repairer:
@@ -105,11 +115,10 @@ class Repairer:
         failure: StatusError | None = None
         for source in self._sources():
             try:
-                entry = await self._entry(source, chunk)
-                if entry is None and info is None:
+                # What belongs here our own row says. A member before us may still have that version pending, if our answer was lost.
+                entry = _entry_of(info) or await self._entry(source, chunk)
+                if entry is None:
                     continue  # it is nowhere: nobody misses it
-                _check_same(chunk, entry, info)
-                assert entry is not None
                 data, unit = await self._content(source, entry)
                 await self._replace(entry, data, unit, info)
             except StatusError as failed:
@@ -207,11 +216,16 @@ class Repairer:
         engine.stage([job], commit=True)
 
 
-def _check_same(chunk: bytes, entry: Entry | None, info: Any) -> None:
-    """What another member has must be what was here. Raises CHECKSUM."""
+def _entry_of(info: ChunkInfo | None) -> Entry | None:
+    """What our own row says was committed here, if it does."""
     if info is None or not info.version:
-        return
-    if entry is None or (entry.number, entry.length, entry.checksum) != (info.version, info.length, info.checksum):
-        raise error(
-            Status.CHECKSUM, f"chunk {chunk_name(chunk)}: another replica holds other content, version for version"
-        )
+        return None
+    return Entry(
+        info.chunk,
+        info.version,
+        info.chain_version,
+        info.length,
+        info.truncate_version,
+        info.checksum,
+        bool(info.pending),
+    )
