@@ -33,6 +33,7 @@ from .namespace.seams import DeadFile, Layout, Space
 
 CALL_SECONDS = 10.0  # one request; scaled
 TOTAL_SECONDS = 30.0  # one operation with all its retries; scaled
+CONFIRM_SECONDS = 0.1  # between looks whether a routing version has arrived everywhere; scaled
 PAUSE_SECONDS_MIN = 0.01  # between tries, doubling, with jitter
 PAUSE_SECONDS_MAX = 0.2
 CONNECT_SECONDS = (
@@ -70,6 +71,16 @@ class Network(Protocol):
     def reachable(self, address: str) -> bool: ...
 
 
+class Ends(Protocol):
+    """Which clients are over, and who has heard of it: the manager."""
+
+    def last_end(self) -> int:
+        """The version of the routing in which a client ended last."""
+
+    def is_known(self, chains: Sequence[int], version: int) -> bool:
+        """Whether everybody who could take updates of these chains works with this version by now."""
+
+
 class Answer(NamedTuple):
     """What became of one operation: its row in a reply, or why there is none."""
 
@@ -93,9 +104,19 @@ Build = Callable[[Sequence[int], Sequence[int]], Message]  # (positions, chain v
 
 
 class StorageChunks:
-    """Implements `namespace.seams.Chunks`. `table` is kept up to date by its owner (the manager in this process)."""
+    """Implements `namespace.seams.Chunks`. `table` is kept up to date by its owner (the manager in this process); without `ends`
+    every change of the routing counts as the end of a client."""
 
-    def __init__(self, env: Network, table: RoutingTable, space: Callable[[], Space], host: str = "") -> None:
+    def __init__(
+        self,
+        env: Network,
+        table: RoutingTable,
+        space: Callable[[], Space],
+        host: str = "",
+        *,
+        ends: Ends | None = None,
+    ) -> None:
+        self._ends = ends
         self._env = env
         self._table = table
         self._space = space
@@ -199,8 +220,10 @@ class StorageChunks:
     async def query_last(self, inode: int, layout: Layout, truncate_version: int) -> int:
         """See the seam."""
         chains = self._chains(layout)
-        # Storage servers that have not heard yet which clients are over by now must not answer: they might take a late write after it.
-        known = self._table.version
+        # Storage servers that have not heard yet which clients are over by now might take a late write after it: neither may the
+        # head answer, nor one that could become the head.
+        known = self._ends.last_end() if self._ends is not None else self._table.version
+        await self._heard_of(chains, known)
 
         def build(positions: Sequence[int], versions: Sequence[int]) -> Message:
             return QueryLastRequest(
@@ -217,6 +240,13 @@ class StorageChunks:
             (a.reply.index[a.row] * layout.chunk_size + a.reply.length[a.row] for a in answers if a.reply.found[a.row]),
             default=0,
         )
+
+    async def _heard_of(self, chains: Sequence[int], version: int) -> None:
+        end = self._env.now() + TOTAL_SECONDS * time_scale()
+        while self._ends is not None and not self._ends.is_known(chains, version):
+            if self._env.now() >= end:
+                raise error(Status.UNAVAILABLE, f"not every member of its chains has routing version {version} yet")
+            await self._env.sleep(CONFIRM_SECONDS * time_scale())
 
     async def sync(self, inode: int, layout: Layout) -> None:
         """See the seam."""
@@ -292,7 +322,7 @@ class StorageChunks:
             for start in range(0, len(positions), OPERATIONS_MAX):
                 part = positions[start : start + OPERATIONS_MAX]
                 routes = [self._table.route(chains[position]) for position in part]
-                several = any(len(route.receiving) > 1 for route in routes)
+                several = any(route.several for route in routes)
                 named = list({route.chain for route in routes})
                 batches.append(Batch(node, address, part, [route.version for route in routes], named, several))
         return batches, stuck

@@ -76,7 +76,7 @@ class MetaServer:
         self._process = process
         self._data = data
         self._table = RoutingTable()  # for our own access to chunks
-        chunks = StorageChunks(env, self._table, self._space)
+        chunks = StorageChunks(env, self._table, self._space, ends=manager)
         self.namespace = Namespace(engine, chunks, manager, manager, env)
         self._number = new_u64()  # of this process
         self.services: list[Service] = []

@@ -85,6 +85,7 @@ class Membership:
         self._log = log
         self._reporting = env.lock()
         self._reachable = True
+        self._ends = 0  # changes of the routing that ended clients
 
     @property
     def manager(self) -> str:
@@ -128,9 +129,9 @@ class Membership:
         noted, not raised. Raises FENCED when another process has taken our place, and what a registration cannot cure."""
         async with self._reporting:
             for _ in range(REPORTS_MAX):
-                before = self._news()
+                before = self._news(), self._ends
                 await self._report_once()
-                if self._news() == before:
+                if (self._news(), self._ends) == before:
                     return
 
     async def _report_once(self) -> None:
@@ -182,6 +183,7 @@ class Membership:
         if not routing.version:
             return  # nothing new
         change = self._routing.apply(routing)
+        self._ends += bool(change.ended_clients)  # who settles what they left behind waits to hear that we know
         if change:
             self._changed(change)
 

@@ -31,7 +31,7 @@ from ...proto.gen.cluster_pb2 import (
     Routing,
     Target,
 )
-from ...proto.gen.common_pb2 import Chain
+from ...proto.gen.common_pb2 import TARGET_STATE_SERVING, TARGET_STATE_SYNCING, Chain
 from ..kv.engine import Engine
 from . import administration
 from .chain import Lease, Report, next_chain
@@ -195,6 +195,7 @@ class Manager:
         targets = self.book.targets
         mine = [t for t in request.targets if t.id in targets and targets[t.id].node == node.id]  # others have moved
         chains = dict(zip(request.chain, request.chain_version, strict=False))
+        self._nodes.has_routing(node.id, request.routing_version)
         if self._nodes.reported(node.id, mine, chains, self._clock.now()):
             await self._settle({node.id})
 
@@ -242,6 +243,19 @@ class Manager:
     def _lay_around(self, book: Book) -> Draft:
         return self._table.plan(book, self._nodes, self._clock.now())
 
+    def last_end(self) -> int:
+        """The version of the routing in which a client ended last."""
+        return self.book.last_end
+
+    def is_known(self, chains: Iterable[int], version: int) -> bool:
+        """Whether everybody who could take updates of these chains works with this version of the routing by now, and so refuses the
+        clients that were over then. (Of a silent sole member only its own answer tells that.)"""
+        found = (self.book.chains[number] for number in chains if number in self.book.chains)
+        members = (
+            m for chain in found for m in chain.members if m.state in (TARGET_STATE_SERVING, TARGET_STATE_SYNCING)
+        )
+        return all(self._nodes.knows(member.node, version) for member in members)
+
     def alive(self, node: int) -> bool:
         """Whether a storage node's lease is not over (a chain of one serves on regardless)."""
         return self._nodes.lease(node, self._clock.now()) is not Lease.OVER
@@ -252,9 +266,15 @@ class Manager:
         return sorted(self._nodes.silent(storage, self._clock.now()))
 
     def space(self) -> Usage:
-        """Bytes of all targets that are not offline, as last reported."""
-        usages = self._usages()
-        return Usage(sum(usage.capacity for usage in usages), sum(usage.used for usage in usages))
+        """What fits into the chains and what is in them, each byte counted once, as last reported: of each chain its smallest member and
+        its fullest."""
+        capacity = used = 0
+        for chain in self.book.chains.values():
+            targets = [self.book.targets[m.target] for m in chain.members if m.target in self.book.targets]
+            usages = [self._nodes.usage(target) for target in targets if target.state != LOCAL_STATE_OFFLINE]
+            capacity += min((usage.capacity for usage in usages), default=0)
+            used += max((usage.used for usage in usages), default=0)
+        return Usage(capacity, used)
 
     def free_part_min(self) -> float:
         """Which part of the fullest target is free, from 0 to 1, as last reported."""

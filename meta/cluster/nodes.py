@@ -43,6 +43,7 @@ class _Known:
     usual: dict[int, Report] = field(
         default_factory=dict
     )  # target -> its report while the lease is held, if nothing is odd
+    routing: int = 0  # version of the routing that it has
     seen: Lease = Lease.HELD  # at the last look
     past: deque[int] = field(default_factory=lambda: deque(maxlen=PAST_PROCESSES_MAX))  # processes that were replaced
 
@@ -66,7 +67,7 @@ class Nodes:
             known.past.append(replaced)
         for gone in known.targets:
             self._reported.pop(gone, None)
-        known.heard, known.seen, known.chains = now, Lease.HELD, {}
+        known.heard, known.seen, known.chains, known.routing = now, Lease.HELD, {}, 0
         known.targets, known.usual = {}, {}
         for target in targets:
             self._keep(known, target)
@@ -107,6 +108,16 @@ class Nodes:
         known = self._known.get(node)
         confirmed = known is not None and known.chains.get(chain.id, 0) >= chain.version
         return confirmed or self.lease(node, now) is Lease.OVER
+
+    def has_routing(self, node: int, version: int) -> None:
+        """A node says which routing it works with."""
+        if known := self._known.get(node):
+            known.routing = version
+
+    def knows(self, node: int, version: int) -> bool:
+        """Whether a node works with this version of the routing, or will before it serves again: without a lease it has to ask first."""
+        known = self._known.get(node)
+        return known is None or known.seen is Lease.OVER or known.routing >= version
 
     def forget(self, node: int) -> None:
         known = self._known.pop(node, None)

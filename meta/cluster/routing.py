@@ -72,6 +72,7 @@ class Book:
         self.chains: dict[int, Chain] = {}
         self.tables: dict[int, ChainTable] = {}  # the newest version of each
         self.ended: dict[bytes, int] = {}  # ended client -> capability epoch in which it ended
+        self.last_end = 0  # version in which a client ended last
         self._chain_of: dict[int, int] = {}  # target -> chain
         self._targets_of: dict[int, dict[int, None]] = {}  # node -> targets
         self.disabled: set[int] = set()  # targets
@@ -103,6 +104,7 @@ class Book:
                 self.tables[message.id] = message
         elif key[0] is Kind.ENDED:
             self.ended[key[1]] = row.epoch
+            self.last_end = max(self.last_end, row.version)
         elif key[0] is Kind.NODE:
             self.nodes.pop(int.from_bytes(key[1], "big"), None)
         elif key[0] is Kind.TARGET:

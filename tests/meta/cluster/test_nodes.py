@@ -17,6 +17,7 @@ from emberfs.proto.gen.cluster_pb2 import (
     ChangeChainRequest,
     CreateChainsRequest,
     RemoveNodeRequest,
+    RenewClientRequest,
     SetTargetRequest,
     StatusRequest,
 )
@@ -398,6 +399,30 @@ def test_new_files_go_around_full_targets_and_dead_chains() -> None:
             process.disks[0].used = 999
         await world.sleep(2 * DEAD_SECONDS)
         assert table() == (6, [2, 1])  # somewhere they must go
+
+    run(story)
+
+
+def test_the_end_of_a_client_is_known_when_every_member_has_heard_of_it() -> None:
+    async def story(world: World) -> None:
+        await three(world)
+        manager = world.manager
+        client = bytes(16)
+        await manager.renew_client(client, RenewClientRequest(name="x"))
+        cut(world, "c")
+        await manager.end_client(client)
+        version = manager.last_end()
+        assert version == manager.book.state.version
+        assert manager.is_known([1], version - 1) and not manager.is_known([1], version)
+        await world.sleep(L / 4 + 0.2)
+        assert not manager.is_known([1], version)  # one of them could still take its writes, and become the head
+        await world.sleep(L)
+        assert world.states() == "a:S b:S c:O v2"
+        assert manager.is_known([1], version)  # that one asks before it serves again
+        world.simulation.network.heal()
+        await world.sleep(SETTLED)
+        assert all(client in process.routing.ended_clients for process in world.processes.values())
+        assert manager.last_end() == version < manager.book.state.version
 
     run(story)
 
