@@ -42,7 +42,7 @@ async def answer_of_head(
 ) -> Any:
     """The reply of a request that `node` got as the head of `chains`. Without an answer, `look` is called every so many seconds (to get
     news into the table). Raises as `collect` does, and MAYBE_COMMITTED when another node leads by now: ask that one."""
-    if all(len(table.route(chain).receiving) < 2 for chain in chains):
+    if not any(table.route(chain).several for chain in chains):
         return await env.collect(ticket)  # nobody could take its place
     try:
         while await env.collect_any((ticket,), seconds) is None:

@@ -36,6 +36,7 @@ class Route(NamedTuple):
     version: int
     serving: tuple[Replica, ...]  # in the order of forwarding: the first is the head, the last the tail
     receiving: tuple[Replica, ...]  # what a write runs through: SERVING, then the SYNCING one
+    several: bool  # it has more members than one: another may take over what one does now
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def route_of(chain: Chain) -> Route:
     """Digest a chain entry."""
     serving = tuple(Replica(m.target, m.node) for m in chain.members if m.state == TARGET_STATE_SERVING)
     syncing = tuple(Replica(m.target, m.node) for m in chain.members if m.state == TARGET_STATE_SYNCING)
-    return Route(chain.id, chain.version, serving, serving + syncing[:1])
+    return Route(chain.id, chain.version, serving, serving + syncing[:1], len(chain.members) > 1)
 
 
 def choose_replica(

@@ -210,7 +210,7 @@ class Cluster:
 
     def head_call(self, node: int, method: Method, request: Message, chains: Iterable[int], **bulk: Any) -> Call:
         """A request to the node that leads these chains. Raises STALE_ROUTING, UNAVAILABLE."""
-        several = any(len(self.table.route(chain).receiving) > 1 for chain in chains)
+        several = any(self.table.route(chain).several for chain in chains)
         connect = self.options.scaled(HEAD_CONNECT_SECONDS) if several else 0.0
         return Call(self.node_address(node), method, request, self.attempt_seconds, connect=connect, **bulk)
 

@@ -47,7 +47,7 @@ class _Part:
     targets: Sequence[int]  # row by row, which target answers
     versions: Sequence[int]  # row by row, the chain version that was sent
     slice: Slice
-    several: bool  # others have the same
+    several: bool  # the chain has other members: they have the same, or will
     ticket: Ticket | None = None
     failure: StatusError | None = None  # nothing was sent
     late: bool = False  # somebody has waited for it as long as is usual
@@ -187,7 +187,7 @@ class Fetch:
     def _send_part(self, node: int, rows: Sequence[int], targets: Sequence[int]) -> None:
         cluster, replicas = self.cluster, self.cluster.replicas
         request, length = request_of(cluster, self.columns, rows)
-        several = len(cluster.table.route(request.chain[0]).serving) > 1
+        several = cluster.table.route(request.chain[0]).several
         slice_ = cluster.env.pool.take(length)
         self._slices.append(slice_)
         part = _Part(node, rows, targets, request.chain_version, slice_, several)
@@ -469,7 +469,7 @@ async def read_piece(file: Inode, offset: int, length: int, output: Output, pati
         serving = route.serving
         if start + length > file.chunk_size or not serving:
             return Fetch(cluster, columns_of(file, offset, length))
-        several = len(serving) > 1
+        several = route.several
         replica = cluster.replicas.choose(serving, index) if several else serving[0]
         slice_ = cluster.env.pool.take(length)
         request = ReadRequest(

@@ -10,6 +10,7 @@ import pytest
 from emberfs.client.core.file import Handle
 from emberfs.client.core.replicas import HEDGE_SECONDS_MIN
 from emberfs.proto.errors import Status, StatusError, error
+from emberfs.proto.gen.common_pb2 import TARGET_STATE_SYNCING, Chain
 
 from .chain_world import MEMBERS, ChainWorld, opened, run
 
@@ -244,5 +245,24 @@ def test_when_all_replicas_are_silent_a_read_ends_at_its_deadline_and_later_goes
         for member in world.members:
             member.host.thaw()
         assert await file.pread(100, 0) == DATA[:100]
+
+    run(story)
+
+
+def test_a_client_that_has_not_heard_of_a_new_member_finds_it_while_the_only_one_that_it_knows_is_silent() -> None:
+    async def story(world: ChainWorld) -> None:
+        file = await written(world)
+        table = file.core.cluster.table
+        [chain] = table.chains.values()
+        old = Chain()
+        old.CopyFrom(chain)
+        old.version -= 1
+        for member in old.members[1:]:
+            member.state = TARGET_STATE_SYNCING
+        table.chains[chain.id], table.version = old, 0
+        table._routes.clear()
+        world.member(0).host.freeze()
+        found, seconds = await world.timed(file.pread(CHUNK, 0))
+        assert found == DATA[:CHUNK] and seconds < 1
 
     run(story)
