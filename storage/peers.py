@@ -27,6 +27,14 @@ class Peers:
             raise error(Status.STALE_ROUTING, f"target {target} is not in routing version {self._routing.version}")
         return self._routing.node_addresses(entry.node, self._host)
 
+    def shares_memory(self, target: int) -> bool:
+        """Whether slices of our pool reach it without passing through a socket."""
+        try:
+            addresses = self.addresses(target)
+        except StatusError:
+            return False
+        return bool(addresses) and self._env.shares_memory(addresses[0])
+
     async def call(self, target: int, method: Method, request: Message, seconds: float, /, **bulk: Any) -> Any:
         """The reply. Addresses are tried in turn as long as nothing was sent. Raises as `Environment.call` does, STALE_ROUTING."""
         last: StatusError | None = None
