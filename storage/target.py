@@ -335,6 +335,8 @@ class Target:
     def _note_refused(self, update: Update, refused: StatusError) -> None:
         if refused.status is Status.BUSY and self.engine.wants_checkpoint:
             self._relieve()  # it is full until then: the client's next try finds room
+        elif refused.status is Status.NO_SPACE and self.replica.predecessor:
+            self._go_read_only("the target is full, and cannot take what its chain has decided", refused)
         elif refused.status not in (Status.BUSY, Status.NO_SPACE, Status.STALE_TRUNCATE_VERSION):
             self.log.warning("update refused", target=self.id, chunk=chunk_name(update.chunk), error=refused.strerror)
 
@@ -354,16 +356,20 @@ class Target:
             return self._note_bug(update, failure)
         if failure.status is Status.IO_ERROR:
             self.counters.io_errors += 1
-            self.read_only = self.read_only or str(failure.strerror)
-            self.log.error(
-                "writing failed; the target is read-only from now on",
-                target=self.id,
-                path=self.path,
-                error=failure.strerror,
-            )
+            self._go_read_only("writing failed", failure)
+        elif failure.status is Status.NO_SPACE:
+            self._note_refused(update, failure)
         elif failure.status is Status.CHECKSUM:
             return self._note_checksum(update, failure)
         return Result(failure.status)
+
+    def _go_read_only(self, what: str, failure: StatusError) -> None:
+        """Until the process starts again. In a chain of several the place is given away, so that the others go on."""
+        if not self.read_only:
+            self.read_only = str(failure.strerror)
+            message = f"{what}; the target is read-only from now on"
+            self.log.error(message, target=self.id, path=self.path, error=failure.strerror)
+            self.state_changed()
 
     def _note_checksum(self, update: Update, failure: StatusError) -> Result:
         """The bytes did not arrive as they were sent; or old ones that they have to be merged with are damaged here. Those may be

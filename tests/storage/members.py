@@ -51,7 +51,8 @@ SECONDS = 20.0
 class Member:
     """One storage process of one target, as far as it concerns chains."""
 
-    def __init__(self, number: int, path: Path, network: LocalNetwork, log: Any) -> None:
+    def __init__(self, number: int, path: Path, network: LocalNetwork, log: Any, capacity: int = CAPACITY) -> None:
+        self.capacity = capacity
         self.number = number
         self.path = path
         self.network = network
@@ -60,7 +61,7 @@ class Member:
 
     async def start(self) -> None:
         self.pool = ThreadPoolExecutor(4)
-        engine, found = open_target(str(self.path), cluster="c", capacity=CAPACITY)
+        engine, found = open_target(str(self.path), cluster="c", capacity=self.capacity)
         self.env = AioEnvironment(local=self.network)
         self.lease = Lease()
         self.lease.renewed(self.env.now(), 3600)

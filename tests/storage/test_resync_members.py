@@ -17,7 +17,7 @@ from emberfs.proto.rpc import STORAGE
 from emberfs.storage.engine.engine import Kind, Receipt, Update
 from emberfs.storage.resync import Phase
 
-from .members import OFFLINE, SERVING, SYNCING, Members, holdings
+from .members import CHUNK, OFFLINE, SERVING, SYNCING, Member, Members, holdings
 from .world import World, memory
 
 
@@ -206,6 +206,30 @@ async def test_what_a_target_says_of_itself(members: Members) -> None:
     assert members.members[1].target.entry().state == cluster_pb2.LOCAL_STATE_UPTODATE
     members.announce(SERVING, OFFLINE)  # good news from before the change is no news
     assert members.members[1].target.entry().state == cluster_pb2.LOCAL_STATE_ONLINE
+
+
+async def test_a_full_member_leaves_its_place_to_those_that_have_room(tmp_path: Path) -> None:
+    """It cannot take what the head has decided; waiting for it would stop every write to the chain."""
+    members = await Members(tmp_path).start()
+    await members.members[1].kill()
+    members.members[1] = Member(2, tmp_path / "small", members.network, members.log, 64 << 20)
+    await members.members[1].start()
+    small = members.members[1].target
+    said: list[int] = []
+    small.state_watchers.append(lambda: said.append(small.entry().state))
+    members.announce(SERVING, SERVING)
+    writing = asyncio.create_task(overfill(members, 70))
+    async with asyncio.timeout(20):
+        while cluster_pb2.LOCAL_STATE_OFFLINE not in said:
+            await asyncio.sleep(0.01)
+    members.announce(SERVING, OFFLINE)
+    await writing
+    await members.stop()
+
+
+async def overfill(members: Members, count: int) -> None:
+    for index in range(count):
+        assert await members.write(index, b"x" * CHUNK) is Status.OK
 
 
 async def test_of_a_dead_file_nothing_is_left_on_any_member(members: Members) -> None:
