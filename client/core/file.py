@@ -24,7 +24,8 @@ from .columns import Columns, Into, Output, columns_of, cut
 from .holes import check_holes
 from .inode import Inode
 from .options import O_APPEND, O_RDONLY, O_RDWR, O_WRONLY
-from .reads import Fetch, read_piece
+from .piece import read_piece
+from .reads import Fetch
 from .streams import Stream
 from .writes import sync_chains
 
