@@ -18,6 +18,7 @@ from ..proto.ids import CHUNK_ID_BYTES
 from ..proto.region import Region, Slice
 from ..proto.rpc import STORAGE, Context
 from ..proto.settings import time_scale
+from .columns import need_trust
 from .engine.disk import Disk
 from .engine.reads import ReadPlan, verify
 from .engine.row import State
@@ -288,7 +289,7 @@ class Forwarding:
         self._learn = learn
 
     async def forward(self, request: ForwardRequest, context: Context) -> ForwardReply:
-        _need_trust(context)
+        need_trust(context)
         data = await context.pull()
         updates = _updates(request, data)
         if request.HasField("entry"):
@@ -315,7 +316,7 @@ class Forwarding:
         )
 
     async def committed(self, request: CommittedRequest, context: Context) -> CommittedReply:
-        _need_trust(context)
+        need_trust(context)
         if len(request.chunks) % CHUNK_ID_BYTES:
             raise error(Status.INVALID, f"{len(request.chunks)} bytes are no chunk ids")
         target = self._member(request.chain)
@@ -381,11 +382,6 @@ def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
     if position != len(data):
         raise error(Status.INVALID, f"{position} bytes announced, {len(data)} sent")
     return updates
-
-
-def _need_trust(context: Context) -> None:
-    if not context.peer.identity.trusted:
-        raise error(Status.PERMISSION_DENIED, f"{context.peer.name} is no server of this cluster")
 
 
 __all__ = ["Forwarder", "Forwarding"]

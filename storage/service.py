@@ -48,13 +48,12 @@ from ..proto.gen.storage_pb2 import (
     WriteReply,
     WriteRequest,
 )
-from ..proto.ids import CHANNELS, CHUNK_INDEX_MAX, boot_id, chunk_key, chunk_keys
-from ..proto.layout import check_chunk_size
+from ..proto.ids import boot_id, chunk_key, chunk_keys
 from ..proto.routing import Change, RoutingTable
 from ..proto.rpc import STORAGE, Context
+from .columns import check_columns, grouped, need_trust
 from .engine.reads import ReadPlan
 from .engine.records import LastChunk
-from .events import ALWAYS, Kind, Result, Update
 from .exchange import Exchange
 from .forwarding import Forwarder, Forwarding
 from .grants import refusals
@@ -62,17 +61,15 @@ from .lease import Lease
 from .peers import Peers
 from .reads import Batch, read_target, read_units, reply_of, settle
 from .target import Target
+from .writes import Writes
 
-OPERATIONS_MAX = 4096  # of one request
-REMOVES_MAX = 1000  # chunks of one range in one request
 REPORTS_MAX = 64  # damaged chunks that are looked at for one request
 INODE_BYTES = 10  # of a chunk id: tenant and inode
 UPDATES_POLL_S = 0.01  # between looks whether the updates of a file are over
 
 _OK = Status.OK
 _UNPLANNED = ReadPlan(Status.INTERNAL)
-_READ, _WRITE = int(Rights.READ), int(Rights.WRITE)
-Group = tuple[int, int, Sequence[int]]  # chain, chain version, operations
+_READ = int(Rights.READ)
 
 
 class TargetKeeper(Protocol):
@@ -103,6 +100,7 @@ class StorageService:
         self._peers = Peers(env, routing, boot_id())
         self._forwarding = Forwarding(self._target, self._chain, self._learn)
         self._forwarders: dict[int, Forwarder] = {}  # by target
+        self._writes = Writes(routing, self._target, self._chains)
         self._exchange = Exchange(self._target, self._chain)
         self.keeper: TargetKeeper | None = None
 
@@ -166,7 +164,7 @@ class StorageService:
         chains, versions = request.chain[:], request.chain_version[:]
         inodes, indexes, offsets, lengths = request.inode[:], request.index[:], request.offset[:], request.length[:]
         count = len(inodes)
-        _check_columns(count, chains, versions, indexes, offsets, lengths)
+        check_columns(count, chains, versions, indexes, offsets, lengths)
         refused: dict[int, Status] = refusals(
             context.peer, self._routing, request.capabilities, request.capability, inodes, _READ
         )
@@ -184,7 +182,7 @@ class StorageService:
         reads = list(zip(chunks, offsets, lengths, strict=True))
         positions = [0, *accumulate(lengths)]
         plans: list[ReadPlan] = [_UNPLANNED] * count
-        for chain, version, places in self._groups(chains, versions, refused):
+        for chain, version, places in grouped(chains, versions, refused):
             target = self._by_chain.get(chain)
             status = self._may_read(target, version)
             if status is not _OK or target is None:
@@ -282,182 +280,23 @@ class StorageService:
             if plan.length and i not in refused:
                 sink.filled(positions[i], plan.length)
 
-    @staticmethod
-    def _groups(chains: Sequence[int], versions: Sequence[int], refused: dict[int, Status]) -> list[Group]:
-        """The operations that were not refused, by chain and chain version."""
-        count = len(chains)
-        if not refused and count and chains.count(chains[0]) == count == versions.count(versions[0]):
-            return [(chains[0], versions[0], range(count))]
-        groups: dict[tuple[int, int], list[int]] = {}
-        for i, key in enumerate(zip(chains, versions, strict=True)):
-            if i not in refused:
-                groups.setdefault(key, []).append(i)
-        return [(chain, version, places) for (chain, version), places in groups.items()]
-
     # --- updates ---
 
     async def write(self, request: WriteRequest, context: Context) -> WriteReply:
-        count = len(request.inode)
-        columns = (request.chain, request.chain_version, request.index, request.offset, request.length)
-        numbering = (request.checksum, request.channel, request.sequence, request.truncate_version, request.chunk_size)
-        _check_columns(count, *columns, *numbering)
-        _check_numbers(request)
-        refused = refusals(
-            context.peer, self._routing, request.capabilities, request.capability, request.inode[:], _WRITE
-        )
-        data = await context.pull()
-        if len(data) != sum(request.length):
-            raise error(Status.INVALID, f"{sum(request.length)} bytes announced, {len(data)} sent")
-        client = self._client(request.client, context)
-        tenant, position = request.tenant, 0
-        updates: list[Update] = []
-        for i, (inode, index, offset, length) in enumerate(
-            zip(request.inode, request.index, request.offset, request.length, strict=True)
-        ):
-            updates.append(
-                Update(
-                    Kind.WRITE,
-                    chunk_key(inode, index, tenant),
-                    offset,
-                    length,
-                    request.checksum[i],
-                    client,
-                    request.channel[i],
-                    request.sequence[i],
-                    request.truncate_version[i],
-                    request.chunk_size[i],
-                    data[position : position + length],
-                )
-            )
-            position += length
-        results = await self._update(request.chain[:], request.chain_version[:], updates, refused)
-        for update in updates:
-            # Now, not when the last reference goes (a thread may still hold one): the buffer behind is used again only without views.
-            update.data.release()
-        statuses = [result.status for result in results]
-        return WriteReply(
-            status=statuses,
-            commit_version=[result.number for result in results],
-            chunk_length=[result.length for result in results],
-            chains=self._chains(statuses, request.chain),
-        )
-
-    @staticmethod
-    def _client(named: bytes, context: Context) -> bytes:
-        """Whose update it is: the connection's client, or the one that a server of the cluster forwards for."""
-        if named and not context.peer.identity.trusted:
-            raise error(Status.PERMISSION_DENIED, "only servers of the cluster may write for another client")
-        return named or context.peer.client
+        return await self._writes.write(request, context)
 
     async def truncate(self, request: TruncateChunkRequest, context: Context) -> TruncateChunkReply:
-        _need_trust(context)
-        count = len(request.inode)
-        _check_columns(
-            count,
-            request.chain,
-            request.chain_version,
-            request.index,
-            request.length,
-            request.truncate_version,
-            request.channel,
-            request.sequence,
-            request.chunk_size,
-        )
-        client, tenant = context.peer.client, request.tenant
-        updates = [
-            Update(
-                Kind.TRUNCATE if request.length[i] else Kind.REMOVE,
-                chunk_key(request.inode[i], request.index[i], tenant),
-                0,
-                request.length[i],
-                0,
-                client,
-                request.channel[i],
-                request.sequence[i],
-                request.truncate_version[i],
-                request.chunk_size[i],
-            )
-            for i in range(count)
-        ]
-        results = await self._update(request.chain[:], request.chain_version[:], updates, {})
-        statuses = [result.status for result in results]
-        return TruncateChunkReply(status=statuses, chains=self._chains(statuses, request.chain))
-
-    async def _update(
-        self, chains: Sequence[int], versions: Sequence[int], updates: Sequence[Update], refused: dict[int, Status]
-    ) -> list[Result]:
-        """Run updates through their chains' machines; one result each."""
-        results = [Result(refused.get(i, Status.STALE_ROUTING)) for i in range(len(updates))]
-        groups = []
-        for chain, version, places in self._groups(chains, versions, refused):
-            target = self._by_chain.get(chain)
-            if target is not None:
-                groups.append((places, target.start_update(version, [updates[i] for i in places])))
-        for places, promise in groups:
-            for place, result in zip(places, await promise, strict=True):
-                results[place] = result
-        return results
+        return await self._writes.truncate(request, context)
 
     async def remove(self, request: RemoveChunksRequest, context: Context) -> RemoveChunksReply:
-        """Ranges of many files at once: what there is to remove is listed, then removed by one batch of updates per chain."""
-        _need_trust(context)
-        count = len(request.inode)
-        _check_columns(count, request.chain, request.chain_version, request.first, request.last)
-        if request.truncate_version:
-            _check_columns(count, request.truncate_version)
-        limit = min(request.chunks_max or REMOVES_MAX, REMOVES_MAX)
-        ranges = [self._range(request, i) for i in range(count)]
-        refused: dict[int, Status] = {}
-        updates: list[Update] = []
-        owners: list[int] = []  # which range each update is for
-        more = [False] * count
-        for i, (first, last, truncate_version) in enumerate(ranges):
-            status = self._may_read(self._by_chain.get(request.chain[i]), request.chain_version[i])
-            if status is not _OK:
-                refused[i] = status
-                continue
-            room = min(limit, OPERATIONS_MAX - len(updates))
-            found, more[i] = self._removes(self._by_chain[request.chain[i]], first, last, room, truncate_version)
-            updates += found
-            owners += [i] * len(found)
-        chains, versions = [request.chain[i] for i in owners], [request.chain_version[i] for i in owners]
-        results = await self._update(chains, versions, updates, {})
-        removed = [0] * count
-        for i, result in zip(owners, results, strict=True):
-            if result.status == Status.BUSY:
-                more[i] = True  # an update of the chunk is under way: the next call takes it
-            elif result.status:
-                refused[i] = Status(result.status)
-            else:
-                removed[i] += bool(result.number)
-        statuses = [refused.get(i, _OK) for i in range(count)]
-        newer = self._chains(statuses, request.chain)
-        return RemoveChunksReply(status=statuses, removed=removed, more=more, chains=newer)
-
-    @staticmethod
-    def _range(request: RemoveChunksRequest, i: int) -> tuple[bytes, bytes, int | None]:
-        first = chunk_key(request.inode[i], request.first[i], request.tenant)
-        last = _end_key(request.inode[i], request.last[i], request.tenant)
-        return first, last, request.truncate_version[i] if request.truncate_version else None
-
-    @staticmethod
-    def _removes(
-        target: Target, first: bytes, last: bytes, limit: int, truncate_version: int | None
-    ) -> tuple[list[Update], bool]:
-        """The updates that take a range away, at most `limit`, and whether there are more."""
-        found = target.engine.removable(first, last, limit + 1, truncate_version=truncate_version)
-        chunks = [info.chunk for info in found[:limit]]
-        if not found and (truncate_version is not None or target.engine.truncate_floor(first)):
-            chunks = [first]  # nothing to take away, but older writes are refused from now on, or need not be any more
-        under = ALWAYS if truncate_version is None else truncate_version
-        return [Update(Kind.REMOVE, chunk, 0, 0, 0, b"", 0, 0, under, 0) for chunk in chunks], len(found) > limit
+        return await self._writes.remove(request, context)
 
     # --- the rest ---
 
     async def query_last(self, request: QueryLastRequest, context: Context) -> QueryLastReply:
-        _need_trust(context)
+        need_trust(context)
         count = len(request.inode)
-        _check_columns(count, request.chain, request.chain_version, request.truncate_version)
+        check_columns(count, request.chain, request.chain_version, request.truncate_version)
         reply = QueryLastReply()
         # Whoever asks knows a routing under which a writer is over: from an older one that writer's updates would still be taken.
         late = request.routing_version > self._routing.version
@@ -489,7 +328,7 @@ class StorageService:
             raise error(Status.BUSY, f"target {target.id}: updates of the file are still under way; ask again")
 
     async def sync(self, request: SyncRequest, context: Context) -> SyncReply:
-        _check_columns(len(request.chain), request.chain_version)
+        check_columns(len(request.chain), request.chain_version)
         targets = [self._by_chain.get(chain) for chain in request.chain]
         syncs = [
             target.start_sync(version) if target is not None else None
@@ -512,7 +351,7 @@ class StorageService:
 
     async def report_corruption(self, request: ReportCorruptionRequest, context: Context) -> ReportCorruptionReply:
         count = len(request.inode)
-        _check_columns(count, request.chain, request.target, request.index)
+        check_columns(count, request.chain, request.target, request.index)
         for i in range(min(count, REPORTS_MAX)):
             target = self._targets.get(request.target[i])
             if target is None or target.engine.failed:
@@ -545,12 +384,12 @@ class StorageService:
         return await self._exchange.finish_sync(request, context)
 
     async def add_target(self, request: AddTargetRequest, context: Context) -> AddTargetReply:
-        _need_trust(context)
+        need_trust(context)
         target = await self._keeper().add(request.path, request.capacity)
         return AddTargetReply(target=target.id, path=target.path)
 
     async def drop_target(self, request: DropTargetRequest, context: Context) -> DropTargetReply:
-        _need_trust(context)
+        need_trust(context)
         await self._keeper().drop(request.target)
         return DropTargetReply()
 
@@ -564,37 +403,6 @@ def _exact(request: ReadRequest, chunks: Sequence[bytes], context: Context) -> d
     """The versions that another server asks for; empty in every client's request."""
     if not request.version:
         return {}
-    _need_trust(context)
-    _check_columns(len(chunks), request.version)
+    need_trust(context)
+    check_columns(len(chunks), request.version)
     return {chunk: number for chunk, number in zip(chunks, request.version, strict=True) if number}
-
-
-def _check_columns(count: int, *columns: Any) -> None:
-    if count > OPERATIONS_MAX:
-        raise error(Status.TOO_LARGE, f"{count} operations: at most {OPERATIONS_MAX} in one request")
-    for column in columns:
-        if len(column) != count:
-            raise error(Status.INVALID, f"columns of different lengths: {len(column)} and {count}")
-
-
-def _check_numbers(request: WriteRequest) -> None:
-    """What no layout has and no client counts: it must not reach the machine and the index, which rely on it. Raises INVALID."""
-    for size in set(request.chunk_size):
-        check_chunk_size(size)
-    if max(request.channel, default=0) >= CHANNELS or not all(request.sequence):
-        raise error(Status.INVALID, f"channels are below {CHANNELS}, sequence numbers above 0")
-
-
-def _need_trust(context: Context) -> None:
-    if not context.peer.identity.trusted:
-        raise error(
-            Status.PERMISSION_DENIED,
-            f"{context.peer.name} is no server of this cluster: only the metadata server cuts, removes and counts chunks",
-        )
-
-
-def _end_key(inode: int, last: int, tenant: int) -> bytes:
-    """The key behind the chunks [.., last) of a file; `last` may be one more than the largest index."""
-    if last > CHUNK_INDEX_MAX:
-        return chunk_key(inode, CHUNK_INDEX_MAX, tenant) + b"\0"
-    return chunk_key(inode, last, tenant)
