@@ -46,6 +46,8 @@ _LATER = frozenset(
         Status.STALE_CHAIN_VERSION,
         Status.STALE_ROUTING,
         Status.NOT_COMMITTED,
+        Status.MAYBE_COMMITTED,
+        Status.FENCED,
     )
 )
 
@@ -101,7 +103,7 @@ class Repairer:
                 break
             await self._env.sleep(RETRY_S * time_scale())
         if status is not Status.OK:
-            if len(self._hopeless) < WAITING_MAX:
+            if status not in _LATER and len(self._hopeless) < WAITING_MAX:
                 self._hopeless.add(chunk)
             self._log.error("chunk not repaired", target=self._target.id, chunk=chunk_name(chunk), error=status.name)
         return status
