@@ -30,9 +30,9 @@ AIM_COPY, AIM_CLIENTS = 0.5, 0.6
 
 
 def run(quick: bool = False, mib: int = 0) -> dict[str, Any]:
-    """Measure with `mib` MiB (10 GiB, or what the disk has room for; 512 with `quick`)."""
+    """Measure with `mib` MiB (10 GiB, or what the disk has room for; 256 with `quick`)."""
     with temporary_cluster(nodes=2, replicas=2, targets=1, capacity=4 * MIB_FULL * MIB) as (cluster, folder):
-        mib = mib or (512 if quick else min(MIB_FULL, shutil.disk_usage(folder).free // MIB // SPACE_PART))
+        mib = mib or (256 if quick else min(MIB_FULL, shutil.disk_usage(folder).free // MIB // SPACE_PART))
         rows = _idle(cluster, folder, mib)
         rows += [_busy(cluster, mib, what, work) for what, work in (("reads", _read), ("writes", _write))]
     return {"rows": rows, "file_mib": mib}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import Failed, complain, human, parse_size, printable, say
+from .output import Failed, complain, parse_size, printable, say
 
 if TYPE_CHECKING:
     from ..administration import Administration
@@ -163,7 +163,3 @@ def _shown() -> Iterator[_Lines]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), TransferSpeedColumn())
     with Progress(*columns, TextColumn("{task.fields[state]}"), transient=True) as bars:
         yield _Bar(bars)
-
-
-def size_text(size: int) -> str:
-    return human(size)

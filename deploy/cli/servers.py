@@ -42,6 +42,9 @@ def up(
     """Start a cluster on this machine in the background, or what of it does not run.
 
     Options are remembered: a later 'emberfs up' brings the same cluster back, after a kill or a reboot too.
+
+    With --replicas R every chunk lies on R nodes, and any of them may fail: 'emberfs up --replicas 3' starts three storage
+    processes, 'emberfs up --nodes 5' adds two later, and 'emberfs chain apply' moves their share to them.
     """
     if mount:
         raise Failed(
@@ -70,6 +73,10 @@ def up(
     pids = ", ".join(f"{server['name']} {server['pid']}" for server in status["servers"])
     what = f"started in {time.monotonic() - begin:.1f} s" if started else "is running already"
     say(f"Cluster {status['cluster']} {what} ({pids}). Data and logs: {status['data']}")
+    options = cluster.record["options"]
+    if len(cluster.nodes) > 1:
+        copies = "one copy" if options["replicas"] == 1 else f"{options['replicas']} copies"
+        say(f"{len(cluster.nodes)} storage nodes, {copies} of each chunk, each on another node.")
     _say_how_to_go_on(cluster, status)
 
 
@@ -82,7 +89,7 @@ def _say_how_to_go_on(cluster: LocalCluster, status: dict[str, Any]) -> None:
     for line, meaning in (
         (f"{command} put -r FOLDER /", "copy a folder in"),
         (f"{command} ls -l /", "look at it"),
-        (f"{command} status", "servers, targets, space"),
+        (f"{command} status", "servers, targets, chains, space"),
         (f"{command} down", "stop it; 'up' brings it back"),
         (f"pandas.read_parquet('{url}/FILE')", "in Python, as everything that speaks fsspec"),
         (f"emberfs.connect({'' if default else repr(cluster.url)})", "in Python, a client"),

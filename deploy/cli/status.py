@@ -241,18 +241,17 @@ def _target_table(found: dict[str, Any]) -> Table:
     from rich.table import Column, Table
 
     on_chain = {member["target"]: (chain, member) for chain in found["chains"] for member in chain["members"]}
-    columns = [Column(name, no_wrap=True) for name in ("target", "node", "disk", "chain", "state", "chunks", "used")]
+    columns = [Column(name, no_wrap=True) for name in ("target", "node", "chain", "state", "chunks", "used")]
     table = Table(*columns, Column("path", overflow="fold"), box=None)
     for target in found["targets"]:
         chain, member = on_chain.get(target["target"], ({}, {}))
-        disk = " ".join([target["state"], *target["marks"]])
-        if target["state"] == "OFFLINE" or target["marks"]:
-            disk = f"[red]{disk}[/]"
         state = _state_text(member) if member else "[cyan]spare[/]"
+        if marks := [*target["marks"], *(["offline"] if target["state"] == "OFFLINE" else [])]:
+            state += f" [red]{' '.join(marks)}[/]"
         sizes = (str(target["chunks"]), f"{human(target['used'])} of {human(target['capacity'])}")
         name = target["name"] or str(target["node"])
         path = target["path"].removeprefix(f"{found['data']}/{name}/" if found.get("data") else "")
-        table.add_row(str(target["target"]), name, disk, str(chain.get("chain", "-")), state, *sizes, path)
+        table.add_row(str(target["target"]), name, str(chain.get("chain", "-")), state, *sizes, path)
     return table
 
 

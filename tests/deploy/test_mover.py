@@ -18,7 +18,13 @@ from emberfs.proto.gen.cluster_pb2 import (
     StatusReply,
     Target,
 )
-from emberfs.proto.gen.common_pb2 import TARGET_STATE_SERVING, TARGET_STATE_SYNCING, Chain, ChainMember
+from emberfs.proto.gen.common_pb2 import (
+    TARGET_STATE_OFFLINE,
+    TARGET_STATE_SERVING,
+    TARGET_STATE_SYNCING,
+    Chain,
+    ChainMember,
+)
 
 
 class Manager:
@@ -133,6 +139,20 @@ def test_who_stays_away_is_lost(manager: Manager) -> None:
     del manager.state.silent_nodes[:]
     assert absences.lost(view_of(manager.status()), 601.0) == {3}, "it is back"
     assert 2 not in absences.since
+
+
+def test_a_silent_node_heals_in_time() -> None:
+    """As `chain apply --keep` does: what is lost is found anew at every look."""
+    manager = Manager()
+    manager.state.silent_nodes.append(2)
+    manager.state.routing.targets[1].state = LOCAL_STATE_OFFLINE
+    manager.state.routing.chains[0].members[1].state = TARGET_STATE_OFFLINE
+    absences, keeper = Absences(away_seconds=600, failed_seconds=60), mover(manager)
+    while "remove 2" not in manager.calls:
+        keeper.look(lambda view: Wish(absences.lost(view, manager.now())))
+        keeper.rest(False)
+        assert manager.calls == [] or manager.time >= 600
+    assert manager.calls == ["add 4", "remove 2"] and manager.time < 620
 
 
 def test_the_cluster_as_the_planner_sees_it(manager: Manager) -> None:
