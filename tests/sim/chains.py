@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 
 from emberfs.proto.errors import StatusError
-from emberfs.proto.ids import FIRST_INODE, chunk_key
+from emberfs.proto.ids import FIRST_INODE
 
 from . import knobs as drawing
 from .checks import check_replicas
@@ -24,6 +24,7 @@ from .loop import Host
 from .trouble import Troublemaker
 
 IDLE_SECONDS = 3.0  # between two operations of a client that has done all it had to, while there is still trouble
+REPAIR_SECONDS = 60.0  # for a damaged chunk that somebody has found
 END_SECONDS = 300.0  # for the clients to end after everything was healed
 UNDECIDED_TRACE = "not decided"
 
@@ -118,7 +119,7 @@ def _chunks(cluster: ChainCluster) -> list[Chunk]:
 
 def _client(cluster: ChainCluster, host: Host) -> ChunkClient:
     knobs = cluster.knobs
-    return ChunkClient(cluster.simulation, host, cluster.addresses, cluster.histories, cluster.seen, knobs.cell_bytes)
+    return ChunkClient(cluster.simulation, host, cluster.addresses, cluster.histories, cluster.seen, knobs)
 
 
 async def _read_all(cluster: ChainCluster, client: ChunkClient, chunks: list[Chunk]) -> None:
@@ -127,9 +128,8 @@ async def _read_all(cluster: ChainCluster, client: ChunkClient, chunks: list[Chu
     for chunk in chunks:
         assert await client.read(chunk), f"{chunk.name} cannot be read at the end"
         for _, target in list(cluster.members(chunk.file.chain)):
-            found = await client.read_from(chunk, target.id)
-            assert not isinstance(found, StatusError), f"target {target.id} does not give {chunk.name}: {found}"
-
-
-def key_of(chunk: Chunk) -> bytes:
-    return chunk_key(chunk.file.inode, chunk.index)
+            until = cluster.simulation.loop.time + REPAIR_SECONDS
+            while isinstance(found := await client.read_from(chunk, target.id), StatusError):
+                assert cluster.simulation.loop.time < until, f"target {target.id} does not give {chunk.name}: {found}"
+                await client.refresh()
+                await cluster.simulation.loop.sleep(1.0)

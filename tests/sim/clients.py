@@ -24,10 +24,10 @@ from emberfs.proto.rpc import CLUSTER, STORAGE, Method
 
 from .environment import Simulation
 from .history import CELLS_MAX, Event, Histories, Kind, Operation, What, cells_of, content_of
+from .knobs import Knobs
 from .loop import Host
 
 CHUNK_BYTES = 64 << 10  # of every file: the least that there is
-ATTEMPT_SECONDS = 4.0
 PATIENCE_SECONDS = 40.0  # of one operation
 PAUSE_SECONDS_MAX = 0.3  # between two tries
 REFRESH_SECONDS = 2.0
@@ -81,7 +81,7 @@ class ChunkClient:
     """One client process. It does one operation after the other."""
 
     def __init__(
-        self, simulation: Simulation, host: Host, managers: list[str], histories: Histories, seen: Seen, cell_bytes: int
+        self, simulation: Simulation, host: Host, managers: list[str], histories: Histories, seen: Seen, knobs: Knobs
     ) -> None:
         self.env = simulation.environment(host)
         self.name = host.name
@@ -91,7 +91,8 @@ class ChunkClient:
         self._managers = managers
         self._histories = histories
         self._seen = seen
-        self._cell_bytes = cell_bytes
+        self._cell_bytes = knobs.cell_bytes
+        self._attempt = knobs.attempt_seconds
         self._sequences: dict[int, int] = {}
         self._unanswered: dict[str, list[Operation]] = {}  # chunk -> updates that may still happen
         self._avoid = 0  # target that failed us last
@@ -207,7 +208,7 @@ class ChunkClient:
             route = self.table.route(chunk.file.chain)
             head = self.table.head(chunk.file.chain)
             source = [_slice(content)] if content else []
-            call = Call(self._address(head), method, build(route.version), ATTEMPT_SECONDS, source=source)
+            call = Call(self._address(head), method, build(route.version), self._attempt, source=source)
             reply = await self.env.call(call)
         except StatusError as failure:
             return failure
@@ -255,7 +256,7 @@ class ChunkClient:
             request.chain.append(chunk.file.chain)
             request.chain_version.append(self.table.route(chunk.file.chain).version)
             target_slice = _slice(buffer)
-            call = Call(self._address(replica), STORAGE.Read, request, ATTEMPT_SECONDS, target=[target_slice])
+            call = Call(self._address(replica), STORAGE.Read, request, self._attempt, target=[target_slice])
             reply = await self.env.call(call)
         except StatusError as failure:
             return failure
@@ -299,7 +300,7 @@ class ChunkClient:
             chain=[chunk.file.chain], target=[replica.target], inode=[chunk.file.inode], index=[chunk.index]
         )
         with suppress(StatusError):  # the next reader says it again
-            await self.env.call(Call(self._address(replica), STORAGE.ReportCorruption, request, ATTEMPT_SECONDS))
+            await self.env.call(Call(self._address(replica), STORAGE.ReportCorruption, request, self._attempt))
 
     # Syncs.
 
@@ -314,7 +315,7 @@ class ChunkClient:
             try:
                 request = pb.SyncRequest(chain=[chain], chain_version=[self.table.route(chain).version])
                 reply = await self.env.call(
-                    Call(self._address(self.table.head(chain)), STORAGE.Sync, request, ATTEMPT_SECONDS)
+                    Call(self._address(self.table.head(chain)), STORAGE.Sync, request, self._attempt)
                 )
                 self._learn(reply)
                 if not reply.status[0]:

@@ -53,6 +53,7 @@ class Knobs:
     cell_bytes: int
     operations: int  # of each client
     pause_seconds: float  # between two of them, at most
+    attempt_seconds: float  # that a client waits for an answer before it tries again
     weather: Weather
     power: Power
     troubles: tuple[Trouble, ...]  # in this order
@@ -85,6 +86,7 @@ def draw(chance: random.Random) -> Knobs:
         cell_bytes=chance.choice([64, 1024, 4096, 6000]),
         operations=chance.choice([10, 15, 20, 30]),
         pause_seconds=chance.choice([0.05, 0.5, 2.0]),
+        attempt_seconds=chance.choice([2.0, 4.0, 30.0]),
         weather=_draw_weather(chance),
         power=power,
         troubles=_draw_troubles(chance, power, replicas),

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from emberfs.meta.cluster import chain, nodes
-from emberfs.meta.cluster.chain import Word
+from emberfs.meta.cluster import nodes
 from emberfs.meta.cluster.election import Term
 from emberfs.proto.errors import Status
 from emberfs.proto.gen.cluster_pb2 import LOCAL_STATE_UPTODATE
@@ -24,6 +23,7 @@ from emberfs.storage.lease import Lease
 from emberfs.storage.resyncer import Resyncer
 from emberfs.storage.service import StorageService
 from emberfs.storage.sessions import Receiving
+from emberfs.storage.target import Target
 
 from .disks import Platters
 
@@ -200,17 +200,15 @@ def stopped_manager_goes_on() -> Iterator[None]:
 
 
 @plant
-def old_good_news_counts() -> Iterator[None]:
-    """UPTODATE is believed whatever chain version it was said under."""
-    word = chain._word
+def old_sync_counts() -> Iterator[None]:
+    """A member that was brought everything under an older version of its chain says UPTODATE under this one."""
+    local_state = Target._local_state
 
-    def gullible(member: Any, report: Any, chain_version: int, replicated: bool) -> Word:
-        found = word(member, report, chain_version, replicated)
-        if found is Word.NOTHING and report.state == LOCAL_STATE_UPTODATE:
-            return Word.UPTODATE
-        return found
+    def stale(self: Any) -> Any:
+        self.was_synced = getattr(self, "was_synced", False) or bool(self.synced)
+        return LOCAL_STATE_UPTODATE if self.was_synced and self.replica.syncing else local_state(self)
 
-    with replaced(chain, "_word", gullible):
+    with replaced(Target, "_local_state", stale):
         yield
 
 

@@ -39,6 +39,7 @@ from .watch import LAST_CHUNK
 
 FOLDER = Path(__file__).parent / "told"
 CELL_BYTES = 64
+ATTEMPT_SECONDS = 4.0
 SEED = 1
 
 
@@ -54,6 +55,7 @@ def fair_knobs(nodes: int, replicas: int, managers: int = 1) -> Knobs:
         cell_bytes=CELL_BYTES,
         operations=0,
         pause_seconds=0.0,
+        attempt_seconds=ATTEMPT_SECONDS,
         weather=Weather(),
         power=Power.NEVER,
         troubles=(),
@@ -89,7 +91,7 @@ class Teller:
             cluster = self._cluster
             host = self._simulation.host(name)
             self._clients[name] = ChunkClient(
-                self._simulation, host, cluster.addresses, cluster.histories, cluster.seen, CELL_BYTES
+                self._simulation, host, cluster.addresses, cluster.histories, cluster.seen, cluster.knobs
             )
         return self._clients[name]
 
