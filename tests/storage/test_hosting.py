@@ -117,7 +117,9 @@ def test_a_target_that_an_administrator_took_out_serves_nothing_and_comes_back(c
         assert status in (Status.OK, Status.STALE_CHAIN_VERSION)
     assert client.write(b"late", 0, 2) in (Status.TARGET_OFFLINE, Status.STALE_CHAIN_VERSION)
     client.chains = {1: 1}
-    while (status := client.read(0)[0]) is not Status.STALE_CHAIN_VERSION:  # whoever is behind learns who serves instead
+    while (
+        status := client.read(0)[0]
+    ) is not Status.STALE_CHAIN_VERSION:  # whoever is behind learns who serves instead
         assert status is Status.TARGET_OFFLINE
     disable(False)
     while (status := read()) is not Status.OK:
