@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -89,3 +92,58 @@ def test_every_acknowledged_write_is_on_every_member_once_and_in_one_order(membe
     cluster = play(members, steps)
     cluster.settle()
     cluster.check()
+
+
+def live(seed: int, steps: int = 400) -> None:
+    """One long life of a chain, all of it drawn from the seed."""
+    chance = random.Random(seed)
+    members = 2 + seed % 2
+    cluster = Cluster(members)
+    trouble = chance.choice([0.02, 0.1, 0.3])
+
+    def member() -> int:
+        return chance.randint(1, members)
+
+    def write(chunk: int, kind: Kind) -> None:
+        target = member() if chance.random() < 0.15 else cluster.chain.members[0].target
+        cluster.write(chance.choice([CLIENT, OTHER]), chunk, target, kind)
+
+    usual: list[Callable[[], Any]] = [
+        lambda: write(chance.randint(1, 3), Kind.WRITE),
+        lambda: write(REMOVED_CHUNK, chance.choice([Kind.REMOVE, Kind.TRUNCATE])),
+        *[lambda: cluster.advance(member(), chance.randint(1, 4))] * 2,
+        *[lambda: cluster.deliver(chance.randrange(10))] * 2,
+        *[lambda: cluster.read(member(), chance.randint(1, 3))] * 2,
+        *[lambda: cluster.sync(member())] * 2,
+        lambda: cluster.learn(member()),
+        cluster.tick,
+    ]
+    bad: list[Callable[[], Any]] = [
+        lambda: cluster.lose(chance.randrange(10)),
+        *[lambda: cluster.give_up(chance.randrange(10))] * 2,
+        lambda: cluster.deliver(chance.randrange(10), twice=True),
+        lambda: cluster.crash(member()),
+        lambda: cluster.stop(member()),
+        lambda: cluster.fence(member()),
+    ]
+    good: list[Callable[[], Any]] = [
+        *[lambda: cluster.wake(member())] * 2,
+        *[cluster.manage] * 2,
+        lambda: cluster.learn(member()),
+    ]
+    for _ in range(steps):
+        luck = chance.random()
+        chance.choice(bad if luck < trouble else good if luck < 2.5 * trouble + 0.02 else usual)()
+    cluster.settle()
+    cluster.check()
+
+
+def test_long_lives() -> None:
+    """Fresh seeds; EMBERFS_CHAIN_SEEDS says how many."""
+    first = random.randrange(1 << 40)
+    for seed in range(first, first + int(os.environ.get("EMBERFS_CHAIN_SEEDS", "150"))):
+        try:
+            live(seed)
+        except Exception as failure:
+            failure.add_note(f"live({seed}) in tests/storage/test_craq_chains.py")
+            raise

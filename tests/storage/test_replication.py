@@ -243,6 +243,21 @@ async def test_a_refusal_teaches_the_newer_entry(chain: Members) -> None:
     await assert_equal(chain)
 
 
+async def test_contents_that_are_too_many_for_one_forward_go_in_parts(
+    chain: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emberfs.storage.forwarding.WHOLE_BYTES_MAX", 2 * CHUNK)
+    chain.announce(SERVING, SERVING, SYNCING)
+    chain.patience = 20
+    pieces = [(5, i, 0, bytes([i]) * 5000, i + 1, None) for i in range(7)]
+    source = memory(b"".join(piece[3] for piece in pieces))
+    reply = await chain.call(chain.head, STORAGE.Write, World.write_request(pieces, 1, chain.version), source=[source])
+    assert list(reply.status) == [Status.OK] * 7
+    await chain.synced(3)
+    chain.announce(SERVING, SERVING, SERVING)
+    await assert_equal(chain)
+
+
 async def test_only_servers_of_the_cluster_forward(chain: Members) -> None:
     chain.network.peer(chain.env.credentials).identity = Identity(4711, 4711)
     for method, request in [
