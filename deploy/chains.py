@@ -8,16 +8,20 @@ from ..proto.errors import Status, error
 from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, Routing, Target
 from .administration import Administration
 from .placement import Disk, Domain, InfeasibleError, Request, plan
+from .placement.view import view_of
 
 PLAN_SECONDS = 1.0  # for improving the greedy answer, which is the best one for most small clusters
 
 
-def make_first_chains(administration: Administration, replicas: int) -> None:
+def make_first_chains(administration: Administration, replicas: int) -> int:
     """Put the targets that wait into chains, unless there are chains: then adding targets to them is a rebalance, not a start.
-    Raises INVALID when they do not give a single chain."""
-    routing = administration.status().routing
-    if not routing.chains:
-        administration.create_chains(plan_new_chains(routing, spare_targets(routing), replicas, Domain.NODE))
+    Returns how many members each chain is meant to have. Raises INVALID when they do not give a single chain."""
+    status = administration.status()
+    if status.routing.chains:
+        return view_of(status).replicas
+    spare = spare_targets(status.routing)
+    administration.create_chains(plan_new_chains(status.routing, spare, replicas, Domain.NODE))
+    return replicas
 
 
 def spare_targets(routing: Routing) -> list[Target]:

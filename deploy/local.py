@@ -18,7 +18,7 @@ import os
 import shutil
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,7 @@ class LocalCluster:
     def _start(
         self, idle: list[str], options: ClusterOptions, found: dict[str, Any] | None, started: list[str]
     ) -> None:
+        lost = found is None and (self.data / META).exists()  # cluster.json is gone, and a cluster is there
         servers: dict[str, Any] = dict(found["servers"]) if found else {}
         record: dict[str, Any] = {
             "version": FORMAT,
@@ -205,10 +206,11 @@ class LocalCluster:
                 servers[role] = known | {name: report[name] for name in ("addresses", "node", "cluster")}
         record |= {"cluster": servers[META]["cluster"], "addresses": servers[META]["addresses"]}
         write_json(self.data / CLUSTER_FILE, record)
-        if not self._has_chains(record, options):
+        if lost or not self._has_chains(record, options):
             with Administration(self.url) as administration:
-                make_first_chains(administration, options.replicas)
-            write_json(self.data / CLUSTER_FILE, record | {"chains": True})
+                replicas = make_first_chains(administration, options.replicas)
+            record |= {"chains": True, "options": asdict(replace(options, nodes=len(self.nodes), replicas=replicas))}
+            write_json(self.data / CLUSTER_FILE, record)
 
     def forget(self, role: str) -> None:
         """A storage server that the cluster does without from now on: its process ends, its directory is deleted."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from ...proto.gen.common_pb2 import TARGET_STATE_LASTSRV
 from .moving import (
     AT_ONCE,
     AtOnce,
@@ -209,6 +208,8 @@ def revive(
     A chain waits for any of the members that served last (LASTSRV), because each of them holds every acknowledged write. Only when
     all of those are gone for good is another member, which missed writes, better than nothing.
     """
+    from ...proto.gen.common_pb2 import TARGET_STATE_LASTSRV
+
     with administration() as connection:
         view = look(connection)
         entry = next((entry for entry in view.chains if entry.id == number), None)

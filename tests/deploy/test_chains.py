@@ -81,14 +81,20 @@ def check(cluster: LocalCluster, content: dict[str, bytes]) -> None:
             assert client.read_bytes(path) == data, path
 
 
-def test_every_node_leads_a_chain(make_cluster: MakeCluster) -> None:
+def test_every_node_leads_a_chain_and_a_lost_record_is_found_again(make_cluster: MakeCluster) -> None:
     """By default each node has as many targets as there are replicas."""
-    view = look(make_cluster(nodes=3, replicas=2))
+    cluster = make_cluster(nodes=3, replicas=2)
+    view = look(cluster)
     assert is_well(view) and len(view.chains) == 3 and len(view.targets) == 6
     heads = [view.node_of(chain.members[0].target).name for chain in view.chains]
     assert sorted(heads) == ["storage-1", "storage-2", "storage-3"]
     pairs = {frozenset(view.targets[m.target].node for m in chain.members) for chain in view.chains}
     assert len(pairs) == 3, "who fails leaves each of the others as much to copy"
+    options = cluster.record["options"]
+    (cluster.data / "cluster.json").unlink()
+    LocalCluster(cluster.data).start()
+    found = cluster.record["options"]
+    assert (found["nodes"], found["replicas"]) == (3, options["replicas"]), "the chains say what it was"
 
 
 def fill(cluster: LocalCluster, files: int = 5) -> dict[str, bytes]:
