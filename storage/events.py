@@ -45,9 +45,7 @@ class Update(NamedTuple):
     chunk_size: int  # bytes
     data: Any = None  # the payload, or where to find it: opaque to the machine
     version: Version | None = None  # None: comes from a client, the head assigns it
-    units: bytes = (
-        b""  # of a REPLACE with damaged content: what the CRC32C of every checksum unit should be, so that it shows
-    )
+    units: bytes = b""  # of a REPLACE with damaged content: the CRC32C that every unit should have, u32 little-endian
 
 
 class Result(NamedTuple):

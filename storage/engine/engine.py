@@ -157,9 +157,8 @@ class ChunkEngine:
         job.fresh = []
         if job.kind in (Kind.TRUNCATE, Kind.REPLACE):  # what replaces a chunk may be what a truncate left of it
             self._floors.rise(chunk, job.update.truncate_version, changes)
-        elif (
-            job.kind is Kind.REMOVE
-        ):  # the file is dead: what keeps its older writes out goes with its chunks, on every member
+        elif job.kind is Kind.REMOVE:
+            # The file is dead: what keeps its older writes out goes with its chunks, on every member.
             self._floors.forget(chunk, changes)
         return row
 
