@@ -97,13 +97,9 @@ class Target:
     synced: int = 0  # chain version under which our predecessor has brought everything
     records_of: int = 0  # chain version of the sync that began with empty records here
     syncing: Resync | None = None  # the sync of our successor
-    state_watchers: list[Callable[[], None]] = field(
-        default_factory=list
-    )  # told when `entry().state` has changed by itself
+    state_watchers: list[Callable[[], None]] = field(default_factory=list)  # told when `entry()` has a new state
     chain_watchers: list[Callable[[], None]] = field(default_factory=list)  # told after the machine of a changed chain
-    damage_watchers: list[Callable[[bytes], bool]] = field(
-        default_factory=list
-    )  # told of damaged chunks: will they see to it?
+    damage_watchers: list[Callable[[bytes], bool]] = field(default_factory=list)  # told of damage: will they see to it?
     forward: Callable[[Forward], Awaitable[Sequence[Result] | None]] | None = None  # to the successor (forwarding.py)
     mend: Callable[[bytes], Awaitable[None]] | None = None  # brings a chunk back from another member (repair.py)
 
