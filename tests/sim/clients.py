@@ -362,7 +362,7 @@ class ChunkClient:
     def _note(self, chunk: Chunk, what: What, operation: Operation, outcome: str = "") -> None:
         if outcome:
             operation.outcome = outcome
-            self.last = str(operation.found) if operation.kind is Kind.READ else f"#{operation.number} {outcome}"
+            self.last = str(operation.found) if operation.kind is Kind.READ else f"{outcome} as {operation.number}"
             self._simulation.loop.trace(f"{chunk.name}: {operation}")
         self._histories.of(chunk.name).events.append(Event(what, self._simulation.loop.time, operation))
 

@@ -51,6 +51,12 @@ class FailingDisk(SimulatedDisk):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return super().preadv(handle, buffers, offset, wait)
 
+    def flip_at(self, handle: int, offset: int) -> None:
+        file = self._handles[handle]
+        for data in (file.data, file.durable):
+            if offset < len(data):
+                data[offset] ^= 1
+
     def flip(self) -> str:
         """One bit of one byte that is not zero, also in what is durable. Returns where."""
         places = [name for name, file in sorted(self.files.items()) if any(file.data)]

@@ -123,7 +123,7 @@ class Network:
                 self._cut -= {(source.name, target.name), (target.name, source.name)}
 
     def hold(self, method: str, source: str, target: str) -> None:
-        """Requests of this kind from one host to another are kept on their way until `release`, as in the socket of a stopped process."""
+        """The next request of this kind from one host to another stays on its way until `release`, as in the socket of a stopped process."""
         self._holds.add((method, source, ADDRESS + target))
 
     def release(self) -> None:
@@ -135,8 +135,10 @@ class Network:
     def holds(self, exchange: Exchange) -> bool:
         """Whether this request is kept; it is sent later."""
         call = exchange.call
-        if (call.method.name, exchange.source, call.address) not in self._holds:
+        kind = (call.method.name, exchange.source, call.address)
+        if kind not in self._holds:
             return False
+        self._holds.discard(kind)
         self._held.append(exchange)
         return True
 

@@ -89,6 +89,7 @@ def commit_before_ack() -> Iterator[None]:
     resolve = Replica._resolve
 
     def hasty(self: Replica, batch: Any) -> Any:
+        batch.whole = True  # the payload is gone when the answer is
         effects = resolve(self, batch)
         if effects and isinstance(effects[0], craq.Forward) and batch.work is craq.Work.UPDATES:
             return [*effects, *self._commit(batch)]

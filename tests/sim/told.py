@@ -9,9 +9,11 @@ records all of them anew: read the difference before you commit it.
     read CLIENT CHUNK [NODE]           from any replica, or one try at that node's
     begin NAME COMMAND · end NAME      a command of a client in the background, and what came of it
     kill NODE · power NODE · start NODE · freeze NODE · thaw NODE
+    flip NODE                          a bit of the first chunk on its disk
     strike NODE EFFECTS KIND           the process ends "before", "after" or "torn" at the effect on its disk that comes after so many
-    hold METHOD FROM TO · release      requests of this kind are kept back on their way, then arrive
+    hold METHOD FROM TO · release      the next request of this kind stays on its way, and arrives after all
     cut A B · cut A to B · mend A B    hosts; "managers" and "nodes" stand for all of them
+    refresh CLIENT                     it asks a manager for news of the routing
     sleep SECONDS · whole              the latter waits until every chain is whole
     chain · held                       the chain's entry; what each replica holds
 """
@@ -86,13 +88,14 @@ class Teller:
 
     # Clients.
 
-    def _client(self, name: str) -> ChunkClient:
+    async def _client(self, name: str) -> ChunkClient:
         if name not in self._clients:
             cluster = self._cluster
             host = self._simulation.host(name)
             self._clients[name] = ChunkClient(
                 self._simulation, host, cluster.addresses, cluster.histories, cluster.seen, cluster.knobs
             )
+            await self._clients[name].refresh()
         return self._clients[name]
 
     def _chunk(self, letter: str) -> Chunk:
@@ -104,27 +107,30 @@ class Teller:
 
     async def do_write(self, client: str, chunk: str, cells: str) -> str:
         first, _, last = cells.partition(":")
-        return _last(await self._client(client).write(self._chunk(chunk), int(first), int(last)), self._client(client))
+        writer = await self._client(client)
+        return _last(await writer.write(self._chunk(chunk), int(first), int(last)), writer)
 
     async def do_truncate(self, client: str, chunk: str, cells: str) -> str:
-        return _last(await self._client(client).truncate(self._chunk(chunk), int(cells)), self._client(client))
+        writer = await self._client(client)
+        return _last(await writer.truncate(self._chunk(chunk), int(cells)), writer)
 
     async def do_remove(self, client: str, chunk: str) -> str:
-        return _last(await self._client(client).remove(self._chunk(chunk)), self._client(client))
+        remover = await self._client(client)
+        return _last(await remover.remove(self._chunk(chunk)), remover)
 
     async def do_sync(self, client: str) -> str:
-        done = await self._client(client).sync(list(self._chunks.values()), self._cluster.chains[0])
+        done = await (await self._client(client)).sync(list(self._chunks.values()), self._cluster.chains[0])
         return "ok" if done else "no answer"
 
     async def do_read(self, client: str, chunk: str, node: str = "") -> str:
-        reader = self._client(client)
+        reader = await self._client(client)
         if not node:
             return _last(await reader.read(self._chunk(chunk)), reader)
         found = await reader.read_from(self._chunk(chunk), self._cluster.target_of(node).id)
         return found.status.name if isinstance(found, StatusError) else str(found)
 
     async def do_refresh(self, client: str) -> str:
-        await self._client(client).refresh()
+        await (await self._client(client)).refresh()
         return ""
 
     async def do_begin(self, name: str, *words: str) -> str:
@@ -163,6 +169,14 @@ class Teller:
 
     async def do_strike(self, node: str, effects: str, kind: str) -> str:
         self._cluster.node_named(node).platters[0].faults.strike(int(effects), kind)
+        return ""
+
+    async def do_flip(self, node: str) -> str:
+        target = self._cluster.target_of(node)
+        (info, *_) = target.engine.chunks(b"", LAST_CHUNK)
+        with target.engine.plan([(info.chunk, 0, info.length)]) as (plan,):
+            handle, offset, _ = plan.segments[0]
+        self._cluster.node_named(node).platters[0].disk.flip_at(handle, offset)
         return ""
 
     # The network.
