@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from emberfs.meta.cluster.chain import LASTSRV, SERVING
@@ -19,6 +20,7 @@ from .clients import Seen
 from .environment import Simulation
 from .history import Event, Histories, What
 from .knobs import Knobs
+from .loop import Host
 from .network import Weather
 from .nodes import ManagerNode, StorageNode
 from .watch import ChainWatch, VersionWatch
@@ -52,8 +54,8 @@ class ChainCluster:
         self.nodes = [
             StorageNode(simulation, f"s{i + 1}", addresses, self._targets_of(i), knobs) for i in range(knobs.nodes)
         ]
-        for i, node in enumerate([*self.nodes, *self.managers]):
-            node.host.clock_rate, node.host.clock_offset = knobs.clock_rates[i], knobs.clock_offsets[i]
+        for i, host in enumerate(self.hosts):
+            host.clock_rate, host.clock_offset = knobs.clock_rates[i], knobs.clock_offsets[i]
         for manager in self.managers:
             manager.told = self._told
         self.chains: list[int] = []
@@ -65,14 +67,21 @@ class ChainCluster:
         return max(1, members.count(node))
 
     @property
+    def hosts(self) -> list[Host]:
+        """Of nodes, then of managers."""
+        return [node.host for node in self.nodes] + [manager.host for manager in self.managers]
+
+    @property
     def addresses(self) -> list[str]:
         return [manager.address for manager in self.managers]
 
     # Life.
 
     async def start(self) -> ChainCluster:
-        for server in (*self.managers, *self.nodes):
-            server.start()
+        for manager in self.managers:
+            manager.start()
+        for node in self.nodes:
+            node.start()
         await self._until(lambda: all(node.membership is not None for node in self.nodes), START_SECONDS, "nodes")
         await self._create_chains()
         await self._until(self._ready, START_SECONDS, "chains")
@@ -258,7 +267,7 @@ class ChainCluster:
         for node in self.nodes:
             if network.is_cut(at.host, node.host) or network.happens(network.weather.loss):
                 continue
-            loop.call_at(loop.time + network.delay(), lambda node=node: self._hint(node))
+            loop.call_at(loop.time + network.delay(), partial(self._hint, node))
 
     @staticmethod
     def _hint(node: StorageNode) -> None:

@@ -113,7 +113,7 @@ def _draw_weather(chance: random.Random) -> Weather:
 def _draw_troubles(chance: random.Random, power: Power, replicas: int) -> tuple[Trouble, ...]:
     # A run is about a few kinds of trouble, so that some runs have much of one. What the only copy has lost is lost.
     lossy = {Trouble.FLIP, Trouble.REPLACE} if replicas == 1 else set()
-    kinds = [kind for kind in Trouble if kind is not Trouble.POWER and kind not in lossy]
+    kinds: list[Trouble] = [kind for kind in Trouble if kind is not Trouble.POWER and kind not in lossy]
     chosen = chance.sample(kinds, chance.choice([1, 2, 3, 5]))
     if power is not Power.NEVER:
         chosen += [Trouble.POWER] * len(chosen)

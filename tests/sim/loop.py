@@ -184,7 +184,7 @@ class Lock:
 
     async def __aenter__(self) -> None:
         if self._held:
-            turn = Future[None]()
+            turn: Future[None] = Future()
             self._queue.append(turn)
             await turn
         self._held = True
@@ -217,7 +217,7 @@ class Loop:
 
     async def sleep(self, seconds: float) -> None:
         """Virtual seconds; with 0, others may go first."""
-        over = Future[None]()
+        over: Future[None] = Future()
         self.call_at(self.time + max(seconds, 0.0), lambda: over.resolve(None))
         await over
 

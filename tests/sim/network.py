@@ -123,7 +123,7 @@ class Network:
                 self._cut -= {(source.name, target.name), (target.name, source.name)}
 
     def hold(self, method: str, source: str, target: str) -> None:
-        """The next request of this kind from one host to another stays on its way until `release`, as in the socket of a stopped process."""
+        """The next request of this kind from one host to another stays on its way until `release`, as if in a stopped process's socket."""
         self._holds.add((method, source, ADDRESS + target))
 
     def release(self) -> None:
@@ -201,7 +201,7 @@ class Exchange:
     def __init__(self, network: Network, host: Host, call: Call, peer: PeerInfo, number: int) -> None:
         self.network = network
         self.call = call
-        self.answer = Future[Any]()
+        self.answer: Future[Any] = Future()
         self.bulk = b"".join(slice_.view for slice_ in call.source) if call.method.bulk is Bulk.TO_SERVER else b""
         self.source = host.name
         self._host = host

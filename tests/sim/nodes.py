@@ -35,6 +35,7 @@ from .knobs import Knobs
 from .loop import Host
 
 TICK_SECONDS = 0.05  # as in the server
+IDLE_TICK_SECONDS = 0.2  # where the server looks as often: nothing can be due
 SUPERVISOR_SECONDS = 1.0  # until a process that has ended itself is started again
 CACHE_BYTES = 1 << 20
 POOL_BYTES = 1 << 20
@@ -212,10 +213,10 @@ class StorageNode:
 
 async def _tick(env: SimulatedEnvironment, targets: Sequence[Target]) -> None:
     while True:
-        await env.sleep(TICK_SECONDS)
-        for target in targets:
-            if target.replica.in_flight:
-                target.submit(Tick())
+        busy = [target for target in targets if target.replica.in_flight]
+        await env.sleep(TICK_SECONDS if busy else IDLE_TICK_SECONDS)
+        for target in busy:
+            target.submit(Tick())
 
 
 class NoSessions:

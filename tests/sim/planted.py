@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from emberfs.meta.cluster import nodes
+from emberfs.meta.cluster.chain import Lease as ChainLease
 from emberfs.meta.cluster.election import Term
 from emberfs.proto.errors import Status
 from emberfs.proto.gen.cluster_pb2 import LOCAL_STATE_UPTODATE
@@ -19,7 +20,9 @@ from emberfs.storage import craq
 from emberfs.storage.craq import Replica
 from emberfs.storage.engine.checkpoint import Checkpoint
 from emberfs.storage.engine.engine import ChunkEngine
+from emberfs.storage.events import Discard, Forward
 from emberfs.storage.lease import Lease
+from emberfs.storage.lines import Work
 from emberfs.storage.resyncer import Resyncer
 from emberfs.storage.service import StorageService
 from emberfs.storage.sessions import Receiving
@@ -91,7 +94,7 @@ def commit_before_ack() -> Iterator[None]:
     def hasty(self: Replica, batch: Any) -> Any:
         batch.whole = True  # the payload is gone when the answer is
         effects = resolve(self, batch)
-        if effects and isinstance(effects[0], craq.Forward) and batch.work is craq.Work.UPDATES:
+        if effects and isinstance(effects[0], Forward) and batch.work is Work.UPDATES:
             return [*effects, *self._commit(batch)]
         return effects
 
@@ -120,7 +123,7 @@ def pendings_discarded_on_revival() -> Iterator[None]:
         served = self.serving
         with replaced(self, "_adopt", lambda: None):
             effects = changed(self, event)
-        return [craq.Discard(), *effects] if self.serving and not served else effects
+        return [Discard(), *effects] if self.serving and not served else effects
 
     with ExitStack() as stack:
         # The machine's table of handlers is made with it, from the class.
@@ -180,7 +183,7 @@ def manager_does_not_wait() -> Iterator[None]:
 
     def impatient(self: Any, node: int, now: float) -> Any:
         found = lease(self, node, now)
-        return nodes.Lease.OVER if found is nodes.Lease.OVERDUE else found
+        return ChainLease.OVER if found is ChainLease.OVERDUE else found
 
     with replaced(nodes.Nodes, "lease", impatient):
         yield

@@ -165,15 +165,14 @@ class Troublemaker:
 
     async def _cut_one(self) -> None:
         node = self._node()
-        others = [other.host for other in (*self._cluster.nodes, *self._cluster.managers) if other is not node]
+        others = [host for host in self._cluster.hosts if host is not node.host]
         await self._cut([node.host], self._some([*others, *self._clients]))
 
     async def _cut_manager(self) -> None:
         await self._cut([self._node().host], [manager.host for manager in self._cluster.managers])
 
     async def _cut_client(self) -> None:
-        others = [other.host for other in (*self._cluster.nodes, *self._cluster.managers)]
-        await self._cut([self._chance.choice(self._clients)], self._some(others))
+        await self._cut([self._chance.choice(self._clients)], self._some(self._cluster.hosts))
 
     def _some(self, hosts: list[Host]) -> list[Host]:
         return self._chance.sample(hosts, self._chance.randint(1, len(hosts)))
