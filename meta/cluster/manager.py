@@ -149,7 +149,9 @@ class Manager:
         return Nodes(storage, self._clock.now(), self.node_lease_seconds, self._time_scale)
 
     async def _change(self, plan: Plan) -> None:
-        await self._writer.change(plan)
+        await self.leading._writer.change(
+            plan
+        )  # whose term is over need not even try, nor load what its successor has made
 
     def routing(self, since: int = 0, *, server: bool = False) -> Routing | None:
         """What changed after version `since` (0: everything), None if nothing did."""
