@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ SECONDS = 20.0
 
 
 class Server:
-    """One start of a server. `report` is what it said when it was ready, or why it is not."""
+    """One start of a server; `within` begins the command. `report` is what it said when it was ready, or why it is not."""
 
-    def __init__(self, module: str, log: Path, *options: str) -> None:
+    def __init__(self, module: str, log: Path, *options: str, within: Sequence[str] = ()) -> None:
         read_end, write_end = os.pipe()
-        command = [sys.executable, "-P", "-m", module, "--ready-fd", str(write_end), *options]
+        command = [*within, sys.executable, "-P", "-m", module, "--ready-fd", str(write_end), *options]
         with open(log, "ab") as stderr:
             self.process = subprocess.Popen(command, stderr=stderr, pass_fds=[write_end], cwd="/")
         os.close(write_end)

@@ -1,0 +1,145 @@
+"""Chaos over three hosts, a metadata server and clients with a network between them: cuts between any two, both ways and one way."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import emberfs
+from emberfs.client.blocking import Client, File
+from emberfs.deploy.administration import Administration
+from emberfs.proto.settings import time_scale
+
+from .aftermath import await_whole_chains, finish
+from .faults import Fault, draw_process_faults, run_round
+from .hosts import CLIENT, META, NODES, HostsCluster
+from .load import Load, seed_of_this_run, soak_seconds
+from .network import Network, cannot
+
+ROUNDS = 4
+TARGETS = 2  # of each host: as many chains
+CUT_SECONDS_MAX = 30.0  # in a soak
+SHORT_S = 2.0  # of an operation that is to fail
+LONG_S = 60.0
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """This test's own calls come from the operator's host."""
+    if why := cannot():
+        pytest.skip(why)
+    with Network(HostsCluster.hosts()) as made, made.inside(HostsCluster.OPERATOR):
+        yield made
+
+
+def begun(network: Network, folder: Path, monkeypatch: pytest.MonkeyPatch, targets: int = TARGETS) -> HostsCluster:
+    cluster = HostsCluster(network, folder, targets)
+    monkeypatch.setenv("EMBERFS_SECRET_FILE", str(cluster.secret))
+    try:
+        cluster.begin()
+    except BaseException:
+        cluster.abandon()
+        raise
+    return cluster
+
+
+def draw_cut(network: Network, chance: random.Random) -> Fault:
+    host, other = chance.sample([*NODES, META, CLIENT], 2)
+    return network.cut(host, other, one_way=chance.random() < 0.5)
+
+
+def run(cluster: HostsCluster, folder: Path, seed: int, rounds: Iterator[float]) -> None:
+    """One round of faults for each of `rounds`, which says how long one lasts at most (0: as faults.py says)."""
+    chance = random.Random(seed)
+    load = Load(cluster.url, folder, seed, cluster.network.within(CLIENT))
+    try:
+        load.prepare()
+        load.start()
+        for seconds in rounds:
+            faults = [draw_cut(cluster.network, chance)]
+            if chance.random() < 0.3:
+                faults += draw_process_faults(cluster, chance)[:1]
+            run_round(chance, faults, load.check, seconds)
+            if chance.random() < 0.5:
+                await_whole_chains(cluster.url)
+        finish(cluster, load)
+    finally:
+        load.kill()
+        cluster.abandon()
+
+
+@pytest.mark.timeout(400)
+def test_cut_at_random(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.2")  # a lease of one second
+    cluster = begun(network, tmp_path, monkeypatch)
+    run(cluster, tmp_path, seed_of_this_run(), iter([0.0] * ROUNDS))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_cut_for_as_long_as_asked(network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = begun(network, tmp_path, monkeypatch)
+    end = time.monotonic() + soak_seconds()
+    run(cluster, tmp_path, seed_of_this_run(), iter(lambda: CUT_SECONDS_MAX * (time.monotonic() < end), 0.0))
+
+
+@pytest.mark.timeout(400)
+def test_a_head_that_the_client_alone_cannot_reach(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody gives its place away, as everybody else reaches it: reads go on elsewhere, writes wait, fail as maybe done, and their retry
+    counts once."""
+    monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.4")
+    cluster = begun(network, tmp_path, monkeypatch, targets=1)
+    try:
+        with network.inside(CLIENT):
+            client = emberfs.connect(cluster.url, timeout=LONG_S / time_scale())
+            hasty = emberfs.connect(cluster.url, timeout=SHORT_S / time_scale())
+            with client, hasty:
+                cut_from_the_head(cluster, client, hasty)
+        cluster.stop()
+    finally:
+        cluster.abandon()
+
+
+def head(cluster: HostsCluster) -> str:
+    with Administration(cluster.url) as administration:
+        routing = administration.status().routing
+    (chain,) = routing.chains
+    return next(str(node.name) for node in routing.nodes if node.id == chain.members[0].node)
+
+
+def cut_from_the_head(cluster: HostsCluster, client: Client, hasty: Client) -> None:
+    client.write_bytes("/file", b"0" * 1000)
+    with client.open("/file", "r+b", buffering=0) as patient, hasty.open("/file", "r+b", buffering=0) as file:
+        assert file.pread(1000, 0) == b"0" * 1000
+
+        def writes_fail(letter: bytes) -> None:
+            with pytest.raises(TimeoutError):
+                file.pwrite(letter * 1000, 0)
+
+        network, first = cluster.network, head(cluster)
+        with network.cut(CLIENT, first):
+            writes_fail(b"1")
+            assert file.pread(1000, 0) == b"0" * 1000  # it never left, and the others serve
+        file.pwrite(b"1" * 1000, 0)
+        assert patient.pread(1000, 0) == b"1" * 1000
+
+        with network.cut(first, CLIENT, one_way=True):  # it hears the client, who does not hear it
+            writes_fail(b"2")
+            assert read_once(patient) in (b"1", b"2")
+        file.pwrite(b"3" * 1000, 0)
+        assert patient.pread(1000, 0) == b"3" * 1000  # nothing of what was given up comes behind
+        patient.pwrite(b"4" * 1000, 0)
+        assert file.pread(1000, 0) == b"4" * 1000
+        assert head(cluster) == first
+
+
+def read_once(file: File) -> bytes:
+    data = file.pread(1000, 0)
+    assert data == data[:1] * 1000
+    return data[:1]

@@ -1,0 +1,99 @@
+"""Chaos over servers on this machine: storage processes are killed, stopped and started again, and so is the metadata server."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from emberfs.deploy.local import LocalCluster
+
+from .aftermath import await_whole_chains, finish
+from .faults import draw_process_faults, run_round
+from .load import Load, seed_of_this_run, soak_seconds
+
+MakeCluster = Callable[..., LocalCluster]
+ROUNDS = 4
+TARGETS = 2  # of each node: as many chains
+STOP_SECONDS_MAX = 30.0  # in a soak
+
+
+class Local:
+    """A cluster of one machine as chaos sees it."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self._cluster = cluster
+        self.nodes = cluster.nodes
+        self.url = cluster.url
+        self.cluster_id = cluster.cluster_id
+
+    def pid_of(self, role: str) -> int:
+        pid = self._cluster.servers[role].pid()
+        assert pid is not None, f"{role} does not run"
+        return pid
+
+    def kill(self, role: str) -> None:
+        self._cluster.kill(role)
+
+    def start(self, role: str) -> None:
+        self._cluster.start(role)
+
+    def target_folders(self) -> list[Path]:
+        return sorted(self._cluster.data.glob("storage-*/target-*"))
+
+    def stop(self) -> None:
+        left = self._cluster.stop()
+        assert not left, f"killed, as they did not stop when they were asked to: {left}"
+
+
+@pytest.fixture
+def load_of(tmp_path: Path) -> Iterator[Callable[[Local, int], Load]]:
+    made: list[Load] = []
+
+    def make(cluster: Local, seed: int) -> Load:
+        made.append(Load(cluster.url, tmp_path, seed))
+        made[-1].prepare()
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for load in made:
+        load.kill()
+
+
+@pytest.mark.timeout(400)
+def test_killed_and_stopped_at_random(
+    make_cluster: MakeCluster, load_of: Callable[[Local, int], Load], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.2")  # a lease of one second
+    seed = seed_of_this_run()
+    chance = random.Random(seed)
+    cluster = Local(make_cluster(nodes=3, replicas=3, targets=TARGETS))
+    load = load_of(cluster, seed)
+    for _ in range(ROUNDS):
+        run_round(chance, draw_process_faults(cluster, chance), load.check)
+        if chance.random() < 0.5:
+            await_whole_chains(cluster.url)
+    finish(cluster, load)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_killed_and_stopped_for_as_long_as_asked(
+    make_cluster: MakeCluster, load_of: Callable[[Local, int], Load]
+) -> None:
+    """With the leases that clusters have, and stops of up to half a minute."""
+    seed = seed_of_this_run()
+    chance = random.Random(seed)
+    cluster = Local(make_cluster(nodes=3, replicas=3, targets=TARGETS))
+    load = load_of(cluster, seed)
+    end = time.monotonic() + soak_seconds()
+    while time.monotonic() < end:
+        run_round(chance, draw_process_faults(cluster, chance), load.check, STOP_SECONDS_MAX)
+        if chance.random() < 0.5:
+            await_whole_chains(cluster.url)
+            load.advance()
+    finish(cluster, load)
