@@ -95,6 +95,7 @@ class Replica:
         self.last_serving = 0  # target id of that one
         self.ended: frozenset[bytes] = frozenset()
         self.shared = False  # the chain has other members: a lease is needed
+        self.others_serve = False  # what this member cannot do any more, another one can
         self._copies_whole = False  # the successor is SYNCING
         self._ungreeted = False  # promoted, and the predecessor may not know yet
         self._rows = rows
@@ -185,6 +186,8 @@ class Replica:
         here = next((i for i, m in enumerate(line) if m.target == self.target), None)
         self.shared = len(members) > 1
         self._copies_whole = False
+        serving = [m.target for m in line if m.state == TARGET_STATE_SERVING]
+        self.others_serve = any(target != self.target for target in serving)
         if here is None:
             self.serving = self.syncing = self.tail = False
             self.predecessor = self.successor = self.last_serving = 0
@@ -194,7 +197,6 @@ class Replica:
         self.syncing = not self.serving
         self.predecessor = line[here - 1].target if here else 0
         self.successor = behind[0].target if behind else 0
-        serving = [m.target for m in line if m.state == TARGET_STATE_SERVING]
         self.last_serving = serving[-1] if serving else 0
         self.tail = self.last_serving == self.target
         self._copies_whole = bool(behind) and behind[0].state == TARGET_STATE_SYNCING

@@ -19,6 +19,7 @@ from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, LOCAL_STATE_ONLINE, LOC
 from ..proto.gen.cluster_pb2 import Target as TargetEntry
 from ..proto.gen.common_pb2 import Chain
 from ..proto.layout import UNIT_SMALL
+from ..proto.settings import time_scale
 from .craq import Replica
 from .engine import job as chunks
 from .engine.checksum import crc32c
@@ -61,6 +62,7 @@ FOLD_BYTES_MAX = 4 << 20  # of a chunk that is folded: it is written on the loop
 DAMAGED_MAX = 10_000  # chunks known to be damaged that are remembered
 
 FULL_PART = 32  # of the capacity: with less left, new chunks had better go elsewhere
+FULL_SECONDS = 30.0  # that a member which is full stays out of its chain before it is copied to again; scaled
 
 Blocking = Callable[..., Awaitable[Any]]  # (function, *arguments) -> its result, computed where blocking is allowed
 
@@ -109,6 +111,7 @@ class Target:
         self._under_way = 0  # effects that are carried out in the background
         self._quiet: Promise[None] | None = None  # told when there are none
         self._offline_told = False
+        self._full_until: float | None = None  # out of its chain because it is full
 
     # --- what routing says ---
 
@@ -182,8 +185,12 @@ class Target:
     @property
     def is_out(self) -> bool:
         """Whether it serves nothing and says so to the manager, which then gives its place away: from the moment at which that is
-        said, an older entry of the chain must not be served by it any more."""
-        return bool(self.engine.failed) or self.disabled or (bool(self.read_only) and self.replica.shared)
+        said, an older entry of the chain must not be served by it any more. The last one that serves stays, for reads."""
+        if self.engine.failed or self.disabled:
+            return True
+        return (
+            bool(self.read_only or self._full_until is not None) and self.replica.shared and self.replica.others_serve
+        )
 
     def submit(self, event: Event) -> None:
         """Tell the machine, and perform what it wants."""
@@ -229,6 +236,7 @@ class Target:
             await self.env.sleep(TICK_SECONDS)
             if self.replica.in_flight:
                 self.submit(Tick())
+            self._come_back()
 
     def _spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
         """Carry out an effect in the background; `close` waits for it."""
@@ -249,9 +257,10 @@ class Target:
     def _persist(self, effect: Persist) -> None:
         results: list[Result] = [Result(Status.INTERNAL)] * len(effect.updates)
         jobs: list[tuple[int, Job]] = []
+        behind_head = bool(self.replica.predecessor)
         for i, update in enumerate(effect.updates):
             try:
-                jobs.append((i, self.engine.prepare(engine_update(update))))
+                jobs.append((i, self.engine.prepare(engine_update(update, decided=behind_head))))
             except StatusError as refused:
                 results[i] = Result(refused.status)
                 self._note_refused(update, refused)
@@ -332,7 +341,7 @@ class Target:
         if refused.status is Status.BUSY and self.engine.wants_checkpoint:
             self._relieve()  # it is full until then: the client's next try finds room
         elif refused.status is Status.NO_SPACE and self.replica.predecessor:
-            self._go_read_only("the target is full, and cannot take what its chain has decided", refused)
+            self._stand_aside(refused)
         elif refused.status not in (Status.BUSY, Status.NO_SPACE, Status.STALE_TRUNCATE_VERSION):
             self.log.warning("update refused", target=self.id, chunk=chunk_name(update.chunk), error=refused.strerror)
 
@@ -352,19 +361,37 @@ class Target:
             return self._note_bug(update, failure)
         if failure.status is Status.IO_ERROR:
             self.counters.io_errors += 1
-            self._go_read_only("writing failed", failure)
+            self._go_read_only(failure)
         elif failure.status is Status.NO_SPACE:
             self._note_refused(update, failure)
         elif failure.status is Status.CHECKSUM:
             return self._note_checksum(update, failure)
         return Result(failure.status)
 
-    def _go_read_only(self, what: str, failure: StatusError) -> None:
+    def _go_read_only(self, failure: StatusError) -> None:
         """Until the process starts again. In a chain of several the place is given away, so that the others go on."""
         if not self.read_only:
             self.read_only = str(failure.strerror)
-            message = f"{what}; the target is read-only from now on"
+            message = "writing failed; the target is read-only from now on"
             self.log.error(message, target=self.id, path=self.path, error=failure.strerror)
+            self.state_changed()
+
+    def _stand_aside(self, refused: StatusError) -> None:
+        """Full, and unable to take what the head has decided: the place is given away for a while, so that the chain goes on. Back again,
+        a resync removes first what the others have removed meanwhile."""
+        if self._full_until is None:
+            self.log.error(
+                "the target is full; it leaves its chain for a while",
+                target=self.id,
+                path=self.path,
+                error=refused.strerror,
+            )
+            self._full_until = self.env.now() + FULL_SECONDS * time_scale()
+            self.state_changed()
+
+    def _come_back(self) -> None:
+        if self._full_until is not None and self.env.now() >= self._full_until:
+            self._full_until = None
             self.state_changed()
 
     def _note_checksum(self, update: Update, failure: StatusError) -> Result:

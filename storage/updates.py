@@ -73,8 +73,8 @@ def chunk_name(chunk: bytes) -> str:
     return str(ChunkId.unpack(chunk))
 
 
-def engine_update(update: Update) -> chunks.Update:
-    """The machine's update in the engine's words."""
+def engine_update(update: Update, *, decided: bool = False) -> chunks.Update:
+    """The machine's update in the engine's words. `decided`: by another member, the head."""
     assert update.version is not None
     kind, offset, truncate_version = chunks.Kind(update.kind), update.offset, update.truncate_version
     if update.kind is Kind.REMOVE:
@@ -94,6 +94,7 @@ def engine_update(update: Update) -> chunks.Update:
         update.version.chain_version,
         update.version.number,
         update.units,
+        decided,
     )
 
 

@@ -56,6 +56,7 @@ class Update(NamedTuple):
     chain_version: int = 0
     version: int = 0  # of the chunk after the update; 0: the next one
     units: bytes = b""  # of a REPLACE with damaged content: the CRC32C that every unit should have, u32 little-endian
+    decided: bool = False  # by the head of a chain: refusing it helps nobody, so a new chunk may use the reserve
 
 
 class Shape(enum.Enum):
@@ -153,7 +154,7 @@ class Job:
         return length, Shape.NONE, self._new_state(length, old.slot, patches)
 
     def _copy_state(self, length: int, room: int) -> State:
-        self.fresh.append(self._space.allocate(room, new=self.old is None))
+        self.fresh.append(self._space.allocate(room, new=self.old is None and not self.update.decided))
         return self._new_state(length, self.fresh[0])
 
     def _new_state(self, length: int, slot: int, patches: tuple[Patch, ...] = ()) -> State:
