@@ -37,6 +37,9 @@ WAITING_MAX = 10_000  # chunks to repair; the scrubber finds again what is not r
 CALL_S = 10.0  # of one request to another member; scaled
 TRIES = 5  # in a row, where it may work a little later
 RETRY_S = 1.0  # scaled
+HOPELESS_S = (
+    10.0  # what no other replica could give is asked for again after this: a disk may be readable again; scaled
+)
 
 _LATER = frozenset(
     (
@@ -62,16 +65,18 @@ class Repairer:
         self._log = log
         self._waiting: dict[bytes, None] = {}
         self._working = False
-        self._hopeless: set[bytes] = set()  # chunks that nobody has under this chain version
+        self._hopeless: dict[bytes, float] = {}  # chunks that nobody could give, and when to ask again
         self.repaired = 0  # since the start of the process
         target.mend = self.mend
         target.damage_watchers.append(self.report)
         target.chain_watchers.append(self.routing_changed)
 
     def report(self, chunk: bytes) -> bool:
-        """This chunk is damaged or missing, or may be. Whether it will be looked at: without another replica, or where that did not
-        help, it is left alone until the chain changes."""
-        if len(self._waiting) >= WAITING_MAX or chunk in self._hopeless or not self._sources():
+        """This chunk is damaged or missing, or may be. Whether it will be looked at: without another replica, or where that has just
+        not helped, it is left alone for a while or until the chain changes."""
+        if len(self._waiting) >= WAITING_MAX or not self._sources():
+            return False
+        if self._hopeless.get(chunk, float("-inf")) > self._env.now():
             return False
         self._waiting[chunk] = None
         if not self._working:
@@ -104,7 +109,7 @@ class Repairer:
             await self._env.sleep(RETRY_S * time_scale())
         if status is not Status.OK:
             if status not in _LATER and len(self._hopeless) < WAITING_MAX:
-                self._hopeless.add(chunk)
+                self._hopeless[chunk] = self._env.now() + HOPELESS_S * time_scale()
             self._log.error("chunk not repaired", target=self._target.id, chunk=chunk_name(chunk), error=status.name)
         return status
 
