@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     from .namespace import Namespace
 
 PAGE = 1000  # records per read
-HOLDS_PER_CLIENT_MAX = (
-    100_000  # inodes that one client may report open; of more the rest waits, and everything that is unlinked with it
-)
+HOLDS_PER_CLIENT_MAX = 100_000  # inodes recorded of one client; while it has more open, nothing that is unlinked goes
 REPORTS_PER_SECOND_MAX = 1000  # of all clients together, when space is short
 REPORT_SECONDS_MIN = 1.0  # scaled, as is the next
 REPORT_SECONDS_MAX = 10.0
@@ -85,7 +83,11 @@ class Readers:
 
     async def covered(self) -> bytes:
         """Up to where in the queue of unlinked files every reader has reported, other servers' too; all of it without readers."""
-        mark = await self._namespace.collector.last()  # first: who is admitted after this cannot open what lies before it
+        mark = (
+            await self._namespace.collector.last()
+        )  # first: who is admitted after this cannot open what lies before it
+        if not mark:
+            return mark
         async for page in self._namespace.pages(*keys.prefix_range(keys.READER), PAGE):
             mark = min(mark, *(unpack(value) for _, value in page))
         return mark
@@ -101,9 +103,8 @@ class Readers:
         async def work(txn: Transaction) -> bytes:
             key = keys.reader_key(client)
             if (found := await txn.get(key)) is not None:
-                return unpack(
-                    found
-                )  # another request of it was faster: what that one has opened may be unlinked by now
+                # Another request of it was faster: what that one has opened may be unlinked by now.
+                return unpack(found)
             txn.put(key, pack(mark))
             return mark
 
