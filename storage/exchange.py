@@ -102,12 +102,21 @@ class Exchange:
 async def _forget_records(target: Target, chain_version: int) -> None:
     """Drop the receipts and floors from before a sync, once per sync. What we kept of updates that were then discarded would answer
     their retries with success. What the live updates bring meanwhile is dropped as well; the records come with it at the end."""
-    if target.replica.serving or target.records_of == chain_version:
-        return
     engine = target.engine
-    while (page := await target.blocking(engine.records)).receipts or page.floors:
-        engine.forget_records(page)
-    target.records_of = chain_version
+
+    def is_due() -> bool:
+        chain = target.replica.chain
+        is_current = chain is not None and chain.version == chain_version
+        return is_current and not target.replica.serving and target.records_of != chain_version
+
+    while is_due():
+        page = await target.blocking(engine.records)
+        if not is_due():
+            return  # a later sync has begun, and may have brought its records already
+        if not page.receipts and not page.floors:
+            target.records_of = chain_version
+        else:
+            engine.forget_records(page)
 
 
 def _page(engine: ChunkEngine, first: bytes, last: bytes, count: int) -> ListChunksReply:
