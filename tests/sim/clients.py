@@ -280,8 +280,9 @@ class ChunkClient:
 
     def _replica(self, chain: int, from_tail: bool, target: int) -> Replica:
         serving = self.table.route(chain).serving
-        if target:
-            serving = tuple(replica for replica in serving if replica.target == target)
+        if target:  # it has to refuse where it does not serve
+            members = self.table.chain(chain).members
+            serving = tuple(Replica(member.target, member.node) for member in members if member.target == target)
         if not serving:
             raise error(Status.UNAVAILABLE, f"nobody serves chain {chain}")
         if from_tail:

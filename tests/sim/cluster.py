@@ -287,7 +287,8 @@ class ChainCluster:
             self._complete[chain] = serving or self._complete.get(chain, set())
         for platters in node.platters:
             self.versions.forget(platters.incarnation)
-        node.kill()
+        if node.running:
+            node.kill()
         for platters in node.platters:
             platters.replace()
 

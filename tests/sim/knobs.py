@@ -103,10 +103,10 @@ def _draw_weather(chance: random.Random) -> Weather:
     if chance.random() < 0.3:
         return Weather()
     return Weather(
-        slow=chance.choice([0.0, 0.02, 0.1]),
+        slow=chance.choice([0.0, 0.02, 0.1, 0.3]),
         slow_seconds=chance.choice([0.1, 0.5, 3.0, 8.0]),
         loss=chance.choice([0.0, 0.02, 0.05]),
-        duplication=chance.choice([0.0, 0.02, 0.1]),
+        duplication=chance.choice([0.0, 0.02, 0.1, 0.3]),
     )
 
 

@@ -9,6 +9,8 @@ records all of them anew: read the difference before you commit it.
     read CLIENT CHUNK [NODE]           from any replica, or one try at that node's
     begin NAME COMMAND · end NAME      a command of a client in the background, and what came of it
     kill NODE · power NODE · start NODE · freeze NODE · thaw NODE
+    replace NODE                       an empty disk takes the place of its disk; it stays down
+    slow NODE SECONDS                  its disk's reads wait, so long at most
     flip NODE                          a bit of the first chunk on its disk
     strike NODE EFFECTS KIND           the process ends "before", "after" or "torn" at the effect on its disk that comes after so many
     hold METHOD FROM TO · release      the next request of this kind stays on its way, and arrives after all
@@ -41,7 +43,7 @@ from .watch import LAST_CHUNK
 
 FOLDER = Path(__file__).parent / "told"
 CELL_BYTES = 64
-ATTEMPT_SECONDS = 4.0
+ATTEMPT_SECONDS = 30.0  # of a client that waits for a server that was stopped
 SEED = 1
 
 
@@ -169,6 +171,17 @@ class Teller:
 
     async def do_strike(self, node: str, effects: str, kind: str) -> str:
         self._cluster.node_named(node).platters[0].faults.strike(int(effects), kind)
+        return ""
+
+    async def do_replace(self, node: str) -> str:
+        self._cluster.replace_disks(self._cluster.node_named(node))
+        return ""
+
+    async def do_slow(self, node: str, seconds: str) -> str:
+        server = self._cluster.node_named(node)
+        server.disk_seconds = float(seconds)
+        for platters in server.platters:
+            platters.disk.cold = True
         return ""
 
     async def do_flip(self, node: str) -> str:
