@@ -21,6 +21,8 @@ from ...proto.capability import EPOCH_SECONDS, KEY_BYTES, Grant, issue, verify
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import (
     LOCAL_STATE_OFFLINE,
+    LOCAL_STATE_ONLINE,
+    LOCAL_STATE_UPTODATE,
     NODE_KIND_STORAGE,
     ChainMembers,
     ChangeChainRequest,
@@ -86,6 +88,7 @@ class Manager:
         self._term = term
         self._nodes = self._nobody_heard()
         self._unsettled: set[int] = set()  # nodes with news that the chains do not show yet
+        self._leaving: set[int] = set()  # targets that are being removed from their chains
         self._table = TableKeeper(time_scale)
 
     @classmethod
@@ -184,7 +187,12 @@ class Manager:
         return found.node
 
     def _heard_of(self, chains: Iterable[Chain]) -> dict[int, Report]:
-        return self._nodes.reports(self.book, chains, self._clock.now())
+        reports = self._nodes.reports(self.book, chains, self._clock.now())
+        for target in self._leaving & reports.keys():
+            # A chain that has little to compare is faster than whoever waits for the member to stop: it would serve again before it can go.
+            if reports[target].state == LOCAL_STATE_UPTODATE:
+                reports[target] = reports[target]._replace(state=LOCAL_STATE_ONLINE)
+        return reports
 
     async def heartbeat(self, request: HeartbeatRequest) -> None:
         """A server process is alive and this is how its targets are. Raises NOT_FOUND for a node that has to register first, FENCED
@@ -328,16 +336,20 @@ class Manager:
             draft, done = administration.change_chain(book, self._nodes, wish, self._clock.now())
             return draft
 
-        while True:
-            await self._change(plan)
-            if done:
-                return self.book.chains[request.chain]
-            wish.version = 0  # that was for the first step
-            if self._clock.now() >= until:
-                raise error(
-                    Status.DEADLINE, f"target {request.remove} has not confirmed yet that it has stopped; ask again"
-                )
-            await self._clock.sleep(CONFIRM_SECONDS * self._time_scale)
+        try:
+            while True:
+                await self._change(plan)
+                if done:
+                    return self.book.chains[request.chain]
+                wish.version = 0  # that was for the first step
+                self._leaving.add(request.remove)
+                if self._clock.now() >= until:
+                    raise error(
+                        Status.DEADLINE, f"target {request.remove} has not confirmed yet that it has stopped; ask again"
+                    )
+                await self._clock.sleep(CONFIRM_SECONDS * self._time_scale)
+        finally:
+            self._leaving.discard(request.remove)
 
     async def set_target(self, target: int, *, disabled: bool) -> Target:
         """Take a target out of service, or back. Raises NOT_FOUND."""

@@ -114,10 +114,11 @@ class Process:
                 self.env.spawn(lambda disk=disk, v=now.version: self._be_copied_to(disk, v), "sync")  # type: ignore[misc]
 
     async def _be_copied_to(self, disk: Disk, version: int) -> None:
-        await self.env.sleep(SYNC_SECONDS)
+        await self.env.sleep(self.world.sync_seconds)
         chain = self.chains.get(disk.incarnation)
         if chain is not None and chain.version == version:
             self.synced[disk.incarnation] = version
+            await self.membership.heartbeat()
 
     def target_of(self, disk: Disk) -> int:
         return next((t.id for t in self.routing.targets.values() if t.incarnation == disk.incarnation), 0)
@@ -186,6 +187,7 @@ class World:
         self._one = managers == 1
         self._alone: Manager | None = None
         self.engine_cut: set[str] = set()  # managers that do not reach the engine
+        self.sync_seconds = SYNC_SECONDS
 
     def host(self, name: str):  # type: ignore[no-untyped-def]
         if name not in self.hosts:

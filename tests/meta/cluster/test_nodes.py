@@ -288,6 +288,24 @@ def test_members_move_while_the_chain_serves() -> None:
     run(story)
 
 
+def test_who_is_to_go_does_not_serve_again_first_however_fast_it_is_synced() -> None:
+    async def story(world: World) -> None:
+        await three(world)
+        world.sync_seconds = 0.01  # faster than the manager looks whether it has stopped
+
+        def hear(_before: int) -> None:  # a subscription brings the news at once
+            for process in world.processes.values():
+                process.env.spawn(process.membership.heartbeat, "news")
+
+        world.manager.listeners.append(hear)
+        reply = await world.call(CLUSTER.ChangeChain, ChangeChainRequest(chain=1, version=1, remove=1))
+        assert world.states() == "b:S c:S v3" and reply.chain.version == 3
+        await world.sleep(SETTLED)
+        assert world.serving() == ["b", "c"]
+
+    run(story)
+
+
 def test_who_does_not_hear_that_it_is_to_go_keeps_the_others_from_acknowledging_until_its_lease_is_over() -> None:
     async def story(world: World) -> None:
         await three(world)
