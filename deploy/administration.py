@@ -1,7 +1,7 @@
 """An administrator's connection to a cluster: what the manager and the storage servers do for nobody else.
 
-Every change names what it expects to find (a chain's version, a target in no chain), so a request whose answer was lost may simply be
-sent again, or the state be looked at: nothing here happens twice.
+Every change names what it expects to find (a chain's version, a target in no chain) or to make (a target's directory), so a request
+whose answer was lost may simply be sent again, or the state be looked at: nothing here happens twice.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ class Administration:
         self._addresses = list(location.addresses)
         self._patience = patience * time_scale()
         self._nodes: dict[int, Node] = {}  # as of the last status
+        self._named: dict[
+            tuple[int, str], str
+        ] = {}  # (node, folder) -> the target asked for there and not answered yet
         self._env = BlockingEnvironment(
             cluster=location.cluster, secret_file=location.secret_file, acts_for_others=True, pool_bytes=POOL_BYTES
         )
@@ -108,9 +111,14 @@ class Administration:
         self._ask_manager(CLUSTER.RemoveNode, RemoveNodeRequest(node=node))
 
     def add_target(self, node: int, folder: str = "") -> int:
-        """Format one more target in a storage process, in this folder ("": beside its first one); its number."""
-        request = AddTargetRequest(path=posixpath.join(folder, f"target-{new_u64():016x}") if folder else "")
-        return int(self._ask_node(node, STORAGE.AddTarget, request).target)  # type: ignore[attr-defined]
+        """Format one more target in a storage process, in this folder ("": beside its first one); its number.
+
+        Without an answer it may be there or not: asked again, the same one is meant.
+        """
+        path = self._named.setdefault((node, folder), posixpath.join(folder, f"target-{new_u64():016x}"))
+        added = self._ask_node(node, STORAGE.AddTarget, AddTargetRequest(path=path))
+        del self._named[node, folder]
+        return int(added.target)  # type: ignore[attr-defined]
 
     def drop_target(self, node: int, target: int) -> None:
         """Delete a target that is in no chain, with all that it holds."""

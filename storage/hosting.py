@@ -191,12 +191,10 @@ class Hosting:
     # --- while it runs ---
 
     async def add(self, path: str, capacity: int) -> Target:
-        """Format one more target (or take up what lies there), as a member of no chain. Raises INVALID, TOO_LARGE, and what opening
-        raises."""
+        """Format one more target (or take up what lies there), as a member of no chain. A bare name lies beside the first target, and
+        without one each call makes another. Raises INVALID, TOO_LARGE, and what opening raises."""
         async with self._changing:
-            path = path or self._beside()
-            if not os.path.isabs(path):
-                raise error(Status.INVALID, f"{path}: give an absolute path")
+            path = self._place(path)
             if (known := next((t for t in self.targets if t.path == path), None)) is not None:
                 return known
             if len(self.targets) >= TARGETS_MAX:
@@ -218,9 +216,15 @@ class Hosting:
             self._process.log.info("target added", target=target.id, path=path)
             return target
 
-    def _beside(self) -> str:
-        """A new directory beside the first target."""
+    def _place(self, wanted: str) -> str:
+        """The directory that a request means; a new one if it does not say. Raises INVALID."""
+        if os.path.isabs(wanted):
+            return wanted
+        if "/" in wanted or "\0" in wanted or wanted in (".", ".."):
+            raise error(Status.INVALID, f"{wanted}: give an absolute path, or a name")
         parent = os.path.dirname(self.targets[0].path) if self.targets else str(self._directory.path)
+        if wanted:
+            return os.path.join(parent, wanted)
         taken = {target.path for target in self.targets}
         names = (os.path.join(parent, f"target-{number}") for number in range(1, 2 * TARGETS_MAX + 2))
         return next(name for name in names if name not in taken and not os.path.exists(name))

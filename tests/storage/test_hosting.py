@@ -45,6 +45,10 @@ def test_a_target_comes_and_goes_while_the_process_serves(cluster: Cluster) -> N
     assert client.chains == {1: 1}  # it waits for an administrator
     elsewhere = add(client, str(cluster.folder / "disk" / "t"), 128 << 20)
     assert add(client, elsewhere.path).target == elsewhere.target  # asked again
+    named = add(client, "target-1d0a")  # beside the first, and the same one again when the answer was lost
+    assert named.path == str(cluster.folder / "storage" / "target-1d0a")
+    assert add(client, "target-1d0a") == named
+    client.storage(STORAGE.DropTarget, storage_pb2.DropTargetRequest(target=named.target))
     space = client.storage(STORAGE.Space, storage_pb2.SpaceRequest())
     assert dict(zip(space.target, space.capacity, strict=True)) == {
         1: 1 << 30,
@@ -93,9 +97,10 @@ def test_what_was_added_and_dropped_stays_so_after_a_crash(cluster: Cluster) -> 
     assert set(space.target) == set(expected)
     back = add(client, folders[1])  # an empty one, under a number of its own
     assert back.target not in (two, *expected)
-    with pytest.raises(StatusError) as refused:
-        add(client, "relative/path")
-    assert refused.value.status is Status.INVALID
+    for path in ("relative/path", "..", "../elsewhere"):
+        with pytest.raises(StatusError) as refused:
+            add(client, path)
+        assert refused.value.status is Status.INVALID
     assert again.end() == 0
     client.close()
 
