@@ -16,7 +16,7 @@ from emberfs.meta.cluster.chain import Lease as ChainLease
 from emberfs.meta.cluster.election import Term
 from emberfs.proto.errors import Status
 from emberfs.proto.gen.cluster_pb2 import LOCAL_STATE_UPTODATE
-from emberfs.storage import craq
+from emberfs.storage import craq, exchange
 from emberfs.storage.craq import Replica
 from emberfs.storage.engine.checkpoint import Checkpoint
 from emberfs.storage.engine.engine import ChunkEngine
@@ -254,6 +254,21 @@ def resync_without_receipts() -> Iterator[None]:
         return None
 
     with replaced(Resyncer, "_put_records", nothing):
+        yield
+
+
+@plant
+def records_forgotten_by_an_older_sync() -> Iterator[None]:
+    """A member that drops its records for a sync goes on with that when the next sync has brought new ones."""
+
+    async def stubborn(target: Any, chain_version: int) -> None:
+        if target.replica.serving or target.records_of == chain_version:
+            return
+        while (page := await target.blocking(target.engine.records)).receipts or page.floors:
+            target.engine.forget_records(page)
+        target.records_of = chain_version
+
+    with replaced(exchange, "_forget_records", stubborn):
         yield
 
 

@@ -10,6 +10,7 @@ records all of them anew: read the difference before you commit it.
     begin NAME COMMAND · end NAME      a command of a client in the background, and what came of it
     kill NODE · power NODE · start NODE · freeze NODE · thaw NODE
     replace NODE                       an empty disk takes the place of its disk; it stays down
+    unreadable NODE · readable NODE    its disk answers reads with errors
     slow NODE SECONDS                  its disk's reads wait, so long at most
     flip NODE                          a bit of the first chunk on its disk
     strike NODE EFFECTS KIND           the process ends "before", "after" or "torn" at the effect on its disk that comes after so many
@@ -175,6 +176,16 @@ class Teller:
 
     async def do_replace(self, node: str) -> str:
         self._cluster.replace_disks(self._cluster.node_named(node))
+        return ""
+
+    async def do_unreadable(self, node: str) -> str:
+        for platters in self._cluster.node_named(node).platters:
+            platters.disk.read_errors = 1.0
+        return ""
+
+    async def do_readable(self, node: str) -> str:
+        for platters in self._cluster.node_named(node).platters:
+            platters.disk.read_errors = 0.0
         return ""
 
     async def do_slow(self, node: str, seconds: str) -> str:
