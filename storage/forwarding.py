@@ -49,8 +49,15 @@ class Forwarder:
 
     async def forward(self, effect: Forward) -> Sequence[Result] | None:
         """The successor's results, one per update (one for a sync); None when it did not answer."""
-        if not effect.whole:
-            return await self._send(effect, effect.updates)
+        results = await (self._forward_contents(effect) if effect.whole else self._send(effect, effect.updates))
+        counters = self._target.counters
+        if results is None:
+            counters.forwards_unanswered += 1
+        else:
+            counters.forwards += 1
+        return results
+
+    async def _forward_contents(self, effect: Forward) -> Sequence[Result] | None:
         results: list[Result] = []
         for i, part in enumerate(_parts(effect.updates)):
             piece = self._target.replica.next_part(effect) if i else effect
@@ -80,7 +87,12 @@ class Forwarder:
                 _removed(update) if state is None else self._content(update, state, *next(read))
                 for update, state in zip(updates, states, strict=True)
             ]
-            return await self._send(effect, contents, memory.slices)
+            results = await self._send(effect, contents, memory.slices)
+            if results is not None:
+                self._target.counters.bytes_copied += sum(
+                    [update.length for update in contents if update.data is not None]
+                )
+            return results
         finally:
             memory.release()
 
@@ -138,6 +150,9 @@ class Forwarder:
             if memory is not None:
                 memory.release()
         self._silent = False
+        self._target.counters.bytes_forwarded += sum(
+            [len(update.data) for update in updates if update.data is not None]
+        )
         self._learn(reply.chains)
         columns = zip(reply.status, reply.number, reply.length, reply.checksum, strict=False)
         results = [Result(*column) for column in columns]

@@ -14,10 +14,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from typing import Any
-
-from prometheus_client import Gauge
 
 from ..proto.datadir import DataDirectory
 from ..proto.drivers.aio import AioEnvironment
@@ -29,6 +26,7 @@ from .engine.recovery import Opened
 from .engine.target import FORMAT_FILE, LOCK_FILE, open_target
 from .lease import Lease
 from .membership import Membership, Reported
+from .metrics import TargetMetrics
 from .peers import Peers
 from .repair import Repairer
 from .resyncer import Resyncer, Share
@@ -41,21 +39,6 @@ CAPACITY_PART = 0.9  # of the disk's free space, where --capacity does not say
 TARGETS_MAX = 256  # of one process, as the manager takes
 ADDED, DROPPED = "targets_added", "targets_dropped"  # facts: paths
 CONTENT = ("blocks", "index", FORMAT_FILE, LOCK_FILE)  # of a target's directory
-
-VALUES: dict[tuple[str, str], Callable[[Target], float]] = {
-    ("bytes_used", "Bytes in slots"): lambda t: t.engine.space_info().used,
-    ("bytes_capacity", "Bytes that the target may take"): lambda t: t.engine.space_info().capacity,
-    ("chunks", "Chunks"): lambda t: t.engine.space_info().chunks,
-    ("online", "1 unless the disk has taken the target out"): lambda t: not t.engine.failed,
-    ("read_only", "1 after a write to the disk failed"): lambda t: bool(t.read_only),
-    ("bytes_read", "Served to clients since the start"): lambda t: t.counters.bytes_read,
-    ("bytes_written", "Taken from clients since the start"): lambda t: t.counters.bytes_written,
-    ("reads", "Read operations since the start"): lambda t: t.counters.reads,
-    ("reads_missed", "Read operations that had to wait for the disk"): lambda t: t.counters.reads_missed,
-    ("writes", "Updates since the start"): lambda t: t.counters.writes,
-    ("checksum_errors", "Damaged chunks met since the start"): lambda t: t.counters.checksum_errors,
-    ("io_errors", "Errors of the disk since the start"): lambda t: t.counters.io_errors,
-}
 
 
 class Hosting:
@@ -81,7 +64,7 @@ class Hosting:
         self._cluster = ""
         self._changing = asyncio.Lock()
         self._workers: dict[int, list[asyncio.Task[None]]] = {}  # by target
-        self._gauges: dict[str, Gauge] = {}
+        self._metrics = TargetMetrics(process.metrics.registry)
         self._disks: dict[str, int] = {}  # path -> bytes of the file system
         self._share = Share(env, self._load)
 
@@ -165,11 +148,7 @@ class Hosting:
             process.spawn(target.keep_checkpointing(), f"checkpoints of {path}"),
             process.spawn(scrubber.run(), f"scrubber of {path}"),
         ]
-        for (name, text), read in VALUES.items():
-            if name not in self._gauges:
-                registry = process.metrics.registry
-                self._gauges[name] = Gauge(f"emberfs_target_{name}", text, ["target"], registry=registry)
-            self._gauges[name].labels(target=str(target.id)).set_function(partial(read, target))
+        self._metrics.watch(target, repairer)
 
     def _report_soon(self) -> None:
         self._env.spawn(self._report_now, "news")
@@ -265,8 +244,7 @@ class Hosting:
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-        for gauge in self._gauges.values():
-            gauge.remove(str(target.id))
+        self._metrics.forget(target)
         await target.close()
         await target.blocking(_delete, target.path)
 

@@ -80,6 +80,11 @@ async def _serve(process: Process, directory: DataDirectory) -> None:
             service.routing_changed(change)
 
     lease = Lease()
+    process.metrics.gauge(
+        "emberfs_lease_seconds",
+        "Left of the lease on places in replicated chains, by our own count; 0: nothing of them is served",
+        lambda: max(0.0, lease.until - env.now()),
+    )
     membership = Membership(env, options.meta, routing, changed, process.log, lease=lease, taken=process.fail)
     membership.spare = options.spare
     hosting = Hosting(process, directory, env, routing, membership, lease)

@@ -78,6 +78,10 @@ class Counters:
     writes: int = 0
     checksum_errors: int = 0
     io_errors: int = 0
+    forwards: int = 0  # batches that the successor answered
+    forwards_unanswered: int = 0  # tried again
+    bytes_forwarded: int = 0
+    bytes_copied: int = 0  # of these, whole chunks for a successor that is synced or differs
 
 
 @dataclass
