@@ -9,6 +9,7 @@ begins both anew; what is older names the old version.
 from __future__ import annotations
 
 PER_SECOND = 1_000_000  # sessions: a restarted process begins above all that it can have used before
+LATER_MAX = 8192  # numbers remembered behind a gap: more than forwards can be on their way at once
 
 
 class Sending:
@@ -58,7 +59,15 @@ class Receiving:
         if number <= self._through or number in self._later:
             return False
         self._later.add(number)
+        if len(self._later) > LATER_MAX:
+            self._close_gaps()
         while self._through + 1 in self._later:
             self._through += 1
             self._later.discard(self._through)
         return True
+
+    def _close_gaps(self) -> None:
+        """A forward that was refused before it came here (without a lease, by a full disk) leaves a gap for ever. Who comes with one of
+        those numbers after all is sent away, and comes again with another one."""
+        self._through = sorted(self._later)[len(self._later) // 2]
+        self._later = {number for number in self._later if number > self._through}

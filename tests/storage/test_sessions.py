@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from emberfs.storage.sessions import Receiving, Sending
+from emberfs.storage.sessions import LATER_MAX, Receiving, Sending
 
 
 def test_an_answer_that_stays_away_raises_the_session_once() -> None:
@@ -36,3 +36,14 @@ def test_each_number_is_taken_once_in_any_order_and_nothing_older() -> None:
     assert not receiving.takes(5, 500)
     assert not receiving.takes(6, 3)
     assert receiving.takes(6, 1)
+
+
+def test_what_was_refused_before_it_was_counted_is_not_waited_for_for_ever() -> None:
+    # A member without a lease refuses a forward under its number; the next ones are taken, for as long as the chain stays as it is.
+    receiving = Receiving()
+    refused = set(range(1, 10 * LATER_MAX, 100))
+    for number in range(1, 10 * LATER_MAX):
+        assert number in refused or receiving.takes(5, number)
+        assert len(receiving._later) <= LATER_MAX
+    assert not receiving.takes(5, 101)  # comes again under a new one
+    assert receiving.takes(5, 10 * LATER_MAX)
