@@ -23,7 +23,6 @@ from ..subscription import NOTICES_MAX
 from ..transport.stream import Stream
 from .calls import Pending, encode_call
 
-
 CLOCK_GRAIN_SECONDS = 0.001  # of a loop's timers, which may be early by so much
 
 
