@@ -266,8 +266,7 @@ class Target:
             try:
                 jobs.append((i, self.engine.prepare(engine_update(update, decided=behind_head))))
             except StatusError as refused:
-                results[i] = Result(refused.status)
-                self._note_refused(update, refused)
+                results[i] = self._note_refused(update, refused)
             except Exception as bug:
                 results[i] = self._note_bug(update, bug)
         if all(is_quick(job) for _, job in jobs) and sum(job.bytes_moved for _, job in jobs) <= INLINE_BYTES_MAX:
@@ -341,13 +340,17 @@ class Target:
         else:
             self.submit(CommitDone(effect.batch))
 
-    def _note_refused(self, update: Update, refused: StatusError) -> None:
+    def _note_refused(self, update: Update, refused: StatusError) -> Result:
         if refused.status is Status.BUSY and self.engine.wants_checkpoint:
             self._relieve()  # it is full until then: the client's next try finds room
-        elif refused.status is Status.NO_SPACE and self.replica.predecessor:
+        elif refused.status is Status.NO_SPACE and (self.replica.predecessor or self.engine.info(update.chunk)):
+            # A head may refuse a new chunk. What is there already can be changed, if not here then by the others.
             self._stand_aside(refused)
+            if self.is_out:
+                return Result(Status.TARGET_OFFLINE)
         elif refused.status not in (Status.BUSY, Status.NO_SPACE, Status.STALE_TRUNCATE_VERSION):
             self.log.warning("update refused", target=self.id, chunk=chunk_name(update.chunk), error=refused.strerror)
+        return Result(refused.status)
 
     def _note_bug(self, update: Update, bug: Exception) -> Result:
         """Not the disk's fault, nor the client's: the batch must not stay in line for ever because of it."""
@@ -367,7 +370,7 @@ class Target:
             self.counters.io_errors += 1
             self._go_read_only(failure)
         elif failure.status is Status.NO_SPACE:
-            self._note_refused(update, failure)
+            return self._note_refused(update, failure)
         elif failure.status is Status.CHECKSUM:
             return self._note_checksum(update, failure)
         return Result(failure.status)
@@ -543,8 +546,8 @@ class Target:
         entry = TargetEntry(id=self.id, incarnation=self.incarnation, path=self.path)
         entry.state = self._local_state()
         space = self.engine.space_info()
-        entry.capacity, entry.used, entry.chunks = space.capacity, space.used, space.chunks
-        entry.full = (space.capacity - space.used + space.reclaimable) * FULL_PART < space.capacity
+        entry.capacity, entry.used, entry.chunks = self.engine.space.capacity_now(), space.used, space.chunks
+        entry.full = (entry.capacity - space.used + space.reclaimable) * FULL_PART < space.capacity
         if self.syncing is not None:
             entry.sync_done, entry.sync_total = self.syncing.done, max(self.syncing.done, self.syncing.total)
         return entry

@@ -122,6 +122,18 @@ class Space:
         """Bytes of slots up to which new chunks are taken."""
         return self.capacity - min(self.capacity // RESERVE_PART, RESERVE_BYTES_MAX)
 
+    def capacity_now(self) -> int:
+        """Bytes of slots that there can be: no more than the disk has room for, which others may have filled."""
+        try:
+            free = self._disk.free()
+        except OSError:  # who reads or writes next will say so
+            return self.capacity
+        return min(self.capacity, self.used_bytes + self.warm_bytes + max(0, free - self._disk_reserve))
+
+    @property
+    def _disk_reserve(self) -> int:
+        return min(DISK_RESERVE_BYTES, self.capacity // DISK_RESERVE_PART)
+
     def allocate(self, length: int, *, new: bool) -> int:
         """A slot for `length` bytes. `new`: for a chunk that does not exist yet, which may not use the reserve."""
         size_class = class_for(length)
@@ -157,7 +169,7 @@ class Space:
 
     def _check_disk(self, length: int) -> None:
         """Disk space is about to be taken. Others may have filled the disk."""
-        reserve = min(DISK_RESERVE_BYTES, self.capacity // DISK_RESERVE_PART)
+        reserve = self._disk_reserve
         if self._disk.free() < length + reserve:
             raise error(Status.NO_SPACE, f"the disk under the target has less than {length + reserve} bytes left")
 

@@ -63,8 +63,8 @@ def draw_process_faults(servers: Servers, chance: random.Random) -> list[Fault]:
 
 
 def run_round(chance: random.Random, faults: list[Fault], check: Callable[[], None], seconds_max: float = 0.0) -> None:
-    """Begin the faults one after the other, let them last, end them in the same order. `seconds_max` 0: up to two and a half leases, so
-    that places are given away in about half of the cases."""
+    """Begin the faults one after the other, let them last, end them in the reverse order. `seconds_max` 0: up to two and a half leases,
+    so that places are given away in about half of the cases."""
     longest = seconds_max or 2.5 * LEASE_S * time_scale()
     with ExitStack() as stack:
         for fault in faults:

@@ -60,10 +60,9 @@ def run(cluster: HostsCluster, folder: Path, seed: int, rounds: Iterator[float])
         load.prepare()
         load.start()
         for seconds in rounds:
-            faults = [draw_cut(cluster.network, chance)]
-            if chance.random() < 0.3:
-                faults += draw_process_faults(cluster, chance)[:1]
-            run_round(chance, faults, load.check, seconds)
+            also = draw_process_faults(cluster, chance)[:1] if chance.random() < 0.3 else []
+            # The cut last, so that it ends first: a server that is started waits for the manager.
+            run_round(chance, [*also, draw_cut(cluster.network, chance)], load.check, seconds)
             if chance.random() < 0.5:
                 await_whole_chains(cluster.url)
         finish(cluster, load)

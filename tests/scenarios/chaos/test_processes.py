@@ -14,39 +14,12 @@ from emberfs.deploy.local import LocalCluster
 from .aftermath import await_whole_chains, finish
 from .faults import draw_process_faults, run_round
 from .load import Load, seed_of_this_run, soak_seconds
+from .local import Local
 
 MakeCluster = Callable[..., LocalCluster]
 ROUNDS = 4
 TARGETS = 2  # of each node: as many chains
 STOP_SECONDS_MAX = 30.0  # in a soak
-
-
-class Local:
-    """A cluster of one machine as chaos sees it."""
-
-    def __init__(self, cluster: LocalCluster) -> None:
-        self._cluster = cluster
-        self.nodes = cluster.nodes
-        self.url = cluster.url
-        self.cluster_id = cluster.cluster_id
-
-    def pid_of(self, role: str) -> int:
-        pid = self._cluster.servers[role].pid()
-        assert pid is not None, f"{role} does not run"
-        return pid
-
-    def kill(self, role: str) -> None:
-        self._cluster.kill(role)
-
-    def start(self, role: str) -> None:
-        self._cluster.start(role)
-
-    def target_folders(self) -> list[Path]:
-        return sorted(self._cluster.data.glob("storage-*/target-*"))
-
-    def stop(self) -> None:
-        left = self._cluster.stop()
-        assert not left, f"killed, as they did not stop when they were asked to: {left}"
 
 
 @pytest.fixture

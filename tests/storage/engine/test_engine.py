@@ -225,7 +225,9 @@ def test_a_full_disk_fails_the_update_and_nothing_else() -> None:
     target = Target()
     engine = target.open()
     engine.apply([write(key(0), 0, b"x" * CHUNK_SIZE)])
+    assert engine.space.capacity_now() == target.capacity
     target.disk.size_max = target.capacity // 16 + 3 * CHUNK_SIZE
+    assert CHUNK_SIZE <= engine.space.capacity_now() <= 3 * CHUNK_SIZE  # it says so before anybody meets it
     with pytest.raises(StatusError) as caught:
         for n in range(1, 9):
             engine.apply([write(key(n), 0, b"x" * CHUNK_SIZE)])
