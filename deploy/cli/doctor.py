@@ -1,4 +1,5 @@
-"""`doctor`: does this machine have what emberfs needs? Each check is a function that yields findings; nothing is changed."""
+"""`doctor`: does this machine have what emberfs needs, and does its cluster have what it should? Each check is a function that yields
+findings; nothing is changed."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -30,6 +31,21 @@ DISK_FREE_MIN = 5 << 30
 CLOCK_ERROR_US_MAX = 500_000
 STA_UNSYNC = 0x0040  # of adjtimex(2)
 
+SPACE_FREE_PART_MIN = 0.05  # of a cluster
+SHOWN_MAX = 8  # chains named in a finding
+
+# health of a chain (status.py) -> state, advice
+_CHAIN_ADVICE = {
+    "copying": ("warning", "wait: emberfs status --watch"),
+    "short of a member": ("warning", "start its node, or let others take over: emberfs chain apply --keep"),
+    "not served": ("error", "start the nodes that served last; if they are lost for good: emberfs chain revive"),
+}
+_TARGET_ADVICE = {
+    "offline": "its server is away or its disk has failed: emberfs target replace {0} gives its place to another one",
+    "disabled": "emberfs target online {0} puts it back into service",
+    "damaged": "rows of its index were lost: emberfs target replace {0}",
+    "full": "it takes no new chunks: remove files, or add nodes and 'emberfs chain apply'",
+}
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "ceph", "glusterfs"}
 
 
@@ -44,9 +60,12 @@ def doctor(
     data: Annotated[str, typer.Option("--data", help="Data directory to look at.", show_default=False)] = "",
     as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
 ) -> None:
-    """Check kernel, limits, memory, disk, ports, clock and Python. Exit code 1 when something is in the way."""
+    """Check kernel, limits, memory, disk, ports, clock and Python; and of a cluster its servers, chains, targets and space.
+
+    Exit code 1 when something is in the way, or data cannot be read.
+    """
     folder = Path(data) if data else default_data_dir()
-    findings = list(examine(folder))
+    findings = list(examine(folder, data))
     if as_json:
         write_json([finding._asdict() for finding in findings])
     else:
@@ -61,23 +80,24 @@ def doctor(
         raise Failed()
 
 
-def examine(data: Path) -> Iterator[Finding]:
-    """All checks, in order."""
-    checks: list[Callable[[], Iterator[Finding]]] = [
-        _python,
-        _kernel,
-        _limits,
-        _memory,
-        _shared_memory,
-        lambda: _disk(data),
-        _ports,
-        _clock,
-    ]
-    for check in checks:
+def examine(folder: Path, data: str = "") -> Iterator[Finding]:
+    """All checks, in order: of this machine, with this folder for data, and of the cluster that `data` or the environment names."""
+    checks: dict[str, Callable[[], Iterator[Finding]]] = {
+        "python": _python,
+        "kernel": _kernel,
+        "limits": _limits,
+        "memory": _memory,
+        "memory regions": _shared_memory,
+        "disk": lambda: _disk(folder),
+        "ports": _ports,
+        "clock": _clock,
+        "cluster": lambda: cluster_findings(_status(data)),
+    }
+    for name, check in checks.items():
         try:
             yield from check()
         except OSError as failed:
-            yield Finding(check.__name__.strip("_<>"), "error", str(failed), "this machine does not allow it")
+            yield Finding(name, "error", str(failed), "this machine does not allow it")
 
 
 def _rate(check: str, good: bool, found: str, advice: str, worst: str = "warning") -> Finding:
@@ -230,3 +250,65 @@ def _clock() -> Iterator[Finding]:
     good = not flags & STA_UNSYNC and error_us <= CLOCK_ERROR_US_MAX
     found = "synchronised" if not flags & STA_UNSYNC else "not synchronised"
     yield _rate("clock", good, found, "file times of several hosts are compared: run chrony or systemd-timesyncd")
+
+
+def _status(data: str) -> dict[str, Any] | None:
+    """As `emberfs status --json`; None where there is no cluster yet."""
+    from .status import collect
+
+    try:
+        return collect(data)
+    except Failed:
+        return None
+
+
+def cluster_findings(status: dict[str, Any] | None) -> Iterator[Finding]:
+    """What a cluster lacks, from `emberfs status --json`."""
+    if status is None:
+        return
+    down = [server["name"] for server in status["servers"] if not server["pid"]]
+    yield _rate("servers", not down, f"down: {', '.join(down)}" if down else "all run", "emberfs up")
+    if status["error"]:
+        yield Finding("cluster", "error", status["error"], "look into the servers' logs")
+    if not status["chains"]:
+        return
+    silent = [node["name"] or str(node["node"]) for node in status["nodes"] if node["state"] == "silent"]
+    if silent:
+        yield Finding(
+            "nodes",
+            "warning",
+            f"silent: {', '.join(silent)}",
+            "start them; those that are gone for good: emberfs node remove",
+        )
+    yield from _chains(status["chains"])
+    yield from _targets(status["targets"])
+    space = status["space"]
+    part = space["free"] / space["total"] if space["total"] else 0.0
+    yield _rate(
+        "space", part >= SPACE_FREE_PART_MIN, f"{human(space['free'])} free ({part:.0%})", "remove files, or add nodes"
+    )
+
+
+def _chains(chains: list[dict[str, Any]]) -> Iterator[Finding]:
+    from .status import WELL, health_of
+
+    words: dict[str, list[str]] = {}
+    for chain in chains:
+        words.setdefault(health_of(chain), []).append(str(chain["chain"]))
+    lacking = {word: numbers for word, numbers in words.items() if word != WELL}
+    if not lacking:
+        yield Finding("chains", "ok", f"{len(chains)}, all well")
+    for word, numbers in lacking.items():
+        state, advice = _CHAIN_ADVICE[word]
+        shown = ", ".join(numbers[:SHOWN_MAX]) + (" ..." if len(numbers) > SHOWN_MAX else "")
+        yield Finding("chains", state, f"{len(numbers)} of {len(chains)} {word}: {shown}", advice)
+
+
+def _targets(targets: list[dict[str, Any]]) -> Iterator[Finding]:
+    for target in targets:
+        marks = [mark for mark in target["marks"] if mark in _TARGET_ADVICE]
+        if not marks and target["state"] == "OFFLINE":
+            marks = ["offline"]
+        for mark in marks:
+            where = f"target {target['target']} on {target['name'] or target['node']}"
+            yield Finding(where, "warning", mark, _TARGET_ADVICE[mark].format(target["target"]))

@@ -49,9 +49,12 @@ def say(text: str = "") -> None:
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
 
 
-def write_json(value: Any) -> None:
-    """One JSON document. Bytes of a name that are no UTF-8 are lone surrogates \\udc80 … \\udcff, as os.fsdecode makes them."""
-    say(json.dumps(value, indent=1 if sys.stdout.isatty() else None))
+def write_json(value: Any, *, lines: bool = False) -> None:
+    """One JSON document; with `lines` one of several, each a line that is written at once. Bytes of a name that are no UTF-8 are lone
+    surrogates \\udc80 … \\udcff, as os.fsdecode makes them."""
+    say(json.dumps(value, indent=1 if sys.stdout.isatty() and not lines else None))
+    if lines:
+        sys.stdout.flush()
 
 
 def printable(text: str) -> str:

@@ -33,15 +33,17 @@ def status(
         ),
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C; with --json a document a line.")
+    ] = False,
 ) -> None:
     """Show servers, targets, chains and space. Exit code 3 unless all servers run.
 
     A chain is well when all its members are SERVING. SYNCING: the member is copied to, and takes all writes already; WAITING: it is
     next; OFFLINE: it is not there; LASTSRV: it was the last to serve, and the chain waits for it.
     """
-    if watch and not as_json:
-        _watch(data)
+    if watch:
+        _watch(data, as_json)
         return
     found = collect(data)
     if as_json:
@@ -75,6 +77,7 @@ def collect(data: str = "") -> dict[str, Any]:
 
 
 def _remote_url() -> str:
+    """The cluster that $EMBERFS_URL names, if it is not one of this machine's directories."""
     url = os.environ.get("EMBERFS_URL", "")
     return url if url.startswith("ember://") and not url.lower().startswith("ember://%2f") else ""
 
@@ -199,12 +202,13 @@ def _head(found: dict[str, Any]) -> str:
 
 def _health(chains: list[dict[str, Any]]) -> str:
     """How many chains there are, and what they lack."""
-    counts = Counter(_word(chain) for chain in chains)
+    counts = Counter(health_of(chain) for chain in chains)
     parts = [f"[{colour}]{counts[word]} {word}[/]" for word, colour in HEALTH.items() if counts[word]]
     return f"{len(chains)} {'chain' if len(chains) == 1 else 'chains'}: {', '.join(parts)}"
 
 
-def _word(chain: dict[str, Any]) -> str:
+def health_of(chain: dict[str, Any]) -> str:
+    """A key of `HEALTH`."""
     states = [member["state"] for member in chain["members"]]
     if all(state == "SERVING" for state in states):
         return WELL
@@ -260,10 +264,10 @@ def chain_table(chains: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
     table = Table("chain", "version", "state", "members, head first", box=None)
-    rows = sorted(chains, key=lambda chain: (_word(chain) == WELL, chain["chain"]))
+    rows = sorted(chains, key=lambda chain: (health_of(chain) == WELL, chain["chain"]))
     for chain in rows[:CHAINS_SHOWN_MAX]:
         members = [f"{m['name'] or m['node']}/{m['target']}" + _unless_serving(m) for m in chain["members"]]
-        word = _word(chain)
+        word = health_of(chain)
         state = f"[{HEALTH[word]}]{word}[/]"
         table.add_row(str(chain["chain"]), str(chain["version"]), state, "  ".join(members))
     if len(chains) > CHAINS_SHOWN_MAX:
@@ -290,7 +294,12 @@ def _duration(seconds: float) -> str:
     return " ".join(large[:2]) or "0s"
 
 
-def _watch(data: str) -> None:
+def _watch(data: str, as_json: bool) -> None:
+    """Until Ctrl-C; as JSON a document a line."""
+    if as_json:
+        while True:
+            write_json(collect(data), lines=True)
+            time.sleep(WATCH_SECONDS)
     from rich.console import Group
     from rich.live import Live
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import stat as bits
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import emberfs.deploy
 from emberfs.deploy.local import LocalCluster
 
 from .command import Command
@@ -291,6 +293,7 @@ def test_doctor(run: Command, cluster: LocalCluster) -> None:
     findings = {entry["check"]: entry for entry in run("doctor", "--json", "--data", str(cluster.data)).json}
     assert findings["memory regions"]["state"] == findings["data directory"]["state"] == "ok"
     assert all(entry["advice"] for entry in findings.values() if entry["state"] != "ok")
+    assert findings["servers"]["found"] == "all run" and findings["chains"]["found"].endswith("all well")
 
 
 def test_help_and_version(run: Command) -> None:
@@ -301,3 +304,14 @@ def test_help_and_version(run: Command) -> None:
     for name in ("up", "down", "status", "ls", "put", "bench", "doctor"):
         assert f" {name} " in text
         assert "Usage" in run(name, "--help").text
+
+
+def test_status_says_what_is_documented_and_nothing_else(run: Command, cluster: LocalCluster) -> None:
+    """deploy/README.md promises the keys of `status --json` to programs."""
+    notes = (Path(emberfs.deploy.__file__).parent / "README.md").read_text()
+    documented = set(re.findall(r"`([a-z_]+)`", notes.split("## What `emberfs status --json` says")[1]))
+    found = run("status", "--json").json
+    said = set(found) | set(found["space"])
+    for rows in (found["servers"], found["nodes"], found["targets"], found["chains"], found["chains"][0]["members"]):
+        said |= set(rows[0])
+    assert documented == said | {"sync"}

@@ -1,0 +1,81 @@
+"""What `emberfs doctor` makes of a cluster's status: a function of the JSON that `emberfs status` writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emberfs.deploy.cli.doctor import cluster_findings
+
+
+def chain(number: int, *states: str) -> dict[str, Any]:
+    members = [{"target": 10 * number + i, "node": i, "name": "", "state": s} for i, s in enumerate(states)]
+    return {"chain": number, "version": 1, "members": members}
+
+
+def target(number: int, state: str = "UPTODATE", *marks: str) -> dict[str, Any]:
+    return {"target": number, "node": 2, "name": "storage-2", "state": state, "marks": list(marks)}
+
+
+def status(**other: Any) -> dict[str, Any]:
+    return {
+        "error": "",
+        "servers": [{"name": "meta", "pid": 7}],
+        "nodes": [{"node": 2, "name": "storage-2", "state": "up"}],
+        "targets": [target(1)],
+        "chains": [chain(1, "SERVING", "SERVING")],
+        "space": {"total": 100, "used": 10, "free": 90},
+        **other,
+    }
+
+
+def told(found: dict[str, Any] | None) -> dict[str, tuple[str, str]]:
+    findings = list(cluster_findings(found))
+    assert all(finding.advice for finding in findings if finding.state != "ok")
+    return {f"{finding.check}: {finding.found}": (finding.state, finding.advice) for finding in findings}
+
+
+def test_all_is_well() -> None:
+    assert {state for state, _ in told(status()).values()} == {"ok"}
+    assert told(None) == {}, "no cluster yet"
+
+
+def test_chains_that_lack_members_are_named_with_what_to_do() -> None:
+    chains = [
+        chain(1, "SERVING", "SERVING"),
+        chain(2, "SERVING", "OFFLINE"),
+        chain(3, "SERVING", "SYNCING"),
+        chain(4, "LASTSRV", "OFFLINE"),
+        chain(5, "SERVING", "WAITING"),
+    ]
+    found = told(status(chains=chains))
+    assert found["chains: 2 of 5 short of a member: 2, 5"][0] == "warning"
+    assert found["chains: 1 of 5 copying: 3"][0] == "warning"
+    state, advice = found["chains: 1 of 5 not served: 4"]
+    assert state == "error" and "chain revive" in advice
+    many = told(status(chains=[chain(number, "LASTSRV") for number in range(1, 20)]))
+    assert "chains: 19 of 19 not served: 1, 2, 3, 4, 5, 6, 7, 8 ..." in many
+
+
+def test_targets_nodes_servers_and_space() -> None:
+    found = told(
+        status(
+            servers=[{"name": "meta", "pid": 7}, {"name": "storage-2", "pid": 0}],
+            nodes=[{"node": 2, "name": "storage-2", "state": "silent"}],
+            targets=[target(1, "OFFLINE"), target(2, "OFFLINE", "disabled"), target(3, "UPTODATE", "full", "damaged")],
+            space={"total": 100, "used": 97, "free": 3},
+        )
+    )
+    assert found["servers: down: storage-2"] == ("warning", "emberfs up")
+    assert found["nodes: silent: storage-2"][0] == "warning"
+    assert "replace 1" in found["target 1 on storage-2: offline"][1]
+    assert "online 2" in found["target 2 on storage-2: disabled"][1]
+    assert "target 2 on storage-2: offline" not in found, "an administrator wants it so"
+    assert (
+        "nodes" in found["target 3 on storage-2: full"][1] and "replace 3" in found["target 3 on storage-2: damaged"][1]
+    )
+    assert found["space: 3 B free (3%)"][0] == "warning"
+
+
+def test_a_cluster_that_does_not_answer() -> None:
+    found = told(status(error="nobody answers", nodes=[], targets=[], chains=[]))
+    assert found["cluster: nobody answers"][0] == "error" and len(found) == 2
