@@ -136,6 +136,8 @@ class Forwarder:
         if self._behind:
             request.entry.CopyFrom(chain)
         memory = None
+        # Counted now: by the time of the answer the batch may have been answered too, and its payload given back.
+        size = sum([len(update.data) for update in updates if update.data is not None])
         if source is None:
             views = [update.data for update in updates if update.data is not None]
             memory = self._shared(effect.target, views)
@@ -150,9 +152,7 @@ class Forwarder:
             if memory is not None:
                 memory.release()
         self._silent = False
-        self._target.counters.bytes_forwarded += sum(
-            [len(update.data) for update in updates if update.data is not None]
-        )
+        self._target.counters.bytes_forwarded += size
         self._learn(reply.chains)
         columns = zip(reply.status, reply.number, reply.length, reply.checksum, strict=False)
         results = [Result(*column) for column in columns]
