@@ -27,7 +27,7 @@ def need_trust(context: Context) -> None:
     if not context.peer.identity.trusted:
         raise error(
             Status.PERMISSION_DENIED,
-            f"{context.peer.name} is no server of this cluster: only the metadata server cuts, removes and counts chunks",
+            f"{context.peer.name} is no server of this cluster, and only these cut, remove, count and exchange chunks",
         )
 
 

@@ -20,6 +20,7 @@ from ..proto.gen.storage_pb2 import (
 )
 from ..proto.ids import CHUNK_ID_BYTES
 from ..proto.rpc import Context
+from .columns import need_trust
 from .engine.engine import ChunkEngine
 from .engine.records import Receipt
 from .resync import PAGE_CHUNKS, Entry
@@ -42,7 +43,7 @@ class Exchange:
         self._newer = newer
 
     async def list_chunks(self, request: ListChunksRequest, context: Context) -> ListChunksReply:
-        _need_trust(context)
+        need_trust(context)
         target = self._member(request.chain)
         status = self._status(target, request.chain_version)
         if target is None or status is not _OK:
@@ -57,7 +58,7 @@ class Exchange:
         return reply
 
     async def put_records(self, request: PutRecordsRequest, context: Context) -> PutRecordsReply:
-        _need_trust(context)
+        need_trust(context)
         target = self._member(request.chain)
         status = self._status(target, request.chain_version, syncing=True)
         if target is None or status is not _OK:
@@ -70,7 +71,7 @@ class Exchange:
 
     async def finish_sync(self, request: FinishSyncRequest, context: Context) -> FinishSyncReply:
         """Everything has arrived: make it durable, and be UPTODATE under this chain version."""
-        _need_trust(context)
+        need_trust(context)
         target = self._member(request.chain)
         status = self._status(target, request.chain_version, syncing=True)
         if target is not None and status is _OK:
@@ -168,8 +169,3 @@ def _cut(packed: bytes, size: int, count: int) -> list[bytes]:
     if len(packed) != size * count:
         raise error(Status.INVALID, f"{len(packed)} bytes where {count} ids of {size} were announced")
     return [packed[at : at + size] for at in range(0, len(packed), size)]
-
-
-def _need_trust(context: Context) -> None:
-    if not context.peer.identity.trusted:
-        raise error(Status.PERMISSION_DENIED, f"{context.peer.name} is no server of this cluster")
