@@ -13,9 +13,10 @@ Rules:
    that write (`fate`), not when the update came: a successor that appears in between must not miss it.
 4. An update that was persisted is only ever resolved forward: forwarded again until acknowledged. What a member finds pending when it
    begins to serve it resolves the same way. Under a new chain version the last SERVING member commits all of it at once: the one that
-   was last before may have done so, and have answered reads with it; and whoever is copied to begins anew. Only a member that leaves
-   the chain forgets what is pending: it is made equal to its predecessor before it serves again. To the client an error after that
-   point means "maybe applied".
+   was last before may have done so, and have answered reads with it; and whoever is copied to begins anew. Unless that one is the
+   successor, SYNCING now because it is to go, and has not heard so yet: it may have shown what is pending, or still show what was
+   before. Then nobody is told of either until it has confirmed. Only a member that leaves the chain forgets what is pending: it is made
+   equal to its predecessor before it serves again. To the client an error after that point means "maybe applied".
 5. (client, channel) keeps the last sequence and its result, persisted with the update: the same sequence gets the same answer, a
    lower one is refused, also after a restart and at a new head.
 6. Updates of clients whose session is over, and updates from before a truncate that the chunk has seen, are refused at the head.
@@ -98,6 +99,8 @@ class Replica:
         self.others_serve = False  # what this member cannot do any more, another one can
         self._copies_whole = False  # the successor is SYNCING
         self._ungreeted = False  # promoted, and the predecessor may not know yet
+        self._leaving = 0  # target id of a SYNCING successor that may not know yet that it serves no more
+        self._unsettled: set[int] = set()  # batches from before it was told so
         self._rows = rows
         self._lease = lease
         self._now = 0.0
@@ -144,6 +147,11 @@ class Replica:
             return Fate.DROP
         return Fate.PENDING if self.successor else Fate.COMMIT
 
+    @property
+    def decides(self) -> bool:
+        """Whether what is committed here is what the chain has committed, also of chunks with a pending version."""
+        return self.tail and not self._unsettled
+
     def busy(self, chunk: bytes) -> bool:
         """Whether an update of this chunk is under way or waits."""
         return chunk in self._lines
@@ -160,8 +168,10 @@ class Replica:
 
     def _routing_changed(self, event: RoutingChanged) -> list[Effect]:
         served, synced, behind = self.serving, self.syncing, (self.successor, self._copies_whole)
-        self.chain = event.chain
+        before, self.chain = self.chain, event.chain
         self._find_neighbours()
+        self._leaving = self.successor if self._is_leaving(before) else 0
+        self._unsettled.clear()
         self._sending.begin(self._now)
         self._receiving = Receiving()
         effects: list[Effect] = []
@@ -176,9 +186,26 @@ class Replica:
             self._greet()
         for batch in list(self._batches.values()):
             if batch.stage is Stage.FORWARDING:
-                effects += self._commit(batch) if self.tail and batch.work is Work.UPDATES else self._resolve(batch)
+                effects += self._resolve_anew(batch)
             # Waiting batches meet the new version when their turn comes, persisting ones when that is done.
         return effects
+
+    def _is_leaving(self, before: Chain | None) -> bool:
+        """Whether the successor, which serves nothing under this version, may still do so under an older one."""
+        if not (self.tail and self._copies_whole):
+            return False
+        if before is None or self._leaving == self.successor:
+            return True
+        return any(m.target == self.successor and m.state == TARGET_STATE_SERVING for m in before.members)
+
+    def _resolve_anew(self, batch: Batch) -> list[Effect]:
+        """Under a new chain version, what is being forwarded."""
+        if not self.tail or batch.work is not Work.UPDATES:
+            return self._resolve(batch)
+        if not self._leaving:
+            return self._commit(batch)
+        self._unsettled.add(batch.id)
+        return self._resolve(batch)
 
     def _find_neighbours(self) -> None:
         members = self.chain.members if self.chain is not None else ()
@@ -484,6 +511,7 @@ class Replica:
 
     def _finish(self, batch: Batch, effects: list[Effect]) -> list[Batch]:
         del self._batches[batch.id]
+        self._unsettled.discard(batch.id)
         if batch.ticket is not None:
             effects.append(Reply(batch.ticket, self._results(batch)))
         return self._lines.leave(batch)

@@ -182,8 +182,8 @@ class Forwarder:
         """Each chunk's committed number at the tail, 0 where it has none; None when the tail does not say in time."""
         chain = self._target.replica.chain
         tail = self._target.replica.last_serving
-        if chain is None or not tail:
-            return None
+        if chain is None or tail in (0, self._target.id):
+            return None  # nobody knows, or we do not know ourselves
         request = CommittedRequest(chain=chain.id, chain_version=chain.version, chunks=b"".join(chunks))
         try:
             reply = await self._peers.call(tail, STORAGE.Committed, request, ASK_TAIL_S_MAX * time_scale())
@@ -339,7 +339,7 @@ class Forwarding:
         if target is None or status is not Status.OK:
             chains = self._newer(request.chain) if status is Status.STALE_CHAIN_VERSION else ()
             return CommittedReply(status=status, chains=chains)
-        if not target.replica.tail:
+        if not target.replica.decides:
             return CommittedReply(status=Status.STALE_ROUTING)
         numbers = []
         for at in range(0, len(request.chunks), CHUNK_ID_BYTES):

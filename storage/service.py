@@ -213,7 +213,7 @@ class StorageService:
         target = self._by_chain.get(chain)
         if target is None or self._may_read(target, version) is not _OK:
             return None
-        if not target.replica.tail and not target.engine.pending.isdisjoint(chunks):
+        if not target.engine.pending.isdisjoint(chunks) and not target.replica.decides:
             return None
         reply = read_units(target, chunks, offsets, length, whole)
         # Asked again after the bytes were read: this process may have been stopped for longer than it may speak for the chain.
@@ -230,7 +230,7 @@ class StorageService:
         moving: tuple[Any, ...],
     ) -> None:
         positions, sink, context, whole, exact = moving
-        if not exact and not target.replica.tail and target.engine.pending:
+        if not exact and target.engine.pending and not target.replica.decides:
             exact = await self._ask_tail(target, places, reads, refused)
             places = [place for place in places if place not in refused]
         mine = reads if len(places) == len(reads) else [reads[place] for place in places]

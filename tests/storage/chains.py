@@ -12,10 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emberfs.meta.cluster.chain import Lease as Held
-from emberfs.meta.cluster.chain import Report, next_chain
+from emberfs.meta.cluster.chain import Report, next_chain, with_members
 from emberfs.proto.errors import Status
 from emberfs.proto.gen.cluster_pb2 import LOCAL_STATE_ONLINE, LOCAL_STATE_UPTODATE
-from emberfs.proto.gen.common_pb2 import TARGET_STATE_SERVING, Chain, ChainMember
+from emberfs.proto.gen.common_pb2 import (
+    TARGET_STATE_SERVING,
+    TARGET_STATE_SYNCING,
+    TARGET_STATE_WAITING,
+    Chain,
+    ChainMember,
+    TargetState,
+)
 from emberfs.storage.craq import Replica
 from emberfs.storage.engine.records import ChunkInfo
 from emberfs.storage.events import (
@@ -152,10 +159,10 @@ class Cluster:
         if member.stopped or not member.version or member.machine.may_read(member.version, self.now) is not Status.OK:
             return
         number = 0
-        if key in member.rows.unresolved and not member.machine.tail:
+        if key in member.rows.unresolved and not member.machine.decides:
             tail = self.members[member.machine.last_serving]
             machine = tail.machine
-            if tail.stopped or machine.may_read(member.version, self.now) is not Status.OK or not machine.tail:
+            if tail.stopped or machine.may_read(member.version, self.now) is not Status.OK or not machine.decides:
                 return
             row = tail.rows.chunk(key)
             found = settle(_info(member.rows, key), row.committed.number if row is not None else 0)
@@ -348,6 +355,18 @@ class Cluster:
             )
         self.chain = next_chain(self.chain, reports)
 
+    def depose(self, target: int) -> None:
+        """An administrator begins to remove a member that serves, and then goes away."""
+        members = {member.target: member for member in self.chain.members}
+        serving = [member for member in members.values() if member.state == TARGET_STATE_SERVING]
+        if members[target] not in serving or len(serving) < 2:
+            return
+        rest = [
+            _with(m, TARGET_STATE_WAITING if m.state == TARGET_STATE_SYNCING else m.state) for m in members.values()
+        ]
+        rest[list(members).index(target)].state = TARGET_STATE_SYNCING
+        self.chain = with_members(self.chain, rest)
+
     # --- resync ---
 
     def sync(self, target: int) -> None:
@@ -431,6 +450,13 @@ class Cluster:
         left = first.chunks.get(bytes([REMOVED_CHUNK]))
         for name in self.hidden:
             assert left is None or left.data is None or name not in _names(left.data), "a removed chunk came back"
+
+
+def _with(member: ChainMember, state: TargetState) -> ChainMember:
+    copy = ChainMember()
+    copy.CopyFrom(member)
+    copy.state = state
+    return copy
 
 
 def _name(update: Update) -> bytes:

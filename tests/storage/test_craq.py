@@ -418,6 +418,33 @@ def test_a_new_last_member_commits_what_the_one_before_may_have_shown() -> None:
     assert reply.results[0].status == Status.OK
 
 
+def test_what_a_leaving_member_may_show_is_not_committed_before_it_has_confirmed() -> None:
+    # Rule 4: "nobody is told of either until it has confirmed".
+    machine, rows, _ = forwarding(SERVING, SERVING)
+    effects = machine.step(0, RoutingChanged(chain(SERVING, SYNCING, version=2)))
+    (forward,) = [effect for effect in effects if isinstance(effect, Forward) and effect.updates]
+    assert not any(isinstance(effect, Commit) for effect in effects)
+    assert not machine.decides
+    assert machine.step(0, acked(forward, Result(Status.STALE_CHAIN_VERSION))) == []
+    effects = machine.step(1, RoutingChanged(chain(SERVING, SYNCING, version=3)))  # it has still not heard
+    (forward,) = [effect for effect in effects if isinstance(effect, Forward) and effect.updates]
+    assert not machine.decides
+    (commit,) = machine.step(1, acked(forward))
+    assert isinstance(commit, Commit)
+    rows.commit(commit.updates[0])
+    (reply,) = machine.step(1, CommitDone(commit.batch))
+    assert isinstance(reply, Reply)
+    assert machine.decides
+
+
+def test_a_leaving_member_that_is_gone_is_not_waited_for() -> None:
+    machine, _, _ = forwarding(SERVING, SERVING)
+    machine.step(0, RoutingChanged(chain(SERVING, SYNCING, version=2)))
+    effects = machine.step(0, RoutingChanged(chain(SERVING, OFFLINE, version=3)))
+    assert any(isinstance(effect, Commit) for effect in effects)
+    assert machine.decides
+
+
 def test_a_promoted_member_shows_nothing_before_its_predecessor_knows() -> None:
     # Rule 9: "until then that one may still answer from its own".
     machine, _ = replica(SERVING, SYNCING, target=2)

@@ -51,6 +51,7 @@ TROUBLE = [
     act("sync", MEMBERS),
     act("sync", MEMBERS),
     act("heal"),
+    act("depose", MEMBERS),
 ]
 
 
@@ -125,6 +126,7 @@ def live(seed: int, steps: int = 400) -> None:
         lambda: cluster.crash(member()),
         lambda: cluster.stop(member()),
         lambda: cluster.fence(member()),
+        lambda: cluster.depose(member()),
     ]
     good: list[Callable[[], Any]] = [
         *[lambda: cluster.wake(member())] * 2,
