@@ -166,8 +166,11 @@ class Repairer:
         return [target for target in reversed(serving) if target != self._target.id]
 
     async def _entry(self, source: int, chunk: bytes) -> Entry | None:
-        """What another member says of the chunk."""
+        """What another member says of a chunk that is not here. Raises NOT_COMMITTED while it has an update of it under way: that may be
+        the remove which has been done here already."""
         entries, _ = await self._list(source, chunk, chunk + b"\0", 1)
+        if entries and entries[0].pending:
+            raise error(Status.NOT_COMMITTED, f"target {source} has not finished an update of the chunk")
         return entries[0] if entries and entries[0].number else None
 
     async def _list(self, source: int, first: bytes, last: bytes, count: int) -> tuple[list[Entry], bool]:

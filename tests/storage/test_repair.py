@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from emberfs.proto.ids import chunk_key
 from emberfs.proto.rpc import STORAGE
 from emberfs.storage.engine.engine import ChunkEngine
 from emberfs.storage.engine.row import CHUNK as ROW
+from emberfs.storage.events import Forward, Result
 from emberfs.storage.scrub import Scrubber
 
 from .members import OFFLINE, SERVING, SYNCING, Member, Members, holdings
@@ -169,3 +170,29 @@ async def test_a_live_update_of_a_damaged_chunk_during_a_sync(members: Members) 
         while members.members[2].target.damaged:
             await asyncio.sleep(0.01)
     assert_sound(members)
+
+
+async def test_a_chunk_whose_remove_its_predecessor_has_not_heard_of_yet_does_not_come_back(members: Members) -> None:
+    """The last member has removed it, and its answer is on the way. The members before say that the chunk is there."""
+    assert await members.write(0, b"x" * SIZE) is Status.OK
+    middle, last = members.members[1:]
+    forward, answered = middle.target.forward, asyncio.Event()
+    assert forward is not None
+
+    async def held(effect: Forward) -> Sequence[Result] | None:
+        results = await forward(effect)
+        await answered.wait()
+        return results
+
+    middle.target.forward = held
+    remove = asyncio.ensure_future(members.remove(0, 1))
+    async with asyncio.timeout(20):
+        while last.engine.info(chunk_key(5, 0)) is not None:
+            await asyncio.sleep(0.01)
+    repair = asyncio.ensure_future(last.repairer.repair(chunk_key(5, 0)))
+    await asyncio.wait((repair,), timeout=0.5)
+    answered.set()
+    await remove
+    await repair
+    assert_sound(members)
+    assert (await members.read(3, 0))[0] is Status.CHUNK_NOT_FOUND
