@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -26,11 +26,13 @@ from ..ids import new_client_id
 from ..pool import POOL_BYTES, Pool
 from ..region import Region, Slice
 from ..settings import read_secret, time_scale
+from . import forks
 from .calls import REGION_WAIT_SECONDS, Backoff, Pending, connect_seconds, is_shared, make_region, unreachable
 from .connection import Broken, Connection, exchange
 from .offers import Offers
 from .quarantine import Quarantine
 from .subscriber import Subscriber
+from .waiting import BlockingLock, BlockingPromise, Ticket
 
 if TYPE_CHECKING:
     from ..transport.local import LocalNetwork  # it loads asyncio, which a blocking program does without
@@ -39,73 +41,6 @@ IDLE_PER_ADDRESS_MAX = 32  # connections kept for the next call
 QUARANTINED_MAX = 128  # connections per address with requests given up and not known to be over
 STALE_SECONDS = 0.5  # unused for longer: look whether the server hung up before trusting it with a request
 JOIN_SECONDS = 2.0  # for workers to end at close
-
-_environments: weakref.WeakSet[BlockingEnvironment] = weakref.WeakSet()
-_registry = threading.Lock()  # held while _environments changes, and during a fork
-
-
-class Ticket:
-    """A started call with a connection of its own."""
-
-    __slots__ = ("connection", "failure", "local", "pending")
-
-    def __init__(
-        self, connection: Connection | None, pending: Pending | None, failure: StatusError | None = None
-    ) -> None:
-        self.connection = connection
-        self.pending = pending
-        self.failure = failure
-        self.local: Any = None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether there is nothing to wait for any more."""
-        pending = self.pending
-        return pending is None or pending.frame is not None or pending.failure is not None
-
-
-class _Lock(AbstractAsyncContextManager[None]):
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    async def __aenter__(self) -> None:
-        self._lock.acquire()
-
-    async def __aexit__(self, *_: object) -> None:
-        self._lock.release()
-
-
-class BlockingPromise:
-    """Awaiting it blocks the thread until another one settles it, or the environment closes."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._settled = threading.Event()
-        self._failure: BaseException | None = None
-        self._value: Any = None
-
-    @property
-    def done(self) -> bool:
-        return self._settled.is_set()
-
-    def set(self, value: Any) -> None:
-        with self._lock:
-            if not self.done:
-                self._value = value
-                self._settled.set()
-
-    def fail(self, failure: BaseException) -> None:
-        with self._lock:
-            if not self.done:
-                self._failure = failure
-                self._settled.set()
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        self._settled.wait()
-        if self._failure is not None:
-            raise self._failure
-        return self._value
-        yield  # a generator, as __await__ has to be, which never suspends
 
 
 class BlockingEnvironment:
@@ -129,8 +64,7 @@ class BlockingEnvironment:
         self._local = local
         self._closing = threading.Event()
         self._reset()
-        with _registry:
-            _environments.add(self)
+        forks.follow(self)
 
     def _reset(self) -> None:
         self._idle: dict[str, list[Connection]] = {}
@@ -495,7 +429,7 @@ class BlockingEnvironment:
         return random.random()  # noqa: S311 - jitter
 
     def lock(self) -> AbstractAsyncContextManager[None]:
-        return _Lock()
+        return BlockingLock()
 
     def promise(self) -> BlockingPromise:
         promise = BlockingPromise()
@@ -566,30 +500,3 @@ class BlockingEnvironment:
         if closed:
             self._closing.set()
         self._reset()
-
-
-_forking: list[BlockingEnvironment] = []
-
-
-def _before_fork() -> None:
-    _registry.acquire()
-    _forking.extend(_environments)
-    for environment in _forking:
-        environment.before_fork()
-
-
-def _after_fork_in_parent() -> None:
-    for environment in _forking:
-        environment.after_fork_in_parent()
-    _forking.clear()
-    _registry.release()
-
-
-def _after_fork_in_child() -> None:
-    for environment in _forking:
-        environment.after_fork_in_child()
-    _forking.clear()
-    _registry.release()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
