@@ -323,6 +323,23 @@ def test_who_does_not_hear_that_it_is_to_go_keeps_the_others_from_acknowledging_
     run(story)
 
 
+def test_one_member_after_the_other_is_removed_however_many_are_to_go() -> None:
+    async def story(world: World) -> None:
+        await three(world)
+        cut(world, "a")
+        for target in (1, 2):
+            with pytest.raises(StatusError) as late:
+                await world.call(CLUSTER.ChangeChain, ChangeChainRequest(chain=1, remove=target), 1.0)
+            assert late.value.status is Status.DEADLINE
+            # WAITING, the first one would still answer reads while the others acknowledge writes without it.
+            assert world.states() == "b:S c:S a:Y v2"
+        await world.call(CLUSTER.ChangeChain, ChangeChainRequest(chain=1, remove=2), 20.0)
+        assert not world.processes["a"].serves(world.processes["a"].disks[0])
+        assert world.serving() == ["c"]
+
+    run(story)
+
+
 def test_the_last_member_stays() -> None:
     async def story(world: World) -> None:
         await world.start_manager()
