@@ -37,7 +37,7 @@ def read_slices_in_child(fs: Any, path: str, slices: list[tuple[int, int]]) -> l
     return fs.cat_ranges([path] * len(slices), [a for a, _ in slices], [b for _, b in slices], on_error="raise")
 
 
-def acknowledge_operations(url: str, folder: str, seed: int, journal: str, stop: str) -> int:
+def acknowledge_operations(url: str, folder: str, seed: int, journal: str, stop: str, timeout: float = 60) -> int:
     """Work in `folder` until the file `stop` exists: create, overwrite, append, rename and remove files, and write each operation
     to the local file `journal` before it is tried ("try") and after it was acknowledged ("done"). Returns how many were done.
 
@@ -51,7 +51,7 @@ def acknowledge_operations(url: str, folder: str, seed: int, journal: str, stop:
     draw = random.Random(seed)
     files: dict[str, bytes] = {}
     done = 0
-    with emberfs.connect(url, timeout=60) as client, open(journal, "a", buffering=1) as log:
+    with emberfs.connect(url, timeout=timeout) as client, open(journal, "a", buffering=1) as log:
         while not os.path.exists(stop):
             kind = draw.choice(["write", "write", "append", "rename", "remove", "overwrite"])
             if not files:

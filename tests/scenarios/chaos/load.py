@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import subprocess
@@ -13,11 +14,12 @@ from pathlib import Path
 
 import emberfs
 from emberfs.proto.settings import time_scale
+from emberfs.tests.scenarios.test_kill_under_load import expected
 
 from .registers import CHUNK_BYTES, FILES, REGISTERS, Ledger, content
 from .worker import path_of
 
-WORKERS = 3
+WORKERS = 3  # on registers; one more works on names
 PATIENCE_S = 600.0  # of one operation, before the time scale: any error is a failure, so it must outlast every fault
 WAIT_S = 120.0  # for what must come to pass, however busy the machine is
 POLL_S = 0.05
@@ -40,12 +42,15 @@ class Load:
         self._folder = folder
         self._within = within
         self._ledger_path = folder / "ledger"
+        self._journal = folder / "journal"
+        self._stop = folder / "stop"
         self.ledger = Ledger(self._ledger_path, WORKERS)
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def prepare(self) -> None:
         """Every register holds write 0, striped over all chains."""
         with emberfs.connect(self.url, timeout=self._patience()) as client:
+            client.mkdir("/names")
             client.mkdir("/chaos")
             client.set_layout("/chaos", chunk_size=CHUNK_BYTES)
             for file in range(FILES):
@@ -59,13 +64,14 @@ class Load:
 
     def start(self) -> None:
         for number in range(WORKERS):
-            arguments = [self.url, str(self._ledger_path), str(number), str(WORKERS), str(self.seed)]
-            command = [*self._within, sys.executable, "-P", "-m", f"{__package__}.worker", *arguments]
-            with open(self._log(number), "wb") as log:
-                self.processes.append(
-                    subprocess.Popen([*command, str(self._patience())], stdout=log, stderr=log, cwd="/")
-                )
+            self._start("worker", self.url, str(self._ledger_path), str(number), str(WORKERS), str(self.seed))
+        self._start("names", self.url, "/names", str(self.seed), str(self._journal), str(self._stop))
         self.advance()
+
+    def _start(self, module: str, *arguments: str) -> None:
+        command = [*self._within, sys.executable, "-P", "-m", f"{__package__}.{module}", *arguments]
+        with open(self._log(len(self.processes)), "wb") as log:
+            self.processes.append(subprocess.Popen([*command, str(self._patience())], stdout=log, stderr=log, cwd="/"))
 
     def _log(self, number: int) -> Path:
         return self._folder / f"worker-{number}.log"
@@ -96,6 +102,7 @@ class Load:
     def end(self) -> tuple[int, int]:
         """Workers end after what they are at. Returns how many reads and writes there were. Raises AssertionError if one failed."""
         self.ledger.stop()
+        self._stop.touch()
         for process in self.processes:
             process.wait(self._patience() * time_scale() + WAIT_S)
         self.check()
@@ -111,6 +118,11 @@ class Load:
                 for register in (each for each in REGISTERS if each.file == file):
                     piece = data[register.offset : register.offset + register.length]
                     self.ledger.check(0, register, piece, self.ledger.oldest(register))
+            files, unfinished = expected(self._journal)
+            assert unfinished is None
+            assert {f"/names/{name}" for name in client.listdir("/names")} == set(files)
+            for name, digest in files.items():
+                assert hashlib.sha256(client.read_bytes(name)).hexdigest() == digest, name
 
     def kill(self) -> None:
         """However the test ends, no worker is left."""

@@ -20,7 +20,7 @@ from .hosts import CLIENT, META, NODES, HostsCluster
 from .load import Load, seed_of_this_run, soak_seconds
 from .network import Network, cannot
 
-ROUNDS = 4
+ROUNDS = 3
 TARGETS = 2  # of each host: as many chains
 CUT_SECONDS_MAX = 30.0  # in a soak
 SHORT_S = 2.0  # of an operation that is to fail

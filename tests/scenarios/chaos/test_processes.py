@@ -17,7 +17,7 @@ from .load import Load, seed_of_this_run, soak_seconds
 from .local import Local
 
 MakeCluster = Callable[..., LocalCluster]
-ROUNDS = 4
+ROUNDS = 3
 TARGETS = 2  # of each node: as many chains
 STOP_SECONDS_MAX = 30.0  # in a soak
 
