@@ -102,22 +102,23 @@ class Exchange:
 
 async def _forget_records(target: Target, chain_version: int) -> None:
     """Drop the receipts and floors from before a sync, once per sync. What we kept of updates that were then discarded would answer
-    their retries with success. What the live updates bring meanwhile is dropped as well; the records come with it at the end."""
-    engine = target.engine
-
-    def is_due() -> bool:
-        chain = target.replica.chain
-        is_current = chain is not None and chain.version == chain_version
-        return is_current and not target.replica.serving and target.records_of != chain_version
-
-    while is_due():
-        page = await target.blocking(engine.records)
-        if not is_due():
-            return  # a later sync has begun, and may have brought its records already
-        if not page.receipts and not page.floors:
+    their retries with success. What the live updates bring meanwhile may go as well; the records come with it at the end."""
+    engine, after = target.engine, b""
+    while _are_old(target, chain_version):
+        # Once from the first to the last: where clients are at work there is always another one.
+        page = await target.blocking(engine.records, after)
+        if not _are_old(target, chain_version):
+            return  # somebody who asked again was faster: what is here now has come with the sync
+        engine.forget_records(page)
+        if page.after is None:
             target.records_of = chain_version
-        else:
-            engine.forget_records(page)
+        after = page.after
+
+
+def _are_old(target: Target, chain_version: int) -> bool:
+    chain = target.replica.chain
+    now = chain.version if chain is not None else 0
+    return not target.replica.serving and now == chain_version != target.records_of
 
 
 def _page(engine: ChunkEngine, first: bytes, last: bytes, count: int) -> ListChunksReply:

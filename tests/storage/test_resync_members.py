@@ -4,9 +4,11 @@ the same, byte for byte and record for record."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -182,6 +184,24 @@ async def test_retries_after_a_sync_are_answered_as_before(members: Members) -> 
     reply = await members.call(members.head, STORAGE.Write, request, source=[memory(data)])
     assert reply.status[0] == Status.OK
     assert members.members[1].engine.info(chunk_key(5, 0)) == members.members[0].engine.info(chunk_key(5, 0))
+
+
+async def test_a_sync_begins_however_many_records_the_live_updates_bring(members: Members) -> None:
+    members.announce(SERVING, OFFLINE)
+    assert await members.write(0, b"x") is Status.OK
+    second = members.members[1]
+    engine, blocking = second.engine, second.target.blocking
+    clients = itertools.count(1)
+
+    async def busy(work: Callable[..., Any], *arguments: Any) -> Any:
+        if work == engine.records:  # a live update is faster than each look at the records
+            engine.put_records([Receipt(next(clients).to_bytes(16, "big"), 1, 1, 1, 1)], [], 0)
+        return await blocking(work, *arguments)
+
+    second.target.blocking = busy
+    members.announce(SERVING, SYNCING)
+    await members.synced(2, 5.0)
+    assert engine.receipt(members.env.client, channel_of(5, 0)) is not None
 
 
 async def test_an_old_chain_version_is_refused_with_the_newer_entry(members: Members) -> None:
