@@ -369,6 +369,8 @@ class Target:
         if failure.status is Status.IO_ERROR:
             self.counters.io_errors += 1
             self._go_read_only(failure)
+            if self.is_out:
+                return Result(Status.TARGET_OFFLINE)  # not the client's trouble: the next head takes it
         elif failure.status is Status.NO_SPACE:
             return self._note_refused(update, failure)
         elif failure.status is Status.CHECKSUM:

@@ -228,6 +228,24 @@ async def test_what_a_target_says_of_itself(members: Members) -> None:
     assert members.members[1].target.entry().state == cluster_pb2.LOCAL_STATE_ONLINE
 
 
+async def test_a_head_whose_disk_fails_leaves_the_update_to_the_next_one(members: Members) -> None:
+    members.announce(SERVING, SERVING)
+    head = members.members[0]
+
+    def broken(handle: int, buffers: object, offset: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    head.engine.disk.pwritev = broken  # type: ignore[method-assign]
+    request = World.write_request([(5, 0, 0, b"data", 1, None)], 1, members.version)
+    reply = await members.call(head, STORAGE.Write, request, source=[memory(b"data")])
+    assert reply.status[0] == Status.TARGET_OFFLINE  # which a client tries again
+    assert head.target.entry().state == cluster_pb2.LOCAL_STATE_OFFLINE
+    members.announce(SERVING, OFFLINE, order=(2, 1))
+    request.chain_version[:] = [members.version]
+    reply = await members.call(members.head, STORAGE.Write, request, source=[memory(b"data")])
+    assert reply.status[0] == Status.OK
+
+
 async def test_a_full_member_leaves_its_place_to_those_that_have_room(tmp_path: Path) -> None:
     """It cannot take what the head has decided; waiting for it would stop every write to the chain."""
     members = await Members(tmp_path).start()
