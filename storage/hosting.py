@@ -145,7 +145,7 @@ class Hosting:
         scrubber = Scrubber(target, process.options.scrub_rate, self._membership.living, repairer)
         self._workers[target.id] = [
             process.spawn(target.keep_retrying(), f"retries of {path}"),
-            process.spawn(target.keep_checkpointing(), f"checkpoints of {path}"),
+            process.spawn(target.checkpoints.keep(), f"checkpoints of {path}"),
             process.spawn(scrubber.run(), f"scrubber of {path}"),
         ]
         self._metrics.watch(target, repairer)

@@ -28,6 +28,7 @@ from .engine.records import ChunkInfo
 from .engine.slots import SLOT_BYTES_MAX
 from .events import Repair
 from .exchange import entries_of
+from .inspection import inspect
 from .peers import Peers
 from .resync import PAGE_CHUNKS, Entry
 from .target import Target
@@ -117,7 +118,7 @@ class Repairer:
         """Look at the chunk, and bring it back if that is necessary. Its line is ours meanwhile. Raises StatusError."""
         target = self._target
         info = target.engine.info(chunk)
-        if info is not None and info.version and await target.verify(chunk) and chunk not in target.damaged:
+        if info is not None and info.version and await inspect(target, chunk) and chunk not in target.damaged:
             return
         failure: StatusError | None = None
         for source in self._sources():

@@ -16,6 +16,7 @@ from ..proto.ids import CHUNK_ID_BYTES, ChunkId
 from ..proto.settings import time_scale
 from .engine.records import ChunkInfo
 from .exchange import END
+from .inspection import inspect
 from .repair import Repairer
 from .target import Target
 from .updates import chunk_name
@@ -106,7 +107,7 @@ class Scrubber:
             return
         counters = target.counters
         before, self._seen = self._seen, counters.reads + counters.writes
-        read = await target.verify(info.chunk, fold=before == self._seen and info.patches > 0)
+        read = await inspect(target, info.chunk, fold=before == self._seen and info.patches > 0)
         report.chunks += 1
         report.content += read
         if info.chunk in target.damaged:

@@ -57,6 +57,7 @@ from .engine.records import LastChunk
 from .exchange import Exchange
 from .forwarding import Forwarder, Forwarding
 from .grants import refusals
+from .inspection import inspect
 from .lease import Lease
 from .peers import Peers
 from .reads import Batch, read_target, read_units, reply_of, settle
@@ -364,7 +365,7 @@ class StorageService:
                 index=request.index[i],
                 peer=context.peer.name,
             )
-            if not await target.verify(chunk):
+            if not await inspect(target, chunk):
                 target.may_be_damaged(chunk)  # nothing to read here: another member may have it
         return ReportCorruptionReply()
 

@@ -18,15 +18,13 @@ from ..proto.errors import Status, StatusError
 from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, LOCAL_STATE_ONLINE, LOCAL_STATE_UPTODATE, LocalState
 from ..proto.gen.cluster_pb2 import Target as TargetEntry
 from ..proto.gen.common_pb2 import Chain
-from ..proto.layout import UNIT_SMALL
 from ..proto.settings import time_scale
+from .checkpoints import Checkpoints
 from .craq import Replica
 from .engine import job as chunks
 from .engine.checksum import crc32c
 from .engine.engine import ChunkEngine
 from .engine.job import Job
-from .engine.reads import ReadPlan, verify
-from .engine.slots import SLOT_BYTES_MAX
 from .events import (
     Checkpoint,
     ClientsEnded,
@@ -57,8 +55,6 @@ from .updates import EngineRows, chunk_name, engine_update, is_quick, receipt, r
 
 INLINE_BYTES_MAX = 64 << 10  # of a batch of new bytes: a hop to a thread and back would cost more than writing them
 TICK_SECONDS = 0.05  # for what the machine tries again
-CHECKPOINT_SECONDS = 1.0  # what was acknowledged is durable after this at the latest
-FOLD_BYTES_MAX = 4 << 20  # of a chunk that is folded: it is written on the loop, in a millisecond
 DAMAGED_MAX = 10_000  # chunks known to be damaged that are remembered
 
 FULL_PART = 32  # of the capacity: with less left, new chunks had better go elsewhere
@@ -111,7 +107,7 @@ class Target:
 
     def __post_init__(self) -> None:
         self.replica = Replica(self.id, EngineRows(self.engine), self.lease)
-        self._checkpointing: Promise[None] | None = None
+        self.checkpoints = Checkpoints(self.engine, self.env, self._write_checkpoint, self._spawn)
         self._under_way = 0  # effects that are carried out in the background
         self._quiet: Promise[None] | None = None  # told when there are none
         self._offline_told = False
@@ -305,7 +301,7 @@ class Target:
                 results[i] = Result(Status.STALE_ROUTING)
         elif staged:
             self._stage(effect, staged, results, commit=fate is Fate.COMMIT)
-        self._relieve()
+        self.checkpoints.relieve()
         self.submit(PersistDone(effect.batch, results, fate is Fate.COMMIT))
 
     def _stage(self, effect: Persist, staged: list[tuple[int, Job]], results: list[Result], *, commit: bool) -> None:
@@ -342,7 +338,7 @@ class Target:
 
     def _note_refused(self, update: Update, refused: StatusError) -> Result:
         if refused.status is Status.BUSY and self.engine.wants_checkpoint:
-            self._relieve()  # it is full until then: the client's next try finds room
+            self.checkpoints.relieve()  # it is full until then: the client's next try finds room
         elif refused.status is Status.NO_SPACE and (self.replica.predecessor or self.engine.info(update.chunk)):
             # A head may refuse a new chunk. What is there already can be changed, if not here then by the others.
             self._stand_aside(refused)
@@ -440,47 +436,17 @@ class Target:
         self.submit(PersistDone(batch, [Result(status)]))
 
     async def checkpoint(self) -> None:
-        """Everything staged before is durable when this returns; calls that come meanwhile share the next one. Raises TARGET_OFFLINE."""
-        wanted = self.engine.epoch if self.engine.is_dirty else self.engine.epoch - 1
-        while self.engine.checkpointed < wanted:
-            await self._begin_checkpoint()
+        """Everything staged before is durable when this returns. Raises TARGET_OFFLINE."""
+        await self.checkpoints.reach()
 
-    def _begin_checkpoint(self) -> Promise[None]:
-        """The end of the checkpoint that is under way, or of a new one."""
-        if self._checkpointing is None:
-            self._checkpointing = self.env.promise()
-            self._spawn(self._checkpoint, self._checkpointing)
-        return self._checkpointing
-
-    async def _checkpoint(self, over: Promise[None]) -> None:
+    async def _write_checkpoint(self) -> None:
         try:
             checkpoint = self.engine.begin_checkpoint()
             await self.blocking(checkpoint.run)
             self.engine.finish_checkpoint(checkpoint)
-        except BaseException as failed:
-            self._checkpointing = None
+        finally:
             if self.engine.failed:
                 self._tell_offline()
-            over.fail(failed)
-            if not isinstance(failed, StatusError):
-                raise
-        else:
-            self._checkpointing = None
-            over.set(None)
-
-    def _relieve(self) -> None:
-        """A checkpoint now, where space is short for what only a checkpoint frees."""
-        if self.engine.wants_checkpoint and not self.engine.failed:
-            self._begin_checkpoint()
-
-    async def keep_checkpointing(self) -> None:
-        """Background: a checkpoint each second."""
-        while not self.engine.failed:
-            await self.env.sleep(CHECKPOINT_SECONDS)
-            try:
-                await self.checkpoint()
-            except StatusError:
-                return  # told already; the target is out
 
     def _tell_offline(self) -> None:
         if not self._offline_told:
@@ -507,39 +473,6 @@ class Target:
     def may_be_damaged(self, chunk: bytes) -> bool:
         """Whoever can repair this chunk shall look at it; whether anybody will."""
         return any(tell(chunk) for tell in self.damage_watchers)
-
-    async def verify(self, chunk: bytes, *, fold: bool = False) -> int:
-        """Read a whole chunk and compare it with its checksums; a damaged one is noted. Returns how many bytes were read. `fold`: put
-        the patches of a sound one into one slot, unless somebody is writing to it."""
-        with self.engine.plan([(chunk, 0, SLOT_BYTES_MAX)]) as (plan,):
-            if plan.status is not Status.OK or not plan.length:
-                return 0
-            try:
-                data = await self.blocking(_read_verified, self.engine, plan)
-            except StatusError as failed:
-                if failed.status not in (Status.CHECKSUM, Status.IO_ERROR, Status.BAD_FORMAT):
-                    raise
-                self.found_damaged(chunk, str(failed.strerror))
-                return plan.length
-        self.damaged.pop(chunk, None)
-        if fold and len(data) <= FOLD_BYTES_MAX:
-            self._fold(chunk, plan.version, data)
-        return len(data)
-
-    def _fold(self, chunk: bytes, version: int, data: bytearray) -> None:
-        """Write the content anew under its own version. On the loop, so that no update comes between."""
-        if self.refusal(writing=True) or self.replica.busy(chunk):
-            return
-        info = self.engine.info(chunk)
-        if info is None or info.version != version or info.pending or not info.patches:
-            return
-        size = 1 << 20 if info.unit == UNIT_SMALL else SLOT_BYTES_MAX
-        same = (info.truncate_version, info.chain_version, info.version)
-        update = chunks.Update(chunks.Kind.REPLACE, chunk, 0, data, info.checksum, size, *same)
-        try:
-            self.engine.apply([update])
-        except StatusError as failed:  # no room for it now: it can wait
-            self.log.info("not folded", target=self.id, chunk=chunk_name(chunk), error=failed.strerror)
 
     # --- for the manager, and the end ---
 
@@ -575,10 +508,3 @@ class Target:
             await self.blocking(self.engine.close)
         except StatusError as failed:
             self.log.error("target not closed cleanly", target=self.id, path=self.path, error=failed.strerror)
-
-
-def _read_verified(engine: ChunkEngine, plan: ReadPlan) -> bytearray:
-    data = bytearray(plan.length)
-    plan.read_into(engine.disk, (data,), True)
-    verify(plan, 0, memoryview(data))
-    return data

@@ -181,7 +181,7 @@ class StorageNode:
         repairer = Repairer(target, peers, env, log)
         Resyncer(target, peers, env, log, Share(env, load)).routing_changed()
         self.scrubbers.append(Scrubber(target, SCRUB_RATE, None, repairer))
-        env.spawn(target.keep_checkpointing, "checkpoints")
+        env.spawn(target.checkpoints.keep, "checkpoints")
 
     async def scrub(self) -> None:
         """One walk over each target."""
