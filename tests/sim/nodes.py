@@ -1,7 +1,7 @@
 """Storage servers and managers of a simulated cluster: the real code, over simulated disks and the simulated environment.
 
-What is written here is what `storage/server.py` and `meta/server.py` do around that code, for a process that starts anew after every crash:
-open the targets, register, serve, and run the background workers.
+What is written here is what `storage/server.py`, `storage/hosting.py` and `meta/server.py` do around that code, for a process that
+starts anew after every crash: open the targets, register, serve, and run the background workers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from emberfs.proto.errors import Status, StatusError, error
 from emberfs.proto.gen.cluster_pb2 import NODE_KIND_STORAGE, RenewClientReply, RenewClientRequest
 from emberfs.proto.routing import Change, RoutingTable
 from emberfs.storage.engine.engine import ChunkEngine
-from emberfs.storage.events import Tick
 from emberfs.storage.lease import Lease
 from emberfs.storage.membership import Membership, Reported
 from emberfs.storage.peers import Peers
@@ -34,8 +33,6 @@ from .environment import SimulatedEnvironment, Simulation
 from .knobs import Knobs
 from .loop import Host
 
-TICK_SECONDS = 0.05  # as in the server
-IDLE_TICK_SECONDS = 0.2  # where the server looks as often: nothing can be due
 SUPERVISOR_SECONDS = 1.0  # until a process that has ended itself is started again
 CACHE_BYTES = 1 << 20
 POOL_BYTES = 1 << 20
@@ -165,23 +162,20 @@ class StorageNode:
         self.number = node.id
         self.membership = membership
         env.spawn(membership.heartbeats, "heartbeats")
-        env.spawn(lambda: _tick(env, targets), "tick")
         peers = Peers(env, routing, host.name)
+        share = Share(env, self._load)
         for target in targets:
-            self._keep(env, target, peers, log)
+            target.state_watchers.append(lambda: env.spawn(self.hear, "news"))
+            repairer = Repairer(target, peers, env, log)
+            Resyncer(target, peers, env, log, share).routing_changed()
+            self.scrubbers.append(Scrubber(target, SCRUB_RATE, None, repairer))
+            env.spawn(target.keep_retrying, "retries")
+            env.spawn(target.checkpoints.keep, "checkpoints")
 
-    def _keep(self, env: SimulatedEnvironment, target: Target, peers: Peers, log: Log) -> None:
-        """What a target needs in the background."""
-
-        def load() -> tuple[int, int]:
-            counters = [each.counters for each in self.targets]
-            moved = sum(counter.bytes_read + counter.bytes_written for counter in counters)
-            return moved, sum(counter.reads + counter.writes for counter in counters)
-
-        repairer = Repairer(target, peers, env, log)
-        Resyncer(target, peers, env, log, Share(env, load)).routing_changed()
-        self.scrubbers.append(Scrubber(target, SCRUB_RATE, None, repairer))
-        env.spawn(target.checkpoints.keep, "checkpoints")
+    def _load(self) -> tuple[int, int]:
+        counters = [target.counters for target in self.targets]
+        moved = sum(counter.bytes_read + counter.bytes_written for counter in counters)
+        return moved, sum(counter.reads + counter.writes for counter in counters)
 
     async def scrub(self) -> None:
         """One walk over each target."""
@@ -209,14 +203,6 @@ class StorageNode:
         if self.membership is not None:
             with suppress(StatusError):
                 await self.membership.heartbeat()
-
-
-async def _tick(env: SimulatedEnvironment, targets: Sequence[Target]) -> None:
-    while True:
-        busy = [target for target in targets if target.replica.in_flight]
-        await env.sleep(TICK_SECONDS if busy else IDLE_TICK_SECONDS)
-        for target in busy:
-            target.submit(Tick())
 
 
 class NoSessions:
