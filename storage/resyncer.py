@@ -6,6 +6,7 @@ SERVING member and has a SYNCING one behind it. A new chain version, whatever it
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -40,7 +41,7 @@ TICK_S = 0.05
 RECORDS_PAGE = 512  # receipts and floors in one request
 CALL_S = 10.0  # of one request to the other side; scaled
 FINISH_S = 120.0  # of the last one, which waits for a checkpoint of much; scaled
-LANES = 8  # batches of copies under way at once, whatever the number of syncs
+LANES = 8  # batches of copies under way to one node at once, whatever the number of syncs
 
 Load = Callable[[], tuple[int, int]]  # bytes and operations of clients since the start of the process
 
@@ -51,13 +52,16 @@ class Share:
     def __init__(self, env: Environment, load: Load) -> None:
         self.load = load
         self.syncs = 0  # that run
-        self._lanes = [env.lock() for _ in range(LANES)]
-        self._next = 0
+        self._env = env
+        self._lanes: dict[int, deque[AbstractAsyncContextManager[None]]] = {}  # by node
 
-    def lane(self) -> AbstractAsyncContextManager[None]:
-        """To be held while a batch is copied."""
-        self._next = (self._next + 1) % LANES
-        return self._lanes[self._next]
+    def lane(self, node: int) -> AbstractAsyncContextManager[None]:
+        """To be held while a batch is copied to this node. One that cannot be reached holds up nobody else's copies."""
+        lanes = self._lanes.setdefault(node, deque())
+        if len(lanes) < LANES:
+            lanes.append(self._env.lock())
+        lanes.rotate()
+        return lanes[0]
 
 
 class Resyncer:
@@ -71,6 +75,7 @@ class Resyncer:
         self._share = share
         self._machine: resync.Resync | None = None
         self._under = (0, 0, 0)  # chain, chain version, successor
+        self._node = 0  # that has the successor
         target.chain_watchers.append(self.routing_changed)
 
     def routing_changed(self) -> None:
@@ -80,6 +85,7 @@ class Resyncer:
         under = (0, 0, 0)
         if chain is not None and replica.tail and replica.successor:
             under = (chain.id, chain.version, replica.successor)
+            self._node = next(m.node for m in chain.members if m.target == replica.successor)
         if under == self._under:
             return
         self._under = under
@@ -143,7 +149,7 @@ class Resyncer:
         return RecordsPut(await self._put_records(effect.after))
 
     async def _copy(self, effect: Copy) -> list[int]:
-        async with self._share.lane():
+        async with self._share.lane(self._node):
             ticket = self._env.promise()
             self._target.submit(CopyChunks(ticket, self._under[1], effect.chunks))
             results = await ticket

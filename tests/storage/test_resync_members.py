@@ -7,17 +7,20 @@ import asyncio
 import itertools
 import random
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from emberfs.proto.drivers.aio import AioEnvironment
 from emberfs.proto.errors import Status
 from emberfs.proto.gen import cluster_pb2, storage_pb2
 from emberfs.proto.ids import channel_of, chunk_key
 from emberfs.proto.rpc import STORAGE
 from emberfs.storage.engine.engine import Kind, Receipt, Update
 from emberfs.storage.resync import Phase
+from emberfs.storage.resyncer import LANES, Share
 
 from .members import CHUNK, OFFLINE, SERVING, SYNCING, Member, Members, holdings
 from .world import World, memory
@@ -226,6 +229,21 @@ async def test_what_a_target_says_of_itself(members: Members) -> None:
     assert members.members[1].target.entry().state == cluster_pb2.LOCAL_STATE_UPTODATE
     members.announce(SERVING, OFFLINE)  # good news from before the change is no news
     assert members.members[1].target.entry().state == cluster_pb2.LOCAL_STATE_ONLINE
+
+
+async def test_a_node_that_cannot_be_reached_holds_up_no_copies_to_others() -> None:
+    env = AioEnvironment()
+    share = Share(env, lambda: (0, 0))
+    async with AsyncExitStack() as held, asyncio.timeout(5):
+        for _ in range(LANES):
+            await held.enter_async_context(share.lane(1))
+        async with share.lane(2):
+            pass
+        waits = asyncio.ensure_future(share.lane(1).__aenter__())
+        await asyncio.sleep(0)
+        assert not waits.done()
+    await waits
+    await env.close()
 
 
 async def test_a_head_whose_disk_fails_leaves_the_update_to_the_next_one(members: Members) -> None:
