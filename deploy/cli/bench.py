@@ -22,6 +22,7 @@ class What(str, Enum):  # noqa: UP042 -- typer before 0.16 wants it so
     memory = "memory"
     resync = "resync"
     chains = "chains"
+    manager = "manager"
     all = "all"
 
 
@@ -29,8 +30,8 @@ def bench(
     what: Annotated[
         What,
         typer.Argument(
-            help="net: messages and bulk; target: one storage target; meta: the namespace; fs: files; resync: recovery; "
-            "chains: replicas, and what is noticed when one fails."
+            help="net: messages and bulk; target: one storage target; meta: the namespace; fs: files; memory: of idle "
+            "processes and full servers; resync: recovery; chains: replicas, and what is noticed when one fails; manager: 10,000 chains."
         ),
     ] = What.fs,
     quick: Annotated[bool, typer.Option("--quick", help="A few seconds, rough figures.")] = False,
