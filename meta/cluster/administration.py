@@ -144,7 +144,10 @@ def _removed(nodes: Nodes, chain: Chain, member: ChainMember, now: float) -> tup
         raise error(Status.BUSY_RESOURCE, f"target {member.target} is the last member of chain {chain.id} that {word}")
     if member.state == TARGET_STATE_SERVING:
         if any(o.state == TARGET_STATE_SYNCING and not nodes.has_stopped(o.node, chain, now) for o in rest):
-            return chain, False  # perhaps it is to go as well, and has not heard yet: until then every write goes through it
+            return (
+                chain,
+                False,
+            )  # perhaps it is to go as well, and has not heard yet: until then every write goes through it
         others = [_in_state(o, TARGET_STATE_WAITING) if o.state == TARGET_STATE_SYNCING else o for o in rest]
         return with_members(chain, [*others, _in_state(member, TARGET_STATE_SYNCING)]), False
     if member.state == TARGET_STATE_SYNCING and not nodes.has_stopped(member.node, chain, now):
