@@ -126,8 +126,17 @@ class Target:
         if self.replica.chain != chain:
             self.synced = self.records_of = 0  # said under the entry before; another chain may have the same version
             self.submit(RoutingChanged(chain))
+            if self.replica.serving and self.engine.lost:
+                self._found_again()
             for tell in self.chain_watchers:
                 tell()
+
+    def _found_again(self) -> None:
+        """It serves, so it was copied to, or an administrator does without what its index lost."""
+        try:
+            self.engine.complete()
+        except StatusError:
+            self._tell_offline()
 
     def clients_ended(self, ended: Iterable[bytes], fresh: Iterable[bytes]) -> None:
         """Writes of `ended` clients are refused from now on; what was kept to recognise retries of the `fresh` ones among them may go."""
@@ -480,6 +489,7 @@ class Target:
         """What the heartbeat says of this target."""
         entry = TargetEntry(id=self.id, incarnation=self.incarnation, path=self.path)
         entry.state = self._local_state()
+        entry.damaged = self.engine.lost
         space = self.engine.space_info()
         entry.capacity, entry.used, entry.chunks = self.engine.space.capacity_now(), space.used, space.chunks
         entry.full = (entry.capacity - space.used + space.reclaimable) * FULL_PART < space.capacity

@@ -28,7 +28,7 @@ from .job import Job, Kind, Shape, Update
 from .planner import Planner, ReadBatch, Units
 from .reads import ReadPlan, verify
 from .records import ChunkInfo, LastChunk, Read, Receipt, Records, SpaceInfo
-from .recovery import VERSION_KEY, Found, Opened, pack_number, recover, row_changes, session_record
+from .recovery import LOST_KEY, VERSION_KEY, Found, Opened, pack_number, recover, row_changes, session_record
 from .row import CHANNEL, CHUNK, FLOOR, Row, State, encode_row
 from .rows import Floors, Receipts, Rows, chunk_info, successor
 from .space import Space
@@ -48,13 +48,24 @@ class ChunkEngine:
     `found` says how the target was found when it was opened: whether power was lost, which chunks fell back, which updates are pending.
     """
 
-    def __init__(self, disk: Disk, index: Index, *, capacity: int, boot: str, cache_bytes: int = CACHE_BYTES) -> None:
-        """Open (or begin) a target over its block files and index. `boot` is the machine's boot id. Raises BAD_FORMAT, OSError."""
+    def __init__(
+        self,
+        disk: Disk,
+        index: Index,
+        *,
+        capacity: int,
+        boot: str,
+        cache_bytes: int = CACHE_BYTES,
+        known: bool = False,
+    ) -> None:
+        """Open (or begin) a target over its block files and index. `boot` is the machine's boot id, `known` says that the target was
+        formatted before. Raises BAD_FORMAT, OSError."""
         self.disk = disk
         self.index = index
         self.failed = ""  # why the target is out
         self.space = Space(disk, capacity)
-        self.found: Found = recover(index, disk, self.space, boot)
+        self.found: Found = recover(index, disk, self.space, boot, known=known)
+        self.lost = self.found.lost  # chunks that were here may be missing; remembered until `complete`
         self.epoch = self.found.epoch + 1  # which checkpoint will cover what is written now
         self.checkpointed = self.found.checkpoint  # the last one that passed
         self._boot = boot
@@ -499,6 +510,12 @@ class ChunkEngine:
             self._closers.clear()
 
     # --- inside ---
+
+    def complete(self) -> None:
+        """All that belongs here is here again: another member has copied it, or an administrator does without. Raises TARGET_OFFLINE."""
+        self._check()
+        self.lost = False
+        self._write([(LOST_KEY, None)])
 
     def on_close(self, closer: Callable[[], None]) -> None:
         """Something else to let go of at the end (the target's lock)."""

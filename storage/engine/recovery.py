@@ -28,6 +28,7 @@ SESSION_VERSION = 1
 SESSION_KEY = TARGET + b"session"
 CHECKPOINT_KEY = TARGET + b"checkpoint"
 VERSION_KEY = TARGET + b"version"
+LOST_KEY = TARGET + b"lost"
 _U64 = struct.Struct("<Q")
 
 
@@ -52,6 +53,7 @@ class Found:
     content_bytes: int = 0
     pending: list[bytes] = field(default_factory=list)  # chunks
     fell_back: list[bytes] = field(default_factory=list)  # chunks that lost their newest state, or are gone
+    lost: bool = False  # the index is another one than before, and what it named is not here any more
 
 
 def number(value: bytes | None) -> int:
@@ -79,11 +81,13 @@ def how_opened(index: Index, boot: str) -> Opened:
     return Opened.KILLED if record[2:].decode() == boot else Opened.POWER_LOSS
 
 
-def recover(index: Index, disk: Disk, space: Space, boot: str) -> Found:
-    """Scan the rows, mark their slots as used, and leave the target with a checkpoint of all that holds."""
+def recover(index: Index, disk: Disk, space: Space, boot: str, *, known: bool = False) -> Found:
+    """Scan the rows, mark their slots as used, and leave the target with a checkpoint of all that holds. `known`: the target was formatted
+    before, so an empty index is one that was lost."""
     found = Found(how_opened(index, boot), number(index.get(CHECKPOINT_KEY)), 0, number(index.get(VERSION_KEY)))
     found.epoch = found.checkpoint
-    changes: list[Change] = []
+    found.lost = index.get(LOST_KEY) is not None or (known and found.opened is Opened.NEW)
+    changes: list[Change] = [(LOST_KEY, b"1")] if found.lost else []
     for key, value in index.scan(CHUNK, _after(CHUNK)):
         row = decode_row(value)
         found.epoch = max(found.epoch, *(state.epoch for state in row.states()), 0)

@@ -6,7 +6,7 @@ The key space of a target's index:
     P + chunk id + page u8 + copy u8        -> 256 CRCs (u32, little-endian), for states with more than INLINE_UNITS units
     T + tenant u16 + inode u64              -> truncate version u32: older writes to this file are refused
     D + client (16 bytes) + channel u16     -> sequence u64, version u64, chunk length u32: the channel's last update
-    M + name                                -> the target's own records: session, checkpoint, version floor
+    M + name                                -> the target's own records: session, checkpoint, version floor, lost
 
 A pending state that a client numbered carries its receipt in the row, behind the states.
 

@@ -104,7 +104,8 @@ def open_target(
     much a formatted target may take in this process."""
     lock = _lock(path)
     try:
-        found = read_format(path) or format_target(path, cluster, capacity)
+        known = read_format(path)
+        found = known or format_target(path, cluster, capacity)
         if found.cluster != cluster:
             raise error(Status.WRONG_CLUSTER, f"{path} belongs to cluster {found.cluster}, this is {cluster}")
         disk = FileDisk(os.path.join(path, "blocks"), direct=direct)
@@ -116,7 +117,12 @@ def open_target(
         try:
             sync_directory(path)  # the names of blocks/ and index/
             engine = ChunkEngine(
-                disk, index, capacity=capacity or found.capacity, boot=boot_id(), cache_bytes=cache_bytes
+                disk,
+                index,
+                capacity=capacity or found.capacity,
+                boot=boot_id(),
+                cache_bytes=cache_bytes,
+                known=known is not None,
             )
         except BaseException:
             disk.close()

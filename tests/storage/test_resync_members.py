@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -229,6 +230,22 @@ async def test_what_a_target_says_of_itself(members: Members) -> None:
     assert members.members[1].target.entry().state == cluster_pb2.LOCAL_STATE_UPTODATE
     members.announce(SERVING, OFFLINE)  # good news from before the change is no news
     assert members.members[1].target.entry().state == cluster_pb2.LOCAL_STATE_ONLINE
+
+
+async def test_who_has_lost_its_index_says_so_until_it_serves_again(members: Members) -> None:
+    members.announce(SERVING, SERVING)
+    assert await members.write(0, b"x" * 1000) is Status.OK
+    second = members.members[1]
+    await second.kill()
+    shutil.rmtree(second.path / "index")
+    await second.start()
+    assert second.target.entry().damaged  # so that nobody lets it revive a chain
+    members.announce(SERVING, SYNCING)
+    await members.synced(2)
+    assert second.target.entry().damaged
+    members.announce(SERVING, SERVING)
+    assert not second.target.entry().damaged
+    assert_equal(members)
 
 
 async def test_a_node_that_cannot_be_reached_holds_up_no_copies_to_others() -> None:

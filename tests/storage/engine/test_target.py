@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,24 @@ def test_an_empty_directory_is_formatted_once(tmp_path: Path) -> None:
     engine, again = open_target(str(tmp_path / "t"), cluster="c1")
     assert first == again == Format(1, first.incarnation, "c1", CAPACITY)
     assert engine.found.opened is Opened.CLEAN
+    engine.close()
+
+
+def test_an_index_that_is_gone_is_noticed_and_not_forgotten_at_the_next_start(tmp_path: Path) -> None:
+    engine = opened(tmp_path)
+    assert not engine.lost  # nothing was here before
+    engine.close()
+    shutil.rmtree(tmp_path / "index")
+    for _ in range(2):
+        engine = opened(tmp_path)
+        assert engine.lost
+        engine.close()
+    engine = opened(tmp_path)
+    engine.complete()
+    assert not engine.lost
+    engine.close()
+    engine = opened(tmp_path)
+    assert not engine.lost
     engine.close()
 
 
