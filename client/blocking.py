@@ -31,8 +31,8 @@ def connect(url: str = "ember:///", **options: Any) -> Client:
     """Connect to the cluster that `url` names: "ember://host:port/", or "ember:///" for the default one (see proto/settings.py).
 
     Options (see `Options`): `timeout` (seconds for one operation, 30), `readahead` and `write_back` (bytes a file may have in flight; 0
-    switches it off), `memory` (bytes of buffers in all). Raises NOT_FOUND when there is no such cluster, UNAVAILABLE when it does
-    not answer, WRONG_CLUSTER, UNAUTHENTICATED.
+    switches it off), `memory` (bytes of buffers in all), `rack` (where this machine is, $EMBERFS_RACK). Raises NOT_FOUND when there is no
+    such cluster, UNAVAILABLE when it does not answer, WRONG_CLUSTER, UNAUTHENTICATED.
     """
     chosen = Options.of({"name": process.name(), **options})
     location = parse_url(url)

@@ -69,13 +69,14 @@ def choose_replica(
     replicas: Sequence[Replica],
     *,
     local: Collection[int] = (),
+    near: Collection[int] = (),
     load: Mapping[int, int] | None = None,
     avoid: Collection[int] = (),
     first: int = 0,
 ) -> Replica:
-    """The replica to read from: not one in `avoid` (targets that just failed) if there is another, then one on a `local` node, then
-    the one whose node has the least `load`, then the next one from number `first` (modulo their number) on. Raises UNAVAILABLE when there
-    is none."""
+    """The replica to read from: not one in `avoid` (targets that just failed) if there is another, then one on a `local` node, then one
+    on a `near` one, then the one whose node has the least `load`, then the next one from number `first` (modulo their number) on. Raises
+    UNAVAILABLE when there is none."""
     if len(replicas) == 1:
         return replicas[0]
     if not replicas:
@@ -85,7 +86,9 @@ def choose_replica(
     loads = load or {}
     start = first % len(replicas)
     ordered = (*replicas[start:], *replicas[:start]) if start else replicas
-    return min(ordered, key=lambda r: (r.target in avoid, r.node not in local, loads.get(r.node, 0)))
+    return min(
+        ordered, key=lambda r: (r.target in avoid, r.node not in local, r.node not in near, loads.get(r.node, 0))
+    )
 
 
 @dataclass(slots=True)
@@ -243,3 +246,7 @@ class RoutingTable:
     def local_nodes(self, host: str) -> frozenset[int]:
         """The nodes on a machine: replicas there are preferred."""
         return frozenset(n.id for n in list(self.nodes.values()) if host and n.host == host)
+
+    def near_nodes(self, rack: str) -> frozenset[int]:
+        """The nodes in a rack: replicas there come next."""
+        return frozenset(n.id for n in list(self.nodes.values()) if rack and n.rack == rack)

@@ -33,6 +33,12 @@ def time_scale() -> float:
         ) from bad
 
 
+def own_rack() -> str:
+    """EMBERFS_RACK: what this machine fails together with. Reads prefer replicas in it, placement keeps the members of a chain apart by
+    it. Empty: not known."""
+    return os.environ.get("EMBERFS_RACK", "")
+
+
 def default_data_dir() -> Path:
     """EMBERFS_DATA, or `emberfs` under the XDG data directory."""
     if path := os.environ.get("EMBERFS_DATA"):

@@ -22,7 +22,7 @@ from ..proto.ids import boot_id
 from ..proto.process import Process, parser, run
 from ..proto.routing import Change, RoutingTable
 from ..proto.server import Server
-from ..proto.settings import read_secret
+from ..proto.settings import own_rack, read_secret
 from .hosting import Hosting
 from .lease import Lease
 from .membership import Membership, Reported
@@ -49,7 +49,10 @@ def options_parser() -> argparse.ArgumentParser:
     options.add_argument("--direct", action="store_true", help="go around the page cache")
     options.add_argument("--spare", action="store_true", help="new targets get no chain before 'emberfs chain apply'")
     options.add_argument(
-        "--rack", metavar="NAME", default="", help="what this machine fails together with, for placement"
+        "--rack",
+        metavar="NAME",
+        default=own_rack(),
+        help="what this machine fails together with (default: $EMBERFS_RACK)",
     )
     options.add_argument("--scrub-rate", metavar="BYTES", type=int, default=0, help="verified a second and target")
     return options

@@ -67,8 +67,8 @@ class Cluster:
         """As `renew_identity`; what was read ahead is the parent's, and so is what is on its way."""
         self.renew_identity()
         self.lookahead = {}
-        local, self.replicas = self.replicas.local, Replicas(self.env, self.options)
-        self.replicas.local = local
+        before, self.replicas = self.replicas, Replicas(self.env, self.options)
+        self.replicas.local, self.replicas.near = before.local, before.near
 
     def renew_identity(self) -> None:
         """New locks and request ids: another thread of the parent may have held them. The routing is good as it is."""
@@ -150,6 +150,7 @@ class Cluster:
             self.table.version = 0  # a gap: the next refresh asks for everything
         self._meta_addresses = self._find_meta()
         self.replicas.local = self.table.local_nodes(self.host)
+        self.replicas.near = self.table.near_nodes(self.options.rack)
 
     def learn_chains(self, chains: Sequence[Chain]) -> None:
         """Take over newer chain entries that came with a refusal."""

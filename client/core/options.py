@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ...proto.errors import Status, error
-from ...proto.settings import time_scale
+from ...proto.settings import own_rack, time_scale
 
 # Flags of open(2) on Linux x86-64, as they travel in OpenRequest.
 O_RDONLY = 0
@@ -30,6 +30,7 @@ class Options:
     write_back: int = 8 << 20  # of one file that is not acknowledged yet; 0: every write waits for storage
     memory: int = 256 << 20  # all transfer buffers of this client together
     name: str = ""  # for people, in `emberfs status`
+    rack: str = field(default_factory=own_rack)  # where this machine is, as storage servers say with --rack
 
     def __post_init__(self) -> None:
         for name in ("timeout", "connect_timeout"):

@@ -1,8 +1,9 @@
 """What a client has seen of the storage nodes lately: whom to read from, whom to leave alone, and how long to wait for an answer.
 
-A chunk lies on several nodes, and any SERVING one answers. Reads go to the same host first, then to the node with the least to do. Where
-nothing speaks against it, a chunk is asked of the same replica by every client, so that the page caches of the nodes do not all hold
-the same. Replicas on the client's own machine share one cache: there each client has a favourite, which is awake when it asks again.
+A chunk lies on several nodes, and any SERVING one answers. Reads go to the same host first, then to the same rack, then to the node with
+the least to do. Where nothing speaks against it, a chunk is asked of the same replica by every client, so that the page caches of the
+nodes do not all hold the same. Replicas on the client's own machine share one cache: there each client has a favourite, which is awake
+when it asks again.
 
 Who did not answer is left alone for a while, longer each time. And whoever takes much longer than usual gets a rival (a hedge): the
 same is asked of another replica, and the first answer counts.
@@ -71,6 +72,7 @@ class Replicas:
         self._avoid_max = options.scaled(AVOID_SECONDS_MAX)
         self.connect_seconds = options.scaled(CONNECT_SECONDS)
         self.local: frozenset[int] = frozenset()  # nodes on this machine
+        self.near: frozenset[int] = frozenset()  # nodes in this machine's rack
         self._favourite = int(env.random() * FAVOURITES)
         self._avoided: dict[int, tuple[float, float]] = {}  # node, or minus target -> until when, and for how long
         self._waits: dict[int, _Waits] = {}
@@ -89,7 +91,7 @@ class Replicas:
             if requests := self._in_flight.get(replica.node):
                 load[replica.node] = load.get(replica.node, 0) + len(requests) // REQUESTS_PER_STEP
         avoid = [r.target for r in replicas if self.is_avoided(r)] if self._avoided else ()
-        return choose_replica(replicas, local=self.local, load=load, avoid=avoid, first=first)
+        return choose_replica(replicas, local=self.local, near=self.near, load=load, avoid=avoid, first=first)
 
     def is_avoided(self, replica: Replica) -> bool:
         """Whether it failed a short time ago."""

@@ -166,6 +166,7 @@ class ChainWorld:
         address = simulation.network.serve(member.host, [member])
         target = Target(incarnation=number(63), capacity=1 << 40, state=LOCAL_STATE_ONLINE)
         process = Node(kind=NODE_KIND_STORAGE, addresses=[address], host="one", name=address, process=number(63))
+        process.rack = f"rack-{self.members.index(member)}"
         member.node = await self.manager.register(process, [target], spare=True)
         [member.target] = self.manager.book.targets_of(member.node)
         request = HeartbeatRequest(node=member.node, process=process.process)

@@ -47,6 +47,21 @@ async def read_some(world: ChainWorld, file: Handle, chance: random.Random) -> f
     return seconds
 
 
+def test_reads_go_to_the_replica_in_the_same_rack_while_it_answers() -> None:
+    async def story(world: ChainWorld) -> None:
+        file = await written(world, memory=64 << 20, rack="rack-1")
+        for index in range(CHUNKS):
+            await file.pread(100, index * CHUNK)
+        assert [member.reads for member in world.members] == [0, CHUNKS, 0]
+        world.members[1].host.crash()
+        for index in range(CHUNKS):
+            found, seconds = await world.timed(file.pread(100, index * CHUNK))
+            assert found == DATA[index * CHUNK :][:100] and seconds <= STALL_SECONDS_MAX
+        assert sum(member.reads for member in world.members) >= 2 * CHUNKS
+
+    run(story)
+
+
 def test_reads_are_spread_over_the_replicas_and_a_small_batch_is_one_request() -> None:
     async def story(world: ChainWorld) -> None:
         file = await written(world, memory=64 << 20)

@@ -66,6 +66,8 @@ def test_a_unix_socket_is_only_for_the_same_machine() -> None:
     assert table.node_addresses(1) == ("tcp:h1:1",)
     assert table.local_nodes("h2") == {2}
     assert table.local_nodes("") == frozenset()
+    table.nodes[2].rack = "r7"
+    assert table.near_nodes("r7") == {2} and table.near_nodes("") == frozenset()
 
 
 def test_a_delta_changes_what_it_names_and_nothing_else() -> None:
@@ -170,6 +172,11 @@ REPLICAS = [Replica(1, 1), Replica(2, 2), Replica(3, 3)]
         ({"avoid": {1, 2, 3}}, 1),
         ({"load": {1: 3, 2: 2, 3: 2}}, 2),
         ({"load": {1: 3, 2: 2, 3: 1}, "local": {1, 2}}, 2),
+        ({"near": {2, 3}}, 2),
+        ({"near": {2, 3}, "load": {2: 1}}, 3),
+        ({"near": {2}, "load": {2: 9}}, 2),
+        ({"near": {2}, "local": {3}}, 3),
+        ({"near": {2}, "avoid": {2}}, 1),
         ({"first": 4}, 2),
         ({"first": 2, "load": {3: 1}}, 1),
     ],
