@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ import pytest
 import emberfs
 from emberfs.client.blocking import Client, File
 from emberfs.deploy.administration import Administration
+from emberfs.proto.gen.common_pb2 import TARGET_STATE_SERVING
 from emberfs.proto.settings import time_scale
 
 from .aftermath import await_whole_chains, finish
 from .faults import Fault, draw_process_faults, run_round
 from .hosts import CLIENT, META, NODES, HostsCluster
-from .load import Load, seed_of_this_run, soak_seconds
+from .load import Load, seed_of_this_run, soak_seconds, until
 from .network import Network, cannot
 
 ROUNDS = 3
@@ -25,6 +27,7 @@ TARGETS = 2  # of each host: as many chains
 CUT_SECONDS_MAX = 30.0  # in a soak
 SHORT_S = 2.0  # of an operation that is to fail
 LONG_S = 60.0
+READERS = 6  # each prefers some replica
 
 
 @pytest.fixture
@@ -105,11 +108,13 @@ def test_a_head_that_the_client_alone_cannot_reach(
         cluster.abandon()
 
 
-def head(cluster: HostsCluster) -> str:
+def serving(cluster: HostsCluster) -> list[str]:
+    """Whose members of the only chain serve, the head first."""
     with Administration(cluster.url) as administration:
         routing = administration.status().routing
+    names = {node.id: node.name for node in routing.nodes}
     (chain,) = routing.chains
-    return next(str(node.name) for node in routing.nodes if node.id == chain.members[0].node)
+    return [names[member.node] for member in chain.members if member.state == TARGET_STATE_SERVING]
 
 
 def cut_from_the_head(cluster: HostsCluster, client: Client, hasty: Client) -> None:
@@ -121,7 +126,7 @@ def cut_from_the_head(cluster: HostsCluster, client: Client, hasty: Client) -> N
             with pytest.raises(TimeoutError):
                 file.pwrite(letter * 1000, 0)
 
-        network, first = cluster.network, head(cluster)
+        network, first = cluster.network, serving(cluster)[0]
         with network.cut(CLIENT, first):
             writes_fail(b"1")
             assert file.pread(1000, 0) == b"0" * 1000  # it never left, and the others serve
@@ -135,10 +140,46 @@ def cut_from_the_head(cluster: HostsCluster, client: Client, hasty: Client) -> N
         assert patient.pread(1000, 0) == b"3" * 1000  # nothing of what was given up comes behind
         patient.pwrite(b"4" * 1000, 0)
         assert file.pread(1000, 0) == b"4" * 1000
-        assert head(cluster) == first
+        assert serving(cluster)[0] == first
 
 
 def read_once(file: File) -> bytes:
     data = file.pread(1000, 0)
     assert data == data[:1] * 1000
     return data[:1]
+
+
+@pytest.mark.timeout(400)
+def test_a_member_that_the_manager_cannot_reach(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It loses its place and serves nothing from then on, although clients reach it that know of nothing either: no read is stale."""
+    monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.2")
+    cluster = begun(network, tmp_path, monkeypatch, targets=1)
+    patience = LONG_S / time_scale()
+    try:
+        with ExitStack() as stack:
+            write_anew(cluster, "wb", b"0" * 1000)
+            stack.enter_context(network.inside(CLIENT))
+            clients = [stack.enter_context(emberfs.connect(cluster.url, timeout=patience)) for _ in range(READERS)]
+            readers = [stack.enter_context(client.open("/file", buffering=0)) for client in clients]
+            assert [read_once(reader) for reader in readers] == [b"0"] * READERS
+            with network.inside(HostsCluster.OPERATOR):
+                gone = serving(cluster)[0]
+            with network.cut(gone, META), network.cut(CLIENT, META):
+                with network.inside(HostsCluster.OPERATOR):
+                    until(lambda: gone not in serving(cluster), f"{gone} loses its place")
+                    write_anew(cluster, "r+b", b"1" * 1000)
+                assert [read_once(reader) for reader in readers] == [b"1"] * READERS
+            with network.inside(HostsCluster.OPERATOR):
+                await_whole_chains(cluster.url)
+            assert [read_once(reader) for reader in readers] == [b"1"] * READERS
+        cluster.stop()
+    finally:
+        cluster.abandon()
+
+
+def write_anew(cluster: HostsCluster, mode: str, data: bytes) -> None:
+    """By a client that hears of the routing first: it goes to no member that has lost its place, and so tells it nothing."""
+    with emberfs.connect(cluster.url, timeout=LONG_S / time_scale()) as client, client.open("/file", mode) as file:
+        file.write(data)
