@@ -89,7 +89,7 @@ def check(cluster, journals):
 
 def test_an_unlinked_file_outlives_kills_until_its_reader_closes_it(monkeypatch, request):
     """Neither is it freed too early, because somebody forgot its reader, nor never, because somebody began to wait anew."""
-    monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.1")  # a renewal each second
+    monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.25")  # a renewal every 2.5 s
     cluster = request.getfixturevalue("fresh_cluster")
     draw = random.Random(7)
     with emberfs.connect(cluster.url, timeout=60) as client:
