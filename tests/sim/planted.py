@@ -79,7 +79,7 @@ def no_chain_version_check() -> Iterator[None]:
 def no_version_check() -> Iterator[None]:
     """A member takes whatever its predecessor sends, also what it has already or what does not follow."""
 
-    def careless(update: Any, rows: Any, serving: bool) -> Any:
+    def careless(update: Any, *_: Any) -> Any:
         return update.version
 
     with replaced(craq, "decide_forwarded", careless):

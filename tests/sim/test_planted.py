@@ -19,7 +19,7 @@ TOLD_BY = {
     "manager_does_not_wait": "restarted_first_of_all_that_were_killed",
     "no_chain_version_check": "away_twice",
     "no_lease": "cut_from_the_manager",
-    "no_version_check": "late_forward",
+    "no_version_check": "newer_at_the_tail",
     "old_sync_counts": "away_twice",
     "pending_read_without_asking": "newer_at_the_tail",
     "pendings_discarded_on_revival": "all_killed_with_a_pending_version",
@@ -32,7 +32,20 @@ TOLD_BY = {
 }
 # Fault -> the seed that found it. Where the code draws differently by now it is another run, and only the scenario is left to find it:
 # `python -m emberfs.tests.sim --plant NAME` looks for a new one.
-FOUND_BY: dict[str, int] = {}
+FOUND_BY = {
+    "commit_before_ack": 7,
+    "dedupe_forgotten_over_restart": 496,
+    "late_forwards_taken": 218,
+    "manager_does_not_wait": 152,
+    "no_lease": 540,
+    "old_sync_counts": 595,
+    "pending_read_without_asking": 5,
+    "pendings_discarded_on_revival": 50,
+    "resync_without_receipts": 3,
+    "stopped_manager_goes_on": 245,
+    "sync_without_fdatasync": 17,
+    "wiped_disk_keeps_its_incarnation": 580,
+}
 
 
 def test_every_fault_is_told() -> None:
@@ -46,6 +59,8 @@ def test_told_again(plant: str) -> None:
     try:
         with planted(plant):
             shown = play(recorded)
+    except (TypeError, AttributeError):
+        raise  # the fault does not fit into the code any more
     except Exception:
         return
     assert shown != recorded, f"{TOLD_BY[plant]} does not see {plant}"
