@@ -340,9 +340,14 @@ class Replica:
         """Begin these batches, and whatever becomes ready when one of them has nothing to do but be answered (a list, not recursion:
         lines are long)."""
         effects: list[Effect] = []
+        begun: Effect | None
         while ready:
             batch = ready.pop()
-            if batch.work is Work.UPDATES:
+            if not self._rows.usable():
+                # A retry must not be recognised by a receipt that is in memory alone.
+                self._fail(batch, Status.TARGET_OFFLINE)
+                begun = None
+            elif batch.work is Work.UPDATES:
                 begun = self._prepare(batch)
             else:
                 begun = self._prepare_copy(batch) if batch.work is Work.COPY else self._prepare_repair(batch)

@@ -77,6 +77,9 @@ class ChannelRow(NamedTuple):
 class Rows(Protocol):
     """Synchronous look-ups in the target's index."""
 
+    def usable(self) -> bool:
+        """False when a write of the index has failed: what is looked up then may be what should have been written, and was not."""
+
     def chunk(self, key: bytes) -> ChunkRow | None: ...
 
     def channel(self, client: bytes, channel: int) -> ChannelRow | None: ...

@@ -25,6 +25,9 @@ class EngineRows:
     def __init__(self, engine: ChunkEngine) -> None:
         self._engine = engine
 
+    def usable(self) -> bool:
+        return not self._engine.failed
+
     def chunk(self, key: bytes) -> ChunkRow | None:
         info = self._engine.info(key)
         if info is None or not info.version:

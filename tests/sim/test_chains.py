@@ -21,6 +21,7 @@ PAST = {
     214: "what was forwarded was counted after the payload was given back",
     6093: "the checker: what was under way when power was lost may have its effect twice",
     20354: "a damaged chunk of the tail was compared with what the head had committed before, and given up",
+    640910792336: "a retry was recognised by a receipt that a failing disk had not taken",
     50416: "a sync of the version before went on forgetting records that the next one had brought",
 }
 

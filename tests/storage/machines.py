@@ -65,6 +65,10 @@ class Rows:
         self.unresolved: dict[bytes, Content] = {}
         self.floor = 0  # all test chunks are of one file
         self.removed = 0
+        self.failed = False  # a write of it
+
+    def usable(self) -> bool:
+        return not self.failed
 
     def chunk(self, key: bytes) -> ChunkRow | None:
         found = self.chunks.get(key)

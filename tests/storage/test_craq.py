@@ -154,6 +154,18 @@ def test_the_same_sequence_gets_the_same_answer_also_from_a_new_machine() -> Non
     assert submit(machine, rows, write(8)) == [Status.OK]
 
 
+def test_a_retry_is_not_recognised_by_what_was_never_written() -> None:
+    # The request came twice, and the disk failed under the first: its receipt is in memory, and nowhere else.
+    machine, rows = replica()
+    (persist,) = machine.step(0, request(write(7), ticket=1))
+    assert machine.step(0, request(write(7), ticket=2)) == []
+    assert isinstance(persist, Persist)
+    rows.stage(persist.updates[0])
+    rows.failed = True
+    replies = machine.step(0, PersistDone(persist.batch, [Result(Status.TARGET_OFFLINE)], False))
+    assert replies == [Reply(1, [Result(Status.TARGET_OFFLINE)]), Reply(2, [Result(Status.TARGET_OFFLINE)])]
+
+
 def test_a_late_write_does_not_revert_a_newer_one() -> None:
     # The scenario behind rule 5: W1 sits in the socket of a stopped head, the client gives up and writes W2 to the same chunk.
     machine, rows = replica()
