@@ -169,11 +169,13 @@ class ChainCluster:
         await self._until(lambda: self._is_served(chain), LIVENESS_SECONDS, f"chain {chain} is served")
 
     def _is_served(self, chain: int) -> bool:
+        """Whether a member serves and knows it, under the newest version."""
         self._tend()
-        book = self.book()
-        here = {one.incarnation for node in self.nodes for one in node.platters}
-        members = book.chains[chain].members if book is not None else ()
-        return any(member.state == SERVING and member.incarnation in here for member in members)
+        if self.book() is None:
+            return False
+        version = self.chain(chain).version
+        serving = [target.replica for _, target in self.members(chain) if target.replica.serving]
+        return any(replica.chain is not None and replica.chain.version == version for replica in serving)
 
     async def _mend_chains(self) -> None:
         """An administrator's work: where a member's disk was replaced, the new one takes its place."""

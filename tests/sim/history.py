@@ -107,6 +107,10 @@ class History:
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)
 
+    def forget_refusals(self) -> None:
+        """Operations that were refused may happen later all the same."""
+        self.events = [event for event in self.events if event.what is not What.NEVER]
+
     def __str__(self) -> str:
         return "\n".join(
             f"{event.time:10.4f} {event.what.value:9} {event.operation or event.sync or ''}" for event in self.events

@@ -117,4 +117,6 @@ def _draw_troubles(chance: random.Random, power: Power, replicas: int) -> tuple[
     chosen = chance.sample(kinds, chance.choice([1, 2, 3, 5]))
     if power is not Power.NEVER:
         chosen += [Trouble.POWER] * len(chosen)
+    if Trouble.FLIP in chosen:  # where one copy is damaged, the others have to be there to repair it
+        chosen = [kind for kind in chosen if kind not in (Trouble.POWER, Trouble.KILL_ALL, Trouble.REPLACE)]
     return tuple(chance.choice(chosen) for _ in range(chance.choice([1, 2, 3, 4, 6])))
