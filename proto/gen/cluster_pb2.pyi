@@ -151,20 +151,26 @@ class RegisterNodeReply(_message.Message):
     def __init__(self, node: _Optional[int] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., lease_ms: _Optional[int] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("node", "process", "routing_version", "targets", "chain", "chain_version")
+    __slots__ = ("node", "process", "routing_version", "targets", "chain", "chain_version", "unreached", "unreached_version", "number")
     NODE_FIELD_NUMBER: _ClassVar[int]
     PROCESS_FIELD_NUMBER: _ClassVar[int]
     ROUTING_VERSION_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    UNREACHED_FIELD_NUMBER: _ClassVar[int]
+    UNREACHED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     node: int
     process: int
     routing_version: int
     targets: _containers.RepeatedCompositeFieldContainer[Target]
     chain: _containers.RepeatedScalarFieldContainer[int]
     chain_version: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, node: _Optional[int] = ..., process: _Optional[int] = ..., routing_version: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ...) -> None: ...
+    unreached: _containers.RepeatedScalarFieldContainer[int]
+    unreached_version: _containers.RepeatedScalarFieldContainer[int]
+    number: int
+    def __init__(self, node: _Optional[int] = ..., process: _Optional[int] = ..., routing_version: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., unreached: _Optional[_Iterable[int]] = ..., unreached_version: _Optional[_Iterable[int]] = ..., number: _Optional[int] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
     __slots__ = ("routing", "lease_ms")
