@@ -41,7 +41,8 @@ STAT column → counter*   columns: "inodes"   Repair: recount.
 DIRV → counter*
     Raised by whatever changes a directory's place, permissions or defaults: rename, rmdir, recursive
     removal, chmod, chown of a directory. Every transaction reads it; what was learned about directories holds for one value of it.
-META "format" → version of this key space; "clean" → the last server to write closed it in order.
+META "format" → version of this key space; "clean" → the last server to write closed it in order; "loading" → a dump is being loaded
+    (meta/dump.py), and this store is no use until it is in.
 
 Letters that are kept for what comes: INLN inode (bytes of a small file), XATR inode name, ACLS inode, LOCK inode, QUOT and USED scope
 (limits, usage counters*), TRSH day inode, EVNT versionstamp. Ranges by inode are freed by the garbage collector together with INOD.
@@ -70,6 +71,7 @@ TRIM = b"TRIM"
 DIRECTORY_VERSION = b"DIRV"
 FORMAT = b"METAformat"
 CLEAN = b"METAclean"
+LOADING = b"METAloading"
 INODES_USED = b"STATinodes"
 NEXT = b"NEXT"
 NEXT_INODE = b"NEXTinode"
