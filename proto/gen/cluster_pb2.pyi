@@ -317,3 +317,27 @@ class SetNodeReply(_message.Message):
     NODE_FIELD_NUMBER: _ClassVar[int]
     node: Node
     def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ...) -> None: ...
+
+class BackUpMetadataRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class BackUpMetadataReply(_message.Message):
+    __slots__ = ("number", "bytes", "chain")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    bytes: int
+    chain: int
+    def __init__(self, number: _Optional[int] = ..., bytes: _Optional[int] = ..., chain: _Optional[int] = ...) -> None: ...
+
+class FreezeMetadataRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FreezeMetadataReply(_message.Message):
+    __slots__ = ("path",)
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    def __init__(self, path: _Optional[str] = ...) -> None: ...
