@@ -396,3 +396,51 @@ class SyncNamespaceRequest(_message.Message):
 class SyncNamespaceReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class CloneFileRequest(_message.Message):
+    __slots__ = ("caller", "request_id", "source", "target", "session")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    request_id: int
+    source: int
+    target: int
+    session: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., source: _Optional[int] = ..., target: _Optional[int] = ..., session: _Optional[int] = ...) -> None: ...
+
+class CloneFileReply(_message.Message):
+    __slots__ = ("shares", "source", "target")
+    SHARES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    shares: bool
+    source: _common_pb2.Attributes
+    target: _common_pb2.Attributes
+    def __init__(self, shares: bool = ..., source: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., target: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
+
+class AllocateRequest(_message.Message):
+    __slots__ = ("caller", "request_id", "inode", "session", "mode", "offset", "length")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    request_id: int
+    inode: int
+    session: int
+    mode: int
+    offset: int
+    length: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., mode: _Optional[int] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class AllocateReply(_message.Message):
+    __slots__ = ("attributes",)
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    attributes: _common_pb2.Attributes
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...

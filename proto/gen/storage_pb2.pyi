@@ -436,3 +436,91 @@ class DropTargetRequest(_message.Message):
 class DropTargetReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class CloneRequest(_message.Message):
+    __slots__ = ("chain", "chain_version", "source_inode", "source_index", "source_truncate_version", "inode", "index", "length", "channel", "sequence", "truncate_version", "chunk_size", "capabilities", "capability", "source_capabilities", "source_capability", "tenant")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_INODE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    chain: _containers.RepeatedScalarFieldContainer[int]
+    chain_version: _containers.RepeatedScalarFieldContainer[int]
+    source_inode: _containers.RepeatedScalarFieldContainer[int]
+    source_index: _containers.RepeatedScalarFieldContainer[int]
+    source_truncate_version: _containers.RepeatedScalarFieldContainer[int]
+    inode: _containers.RepeatedScalarFieldContainer[int]
+    index: _containers.RepeatedScalarFieldContainer[int]
+    length: _containers.RepeatedScalarFieldContainer[int]
+    channel: _containers.RepeatedScalarFieldContainer[int]
+    sequence: _containers.RepeatedScalarFieldContainer[int]
+    truncate_version: _containers.RepeatedScalarFieldContainer[int]
+    chunk_size: _containers.RepeatedScalarFieldContainer[int]
+    capabilities: _containers.RepeatedScalarFieldContainer[bytes]
+    capability: _containers.RepeatedScalarFieldContainer[int]
+    source_capabilities: _containers.RepeatedScalarFieldContainer[bytes]
+    source_capability: _containers.RepeatedScalarFieldContainer[int]
+    tenant: int
+    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., source_inode: _Optional[_Iterable[int]] = ..., source_index: _Optional[_Iterable[int]] = ..., source_truncate_version: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., index: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., channel: _Optional[_Iterable[int]] = ..., sequence: _Optional[_Iterable[int]] = ..., truncate_version: _Optional[_Iterable[int]] = ..., chunk_size: _Optional[_Iterable[int]] = ..., capabilities: _Optional[_Iterable[bytes]] = ..., capability: _Optional[_Iterable[int]] = ..., source_capabilities: _Optional[_Iterable[bytes]] = ..., source_capability: _Optional[_Iterable[int]] = ..., tenant: _Optional[int] = ...) -> None: ...
+
+class CloneReply(_message.Message):
+    __slots__ = ("status", "commit_version", "chunk_length", "chains")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    status: _containers.RepeatedScalarFieldContainer[int]
+    commit_version: _containers.RepeatedScalarFieldContainer[int]
+    chunk_length: _containers.RepeatedScalarFieldContainer[int]
+    chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
+    def __init__(self, status: _Optional[_Iterable[int]] = ..., commit_version: _Optional[_Iterable[int]] = ..., chunk_length: _Optional[_Iterable[int]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
+
+class ExtentsRequest(_message.Message):
+    __slots__ = ("chain", "chain_version", "inode", "first", "last", "chunks_max", "capabilities", "capability", "tenant")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_MAX_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    chain: _containers.RepeatedScalarFieldContainer[int]
+    chain_version: _containers.RepeatedScalarFieldContainer[int]
+    inode: _containers.RepeatedScalarFieldContainer[int]
+    first: _containers.RepeatedScalarFieldContainer[int]
+    last: _containers.RepeatedScalarFieldContainer[int]
+    chunks_max: int
+    capabilities: _containers.RepeatedScalarFieldContainer[bytes]
+    capability: _containers.RepeatedScalarFieldContainer[int]
+    tenant: int
+    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., first: _Optional[_Iterable[int]] = ..., last: _Optional[_Iterable[int]] = ..., chunks_max: _Optional[int] = ..., capabilities: _Optional[_Iterable[bytes]] = ..., capability: _Optional[_Iterable[int]] = ..., tenant: _Optional[int] = ...) -> None: ...
+
+class ExtentsReply(_message.Message):
+    __slots__ = ("status", "chunks", "more", "index", "length", "chains")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    status: _containers.RepeatedScalarFieldContainer[int]
+    chunks: _containers.RepeatedScalarFieldContainer[int]
+    more: _containers.RepeatedScalarFieldContainer[bool]
+    index: _containers.RepeatedScalarFieldContainer[int]
+    length: _containers.RepeatedScalarFieldContainer[int]
+    chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
+    def __init__(self, status: _Optional[_Iterable[int]] = ..., chunks: _Optional[_Iterable[int]] = ..., more: _Optional[_Iterable[bool]] = ..., index: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
