@@ -13,7 +13,7 @@ import grpc
 import structlog
 
 from ..proto.errors import TABLE, Blame, Status, StatusError, error
-from ..proto.rpc import DEADLINE_MS_MAX, MESSAGE_BYTES_MAX, REQUESTS_IN_FLIGHT_MAX, Bulk, Method, PeerInfo, Service
+from ..proto.rpc import DEADLINE_MS_MAX, MESSAGE_BYTES_MAX, REQUESTS_IN_FLIGHT_MAX, Bulk, Method, PeerInfo, Service, served
 from ..proto.transport.address import resolve_listener, tcp_name
 from .gate import Gate
 
@@ -95,8 +95,7 @@ async def serve_grpc(services: Sequence[Service], addresses: Sequence[str], secr
     server = grpc.aio.server(options=limits, maximum_concurrent_rpcs=REQUESTS_IN_FLIGHT_MAX)
     gate, names = Gate(secret, cluster), []
     for service in services:
-        methods = [m for m in service.spec.methods if m.bulk is Bulk.NONE]
-        handlers = {m.name: bound(m, getattr(service, m.handler), gate) for m in methods}
+        handlers = {m.name: bound(m, handler, gate) for m, handler in served(service) if m.bulk is Bulk.NONE}
         names.append(f"{PACKAGE}.{service.spec.name}")
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(names[-1], handlers),))
     await _add_extras(server, names)

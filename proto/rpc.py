@@ -84,6 +84,13 @@ def _module_of(descriptor: Any) -> Any:
     return next(m for m in modules if m.DESCRIPTOR.name == descriptor.file.name)
 
 
+def served(service: Service) -> list[tuple[Method, Callable[..., Any]]]:
+    """The methods that a service object has handlers for. What it has none for is answered with UNSUPPORTED, as what an older
+    server does not know is."""
+    handlers = ((method, getattr(service, method.handler, None)) for method in service.spec.methods)
+    return [(method, handler) for method, handler in handlers if handler is not None]
+
+
 # Service number 0 is the RPC's own: hello, cancel, subscriptions (proto/frame.py).
 CLUSTER = _spec(cluster_pb2, "ClusterManager", 1)
 META = _spec(meta_pb2, "Meta", 2)

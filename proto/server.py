@@ -60,8 +60,8 @@ class Server:
         self.regions: dict[tuple[bytes, int], Regions] = {}  # by client id and uid
         self.methods: dict[int, Entry] = {}
         for service in services:
-            for method in service.spec.methods:
-                self.methods[method.number] = (method, method.request.FromString, getattr(service, method.handler))
+            for method, handler in rpc.served(service):
+                self.methods[method.number] = (method, method.request.FromString, handler)
         self._listeners: dict[str, socket.socket] = {}
         self._paths: list[tuple[str, int]] = []  # of Unix sockets, with the inode that is ours to remove
 

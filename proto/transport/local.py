@@ -15,7 +15,7 @@ from ..env import Call, drive
 from ..errors import Status, StatusError, error
 from ..hello import Credentials
 from ..region import parts
-from ..rpc import MESSAGE_BYTES_MAX, Identity, PeerInfo, Service
+from ..rpc import MESSAGE_BYTES_MAX, Identity, PeerInfo, Service, served
 from .buffers import Buffers
 from .tcp import Scratch
 
@@ -85,7 +85,7 @@ class LocalNetwork:
     def serve(self, name: str, services: Sequence[Service]) -> str:
         """Returns the address, "local:name"."""
         self._servers[name] = {
-            method.number: getattr(service, method.handler) for service in services for method in service.spec.methods
+            method.number: handler for service in services for method, handler in served(service)
         }
         return f"local:{name}"
 
