@@ -14,10 +14,39 @@ class RemoveKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REMOVE_KIND_UNLINK: _ClassVar[RemoveKind]
     REMOVE_KIND_RMDIR: _ClassVar[RemoveKind]
     REMOVE_KIND_TREE: _ClassVar[RemoveKind]
+
+class LockKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOCK_KIND_UNSPECIFIED: _ClassVar[LockKind]
+    LOCK_KIND_FLOCK: _ClassVar[LockKind]
+    LOCK_KIND_POSIX: _ClassVar[LockKind]
+
+class LockType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOCK_TYPE_UNSPECIFIED: _ClassVar[LockType]
+    LOCK_TYPE_SHARED: _ClassVar[LockType]
+    LOCK_TYPE_EXCLUSIVE: _ClassVar[LockType]
+    LOCK_TYPE_UNLOCK: _ClassVar[LockType]
+
+class TokenAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TOKEN_ACTION_UNSPECIFIED: _ClassVar[TokenAction]
+    TOKEN_ACTION_TAKE: _ClassVar[TokenAction]
+    TOKEN_ACTION_GIVE: _ClassVar[TokenAction]
 REMOVE_KIND_UNSPECIFIED: RemoveKind
 REMOVE_KIND_UNLINK: RemoveKind
 REMOVE_KIND_RMDIR: RemoveKind
 REMOVE_KIND_TREE: RemoveKind
+LOCK_KIND_UNSPECIFIED: LockKind
+LOCK_KIND_FLOCK: LockKind
+LOCK_KIND_POSIX: LockKind
+LOCK_TYPE_UNSPECIFIED: LockType
+LOCK_TYPE_SHARED: LockType
+LOCK_TYPE_EXCLUSIVE: LockType
+LOCK_TYPE_UNLOCK: LockType
+TOKEN_ACTION_UNSPECIFIED: TokenAction
+TOKEN_ACTION_TAKE: TokenAction
+TOKEN_ACTION_GIVE: TokenAction
 
 class Place(_message.Message):
     __slots__ = ("parent", "path")
@@ -86,7 +115,7 @@ class OpenReply(_message.Message):
     def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., created: bool = ..., session: _Optional[int] = ..., capability: _Optional[bytes] = ..., capability_ms: _Optional[int] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
-    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "mtime_ns", "discard")
+    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "mtime_ns", "discard", "token")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +125,7 @@ class CloseRequest(_message.Message):
     SPARSE_FIELD_NUMBER: _ClassVar[int]
     MTIME_NS_FIELD_NUMBER: _ClassVar[int]
     DISCARD_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     inode: int
     session: int
@@ -105,7 +135,8 @@ class CloseRequest(_message.Message):
     sparse: bool
     mtime_ns: int
     discard: bool
-    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., mtime_ns: _Optional[int] = ..., discard: bool = ...) -> None: ...
+    token: bool
+    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., mtime_ns: _Optional[int] = ..., discard: bool = ..., token: bool = ...) -> None: ...
 
 class CloseReply(_message.Message):
     __slots__ = ("attributes",)
@@ -542,3 +573,113 @@ class AccessRequest(_message.Message):
 class AccessReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class LockRequest(_message.Message):
+    __slots__ = ("caller", "request_id", "inode", "kind", "type", "owner", "start", "length", "pid", "wait", "withdraw", "capability")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAW_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    request_id: int
+    inode: int
+    kind: LockKind
+    type: LockType
+    owner: int
+    start: int
+    length: int
+    pid: int
+    wait: int
+    withdraw: int
+    capability: bytes
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., inode: _Optional[int] = ..., kind: _Optional[_Union[LockKind, str]] = ..., type: _Optional[_Union[LockType, str]] = ..., owner: _Optional[int] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., pid: _Optional[int] = ..., wait: _Optional[int] = ..., withdraw: _Optional[int] = ..., capability: _Optional[bytes] = ...) -> None: ...
+
+class LockReply(_message.Message):
+    __slots__ = ("attributes", "waiting")
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    attributes: _common_pb2.Attributes
+    waiting: bool
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., waiting: bool = ...) -> None: ...
+
+class TestLockRequest(_message.Message):
+    __slots__ = ("caller", "inode", "kind", "type", "owner", "start", "length")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    inode: int
+    kind: LockKind
+    type: LockType
+    owner: int
+    start: int
+    length: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inode: _Optional[int] = ..., kind: _Optional[_Union[LockKind, str]] = ..., type: _Optional[_Union[LockType, str]] = ..., owner: _Optional[int] = ..., start: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class TestLockReply(_message.Message):
+    __slots__ = ("type", "start", "length", "pid", "client", "owner")
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    type: LockType
+    start: int
+    length: int
+    pid: int
+    client: bytes
+    owner: int
+    def __init__(self, type: _Optional[_Union[LockType, str]] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., pid: _Optional[int] = ..., client: _Optional[bytes] = ..., owner: _Optional[int] = ...) -> None: ...
+
+class AppendRequest(_message.Message):
+    __slots__ = ("request_id", "inode", "session", "action", "written", "length", "truncate_version", "sparse")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    inode: int
+    session: int
+    action: TokenAction
+    written: bool
+    length: int
+    truncate_version: int
+    sparse: bool
+    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., action: _Optional[_Union[TokenAction, str]] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ...) -> None: ...
+
+class AppendReply(_message.Message):
+    __slots__ = ("attributes", "waiting")
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    attributes: _common_pb2.Attributes
+    waiting: bool
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., waiting: bool = ...) -> None: ...
+
+class WatchTokensRequest(_message.Message):
+    __slots__ = ("inodes",)
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    inodes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, inodes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class WatchTokensReply(_message.Message):
+    __slots__ = ("wanted",)
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    wanted: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, wanted: _Optional[_Iterable[int]] = ...) -> None: ...
