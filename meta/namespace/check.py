@@ -35,7 +35,7 @@ class Problem(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Facts:
+class Facts:
     """What the pass over the keys found."""
 
     inodes: dict[int, Inode] = field(default_factory=dict)
@@ -53,7 +53,12 @@ class _Facts:
 
 async def check(engine: Engine) -> list[Problem]:
     """Everything that is wrong; empty for a healthy namespace."""
-    facts = _Facts()
+    return (await survey(engine)).problems
+
+
+async def survey(engine: Engine) -> Facts:
+    """Everything that is wrong, with what else is known for whoever repairs it (repair.py)."""
+    facts = Facts()
     await _read_inodes(engine, facts)
     await _read_queues(engine, facts)
     await _read_names(engine, facts)
@@ -63,7 +68,7 @@ async def check(engine: Engine) -> list[Problem]:
     await _check_sessions(engine, facts)
     await _check_trims(engine, facts)
     await _check_singles(engine, facts)
-    return facts.problems
+    return facts
 
 
 async def _rows(engine: Engine, letters: bytes) -> AsyncIterator[Pair]:
@@ -77,7 +82,7 @@ async def _rows(engine: Engine, letters: bytes) -> AsyncIterator[Pair]:
         begin = page[-1][0] + b"\0"
 
 
-async def _read_inodes(engine: Engine, facts: _Facts) -> None:
+async def _read_inodes(engine: Engine, facts: Facts) -> None:
     async for key, value in _rows(engine, keys.INODE):
         number = keys.inode_of(key)
         try:
@@ -86,7 +91,7 @@ async def _read_inodes(engine: Engine, facts: _Facts) -> None:
             facts.report("damaged inode", key, str(damage))
 
 
-async def _read_queues(engine: Engine, facts: _Facts) -> None:
+async def _read_queues(engine: Engine, facts: Facts) -> None:
     async for key, _ in _rows(engine, keys.DEAD_FILE):
         facts.dead_files.add(keys.dead_inode(key))
     async for key, _ in _rows(engine, keys.DEAD_TREE):
@@ -100,7 +105,7 @@ async def _read_queues(engine: Engine, facts: _Facts) -> None:
             facts.report("chunks of a live inode are going", key, f"inode {keys.dead_inode(key):x} exists")
 
 
-async def _read_names(engine: Engine, facts: _Facts) -> None:
+async def _read_names(engine: Engine, facts: Facts) -> None:
     async for key, value in _rows(engine, keys.DENTRY):
         directory, name = keys.inode_of(key), key[keys.DENTRY_NAME_AT :]
         entry = dentries.unpack(value)
@@ -123,7 +128,7 @@ async def _read_names(engine: Engine, facts: _Facts) -> None:
             facts.parents[inode.id] = directory
 
 
-def _check_links(facts: _Facts) -> None:
+def _check_links(facts: Facts) -> None:
     for number, inode in facts.inodes.items():
         key = keys.inode_key(number)
         if inode.is_directory:
@@ -136,7 +141,7 @@ def _check_links(facts: _Facts) -> None:
             facts.report("orphan", key, f"inode {number:x} has no name and is in no queue")
 
 
-def _check_tree(facts: _Facts) -> None:
+def _check_tree(facts: Facts) -> None:
     # Upwards from every directory, each visited once: the root, or the top of a detached tree, or a problem.
     good = {ROOT_INODE} | facts.dead_trees
     for number, inode in facts.inodes.items():
@@ -154,7 +159,7 @@ def _check_tree(facts: _Facts) -> None:
         _check_way_up(facts, number, good)
 
 
-def _check_way_up(facts: _Facts, number: int, good: set[int]) -> None:
+def _check_way_up(facts: Facts, number: int, good: set[int]) -> None:
     way: list[int] = []
     seen: set[int] = set()
     current: int | None = number
@@ -168,7 +173,7 @@ def _check_way_up(facts: _Facts, number: int, good: set[int]) -> None:
     good.update(way)
 
 
-async def _check_counters(engine: Engine, facts: _Facts) -> None:
+async def _check_counters(engine: Engine, facts: Facts) -> None:
     counted: dict[tuple[int, bytes], int] = {}
     async for key, value in _rows(engine, keys.DIRECTORY_COUNTER):
         counted[keys.inode_of(key), key[-1:]] = keys.counter(value)
@@ -189,7 +194,7 @@ async def _check_counters(engine: Engine, facts: _Facts) -> None:
                 )
 
 
-async def _check_sessions(engine: Engine, facts: _Facts) -> None:
+async def _check_sessions(engine: Engine, facts: Facts) -> None:
     async for key, value in _rows(engine, keys.SESSION):
         session.unpack(value)
         number, _ = keys.split_session_key(key)
@@ -199,7 +204,7 @@ async def _check_sessions(engine: Engine, facts: _Facts) -> None:
         idempotency.unpack(value)
 
 
-async def _check_trims(engine: Engine, facts: _Facts) -> None:
+async def _check_trims(engine: Engine, facts: Facts) -> None:
     trimming = {number for number, inode in facts.inodes.items() if inode.flags & inodes.TRIMMING}
     async for key, value in _rows(engine, keys.TRIM):
         trim.unpack(value)
@@ -213,7 +218,7 @@ async def _check_trims(engine: Engine, facts: _Facts) -> None:
         )
 
 
-async def _check_singles(engine: Engine, facts: _Facts) -> None:
+async def _check_singles(engine: Engine, facts: Facts) -> None:
     used, following = await engine.begin().get_many([keys.INODES_USED, keys.NEXT_INODE], snapshot=True)
     if keys.counter(used) != len(facts.inodes):
         facts.report(
