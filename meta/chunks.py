@@ -13,19 +13,22 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, Protocol
 
+from crc32c import crc32c
 from google.protobuf.message import Message
 
-from ..proto.env import Call
+from ..proto.env import Call, Pool
 from ..proto.errors import Status, StatusError, error, status_of
 from ..proto.gen.storage_pb2 import (
     QueryLastRequest,
     RemoveChunksRequest,
     SyncRequest,
     TruncateChunkRequest,
+    WriteRequest,
 )
 from ..proto.heads import LOOK_SECONDS, answer_of_head
-from ..proto.ids import CHUNK_INDEX_MAX, boot_id, channel_of
+from ..proto.ids import CHUNK_INDEX_MAX, SYSTEM_TENANT, boot_id, channel_of
 from ..proto.layout import stripe_chains
+from ..proto.region import Slice
 from ..proto.routing import RoutingTable
 from ..proto.rpc import STORAGE, Method
 from ..proto.settings import time_scale
@@ -41,6 +44,7 @@ CONNECT_SECONDS = (
 )
 OPERATIONS_MAX = 512  # in one request
 CHUNKS_PER_REMOVE_MAX = 1024  # removed by one operation of a request, so that a large file does not block the target
+PIECE_CHUNK_BYTES = 1 << 20  # size class of chunks that are no file's
 FILES_PER_REMOVE_MAX = 256  # handled at once by `remove`
 
 # Tried again although the table says no: everything here is idempotent.
@@ -51,6 +55,9 @@ _FINAL = {Status.STALE_TRUNCATE_VERSION}
 
 class Network(Protocol):
     """The part of `proto.env.Environment` that is used here."""
+
+    @property
+    def pool(self) -> Pool: ...
 
     def start(self, call: Call) -> Any: ...
 
@@ -189,7 +196,7 @@ class StorageChunks:
         return results
 
     async def _remove(
-        self, operations: Sequence[tuple[int, int]], first: int, truncate_version: int | None
+        self, operations: Sequence[tuple[int, int]], first: int, truncate_version: int | None, tenant: int = 0
     ) -> list[StatusError | None]:
         """Remove chunks `first` and up of (chain, inode) pairs, again while there are more."""
         results: list[StatusError | None] = [None] * len(operations)
@@ -206,6 +213,7 @@ class StorageChunks:
                     first=[first] * len(chosen),
                     last=[CHUNK_INDEX_MAX + 1] * len(chosen),
                     chunks_max=CHUNKS_PER_REMOVE_MAX,
+                    tenant=tenant,
                     truncate_version=None if truncate_version is None else [truncate_version] * len(chosen),
                 )
 
@@ -257,10 +265,56 @@ class StorageChunks:
 
         _raise_first([a.failure for a in await self._run(STORAGE.Sync, chains, build)])
 
+    # Chunks that are no file's (meta/backup.py).
+
+    async def write_piece(self, number: int, index: int, chain: int, data: bytes) -> None:
+        """A whole chunk of the system's own, of at most POOL_BYTES of the environment. Raises what the chain's head answers."""
+        channel = channel_of(number, index)
+        slice_ = self._env.pool.take(len(data))
+        try:
+            slice_.view[:] = data
+            async with self._locks.setdefault(channel, self._env.lock()):
+                sequence = self._sequences[channel] = self._sequences.get(channel, 0) + 1
+
+                def build(_: Sequence[int], versions: Sequence[int]) -> Message:
+                    return WriteRequest(
+                        chain=[chain],
+                        chain_version=versions,
+                        inode=[number],
+                        index=[index],
+                        offset=[0],
+                        length=[len(data)],
+                        checksum=[crc32c(data)],
+                        channel=[channel],
+                        sequence=[sequence],
+                        truncate_version=[0],
+                        chunk_size=[PIECE_CHUNK_BYTES],
+                        tenant=SYSTEM_TENANT,
+                    )
+
+                _raise_first([a.failure for a in await self._run(STORAGE.Write, [chain], build, [slice_])])
+        finally:
+            self._env.pool.give(slice_)
+
+    async def sync_chain(self, chain: int) -> None:
+        """What was written to this chain survives power loss."""
+
+        def build(_: Sequence[int], versions: Sequence[int]) -> Message:
+            return SyncRequest(chain=[chain], chain_version=versions)
+
+        _raise_first([a.failure for a in await self._run(STORAGE.Sync, [chain], build)])
+
+    async def remove_pieces(self, number: int, chain: int) -> None:
+        """All chunks that `write_piece` wrote under this number."""
+        _raise_first(await self._remove([(chain, number)], 0, None, SYSTEM_TENANT))
+
     # The loop.
 
-    async def _run(self, method: Method, chains: Sequence[int], build: Build) -> list[Answer]:
-        """One operation per entry of `chains`, each sent to its chain's head until it is answered for good."""
+    async def _run(
+        self, method: Method, chains: Sequence[int], build: Build, source: Sequence[Slice] = ()
+    ) -> list[Answer]:
+        """One operation per entry of `chains`, each sent to its chain's head until it is answered for good. A single one may have bytes
+        (`source`)."""
         answers: list[Answer] = [Answer(None, 0, error(Status.DEADLINE))] * len(chains)
         end = self._env.now() + TOTAL_SECONDS * time_scale()
         pause = PAUSE_SECONDS_MIN
@@ -268,7 +322,7 @@ class StorageChunks:
         while pending:
             batches, pending = self._plan(chains, pending, answers, attempt)
             requests = [build(batch.positions, batch.versions) for batch in batches]
-            for batch, reply in zip(batches, await self._send(method, batches, requests), strict=True):
+            for batch, reply in zip(batches, await self._send(method, batches, requests, source), strict=True):
                 pending += self._take(batch.positions, reply, answers)
             attempt += 1
             if pending and self._env.now() + pause >= end:
@@ -278,13 +332,15 @@ class StorageChunks:
                 pause = min(2 * pause, PAUSE_SECONDS_MAX)
         return answers
 
-    async def _send(self, method: Method, batches: Sequence[Batch], requests: Sequence[Message]) -> list[Any]:
+    async def _send(
+        self, method: Method, batches: Sequence[Batch], requests: Sequence[Message], source: Sequence[Slice]
+    ) -> list[Any]:
         """All at once; per batch the reply or its StatusError."""
         scale = time_scale()
         tickets = []
         for batch, request in zip(batches, requests, strict=True):
             connect = CONNECT_SECONDS * scale if batch.several else 0.0
-            call = Call(batch.address, method, request, CALL_SECONDS * scale, connect=connect)
+            call = Call(batch.address, method, request, CALL_SECONDS * scale, source, connect=connect)
             tickets.append(self._env.start(call))
         replies: list[Any] = []
         try:

@@ -41,6 +41,7 @@ STAT column → counter*   columns: "inodes"   Repair: recount.
 DIRV → counter*
     Raised by whatever changes a directory's place, permissions or defaults: rename, rmdir, recursive
     removal, chmod, chown of a directory. Every transaction reads it; what was learned about directories holds for one value of it.
+BKUP number:u64 → JSON (meta/backup.py)   a copy of the metadata in the chunks of one chain. Repair: delete one that is not whole.
 META "format" → version of this key space; "clean" → the last server to write closed it in order; "loading" → a dump is being loaded
     (meta/dump.py), and this store is no use until it is in.
 
@@ -75,6 +76,7 @@ LOADING = b"METAloading"
 INODES_USED = b"STATinodes"
 NEXT = b"NEXT"
 NEXT_INODE = b"NEXTinode"
+BACKUP = b"BKUP"
 
 VERSIONSTAMP_BYTES = 10
 
@@ -176,6 +178,10 @@ def dead_suffix(inode: int) -> bytes:
 
 def dead_inode(key: bytes) -> int:
     return int.from_bytes(key[-8:], "big")
+
+
+def backup_key(number: int) -> bytes:
+    return _ONE.pack(BACKUP, number)
 
 
 def trim_key(inode: int) -> bytes:

@@ -27,9 +27,12 @@ from ..proto.rpc import Service
 from ..proto.server import Server
 from ..proto.settings import read_secret, time_scale
 from ..proto.subscription import Hub
+from .backup import Backups, Frozen
 from .chunks import StorageChunks
 from .cluster.manager import Manager
 from .cluster.service import ClusterService
+from .cluster.table import TABLE_OF_FILES
+from .dump import require_whole
 from .kv import retry
 from .kv.engine import Engine
 from .kv.open import open_engine
@@ -78,6 +81,10 @@ class MetaServer:
         self._table = RoutingTable()  # for our own access to chunks
         chunks = StorageChunks(env, self._table, self._space, ends=manager)
         self.namespace = Namespace(engine, chunks, manager, manager, env)
+        self._env = env
+        self._backups = None
+        if isinstance(engine, Frozen):
+            self._backups = Backups(engine, chunks, self._chains, env, data.path, manager.cluster)
         self._number = new_u64()  # of this process
         self.services: list[Service] = []
 
@@ -88,6 +95,11 @@ class MetaServer:
     def _space(self) -> Space:
         usage = self.manager.space()
         return Space(usage.capacity, max(0, usage.capacity - usage.used), self.manager.free_part_min())
+
+    def _chains(self) -> list[int]:
+        """Those that new files are laid out over."""
+        newest = self.manager.book.tables.get(TABLE_OF_FILES)
+        return list(newest.chains) if newest is not None else []
 
     def routing_changed(self, before: int) -> None:
         """Tell our own storage access, and everybody who watches."""
@@ -127,9 +139,11 @@ class MetaServer:
         await self.namespace.start((owner.st_uid, owner.st_gid))
         await self.manager.start(self.namespace, own_client)
         self.namespace.run_workers()
+        if self._backups is not None:
+            self._env.spawn(self._backups.run, "backups")
         number = self._data.facts.get("node") or await self.register([])
         primary = f"{self._process.options.name} (node {number})"
-        cluster = ClusterService(self.manager, self.namespace.counts, primary, time.time_ns())
+        cluster = ClusterService(self.manager, self.namespace.counts, primary, time.time_ns(), self._backups)
         self.services = [cluster, MetaService(self.namespace)]
         return int(number)
 
@@ -142,6 +156,7 @@ async def opened(process: Process, secret: bytes) -> AsyncIterator[tuple[MetaSer
         stack.callback(data.close)
         engine = open_engine(process.options.kv or _default_engine(data.path), on_failure=process.fail)
         stack.push_async_callback(engine.close)
+        await require_whole(engine)
         env = _Environment(process, secret)
         stack.push_async_callback(env.close)
         manager = await Manager.open(engine, env, time_scale=time_scale())

@@ -14,6 +14,7 @@ from typing import NamedTuple
 ROOT_INODE = 1
 FIRST_INODE = 1 << 10  # lower numbers are reserved
 CHUNK_INDEX_MAX = (1 << 32) - 1
+SYSTEM_TENANT = 0xFFFF  # chunks that no file has: copies of the metadata (meta/backup.py)
 CHANNELS = 1024  # a client's writes to one chunk always use one channel
 
 _CHUNK = struct.Struct(">HQHI")

@@ -7,12 +7,16 @@ from typing import Protocol
 
 from ...proto.errors import Status, error
 from ...proto.gen.cluster_pb2 import (
+    BackUpMetadataReply,
+    BackUpMetadataRequest,
     ChangeChainReply,
     ChangeChainRequest,
     CreateChainsReply,
     CreateChainsRequest,
     EndClientReply,
     EndClientRequest,
+    FreezeMetadataReply,
+    FreezeMetadataRequest,
     GetRoutingRequest,
     HeartbeatReply,
     HeartbeatRequest,
@@ -31,6 +35,7 @@ from ...proto.gen.cluster_pb2 import (
     StatusRequest,
 )
 from ...proto.rpc import CLUSTER, Context
+from ..backup import Backups
 from .manager import Manager
 from .registration import TEXT_BYTES_MAX
 
@@ -49,13 +54,19 @@ class Office(Protocol):
 
 
 class ClusterService:
-    """Handlers of proto.rpc.CLUSTER."""
+    """Handlers of proto.rpc.CLUSTER. `backups` makes copies of the metadata, where the engine is ours to copy."""
 
     spec = CLUSTER
 
     def __init__(
-        self, manager: Office, counts: Callable[[], Awaitable[tuple[int, int]]], primary: str, started_ns: int
+        self,
+        manager: Office,
+        counts: Callable[[], Awaitable[tuple[int, int]]],
+        primary: str,
+        started_ns: int,
+        backups: Backups | None = None,
     ) -> None:
+        self._backups = backups
         self._office = manager
         self._counts = counts  # (inodes, GC pending)
         self._primary = primary
@@ -132,6 +143,21 @@ class ClusterService:
         _need_trust(context, "remove a node")
         await self._manager.remove_node(request.node)
         return RemoveNodeReply()
+
+    async def back_up_metadata(self, request: BackUpMetadataRequest, context: Context) -> BackUpMetadataReply:
+        _need_trust(context, "back up the metadata")
+        made = await self._copies.make()
+        return BackUpMetadataReply(number=made.number, bytes=made.length, chain=made.chain)
+
+    async def freeze_metadata(self, request: FreezeMetadataRequest, context: Context) -> FreezeMetadataReply:
+        _need_trust(context, "copy the metadata")
+        return FreezeMetadataReply(path=await self._copies.freeze())
+
+    @property
+    def _copies(self) -> Backups:
+        if self._backups is None:
+            raise error(Status.UNSUPPORTED, "the metadata lies in a database of its own: use that one's backups")
+        return self._backups
 
     async def set_node(self, request: SetNodeRequest, context: Context) -> SetNodeReply:
         _need_trust(context, "drain a node")
