@@ -460,7 +460,7 @@ class ChunkEngine:
     @property
     def is_dirty(self) -> bool:
         """Whether a checkpoint would make anything durable, or free anything."""
-        return self._unsynced or bool(self._dirty)
+        return self._unsynced or bool(self._dirty) or bool(self.space.excess)
 
     @property
     def wants_checkpoint(self) -> bool:

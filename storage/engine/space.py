@@ -5,8 +5,9 @@ A slot is *used* from its allocation until it is released. When no row refers to
 2. every reader that started before has left: its bytes may still be on their way to a client.
 
 A released slot is *warm*: it keeps its disk space for the next chunk of its class. Above WARM_BYTES_MAX warm slots are trimmed:
-their space is punched out of the file by the next checkpoint (it is slow), and they become *cold*. Nothing of this is on disk: at
-open the used slots are those that rows refer to.
+their space is punched out of the file by the next checkpoints, and they become *cold*. That is slow, above all where the file system
+tells the disk at once, and writes to the same file wait for it; and who overwrites a large file needs the space again soon. So it
+goes in small steps, unless the disk is short. Nothing of this is on disk: at open the used slots are those that rows refer to.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ WARM_BYTES_MAX = (
     64 << 20
 )  # free slots that keep their disk space, over all classes; in a small target 1/16 of its capacity
 WARM_PART = 16
+TRIM_BYTES = 64 << 20  # of the excess, punched by one checkpoint
+TRIM_PART = 8  # of the excess, if that is more
+PUNCH_BYTES = 8 << 20  # by one system call, or one slot: a few milliseconds, in which nobody writes to the file
 DISK_RESERVE_BYTES = (
     128 << 20
 )  # of the disk, kept for the index: without it not even a remove would work; 1/16 in a small target
@@ -274,9 +278,25 @@ class Space:
 
     # --- trimming, in three steps because punching is slow: choose, punch elsewhere, mark ---
 
+    @property
+    def excess(self) -> int:
+        """Warm bytes that are to be given back."""
+        return max(0, self.warm_bytes - min(WARM_BYTES_MAX, self.capacity // WARM_PART))
+
+    def _trim_now(self) -> int:
+        """Bytes that go back with the next checkpoint."""
+        excess = self.excess
+        try:
+            is_short = self._disk.free() < excess
+        except OSError:  # who reads or writes next will say so
+            is_short = False
+        return excess if is_short else min(excess, max(TRIM_BYTES, excess // TRIM_PART))
+
     def choose_trim(self) -> list[tuple[int, int]]:
-        """Take warm slots out of use until few enough bytes are warm: [(slot, count of neighbours)] to be punched."""
-        bytes_max = min(WARM_BYTES_MAX, self.capacity // WARM_PART)
+        """Take warm slots out of use until few enough bytes are warm for now: [(slot, count of neighbours)] to be punched."""
+        if not self.excess:
+            return []
+        bytes_max = self.warm_bytes - self._trim_now()
         runs: list[tuple[int, int]] = []
         for size_class in reversed(range(len(CLASS_BYTES))):
             for file in self._files[size_class]:
@@ -294,7 +314,10 @@ class Space:
         """The slow part of trimming: only the disk is touched."""
         for slot, count in runs:
             handle, offset = self.place(slot)
-            self._disk.punch(handle, offset, count * CLASS_BYTES[slot >> 48])
+            size = CLASS_BYTES[slot >> 48]
+            step = max(1, PUNCH_BYTES // size) * size
+            for at in range(0, count * size, step):
+                self._disk.punch(handle, offset + at, min(step, count * size - at))
 
     def trimmed(self, runs: list[tuple[int, int]]) -> None:
         for slot, count in runs:

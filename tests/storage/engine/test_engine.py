@@ -7,6 +7,7 @@ import random
 import pytest
 
 from emberfs.proto.errors import Status, StatusError
+from emberfs.storage.engine import space
 from emberfs.storage.engine.cache import Cache
 from emberfs.storage.engine.checksum import combine, crc32c, fold, unit_crcs, zeros
 from emberfs.storage.engine.engine import ChunkEngine, Kind, Opened, Receipt, Update
@@ -247,6 +248,25 @@ def test_freed_space_goes_back_to_the_disk() -> None:
     assert "punch" in target.faults.seen
     engine.apply([write(key(n), 0, b"y" * CHUNK_SIZE) for n in range(40)])
     assert content(engine, key(39)) == b"y" * CHUNK_SIZE
+    check_invariants(engine)
+
+
+def test_freed_space_goes_back_in_steps_unless_the_disk_is_short(monkeypatch) -> None:
+    monkeypatch.setattr(space, "TRIM_BYTES", 4 * CHUNK_SIZE)
+    monkeypatch.setattr(space, "PUNCH_BYTES", 2 * CHUNK_SIZE)
+    target = Target(capacity=4 << 20)
+    engine = target.open()
+    engine.apply([write(key(n), 0, b"x" * CHUNK_SIZE) for n in range(40)])
+    engine.remove_range(key(0), key(99), 100)
+    engine.checkpoint()  # from here on they are free
+    before = engine.space.warm_bytes
+    engine.checkpoint()
+    assert 4 * CHUNK_SIZE <= before - engine.space.warm_bytes <= 7 * CHUNK_SIZE
+    assert target.faults.seen.count("punch") > 1
+    assert engine.is_dirty  # so the next step comes without another write
+    target.disk.size_max = target.disk.size_max - target.disk.free() + engine.space.excess - 1
+    engine.checkpoint()
+    assert not engine.space.excess and not engine.is_dirty
     check_invariants(engine)
 
 
