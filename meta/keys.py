@@ -9,7 +9,7 @@ INOD inode:u64 → the inode (namespace/inode.py)
     number is never used twice. nlink of anything but a directory is the number of DENT records that name it; at 0 a DEADf
     record names it instead. A directory has exactly one DENT, in the directory that its `parent` column names; the root is its own
     parent; parent 0 means that a recursive removal detached it and a DEADt record names it.
-    Repair: recount nlink from DENT; an inode without name that is in no queue goes to the queue (a file) or to lost+found (a directory).
+    Repair: recount nlink from DENT; an inode without name that is in no queue gets one in /lost+found.
 DENT directory:u64 name → type, inode (namespace/dentry.py)
     Its directory and its inode exist, the type is the inode's. Repair: delete a name without inode.
 DCNT directory:u64 column:1 → counter*   column e: entries, s: subdirectories, t: the newest change (ns since the epoch)
@@ -32,20 +32,34 @@ DEADt versionstamp:10 inode:u64 → (version)   a directory that a recursive rem
 DEADc versionstamp:10 inode:u64 → layout      the inode is gone, its chunks are going
     Three garbage queues in the order of commits. A record of the first is stale, and dropped, when a link or publish gave the file a
     name meanwhile; when that name went too, there is a later record. Repair: put what nothing names into its queue.
+LOCK inode:u64 → the locks that are held (namespace/locks.py): kind, type, client, owner, range, pid
+    No two of them conflict, none is empty, and an owner's ranges of one kind neither overlap nor touch where they say the same. Absent when
+    nobody holds one. A client's go with its lease, after its sessions on the inode were settled. Repair: drop the locks of clients without a lease.
+LKWT client:16 owner:u64 wait:u64 → inode, type, range (namespace/deadlock.py)
+    This owner waits for this POSIX lock: what deadlocks are looked for in. Goes when the wait ends, by a withdrawal of the client where
+    its server died meanwhile, or with the client. Repair: delete; who still waits asks again, and writes it again.
+APND inode:u64 → client, session, wanted (namespace/append.py)
+    The client may append to the inode, and nobody else: its writes may lie beyond the length. Goes when the length was settled, by the
+    client or, from the chunks, when its lease ended. `wanted`: somebody waits for it. Repair: settle.
 TRIM inode:u64 → old length, new length, truncate version (namespace/trim.py)
     The inode was cut and chunks behind the new end may still be there. Exists exactly while the inode's TRIMMING flag is set.
     The length does not grow meanwhile. Repair: finish it.
 NEXT allocator → next number*   allocators: "inode", "chain" (namespace/allocate.py)
     Everything below was handed out, or was in a range that its server did not use up.
 STAT column → counter*   columns: "inodes"   Repair: recount.
+XATR inode:u64 name → value (as it was set; meta/namespace/extended.py)
+    An extended attribute, its name with the namespace: `user.`, `trusted.`, `security.`. Where there is one, the inode has the flag
+    XATTRS; the flag alone says only that it is worth looking. Repair: delete what has no inode; set the flag.
+ACLS inode:u64 kind:1 → the ACL (namespace/acl.py)   kind a: access, d: default
+    Exists exactly while the inode has the flag ACL (DEFAULT_ACL, a directory). An access ACL always has a mask. Repair: delete it; clear the flag.
 DIRV → counter*
     Raised by whatever changes a directory's place, permissions or defaults: rename, rmdir, recursive
-    removal, chmod, chown of a directory. Every transaction reads it; what was learned about directories holds for one value of it.
+    removal, chmod, chown, ACLs, first extended attribute of a directory. Every transaction reads it; what was learned about directories holds for one value of it.
 BKUP number:u64 → JSON (meta/backup.py)   a copy of the metadata in the chunks of one chain. Repair: delete one that is not whole.
 META "format" → version of this key space; "clean" → the last server to write closed it in order; "loading" → a dump is being loaded
     (meta/dump.py), and this store is no use until it is in.
 
-Letters that are kept for what comes: INLN inode (bytes of a small file), XATR inode name, ACLS inode, LOCK inode, QUOT and USED scope
+Letters that are kept for what comes: INLN inode (bytes of a small file), LOCK inode, QUOT and USED scope
 (limits, usage counters*), TRSH day inode, EVNT versionstamp. Ranges by inode are freed by the garbage collector together with INOD.
 """
 
@@ -68,6 +82,11 @@ DEAD_FILE = b"DEADf"
 DEAD_TREE = b"DEADt"
 DEAD_CHUNKS = b"DEADc"
 TRIM = b"TRIM"
+LOCK = b"LOCK"
+LOCK_WAIT = b"LKWT"
+APPEND_TOKEN = b"APND"
+XATTR = b"XATR"
+ACL = b"ACLS"
 
 DIRECTORY_VERSION = b"DIRV"
 FORMAT = b"METAformat"
@@ -82,6 +101,7 @@ VERSIONSTAMP_BYTES = 10
 
 _U16 = struct.Struct(">H")
 _U64 = struct.Struct(">Q")
+_PAIR = struct.Struct(">QQ")
 _ONE = struct.Struct(">4sQ")
 _TWO = struct.Struct(">4sQQ")
 _LETTER = struct.Struct(">4sQc")
@@ -188,8 +208,56 @@ def trim_key(inode: int) -> bytes:
     return _ONE.pack(TRIM, inode)
 
 
+def xattr_key(inode: int, name: bytes) -> bytes:
+    return _ONE.pack(XATTR, inode) + name
+
+
+def xattr_range(inode: int) -> tuple[bytes, bytes]:
+    """Begin and end of all extended attributes of an inode."""
+    return _ONE.pack(XATTR, inode), _ONE.pack(XATTR, inode + 1)
+
+
+XATTR_NAME_AT = _ONE.size  # where the name begins in an XATR key
+
+
+def acl_key(inode: int) -> bytes:
+    return _LETTER.pack(ACL, inode, b"a")
+
+
+def default_acl_key(inode: int) -> bytes:
+    return _LETTER.pack(ACL, inode, b"d")
+
+
+def lock_key(inode: int) -> bytes:
+    return _ONE.pack(LOCK, inode)
+
+
+def lock_wait_key(client: bytes, owner: int, wait: int) -> bytes:
+    return LOCK_WAIT + client + _PAIR.pack(owner, wait)
+
+
+def lock_wait_range(client: bytes, owner: int) -> tuple[bytes, bytes]:
+    """Begin and end of all that an owner waits for."""
+    begin = LOCK_WAIT + client + _U64.pack(owner)
+    return begin, begin + b"\xff" * 9
+
+
+def lock_waits_of(client: bytes) -> tuple[bytes, bytes]:
+    """Begin and end of all that a client's owners wait for."""
+    return LOCK_WAIT + client, LOCK_WAIT + client + b"\xff" * 17
+
+
+def split_lock_wait_key(key: bytes) -> tuple[bytes, int]:
+    """(client, owner)."""
+    return key[4:20], int.from_bytes(key[20:28], "big")
+
+
+def append_key(inode: int) -> bytes:
+    return _ONE.pack(APPEND_TOKEN, inode)
+
+
 def inode_of(key: bytes) -> int:
-    """The inode column of an INOD, DENT, DCNT, SESS, HOLD or TRIM key (the column behind the letters)."""
+    """The inode column of an INOD, DENT, DCNT, SESS, HOLD, TRIM, XATR or ACLS key (the column behind the letters)."""
     return int.from_bytes(key[4:12], "big")
 
 

@@ -41,6 +41,7 @@ class Facts:
     inodes: dict[int, Inode] = field(default_factory=dict)
     names: Counter[int] = field(default_factory=Counter)  # inode -> how many DENT name it
     parents: dict[int, int] = field(default_factory=dict)  # directory -> the directory that names it
+    named_by: dict[int, bytes] = field(default_factory=dict)  # directory -> the key of that name
     entries: Counter[int] = field(default_factory=Counter)  # directory -> names in it
     subdirectories: Counter[int] = field(default_factory=Counter)
     dead_files: set[int] = field(default_factory=set)
@@ -121,11 +122,19 @@ async def _read_names(engine: Engine, facts: Facts) -> None:
         facts.entries[directory] += 1
         if inode.is_directory:
             facts.subdirectories[directory] += 1
-            if inode.id in facts.parents:
-                facts.report(
-                    "directory with two names", key, f"directory {inode.id:x} is also in {facts.parents[inode.id]:x}"
-                )
-            facts.parents[inode.id] = directory
+            _name_directory(facts, inode, directory, key)
+
+
+def _name_directory(facts: Facts, inode: Inode, directory: int, key: bytes) -> None:
+    other = facts.named_by.get(inode.id)
+    if other is not None:
+        # One too many: not the one in the directory that it says it is in.
+        wrong = other if inode.parent == directory else key
+        places = f"{facts.parents[inode.id]:x} and in {directory:x}"
+        facts.report("directory with two names", wrong, f"directory {inode.id:x} is in {places}")
+        if wrong is key:
+            return
+    facts.parents[inode.id], facts.named_by[inode.id] = directory, key
 
 
 def _check_links(facts: Facts) -> None:

@@ -31,9 +31,14 @@ def unpack(data: bytes) -> Dentry:
     return Dentry(kind, inode)
 
 
+def pack(entry: Dentry) -> bytes:
+    """The record of an entry."""
+    return _RECORD.pack(VERSION, *entry)
+
+
 def insert(txn: Transaction, directory: int, name: bytes, entry: Dentry, now_ns: int) -> None:
     """A new name. The caller has read that it is free."""
-    txn.put(keys.dentry_key(directory, name), _RECORD.pack(VERSION, *entry))
+    txn.put(keys.dentry_key(directory, name), pack(entry))
     txn.add(keys.entries_key(directory), 1)
     if entry.type == DIRECTORY:
         txn.add(keys.subdirectories_key(directory), 1)
@@ -51,7 +56,7 @@ def remove(txn: Transaction, directory: int, name: bytes, entry: Dentry, now_ns:
 
 def substitute(txn: Transaction, directory: int, name: bytes, old: Dentry, new: Dentry, now_ns: int) -> None:
     """The name stays and names something else."""
-    txn.put(keys.dentry_key(directory, name), _RECORD.pack(VERSION, *new))
+    txn.put(keys.dentry_key(directory, name), pack(new))
     if old.is_directory != new.is_directory:
         txn.add(keys.subdirectories_key(directory), 1 if new.is_directory else -1)
     txn.max(keys.changed_key(directory), now_ns)

@@ -1,0 +1,193 @@
+"""Repairs what the checker found, so that what can be kept is kept: things without a name come to /lost+found under their numbers.
+
+To be run on an engine that no server uses. One repair may bring another fault to light (a directory that is found again has entries to
+be counted), so checking and repairing take turns until nothing is left that can be repaired. Every repair is a transaction of its
+own that looks at the newest state, so that an interrupted run loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from ...proto.ids import FIRST_INODE, ROOT_INODE
+from .. import keys
+from ..kv import retry
+from ..kv.engine import Engine, Transaction
+from . import dentry as dentries
+from . import inode as inodes
+from .allocate import INODES_PER_RANGE
+from .check import Facts, Problem, survey
+from .dentry import Dentry
+from .inode import Inode
+
+ROUNDS_MAX = 50  # each mends one kind of problem
+LOST_AND_FOUND = b"lost+found"
+LOST_MODE = 0o700  # of that directory: what lies in it may have been private
+ROOT_MODE = 0o755
+
+Report = Callable[[Problem], None]
+Mend = Callable[["Repair", Transaction, Problem], Awaitable[None]]
+
+
+class Outcome(NamedTuple):
+    """What a run did."""
+
+    repaired: int
+    left: list[Problem]  # nobody knows how to mend these
+
+
+async def repair(engine: Engine, now_ns: int, report: Report = lambda _: None) -> Outcome:
+    """Mend everything that can be. `report` hears of each problem before it is mended."""
+    done = 0
+    problems: list[Problem] = []
+    for _ in range(ROUNDS_MAX):
+        facts = await survey(engine)
+        problems = facts.problems
+        known = [problem for problem in problems if problem.kind in MENDS]
+        if not known:
+            break
+        worker = Repair(engine, facts, now_ns)
+        first = min(_ORDER[problem.kind] for problem in known)
+        for problem in known:
+            if _ORDER[problem.kind] == first:  # those behind may follow from these
+                report(problem)
+                await worker.mend(problem)
+                done += 1
+    return Outcome(done, problems)
+
+
+class Repair:
+    """One round over what one survey found."""
+
+    def __init__(self, engine: Engine, facts: Facts, now_ns: int) -> None:
+        self._engine = engine
+        self._facts = facts
+        self._now_ns = now_ns
+
+    async def mend(self, problem: Problem) -> None:
+        async def work(txn: Transaction) -> None:
+            await MENDS[problem.kind](self, txn, problem)
+
+        await retry.run(self._engine, work, durable=True)
+
+    # names
+
+    async def drop_key(self, txn: Transaction, problem: Problem) -> None:
+        txn.delete(problem.key)
+
+    async def drop_damaged_inode(self, txn: Transaction, problem: Problem) -> None:
+        # Its chunks stay: their file is gone, and the storage servers' scrubbers report them.
+        txn.delete(problem.key)
+
+    async def right_type(self, txn: Transaction, problem: Problem) -> None:
+        entry = dentries.unpack(_there(await txn.get(problem.key)))
+        inode = self._facts.inodes[entry.inode]
+        txn.put(problem.key, dentries.pack(Dentry(inode.type, inode.id)))
+
+    async def find_again(self, txn: Transaction, problem: Problem) -> None:
+        """Something without a name, or in no directory, or on a way that goes in a circle, gets a name in /lost+found."""
+        if problem.key.startswith(keys.DENTRY):
+            inode = await _inode(txn, dentries.unpack(_there(await txn.get(problem.key))).inode)
+            txn.delete(problem.key)
+        else:
+            inode = await _inode(txn, keys.inode_of(problem.key))
+            inode.nlink = self._facts.names[inode.id] + 1
+        if (name := self._facts.named_by.get(inode.id)) is not None:
+            txn.delete(name)
+        inode.flags &= ~inodes.UNNAMED
+        inode.parent = lost = await self._lost_and_found(txn)
+        txn.put(keys.inode_key(inode.id), inode.pack())
+        txn.put(keys.dentry_key(lost, b"%x" % inode.id), dentries.pack(Dentry(inode.type, inode.id)))
+
+    async def _lost_and_found(self, txn: Transaction) -> int:
+        """The directory's number; it is made where it is missing."""
+        key = keys.dentry_key(ROOT_INODE, LOST_AND_FOUND)
+        if (found := await txn.get(key)) is not None:
+            return dentries.unpack(found).inode
+        number = max(keys.counter(await txn.get(keys.NEXT_INODE)), FIRST_INODE, max(self._facts.inodes, default=0) + 1)
+        txn.put(keys.NEXT_INODE, keys.counter_value(number + INODES_PER_RANGE))
+        txn.put(keys.inode_key(number), self._directory(number, ROOT_INODE, LOST_MODE).pack())
+        txn.put(key, dentries.pack(Dentry(inodes.DIRECTORY, number)))
+        return number
+
+    def _directory(self, number: int, parent: int, mode: int) -> Inode:
+        now = self._now_ns
+        made = Inode(number, inodes.DIRECTORY, 0, mode, 0, 0, 1, 0, now, now, now, now, 1, 0)
+        made.parent = parent
+        return made
+
+    async def new_root(self, txn: Transaction, problem: Problem) -> None:
+        txn.put(problem.key, self._directory(ROOT_INODE, ROOT_INODE, ROOT_MODE).pack())
+
+    # columns of inodes
+
+    async def right_parent(self, txn: Transaction, problem: Problem) -> None:
+        inode = await _inode(txn, keys.inode_of(problem.key))
+        inode.parent = self._facts.parents[inode.id]
+        txn.put(problem.key, inode.pack())
+
+    async def right_links(self, txn: Transaction, problem: Problem) -> None:
+        inode = await _inode(txn, keys.inode_of(problem.key))
+        if not self._facts.names[inode.id]:
+            await self.find_again(txn, problem)
+            return
+        inode.nlink = self._facts.names[inode.id]
+        txn.put(problem.key, inode.pack())
+
+    async def finish_trim(self, txn: Transaction, problem: Problem) -> None:
+        """The chunks may still be there: with the flag, whoever reads next finishes the trim."""
+        inode = await _inode(txn, keys.inode_of(problem.key))
+        inode.flags |= inodes.TRIMMING
+        txn.put(keys.inode_key(inode.id), inode.pack())
+
+    async def no_trim(self, txn: Transaction, problem: Problem) -> None:
+        inode = await _inode(txn, keys.inode_of(problem.key))
+        inode.flags &= ~inodes.TRIMMING
+        txn.put(problem.key, inode.pack())
+
+    # counters
+
+    async def recount(self, txn: Transaction, problem: Problem) -> None:
+        if problem.key == keys.INODES_USED:
+            txn.put(problem.key, keys.counter_value(len(self._facts.inodes)))
+            return
+        number = keys.inode_of(problem.key)
+        txn.put(keys.entries_key(number), keys.counter_value(self._facts.entries[number]))
+        txn.put(keys.subdirectories_key(number), keys.counter_value(self._facts.subdirectories[number]))
+
+    async def later_numbers(self, txn: Transaction, problem: Problem) -> None:
+        txn.put(keys.NEXT_INODE, keys.counter_value(keys.inode_of(problem.key) + INODES_PER_RANGE))
+
+
+# In this order: what stands earlier may be the cause of what stands later.
+MENDS: dict[str, Mend] = {
+    "damaged inode": Repair.drop_damaged_inode,
+    "no root": Repair.new_root,
+    "name without inode": Repair.drop_key,
+    "wrong type": Repair.right_type,
+    "name in no directory": Repair.find_again,
+    "directory with two names": Repair.drop_key,
+    "cycle": Repair.find_again,
+    "wrong parent": Repair.right_parent,
+    "inode from the future": Repair.later_numbers,
+    "orphan": Repair.find_again,
+    "wrong link count": Repair.right_links,
+    "dead tree without inode": Repair.drop_key,
+    "chunks of a live inode are going": Repair.drop_key,
+    "counter without directory": Repair.drop_key,
+    "session without inode": Repair.drop_key,
+    "trim without flag": Repair.finish_trim,
+    "flag without trim": Repair.no_trim,
+    "wrong count": Repair.recount,
+}
+_ORDER = {kind: place for place, kind in enumerate(MENDS)}
+
+
+def _there(value: bytes | None) -> bytes:
+    assert value is not None, "the engine changes while it is repaired"
+    return value
+
+
+async def _inode(txn: Transaction, number: int) -> Inode:
+    return inodes.existing(number, await txn.get(keys.inode_key(number)))
