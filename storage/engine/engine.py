@@ -99,14 +99,28 @@ class ChunkEngine:
         old = row.committed if row is not None else None
         if row is not None and row.pending is not None and update.kind is not Kind.REPLACE:
             raise error(Status.BUSY, f"version {row.pending.version} of chunk {chunk.hex()} is pending")
-        if update.kind in (Kind.WRITE, Kind.TRUNCATE):
+        source = self._source(update) if update.kind is Kind.CLONE else None
+        if update.kind in (Kind.WRITE, Kind.TRUNCATE, Kind.CLONE):
             if not update.version:
                 self._check_truncate_version(update, old)  # otherwise the head of the chain has decided
-            if old is not None:
+            if old is not None and update.kind is not Kind.CLONE:
                 self._rows.load_pages(chunk, old)
-        job = Job(update, old, self._next_version(update, old), self.space, self.disk)
+        job = Job(update, old, self._next_version(update, old), self.space, self.disk, source)
         self._busy.add(chunk)
         return job
+
+    def _source(self, update: Update) -> State | None:
+        """What a clone takes: the committed content of its source, if there is any. Raises BUSY while that is changed, INVALID."""
+        chunk = update.source
+        row = self._rows.get(chunk) if chunk else None
+        if chunk == update.chunk:
+            raise error(Status.INVALID, f"chunk {chunk.hex()} is to be cloned to itself")
+        if chunk in self._busy or (row is not None and row.pending is not None):
+            raise error(Status.BUSY, f"an update of chunk {chunk.hex()}, which is to be cloned, is under way")
+        if row is None or row.committed is None:
+            return None
+        self._rows.load_pages(chunk, row.committed)
+        return row.committed
 
     def _check_truncate_version(self, update: Update, old: State | None) -> None:
         floor = max(self._floors.get(update.chunk), old.truncate_version if old is not None else 0)
@@ -130,7 +144,9 @@ class ChunkEngine:
         """The job is not staged: its slots are free again. Not while it runs."""
         for slot in job.fresh:
             self.space.release(slot)
-        job.fresh = []
+        for slot in job.shared:
+            self.space.unshare(slot)
+        job.fresh, job.shared = [], []
         self._busy.discard(job.chunk)
 
     def stage(self, jobs: Sequence[Job], *, commit: bool = False, receipts: Iterable[Receipt] = ()) -> None:
@@ -165,7 +181,7 @@ class ChunkEngine:
         self.pending.add(chunk)
         if job.shape is not Shape.NONE:
             self._dirty.add(self.space.place(job.fresh[0] if job.fresh else state.slot)[0])
-        job.fresh = []
+        job.fresh, job.shared = [], []
         if job.kind in (Kind.TRUNCATE, Kind.REPLACE):  # what replaces a chunk may be what a truncate left of it
             self._floors.rise(chunk, job.update.truncate_version, changes)
         elif job.kind is Kind.REMOVE:

@@ -2,13 +2,14 @@
 
 Shapes of a change, cheapest first:
 
-    NONE     nothing is written: a remove, a cut at a place that needs no move, a new truncate version
+    NONE     nothing is written: a remove, a cut at a place that needs no move, a new truncate version, a clone
     APPEND   new bytes go behind the committed ones, in place; a gap is filled with zeros
     PATCH    the touched units go to a small slot of their own, which lies over the base slot (less than 1/4 of the chunk, at most 8)
     COPY     everything goes to a new slot: fresh chunks, full and large overwrites, growth into a larger class, the ninth patch
 
 No byte that a committed, pending or fallback state refers to is ever overwritten: an append begins beyond `State.high`, the rest
-writes slots that no state knows yet. Until the job is staged nobody knows its bytes; abandoned, they never were.
+writes slots that no state knows yet. Until the job is staged nobody knows its bytes; abandoned, they never were. A clone refers to the
+slots of its source. While several rows refer to a slot nothing is appended to it in place: both would go behind the same end.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Kind(enum.IntEnum):
     TRUNCATE = 2  # to `offset` bytes, cut or extended with zeros; to 0 removes it, and a missing chunk stays missing
     REMOVE = 3
     REPLACE = 4  # the payload is the whole content, under the given version, whatever was there (resync)
+    CLONE = 5  # the committed content of another chunk, `offset` bytes of it at most; without one (or of no bytes) it is a remove
 
 
 class Update(NamedTuple):
@@ -57,6 +59,7 @@ class Update(NamedTuple):
     version: int = 0  # of the chunk after the update; 0: the next one
     units: bytes = b""  # of a REPLACE with damaged content: the CRC32C that every unit should have, u32 little-endian
     decided: bool = False  # by the head of a chain: refusing it helps nobody, so a new chunk may use the reserve
+    source: bytes = b""  # of a CLONE: the other chunk; empty: there is none
 
 
 class Shape(enum.Enum):
@@ -69,7 +72,8 @@ class Shape(enum.Enum):
 class Job:
     """One update on its way: made by `ChunkEngine.prepare`, then `run`, then staged or abandoned.
 
-    `version` and `length` say what the chunk will be. `fresh` slots were allocated for it. `state` is complete after `run`."""
+    `version` and `length` say what the chunk will be. `fresh` slots were allocated for it, `shared` ones are another chunk's, too.
+    `state` is complete after `run`."""
 
     __slots__ = (
         "_space",
@@ -82,19 +86,31 @@ class Job:
         "ran",
         "receipt",
         "shape",
+        "shared",
+        "source",
         "state",
         "touched",
         "update",
         "version",
     )
 
-    def __init__(self, update: Update, old: State | None, version: int, space: Space, disk: Disk) -> None:
+    def __init__(
+        self,
+        update: Update,
+        old: State | None,
+        version: int,
+        space: Space,
+        disk: Disk,
+        source: State | None = None,
+    ) -> None:
         self.update = update
         self.chunk = update.chunk
         self.kind = update.kind
         self.version = version
         self.disk = disk
         self.fresh: list[int] = []
+        self.shared: list[int] = []
+        self.source = source  # of a CLONE: what the other chunk has committed
         self.touched = (0, 0)  # units whose checksum changes: [first, last)
         self.ran = False
         self.receipt: Receipt | None = None  # of the client's update that this is, persisted with it
@@ -110,6 +126,8 @@ class Job:
         end = update.offset + size
         if update.kind is Kind.REMOVE or (update.kind is Kind.TRUNCATE and (old is None or update.offset == 0)):
             return 0, Shape.NONE, self._new_state(0, NO_SLOT)
+        if update.kind is Kind.CLONE:
+            return self._decide_clone()
         if not 0 <= update.offset <= end <= min(update.chunk_size, SLOT_BYTES_MAX):
             raise error(Status.INVALID, f"bytes {update.offset} to {end} of a chunk of {update.chunk_size}")
         if update.kind is Kind.REPLACE:
@@ -153,6 +171,24 @@ class Job:
         patches = tuple(patch for patch in old.patches if patch.start < length)
         return length, Shape.NONE, self._new_state(length, old.slot, patches)
 
+    def _decide_clone(self) -> tuple[int, Shape, State]:
+        update, source, old = self.update, self.source, self.old
+        self.old = None  # what was there does not matter
+        length = min(source.length, update.offset) if source is not None else 0
+        if source is None or length <= 0:
+            return 0, Shape.NONE, self._new_state(0, NO_SLOT)
+        if source.unit != checksum_unit(update.chunk_size) or length > update.chunk_size:
+            raise error(Status.INVALID, f"chunk size {update.chunk_size}: the source was written with another one")
+        self.touched = (0, -(-length // source.unit))
+        patches = tuple(patch for patch in source.patches if patch.start < length)
+        state = self._new_state(length, source.slot, patches)
+        state.high = source.high
+        held = old.slots() if old is not None else []
+        self.shared = [slot for slot in state.slots() if slot not in held]
+        for slot in self.shared:
+            self._space.share(slot)
+        return length, Shape.NONE, state
+
     def _copy_state(self, length: int, room: int) -> State:
         self.fresh.append(self._space.allocate(room, new=self.old is None and not self.update.decided))
         return self._new_state(length, self.fresh[0])
@@ -182,6 +218,12 @@ class Job:
             return 0
         return self.length if self.shape is Shape.COPY else memoryview(self.update.payload).nbytes
 
+    @property
+    def cuts_source(self) -> bool:
+        """Whether `run` reads a unit of the chunk that it clones, for the checksum of a part of it."""
+        source = self.source
+        return source is not None and self.length < source.length and self.length % source.unit > 0
+
     def run(self) -> None:
         """Write the bytes and compute their checksums. Raises CHECKSUM when old bytes that must be merged are damaged, NO_SPACE,
         IO_ERROR."""
@@ -198,7 +240,9 @@ class Job:
     def _run(self) -> None:
         old, update = self.old, self.update
         payload = memoryview(update.payload).cast("B")
-        if old is None and update.offset == 0:
+        if self.source is not None:
+            self._run_clone(self.source)
+        elif old is None and update.offset == 0:
             self._write(self.state.slot, 0, [payload])
             self._settle(self._given_crcs() or unit_crcs(payload, self.state.unit), update.checksum)
         elif old is None:
@@ -240,11 +284,11 @@ class Job:
         low, high = (0, self.length) if self.shape is Shape.COPY else (self.touched[0] * unit, self._touched_end())
         kept = min(start, old.length)
         left = self._read_old(
-            low, min(-(-kept // unit) * unit, old.length) if low < kept else low, edge=-1 if kept % unit else None
+            old, low, min(-(-kept // unit) * unit, old.length) if low < kept else low, edge=-1 if kept % unit else None
         )
         right_start = end // unit * unit
         right = (
-            self._read_old(right_start, min(high, old.length), edge=0 if end % unit else None)
+            self._read_old(old, right_start, min(high, old.length), edge=0 if end % unit else None)
             if end < old.length
             else _ZEROS[:0]
         )
@@ -259,26 +303,32 @@ class Job:
         full = start == 0 and end >= old.length
         self._settle(crcs, update.checksum if full else self._whole(old, before, fresh))
 
+    def _run_clone(self, source: State) -> None:
+        if self.length < source.length:
+            self._run_cut(source)
+        else:
+            self._settle(_old_crcs(source)[:], source.whole)
+
     def _run_cut(self, old: State) -> None:
         unit, length = old.unit, self.length
         crcs = _old_crcs(old)[: length // unit]
         if self.shape is Shape.COPY:
-            content = self._read_old(0, min(-(-length // unit) * unit, old.length), edge=-1 if length % unit else None)
+            content = self._read_old(
+                old, 0, min(-(-length // unit) * unit, old.length), edge=-1 if length % unit else None
+            )
             self._write(self.fresh[0], 0, [content[:length]])
         if length % unit:
             start = length // unit * unit
-            last = self._read_old(start, min(start + unit, old.length), edge=0)
+            last = self._read_old(old, start, min(start + unit, old.length), edge=0)
             crcs.append(crc32c(last[: length - start]))
         self._settle(crcs, fold(crcs, unit, length))
 
     def _touched_end(self) -> int:
         return min(self.touched[1] * self.state.unit, self.length)
 
-    def _read_old(self, start: int, end: int, edge: int | None) -> memoryview:
+    def _read_old(self, old: State, start: int, end: int, edge: int | None) -> memoryview:
         """Old bytes from a unit boundary on; the first (0) or last (-1) unit is verified, because it gets a new checksum. The others keep
         theirs, and with it the proof of whatever happened to them."""
-        old = self.old
-        assert old is not None
         content = read_content(old, self._space, self.disk, start, end)
         if edge is not None and end > start:
             position = start if edge == 0 else (end - 1) // old.unit * old.unit

@@ -1,8 +1,10 @@
 """Which slots are free: allocation, accounting, and when a slot may be used again.
 
-A slot is *used* from its allocation until it is released. When no row refers to it any more it is retired, and stays used until
+A slot is *used* from its allocation until it is released. A row that gives it up retires its reference, which counts until
 1. the checkpoint of the epoch in which it was retired has passed: until then a power loss may bring back the row that refers to it;
 2. every reader that started before has left: its bytes may still be on their way to a client.
+The slot is released with its last reference. Several rows may refer to one (clones): then nothing is written into it in place, not
+even behind the end of what one of them has there, until all but one of the references are gone in this sense.
 
 A released slot is *warm*: it keeps its disk space for the next chunk of its class. Above WARM_BYTES_MAX warm slots are trimmed:
 their space is punched out of the file by the next checkpoints, and they become *cold*. That is slow, above all where the file system
@@ -71,7 +73,8 @@ class Space:
             c: [] for c in range(len(CLASS_BYTES))
         }  # by class, in order of number
         self._roomy: dict[int, dict[int, BlockFile]] = {c: {} for c in self._files}  # those with a free slot
-        self._shared: dict[int, int] = {}  # slot -> references beyond the first
+        self._shared: dict[int, int] = {}  # slot -> references beyond the first, retired ones included
+        self._leaving: dict[int, int] = {}  # slot that is shared -> how many of its references are retired
         self._retired: deque[tuple[int, int, int]] = deque()  # (epoch, reader, slot)
         self._waiting: deque[tuple[int, int]] = deque()  # (reader, slot): checkpoint passed, readers have not left
         self._readers: dict[int, None] = {}  # tickets of readers at work, oldest first
@@ -210,7 +213,22 @@ class Space:
         """One more row refers to the slot: nothing is written into it in place any more."""
         self._shared[slot] = self._shared.get(slot, 0) + 1
 
+    def unshare(self, slot: int) -> None:
+        """A row that was about to refer to the slot will not."""
+        self._drop_reference(slot)
+        if self._leaving.get(slot, 0) > self._shared.get(slot, 0):
+            self.retired_bytes += CLASS_BYTES[slot >> 48]
+        if slot not in self._shared:
+            self._leaving.pop(slot, None)
+
+    def _drop_reference(self, slot: int) -> None:
+        if self._shared[slot] == 1:
+            del self._shared[slot]
+        else:
+            self._shared[slot] -= 1
+
     def is_shared(self, slot: int) -> bool:
+        """Whether several rows refer to the slot, or did at the last checkpoint."""
         return slot in self._shared
 
     def has(self, slot: int) -> bool:
@@ -230,13 +248,13 @@ class Space:
 
     def retire(self, slot: int, epoch: int) -> None:
         """A row that was written in `epoch` gave the slot up."""
-        if references := self._shared.get(slot):
-            if references == 1:
-                del self._shared[slot]
-            else:
-                self._shared[slot] = references - 1
-            return
-        self.retired_bytes += CLASS_BYTES[slot >> 48]
+        others = self._shared.get(slot, 0)
+        leaving = 1
+        if others:
+            leaving += self._leaving.get(slot, 0)
+            self._leaving[slot] = leaving
+        if leaving > others:  # it was the last one
+            self.retired_bytes += CLASS_BYTES[slot >> 48]
         self._retired.append((epoch, self._next_reader, slot))
 
     def release(self, slot: int) -> None:
@@ -261,8 +279,18 @@ class Space:
         oldest = next(iter(self._readers), self._next_reader)
         while self._waiting and self._waiting[0][0] <= oldest:
             slot = self._waiting.popleft()[1]
-            self.retired_bytes -= CLASS_BYTES[slot >> 48]
-            self.release(slot)
+            if slot in self._shared:
+                self._leave(slot)
+            else:
+                self.retired_bytes -= CLASS_BYTES[slot >> 48]
+                self.release(slot)
+
+    def _leave(self, slot: int) -> None:
+        """A retired reference to a shared slot counts no more."""
+        self._drop_reference(slot)
+        leaving = self._leaving.pop(slot) - 1
+        if leaving and slot in self._shared:
+            self._leaving[slot] = leaving
 
     def enter(self) -> int:
         """A reader begins: no slot that is referred to now is used again before it left. Returns its ticket."""
@@ -337,7 +365,12 @@ class Space:
                     bits &= bits - 1
                     yield pack_slot(file.size_class, file.number, position)
 
+    def references(self, slot: int) -> int:
+        """How many rows refer to a used slot, retired references included."""
+        return 1 + self._shared.get(slot, 0)
+
     def retired_slots(self) -> list[int]:
+        """The slot of every retired reference."""
         return [slot for _, _, slot in self._retired] + [slot for _, slot in self._waiting]
 
     def handles(self) -> list[int]:

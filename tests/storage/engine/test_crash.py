@@ -17,7 +17,7 @@ from emberfs.proto.errors import Status, StatusError
 from emberfs.storage.engine.engine import ChunkEngine, Kind, Receipt, Update
 from emberfs.storage.engine.simulated import Crash, Faults
 
-from .harness import CHUNK_SIZE, Target, check_invariants, content, key, small_pages, write, written
+from .harness import CHUNK_SIZE, Target, check_invariants, clone, content, key, small_pages, write, written
 
 CHUNKS = 5
 STEPS = 45
@@ -83,8 +83,8 @@ class Run:
 
     def step(self) -> None:
         act = self.choice.choices(
-            [self.change, self.resolve, self.step_checkpoint, self.sync, self.remove_range, self.read],
-            [10, 2, 3, 2, 1, 2],
+            [self.change, self.clone, self.resolve, self.step_checkpoint, self.sync, self.remove_range, self.read],
+            [10, 3, 2, 3, 2, 1, 2],
         )[0]
         act()
 
@@ -110,16 +110,26 @@ class Run:
         return write(chunk, offset, choice.randbytes(min(length, CHUNK_SIZE - offset)))
 
     def change(self) -> None:
-        promise = self.promise
-        free = [chunk for chunk in promise.committed if chunk not in promise.pending]
+        free = [chunk for chunk in self.promise.committed if chunk not in self.promise.pending]
         chosen = self.choice.sample(free, min(len(free), self.choice.choice([1, 1, 2])))
-        updates = [self.random_update(chunk) for chunk in chosen]
+        self.perform([self.random_update(chunk) for chunk in chosen])
+
+    def clone(self) -> None:
+        free = [chunk for chunk in self.promise.committed if chunk not in self.promise.pending]
+        if len(free) > 1:
+            source, chunk = self.choice.sample(free, 2)
+            limit = self.choice.choice([CHUNK_SIZE, CHUNK_SIZE, self.choice.randint(0, CHUNK_SIZE)])
+            self.perform([clone(source, chunk, limit)])
+
+    def perform(self, updates: list[Update]) -> None:
+        promise = self.promise
         commit = self.choice.random() < 0.7
         jobs = []
         after = {}
         try:
             for update in updates:
-                after[update.chunk] = written(promise.committed[update.chunk], update)
+                source = promise.committed.get(update.source)
+                after[update.chunk] = written(promise.committed[update.chunk], update, source)
                 jobs.append(self.engine.prepare(update))
             for job in jobs:
                 job.run()
@@ -129,7 +139,7 @@ class Run:
             raise
         receipts = [
             Receipt(CLIENT, chunk[15], job.version, job.version, job.length)
-            for chunk, job in zip(chosen, jobs, strict=True)
+            for chunk, job in zip(after, jobs, strict=True)
         ]
         for chunk, new in after.items():
             promise.staged[chunk] |= {new} if new is not None else set()

@@ -13,7 +13,7 @@ from emberfs.proto.errors import Status, StatusError
 from emberfs.storage.engine.engine import Kind, Opened, Receipt, Update
 from emberfs.storage.engine.reads import verify
 
-from .harness import CHUNK_SIZE, Target, check_invariants, content, key, small_pages, write, written
+from .harness import CHUNK_SIZE, Target, check_invariants, clone, content, key, small_pages, write, written
 
 CHUNKS = 4
 UNIT = 4096
@@ -91,6 +91,29 @@ class EngineAgainstModel(RuleBasedStateMachine):
                 self.model.pop(n, None)
             else:
                 self.model[n] = new
+
+    @rule(
+        first=numbers,
+        second=numbers,
+        limit=st.one_of(st.just(CHUNK_SIZE), st.integers(0, CHUNK_SIZE)),
+        commit=st.booleans(),
+        abandon=st.booleans(),
+    )
+    def clone(self, first: int, second: int, limit: int, commit: bool, abandon: bool) -> None:
+        """The chunk `second` becomes what `first` is; without a source, or of no bytes, a hole."""
+        if first in self.pending or second in self.pending or first == second:
+            return
+        update = clone(key(first), key(second), limit)
+        job = self.engine.prepare(update)
+        check_invariants(self.engine, [job])
+        if abandon:
+            self.engine.abandon(job)
+            return
+        job.run()
+        self.engine.stage([job], commit=commit)
+        self.pending[second] = (job.version, written(self.model.get(second), update, self.model.get(first)))
+        if commit:
+            self.settle([second])
 
     @precondition(lambda self: self.pending)
     @rule()

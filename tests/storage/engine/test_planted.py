@@ -78,6 +78,25 @@ def let_readers_go(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Space, "enter", lambda self: -1)
 
 
+def append_to_what_others_have(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Space, "is_shared", lambda self, slot: False)
+
+
+def free_with_the_first_that_lets_go(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Space, "share", lambda self, slot: None)
+    patch.setattr(Space, "unshare", lambda self, slot: None)
+
+
+def count_once_at_open(patch: pytest.MonkeyPatch) -> None:
+    adopted = Space.adopted
+
+    def forgetful(self: Space) -> None:
+        self._shared.clear()
+        adopted(self)
+
+    patch.setattr(Space, "adopted", forgetful)
+
+
 @pytest.mark.parametrize(
     "plant",
     [
@@ -91,12 +110,15 @@ def let_readers_go(patch: pytest.MonkeyPatch) -> None:
         forget_the_directory,
         overwrite_a_page_that_is_needed,
         let_readers_go,
+        append_to_what_others_have,
+        free_with_the_first_that_lets_go,
+        count_once_at_open,
     ],
 )
 def test_a_crash_finds_it(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     small_pages(monkeypatch)
     with pytest.raises((AssertionError, OSError)):
-        for seed in range(100, 120):
+        for seed in range(100, 140):
             for at in range(1, effects(seed) + 1):
                 live_and_die(seed, at, *WAYS[(at + seed) % len(WAYS)])
