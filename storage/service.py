@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ..proto.capability import Rights
 from ..proto.env import Environment
 from ..proto.errors import Status, StatusError, error
-from ..proto.gen.common_pb2 import Chain
+from ..proto.gen.common_pb2 import TARGET_STATE_SERVING, TARGET_STATE_SYNCING, TARGET_STATE_WAITING, Chain
 from ..proto.gen.storage_pb2 import (
     AddTargetReply,
     AddTargetRequest,
@@ -67,6 +67,7 @@ from .writes import Writes
 REPORTS_MAX = 64  # damaged chunks that are looked at for one request
 INODE_BYTES = 10  # of a chunk id: tenant and inode
 UPDATES_POLL_S = 0.01  # between looks whether the updates of a file are over
+TAKING = (TARGET_STATE_SERVING, TARGET_STATE_SYNCING, TARGET_STATE_WAITING)  # updates, now or once they are copied to
 
 _OK = Status.OK
 _UNPLANNED = ReadPlan(Status.INTERNAL)
@@ -111,7 +112,8 @@ class StorageService:
         """These are the targets of this process from now on."""
         gone = {target.id for target in self._all}.difference(target.id for target in targets)
         for number in gone:
-            self._forwarders.pop(number, None)
+            if (forwarder := self._forwarders.pop(number, None)) is not None:
+                forwarder.reach.closed = True
         self._all = list(targets)
         self.routing_changed(Change(full=True, any=True))
 
@@ -136,10 +138,18 @@ class StorageService:
         for target in self._targets.values():
             if target.id not in self._forwarders:
                 forwarder = self._forwarders[target.id] = Forwarder(target, self._peers, self._learn)
-                target.forward = forwarder.forward
+                target.forward, target.unreached = forwarder.forward, forwarder.reach.unreached
+                self._env.spawn(forwarder.reach.keep, "reach")
             if change.ended_clients or change.full:
                 target.clients_ended(self._routing.ended_clients, change.ended_clients)
+            target.others_have_room = self._others_have_room(target, chains.get(target.id))
             target.routing_changed(chains.get(target.id))
+
+    def _others_have_room(self, target: Target, chain: Chain | None) -> bool:
+        """Whether another member, which serves or is about to, is not known to be full."""
+        others = [m for m in chain.members if m.target != target.id] if chain is not None else []
+        records = [self._routing.targets.get(m.target) for m in others if m.state in TAKING]
+        return any(record is not None and not record.full for record in records)
 
     def _learn(self, chains: Iterable[Chain]) -> None:
         """Newer entries came with a refusal."""

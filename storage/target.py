@@ -18,7 +18,6 @@ from ..proto.errors import Status, StatusError
 from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, LOCAL_STATE_ONLINE, LOCAL_STATE_UPTODATE, LocalState
 from ..proto.gen.cluster_pb2 import Target as TargetEntry
 from ..proto.gen.common_pb2 import Chain
-from ..proto.settings import time_scale
 from .checkpoints import Checkpoints
 from .craq import Replica
 from .engine import job as chunks
@@ -49,6 +48,7 @@ from .events import (
     Update,
     WriteRequest,
 )
+from .fullness import Fullness
 from .lease import Lease
 from .resync import Resync
 from .updates import EngineRows, chunk_name, engine_update, is_quick, receipt, run_jobs
@@ -56,9 +56,6 @@ from .updates import EngineRows, chunk_name, engine_update, is_quick, receipt, r
 INLINE_BYTES_MAX = 64 << 10  # of a batch of new bytes: a hop to a thread and back would cost more than writing them
 TICK_SECONDS = 0.05  # for what the machine tries again
 DAMAGED_MAX = 10_000  # chunks known to be damaged that are remembered
-
-FULL_PART = 32  # of the capacity: with less left, new chunks had better go elsewhere
-FULL_SECONDS = 30.0  # that a member which is full stays out of its chain before it is copied to again; scaled
 
 Blocking = Callable[..., Awaitable[Any]]  # (function, *arguments) -> its result, computed where blocking is allowed
 
@@ -94,6 +91,7 @@ class Target:
     id: int = 0
     read_only: str = ""  # why
     disabled: bool = False  # by an administrator
+    others_have_room: bool = False  # of its chain, one that serves or is about to
     counters: Counters = field(default_factory=Counters)
     damaged: dict[bytes, str] = field(default_factory=dict)  # chunk -> what is wrong with it
     synced: int = 0  # chain version under which our predecessor has brought everything
@@ -103,6 +101,7 @@ class Target:
     chain_watchers: list[Callable[[], None]] = field(default_factory=list)  # told after the machine of a changed chain
     damage_watchers: list[Callable[[bytes], bool]] = field(default_factory=list)  # told of damage: will they see to it?
     forward: Callable[[Forward], Awaitable[Sequence[Result] | None]] | None = None  # to the successor (forwarding.py)
+    unreached: Callable[[], Sequence[int]] = tuple  # members of the chain that do not answer (reach.py)
     mend: Callable[[bytes], Awaitable[None]] | None = None  # brings a chunk back from another member (repair.py)
 
     def __post_init__(self) -> None:
@@ -111,7 +110,7 @@ class Target:
         self._under_way = 0  # effects that are carried out in the background
         self._quiet: Promise[None] | None = None  # told when there are none
         self._offline_told = False
-        self._full_until: float | None = None  # out of its chain because it is full
+        self.fullness = Fullness(self.engine)
 
     # --- what routing says ---
 
@@ -197,9 +196,7 @@ class Target:
         said, an older entry of the chain must not be served by it any more. The last one that serves stays, for reads."""
         if self.engine.failed or self.disabled:
             return True
-        return (
-            bool(self.read_only or self._full_until is not None) and self.replica.shared and self.replica.others_serve
-        )
+        return bool(self.read_only or self.fullness.is_aside) and self.replica.shared and self.replica.others_serve
 
     def submit(self, event: Event) -> None:
         """Tell the machine, and perform what it wants."""
@@ -348,12 +345,9 @@ class Target:
     def _note_refused(self, update: Update, refused: StatusError) -> Result:
         if refused.status is Status.BUSY and self.engine.wants_checkpoint:
             self.checkpoints.relieve()  # it is full until then: the client's next try finds room
-        elif refused.status is Status.NO_SPACE and (self.replica.predecessor or self.engine.info(update.chunk)):
-            # A head may refuse a new chunk. What is there already can be changed, if not here then by the others.
-            self._stand_aside(refused)
-            if self.is_out:
-                return Result(Status.TARGET_OFFLINE)
-        elif refused.status not in (Status.BUSY, Status.NO_SPACE, Status.STALE_TRUNCATE_VERSION):
+        elif refused.status is Status.NO_SPACE:
+            return Result(self._note_full(update, refused))
+        elif refused.status not in (Status.BUSY, Status.STALE_TRUNCATE_VERSION):
             self.log.warning("update refused", target=self.id, chunk=chunk_name(update.chunk), error=refused.strerror)
         return Result(refused.status)
 
@@ -390,22 +384,24 @@ class Target:
             self.log.error(message, target=self.id, path=self.path, error=failure.strerror)
             self.state_changed()
 
-    def _stand_aside(self, refused: StatusError) -> None:
-        """Full, and unable to take what the head has decided: the place is given away for a while, so that the chain goes on. Back again,
-        a resync removes first what the others have removed meanwhile."""
-        if self._full_until is None:
-            self.log.error(
-                "the target is full; it leaves its chain for a while",
-                target=self.id,
-                path=self.path,
-                error=refused.strerror,
-            )
-            self._full_until = self.env.now() + FULL_SECONDS * time_scale()
+    def _note_full(self, update: Update, refused: StatusError) -> Status:
+        """What others can take is left to them: what the head has decided, and what is there already, in any case (they have not failed
+        at it yet), new chunks as long as one of them has room. A chain whose members are all full keeps them."""
+        decided = bool(self.replica.predecessor) or self.engine.info(update.chunk) is not None
+        if not (decided or self.others_have_room):
+            return Status.NO_SPACE
+        if self.fullness.step_aside(self.env.now()):
+            message = "the target is full; it leaves its place to others until it has room"
+            self.log.error(message, target=self.id, path=self.path, error=refused.strerror)
             self.state_changed()
+        if self.is_out:
+            return Status.TARGET_OFFLINE
+        return (
+            Status.BUSY if self.others_have_room else Status.NO_SPACE
+        )  # BUSY: one is being copied to, and will take it
 
     def _come_back(self) -> None:
-        if self._full_until is not None and self.env.now() >= self._full_until:
-            self._full_until = None
+        if self.fullness.come_back(self.env.now()):
             self.state_changed()
 
     def _note_checksum(self, update: Update, failure: StatusError) -> Result:
@@ -492,7 +488,7 @@ class Target:
         entry.damaged = self.engine.lost
         space = self.engine.space_info()
         entry.capacity, entry.used, entry.chunks = self.engine.space.capacity_now(), space.used, space.chunks
-        entry.full = (entry.capacity - space.used + space.reclaimable) * FULL_PART < space.capacity
+        entry.full = self.fullness.is_full
         if self.syncing is not None:
             entry.sync_done, entry.sync_total = self.syncing.done, max(self.syncing.done, self.syncing.total)
         return entry

@@ -131,8 +131,8 @@ class Members:
                 await member.kill()
         await self.env.close()
 
-    def announce(self, *states: int, order: Sequence[int] = ()) -> None:
-        """The manager speaks: the members, in `order` (numbers), are in these states, under a new version."""
+    def announce(self, *states: int, order: Sequence[int] = (), full: Sequence[int] = ()) -> None:
+        """The manager speaks: the members, in `order` (numbers), are in these states, under a new version; these are `full`."""
         self.version += 1
         chain = Chain(id=1, version=self.version)
         routing = cluster_pb2.Routing(version=self.version, cluster="c", capability_epoch=1, capability_key=b"k" * 32)
@@ -141,7 +141,12 @@ class Members:
             chain.members.append(ChainMember(target=number, node=number, state=state, incarnation=member.incarnation))
         for member in self.members:
             routing.targets.append(
-                cluster_pb2.Target(id=member.number, node=member.number, incarnation=member.incarnation)
+                cluster_pb2.Target(
+                    id=member.number,
+                    node=member.number,
+                    incarnation=member.incarnation,
+                    full=member.number in full,
+                )
             )
             routing.nodes.append(cluster_pb2.Node(id=member.number, addresses=[f"local:storage-{member.number}"]))
         routing.chains.append(chain)

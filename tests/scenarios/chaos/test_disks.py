@@ -20,10 +20,12 @@ from .aftermath import REPLICAS, await_whole_chains, finish, status
 from .disks import cannot, others_take, small_disk
 from .load import Load, until
 from .local import Local
+from .registers import CHUNK_BYTES
 
 LEFT_BYTES = 1 << 20  # on the full disk: the index still has its place
 FILE_BYTES = 4 << 20
 NEW_FILES = 4
+OLD_FILES = 8  # enough for one on every chain
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def laid_out_over(cluster: LocalCluster) -> set[int]:
     return set(max(tables, key=lambda table: table.version).chains)
 
 
-def move_to_small_disk(cluster: LocalCluster, target: Path, mounts: ExitStack, image: Path) -> None:
+def move_to_small_disk(target: Path, mounts: ExitStack, image: Path) -> None:
     """While the cluster is down."""
     held = target.with_name("held")
     target.rename(held)
@@ -77,19 +79,27 @@ def test_a_full_disk(
 ) -> None:
     monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.2")
     cluster.start()
-    chain: Chain = routing_of(cluster).chains[0]
-    target = folder_of(routing_of(cluster), chain.members[0 if place == "head" else -1].target)
+    before = routing_of(cluster)
     assert not cluster.stop()
-    move_to_small_disk(cluster, target, mounts, tmp_path / "image")
+    for member in before.chains[0].members:  # all, as they do not come back in the same order
+        move_to_small_disk(folder_of(before, member.target), mounts, tmp_path / f"image-{member.target}")
     cluster.start()
     await_whole_chains(cluster.url)
+    chain: Chain = routing_of(cluster).chains[0]
+    assert chain.id == before.chains[0].id
+    target = folder_of(before, chain.members[0 if place == "head" else -1].target)
     load = Load(cluster.url, tmp_path, seed=0)
     try:
         load.prepare()
         load.start()
         with emberfs.connect(cluster.url) as client:
             client.mkdir("/new")
+            client.mkdir("/old")
+            for number in range(OLD_FILES):
+                client.write_bytes(f"/old/{number}", b"")  # laid out over all chains
             with others_take(target, LEFT_BYTES):
+                for number in range(OLD_FILES):
+                    client.write_bytes(f"/old/{number}", bytes([number]) * CHUNK_BYTES)
                 load.advance()
                 until(lambda: laid_out_over(cluster).isdisjoint({chain.id}), "new files go around the full disk")
                 data = random.Random(place).randbytes(FILE_BYTES)
@@ -98,6 +108,8 @@ def test_a_full_disk(
                 load.advance()
                 for number in range(NEW_FILES):
                     assert client.read_bytes(f"/new/{number}") == data
+            for number in range(OLD_FILES):
+                assert client.read_bytes(f"/old/{number}") == bytes([number]) * CHUNK_BYTES
             client.remove_tree("/new")
             until(lambda: chain.id in laid_out_over(cluster), "new files come back")
             load.advance()
