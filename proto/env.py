@@ -62,6 +62,14 @@ class Pool(Protocol):
     def give(self, slice_: Slice) -> None:
         """Back to the pool. A slice that is quarantined is kept aside until its peer can no longer move into it."""
 
+    def find(self, view: memoryview) -> Slice | None:
+        """What part of the pool a view is; None when it is other memory."""
+
+    def hold(self, slices: Sequence[Slice]) -> Any:
+        """Quarantine their memory until the hold is released, whoever gives it back meanwhile."""
+
+    def release(self, hold: Any) -> None: ...
+
 
 class Environment(Protocol):
     @property

@@ -7,6 +7,7 @@ still move bytes into is held: given back, it stays aside until the hold is rele
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import threading
@@ -36,6 +37,7 @@ class Pool:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._region: Region | None = None
+        self._base = 0  # address of the region
         self._free: list[list[int]] = [[] for _ in range(self._top + 1)]
         self._free[self._top].append(0)
         self._taken: dict[int, int] = {}  # offset of a block -> its order
@@ -99,6 +101,14 @@ class Pool:
                 return
             self._free[self._taken.pop(offset)].append(offset)
 
+    def find(self, view: memoryview) -> Slice | None:
+        """What part of the pool a view is; None when it is other memory."""
+        region = self._region
+        if region is None or view.readonly or not len(view):
+            return None
+        offset = _address(view) - self._base
+        return Slice(region, offset, len(view)) if 0 <= offset <= self.size - len(view) else None
+
     def hold(self, slices: Iterable[Slice]) -> Hold:
         """Keep the blocks of these slices from being used again until `release`. Slices of other regions do not matter."""
         with self._lock:
@@ -159,6 +169,7 @@ class Pool:
             os.close(descriptor)
             raise
         self._region = Region(view, descriptor, sealed=True)
+        self._base = _address(view)
         return self._region
 
     # The lock must not be in another thread's hands at the moment of a fork.
@@ -184,3 +195,7 @@ class Pool:
             if region is not None:
                 os.close(region.fd)
                 region.fd = -1
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))

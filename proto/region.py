@@ -39,6 +39,18 @@ class Slice(NamedTuple):
         return self.region.view[self.offset : self.offset + self.length]
 
 
+def joined(slices: Sequence[Slice]) -> list[Slice]:
+    """The same memory; slices that follow each other in one region are one."""
+    made: list[Slice] = []
+    for region, offset, length in slices:
+        last = made[-1] if made else None
+        if last is not None and last.region is region and last.offset + last.length == offset:
+            made[-1] = Slice(region, last.offset, last.length + length)
+        else:
+            made.append(Slice(region, offset, length))
+    return made
+
+
 def parts(slices: Sequence[Slice], position: int, length: int) -> list[memoryview]:
     """Where that part of the slices, taken as one span, lies."""
     found = []

@@ -9,9 +9,10 @@ from typing import Any
 
 from .errors import Status, error
 from .frame import SLICE, TABLE, Frame
+from .region import Slice
 from .rpc import BULK_BYTES_MAX, PeerInfo
 from .transport.buffers import Buffers
-from .transport.shm import INLINE, MappedSink, Piece, Regions, WrittenSink, pull
+from .transport.shm import INLINE, MappedSink, Piece, Regions, WrittenSink, pull, pull_mapped
 from .transport.tcp import InlineSink, Scratch
 
 PULL_INLINE_BYTES_MAX = 4 << 20  # larger copies are made by a thread, so that the loop goes on
@@ -26,6 +27,7 @@ class Request:
         "_deadline",
         "_pieces",
         "_private",
+        "_shared",
         "buffers",
         "bulk_held",
         "cancelled",
@@ -50,6 +52,7 @@ class Request:
         self._deadline = time.monotonic() + frame.deadline_ms / 1000
         self._pieces: list[Piece] | None = None
         self._private: bytearray | None = None
+        self._shared: Slice | None = None  # or this
 
     def remaining(self) -> float:
         return self._deadline - time.monotonic()
@@ -74,7 +77,7 @@ class Request:
         return sink
 
     async def pull(self) -> memoryview:
-        if self._private is not None:
+        if self._private is not None or self._shared is not None:
             raise error(Status.INTERNAL, "a handler pulled its bulk twice")
         if self.frame.bulk is not None:
             return self.frame.bulk[0]
@@ -83,13 +86,21 @@ class Request:
             return memoryview(b"")
         length = sum([piece[2] for piece in pieces])
         self._hold(length)
-        self._private = self.buffers.take(length)
-        view = memoryview(self._private)[:length]
-        if length <= PULL_INLINE_BYTES_MAX:
-            pull(pieces, view)
-        else:
+        view = self._private_memory(length)
+        if length > PULL_INLINE_BYTES_MAX:
             await asyncio.get_running_loop().run_in_executor(None, pull, pieces, view)
+        elif self.peer.identity.trusted and all(piece[0].view is not None for piece in pieces):
+            pull_mapped(pieces, view)
+        else:
+            pull(pieces, view)
         return view
+
+    def _private_memory(self, length: int) -> memoryview:
+        self._shared = self.buffers.take_shared(length)
+        if self._shared is not None:
+            return self._shared.view
+        self._private = self.buffers.take(length)
+        return memoryview(self._private)[:length]
 
     def subscribe(self, subscription: int, topic: str) -> Any:
         raise error(Status.UNSUPPORTED, "subscriptions are made by the connection itself")
@@ -117,3 +128,6 @@ class Request:
         if self._private is not None:
             self.buffers.give(self._private)
             self._private = None
+        if self._shared is not None:
+            self.buffers.give_shared(self._shared)
+            self._shared = None

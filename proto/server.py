@@ -18,6 +18,7 @@ from . import rpc
 from .accepted import Connection, Entry
 from .errors import Status, error
 from .hello import ServerSettings
+from .pool import Pool
 from .settings import time_scale
 from .subscription import Hub
 from .transport import address as addresses
@@ -34,7 +35,8 @@ _log = structlog.get_logger("emberfs.rpc")
 
 
 class Server:
-    """Serves the given service objects on any number of addresses. Made and used on one running loop."""
+    """Serves the given service objects on any number of addresses. Made and used on one running loop. `pool`: of the environment in
+    which handlers pass on what they pulled."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class Server:
         secret: bytes = b"",
         root_squash: bool = True,
         hub: Hub | None = None,
+        pool: Pool | None = None,
         requests_in_flight_max: int = rpc.REQUESTS_IN_FLIGHT_MAX,
         bytes_in_flight_max: int = rpc.BYTES_IN_FLIGHT_MAX,
     ) -> None:
@@ -52,7 +55,7 @@ class Server:
         self.hub = hub or Hub()
         self.requests_in_flight_max = requests_in_flight_max
         self.bytes_in_flight_max = bytes_in_flight_max
-        self.buffers = Buffers()
+        self.buffers = Buffers(pool)
         self.connections: set[Connection] = set()
         self.idleness = Idleness()
         self.waiting = 0  # handlers under way that had to wait

@@ -15,7 +15,7 @@ from ..proto.errors import Status, StatusError, error
 from ..proto.gen.common_pb2 import Chain
 from ..proto.gen.storage_pb2 import CommittedReply, CommittedRequest, ForwardReply, ForwardRequest
 from ..proto.ids import CHUNK_ID_BYTES
-from ..proto.region import Region, Slice
+from ..proto.region import Region, Slice, joined
 from ..proto.rpc import STORAGE, Context
 from ..proto.settings import time_scale
 from .columns import need_trust
@@ -135,7 +135,7 @@ class Forwarder:
         request = _request(effect, chain.id, self._target.id, updates)
         if self._behind:
             request.entry.CopyFrom(chain)
-        memory = None
+        memory: _Memory | _Lent | None = None
         # Counted now: by the time of the answer the batch may have been answered too, and its payload given back.
         size = sum([len(update.data) for update in updates if update.data is not None])
         if source is None:
@@ -160,11 +160,17 @@ class Forwarder:
         self._behind = stale and all(theirs.version < effect.chain_version for theirs in reply.chains)
         return results if len(results) == max(len(updates), 1) else None
 
-    def _shared(self, successor: int, views: Sequence[memoryview]) -> _Memory | None:
-        """The payload where a successor on this machine takes it from itself: one more copy here spares two through a socket."""
+    def _shared(self, successor: int, views: Sequence[memoryview]) -> _Memory | _Lent | None:
+        """The payload where a successor on this machine takes it from itself: where it lies, if it came through shared memory itself,
+        or else in a copy, which spares two through a socket."""
         size = sum(map(len, views))
         if size < SHARED_BYTES_MIN or not self._peers.shares_memory(successor):
             return None
+        pool = self._target.env.pool
+        found = [pool.find(view) for view in views]
+        slices = [slice_ for slice_ in found if slice_ is not None]
+        if len(slices) == len(found):
+            return _Lent(self._target.env, joined(slices))
         memory = _Memory(self._target.env, size)
         for piece, view in zip(memory.cut([len(view) for view in views]), views, strict=True):
             piece[:] = view
@@ -233,6 +239,18 @@ class _Memory:
     def release(self) -> None:
         if self._taken is not None:
             self._pool.give(self._taken)
+
+
+class _Lent:
+    """Memory of the pool that somebody else may give back before we have the answer."""
+
+    def __init__(self, env: Environment, slices: Sequence[Slice]) -> None:
+        self._pool = env.pool
+        self._hold = env.pool.hold(slices)
+        self.slices = slices
+
+    def release(self) -> None:
+        self._pool.release(self._hold)
 
 
 def _removed(update: Update) -> Update:

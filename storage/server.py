@@ -100,7 +100,7 @@ async def _serve(process: Process, directory: DataDirectory) -> None:
         await hosting.open(cluster)
         service = hosting.service = StorageService(routing, hosting.targets, env, process.log, lease)
         services.append(service)
-        server = Server([service], cluster=cluster, node=directory.facts.get("node", 0), secret=secret)
+        server = Server([service], cluster=cluster, node=directory.facts.get("node", 0), secret=secret, pool=env.pool)
         try:
             if await _joined(process, directory, server, membership):
                 process.spawn(membership.heartbeats(), "heartbeats")

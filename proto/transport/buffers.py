@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from ..errors import StatusError
+from ..region import Slice
+
+if TYPE_CHECKING:
+    from ..pool import Pool
+
 POOLED_BYTES_MIN = 64 << 10  # smaller ones are made anew
 POOLED_BYTES_MAX = 64 << 20  # kept unused, together
 
 
 class Buffers:
-    """Buffers by powers of two. One that somebody still looks into when it is given back is left to the garbage collector."""
+    """Buffers by powers of two. One that somebody still looks into when it is given back is left to the garbage collector.
 
-    def __init__(self) -> None:
+    `pool`: of the environment in which the server passes bulk on. What comes for handlers through shared memory is put there, so that
+    the next server on this machine takes it from where it lies."""
+
+    def __init__(self, pool: Pool | None = None) -> None:
+        self._pool = pool
         self._free: dict[int, list[bytearray]] = {}
         self._kept = 0
 
@@ -23,6 +35,20 @@ class Buffers:
             self._kept -= 1 << order
             return free.pop()
         return bytearray(1 << order)
+
+    def take_shared(self, length: int) -> Slice | None:
+        """Memory of the pool; None where there is no pool, it is used up, or so few bytes are better copied. Until it is given back
+        nobody else writes there: its peers are servers of the cluster, who only read."""
+        if self._pool is None or length < POOLED_BYTES_MIN:
+            return None
+        try:
+            return self._pool.take(length)
+        except StatusError:
+            return None
+
+    def give_shared(self, slice_: Slice) -> None:
+        assert self._pool is not None
+        self._pool.give(slice_)
 
     def give(self, buffer: bytearray) -> None:
         """Back for another use."""

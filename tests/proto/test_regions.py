@@ -24,7 +24,8 @@ from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import rpc_pb2, storage_pb2
 from emberfs.proto.hello import Credentials
 from emberfs.proto.pool import PAGE, Pool
-from emberfs.proto.region import Region, Slice
+from emberfs.proto.region import Region, Slice, joined
+from emberfs.proto.transport.buffers import POOLED_BYTES_MIN, Buffers
 from emberfs.proto.transport.shm import F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_WRITE, is_sealed, sealed_memory
 
 from .pieces import READ, SPACE, WRITE, Face, Pair, eventually, face, paired, process, read, unix_address, write
@@ -89,6 +90,34 @@ def test_held_blocks_come_back_only_after_the_last_hold() -> None:
             pool.take(1)
         pool.release(hold)
     assert pool.take(4 * PAGE).offset == whole.offset
+    pool.close()
+
+
+def test_views_of_the_pool_are_found_and_others_are_not() -> None:
+    pool = Pool(8 * PAGE)
+    assert pool.find(memoryview(bytearray(10))) is None  # there is no memory yet
+    slice_ = pool.take(3 * PAGE)
+    view = slice_.view
+    pieces = [found for cut in (view[:100], view[100:PAGE], view[2 * PAGE :]) if (found := pool.find(cut)) is not None]
+    assert pieces == [(slice_.region, slice_.offset + at, size) for at, size in ((0, 100), (100, 3996), (8192, PAGE))]
+    assert joined(pieces) == [(slice_.region, slice_.offset, PAGE), (slice_.region, slice_.offset + 2 * PAGE, PAGE)]
+    for other in (memoryview(bytearray(10)), memoryview(b"constant"), view[:0]):
+        assert pool.find(other) is None
+    pool.close()
+
+
+def test_a_servers_buffers_from_a_pool_can_be_passed_on() -> None:
+    pool = Pool(4 * POOLED_BYTES_MIN)
+    buffers = Buffers(pool)
+    assert buffers.take_shared(POOLED_BYTES_MIN - 1) is None  # better copied
+    lent = buffers.take_shared(2 * POOLED_BYTES_MIN)
+    assert lent is not None and pool.find(lent.view) == lent
+    hold = pool.hold([lent])  # somebody is about to fetch it
+    buffers.give_shared(lent)
+    assert buffers.take_shared(4 * POOLED_BYTES_MIN) is None  # the pool is in use
+    pool.release(hold)
+    assert buffers.take_shared(4 * POOLED_BYTES_MIN) is not None
+    assert Buffers().take_shared(POOLED_BYTES_MIN) is None
     pool.close()
 
 
