@@ -16,9 +16,12 @@ from ..proto.drivers.blocking import BlockingEnvironment
 from ..proto.env import Call, drive
 from ..proto.errors import Status, StatusError, error
 from ..proto.gen.cluster_pb2 import (
+    BackUpMetadataReply,
+    BackUpMetadataRequest,
     ChainMembers,
     ChangeChainRequest,
     CreateChainsRequest,
+    FreezeMetadataRequest,
     Node,
     RemoveNodeRequest,
     SetNodeRequest,
@@ -37,6 +40,7 @@ from ..proto.settings import parse_url, time_scale
 ATTEMPT_SECONDS = 5.0  # one request; scaled
 PATIENCE_SECONDS = 15.0  # a manager that fails over is back by then; scaled
 RETRY_SECONDS = 0.1  # between attempts; scaled
+BACKUP_SECONDS = 600.0  # a copy of the metadata is made; scaled
 FORMAT_SECONDS = 60.0  # a target is formatted or deleted; scaled
 POOL_BYTES = 1 << 20  # no chunk bytes are moved
 
@@ -110,6 +114,17 @@ class Administration:
         """Forget a node that no chain uses any more."""
         self._ask_manager(CLUSTER.RemoveNode, RemoveNodeRequest(node=node))
 
+    def back_up_metadata(self) -> BackUpMetadataReply:
+        """One more copy of the metadata into the chunks, now. Raises UNSUPPORTED where a database of its own holds it."""
+        made = self._ask_manager(CLUSTER.BackUpMetadata, BackUpMetadataRequest(), BACKUP_SECONDS)
+        assert isinstance(made, BackUpMetadataReply)
+        return made
+
+    def freeze_metadata(self) -> str:
+        """A copy of the embedded engine beside it, on the server's disk; its path. Whoever asked deletes it."""
+        frozen = self._ask_manager(CLUSTER.FreezeMetadata, FreezeMetadataRequest(), FORMAT_SECONDS)
+        return str(frozen.path)  # type: ignore[attr-defined]
+
     def add_target(self, node: int, folder: str = "") -> int:
         """Format one more target in a storage process, in this folder ("": beside its first one); its number.
 
@@ -124,13 +139,13 @@ class Administration:
         """Delete a target that is in no chain, with all that it holds."""
         self._ask_node(node, STORAGE.DropTarget, DropTargetRequest(target=target))
 
-    def _ask_manager(self, method: Method, request: Message) -> Message:
+    def _ask_manager(self, method: Method, request: Message, seconds: float = ATTEMPT_SECONDS) -> Message:
         """The answer of whichever manager answers."""
         begin = self._env.now()
         while True:
             address = self._addresses[0]
             try:
-                return self._call(address, method, request, ATTEMPT_SECONDS * time_scale())
+                return self._call(address, method, request, seconds * time_scale())
             except StatusError as failed:
                 tired = self._env.now() - begin >= self._patience
                 if tired or not (failed.retryable or failed.status is Status.DEADLINE):

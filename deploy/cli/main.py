@@ -32,6 +32,8 @@ COMMANDS = {
     "status": ("status", "Cluster"),
     "doctor": ("doctor", "Cluster"),
     "bench": ("bench", "Cluster"),
+    "fsck": ("metadata", "Metadata"),
+    "meta": ("metadata", "Metadata"),
     "node": ("node", "Disks and chains"),
     "target": ("target", "Disks and chains"),
     "chain": ("chain", "Disks and chains"),
