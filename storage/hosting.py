@@ -19,11 +19,12 @@ from typing import Any
 from ..proto.datadir import DataDirectory
 from ..proto.drivers.aio import AioEnvironment
 from ..proto.errors import Status, StatusError, error
+from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE
 from ..proto.gen.cluster_pb2 import Target as TargetEntry
 from ..proto.process import Process
 from ..proto.routing import RoutingTable
 from .engine.recovery import Opened
-from .engine.target import FORMAT_FILE, LOCK_FILE, open_target
+from .engine.target import FORMAT_FILE, LOCK_FILE, open_target, read_format
 from .lease import Lease
 from .membership import Membership, Reported
 from .metrics import TargetMetrics
@@ -66,25 +67,40 @@ class Hosting:
         self._workers: dict[int, list[asyncio.Task[None]]] = {}  # by target
         self._metrics = TargetMetrics(process.metrics.registry)
         self._disks: dict[str, int] = {}  # path -> bytes of the file system
+        self._left_out: dict[str, TargetEntry] = {}  # by path: damaged targets of ours, as the manager is told of them
         self._share = Share(env, self._load)
 
     # --- the start and the end ---
 
     async def open(self, cluster: str) -> None:
-        """Open the targets. One whose disk fails is left out, loudly, as long as another one opens; what the operator has to put right
-        (a foreign or newer format, a directory in use) is raised."""
+        """Open the targets. One whose disk or index fails is left out, loudly, as long as another one opens: it is reported as damaged,
+        and the other members of its chain go on without it. What the operator has to put right (a foreign or newer format, a directory
+        in use) is raised."""
         self._cluster = cluster
         failure: StatusError | None = None
         for path in self._paths():
             try:
                 self.targets.append(await self._open(path, self._process.options.capacity))
             except StatusError as failed:
-                if failed.status is not Status.IO_ERROR:
-                    raise
+                await self._leave_out(path, failed)
                 failure = failed
-                self._process.log.error("target left out", path=path, error=failed.strerror)
         if failure is not None and not self.targets:
             raise failure
+
+    async def _leave_out(self, path: str, failed: StatusError) -> None:
+        """Raises `failed` where it is no damage."""
+        try:
+            found = await asyncio.to_thread(read_format, path)
+        except (OSError, StatusError):
+            found = None
+        if failed.status is not Status.IO_ERROR and (failed.status is not Status.BAD_FORMAT or found is None):
+            raise failed
+        message = "target left out; restore it, or replace it with 'emberfs target replace'"
+        self._process.log.error(message, path=path, error=failed.strerror)
+        if found is not None:
+            entry = TargetEntry(incarnation=found.incarnation, path=path, state=LOCAL_STATE_OFFLINE, damaged=True)
+            entry.capacity = found.capacity
+            self._left_out[path] = entry
 
     def _paths(self) -> list[str]:
         facts = self._directory.facts
@@ -126,7 +142,15 @@ class Hosting:
 
     def reported(self) -> list[Reported]:
         """What the manager is told."""
-        return [Reported(self._entry(target), target.replica.chain) for target in self.targets]
+        opened = [Reported(self._entry(target), target.replica.chain) for target in self.targets]
+        return opened + self._reported_damaged()
+
+    def _reported_damaged(self) -> list[Reported]:
+        """Those that the cluster knows: nobody shall lay out anything over one that it does not."""
+        numbers = {entry.incarnation: entry.id for entry in self._routing.targets.values()}
+        for entry in self._left_out.values():
+            entry.id = numbers.get(entry.incarnation, 0)
+        return [Reported(entry) for entry in self._left_out.values() if entry.id]
 
     def _entry(self, target: Target) -> TargetEntry:
         entry = target.entry()
@@ -183,6 +207,7 @@ class Hosting:
             if not capacity and self.targets:
                 capacity = self.targets[0].engine.space_info().capacity
             target = await self._open(path, capacity)
+            self._left_out.pop(path, None)
             self._membership.spare = True  # from now on: whatever is new comes from here
             self._serve([*self.targets, target])
             try:
@@ -232,12 +257,18 @@ class Hosting:
             self._process.log.info("target dropped", target=number, path=target.path)
 
     async def _drop_left_out(self, number: int) -> None:
-        """A target whose disk failed before it could be opened is dropped by its record alone. Raises NOT_FOUND, and BUSY_RESOURCE by the
-        manager while a chain has it."""
+        """A target that could not be opened is dropped by its record alone; what is left of it stays where it lies. Raises NOT_FOUND, and
+        BUSY_RESOURCE by the manager while a chain has it."""
         entry = self._routing.targets.get(number)
         if entry is None or entry.node != self._membership.node.id:
             raise error(Status.NOT_FOUND, f"this process has no target {number}")
-        await self._membership.register(dropped=[number])
+        left_out = self._left_out.pop(entry.path, None)
+        try:
+            await self._membership.register(dropped=[number])
+        except BaseException:
+            if left_out is not None:
+                self._left_out[entry.path] = left_out
+            raise
         self._remember(dropped=entry.path)
         self._process.log.info("target dropped, which could not be opened", target=number, path=entry.path)
 

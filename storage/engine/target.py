@@ -13,7 +13,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 
-from ...proto.errors import Status, error
+from ...proto.errors import Status, StatusError, error
 from ...proto.ids import boot_id, new_u64
 from .disk import FileDisk, sync_directory
 from .engine import CACHE_BYTES, ChunkEngine
@@ -124,10 +124,12 @@ def open_target(
                 cache_bytes=cache_bytes,
                 known=known is not None,
             )
-        except BaseException:
+        except BaseException as failed:
             disk.close()
             index.close()
-            raise
+            if isinstance(failed, (StatusError, OSError)) or not isinstance(failed, Exception):
+                raise
+            raise error(Status.BAD_FORMAT, f"{path}: the index cannot be read: {failed}") from failed
     except BaseException:
         os.close(lock)
         raise

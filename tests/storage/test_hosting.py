@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import cluster_pb2, storage_pb2
 from emberfs.proto.rpc import CLUSTER, STORAGE
+from emberfs.storage.engine.target import open_target
 
 from .processes import Client, Cluster, running_cluster
 
@@ -131,3 +133,80 @@ def test_a_target_that_an_administrator_took_out_serves_nothing_and_comes_back(c
         assert status in (Status.TARGET_OFFLINE, Status.STALE_CHAIN_VERSION)
     assert client.read(0) == (Status.OK, b"here")
     client.close()
+
+
+def break_open(folder: Path) -> None:
+    """RocksDB refuses to open what is there."""
+    (folder / "index" / "CURRENT").write_bytes(b"nonsense\n")
+
+
+def break_rows(folder: Path) -> None:
+    """It opens, and its rows cannot be read."""
+    tables = list((folder / "index").glob("*.sst"))
+    assert tables
+    for table in tables:
+        data = bytearray(table.read_bytes())
+        data[:64] = bytes(64)
+        table.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [break_open, break_rows])
+def test_a_damaged_index_takes_its_target_out_and_the_process_lives(
+    cluster: Cluster, damage: Callable[[Path], None]
+) -> None:
+    folders = [cluster.folder / name for name in ("one", "two")]
+    options = [option for folder in folders for option in ("--target", str(folder))]
+    server = cluster.start_storage(*options)
+    client = Client(cluster)
+    whole, damaged = (next(t for t, path in shown(client).items() if path == str(folder)) for folder in folders)
+    chains = {target: chain for chain, target in zip(client.chains, client.targets, strict=True)}
+    for chain in chains.values():
+        assert client.write(b"here", 0, 1, chain=chain) is Status.OK
+    assert server.end() == 0
+    if damage is break_rows:
+        open_target(str(folders[1]), cluster=server.report["cluster"])[0].close()  # its rows go from the log to tables
+    damage(folders[1])
+    again = cluster.start_storage(*options)
+    assert "error" not in again.report
+
+    def entry() -> cluster_pb2.Target:
+        reply = client.call(cluster.address, CLUSTER.Status, cluster_pb2.StatusRequest())
+        return next(t for t in reply.routing.targets if t.id == damaged)
+
+    while not entry().damaged:
+        pass
+    assert entry().state == cluster_pb2.LOCAL_STATE_OFFLINE
+    [line] = [line for line in again.lines() if line["event"].startswith("target left out")]
+    assert line["path"] == str(folders[1]) and "index" in line["error"]
+    client.learn()
+    assert client.read(0, chain=chains[whole]) == (Status.OK, b"here")
+    with pytest.raises(StatusError) as refused:
+        client.storage(STORAGE.DropTarget, storage_pb2.DropTargetRequest(target=damaged))
+    assert refused.value.status is Status.BUSY_RESOURCE  # its chain has nobody else
+    assert again.end() == 0
+    client.close()
+
+
+def test_a_damaged_spare_target_can_be_dropped(cluster: Cluster) -> None:
+    folders = [cluster.folder / name for name in ("one", "two")]
+    options = ["--spare", *(option for folder in folders for option in ("--target", str(folder)))]
+    assert cluster.start_storage(*options).end() == 0
+    break_open(folders[1])
+    server = cluster.start_storage(*options)
+    client = Client(cluster)
+    damaged = next(target for target, path in shown(client).items() if path == str(folders[1]))
+    client.storage(STORAGE.DropTarget, storage_pb2.DropTargetRequest(target=damaged))
+    assert list(shown(client).values()) == [str(folders[0])]
+    assert folders[1].joinpath("format.json").exists()  # somebody may want to look at it
+    assert server.end() == 0
+    assert "error" not in cluster.start_storage(*options).report  # it was dropped, and is not looked at any more
+    client.close()
+
+
+def test_a_process_whose_only_target_is_damaged_says_so(cluster: Cluster) -> None:
+    server = cluster.start_storage("--target", str(cluster.folder / "one"))
+    assert server.end() == 0
+    break_open(cluster.folder / "one")
+    again = cluster.start_storage("--target", str(cluster.folder / "one"))
+    assert "the index cannot be opened" in again.report["error"]
+    assert again.process.wait(60) == 1
