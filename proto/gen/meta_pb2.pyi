@@ -33,6 +33,13 @@ class TokenAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TOKEN_ACTION_UNSPECIFIED: _ClassVar[TokenAction]
     TOKEN_ACTION_TAKE: _ClassVar[TokenAction]
     TOKEN_ACTION_GIVE: _ClassVar[TokenAction]
+
+class QuotaKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    QUOTA_KIND_UNSPECIFIED: _ClassVar[QuotaKind]
+    QUOTA_KIND_DIRECTORY: _ClassVar[QuotaKind]
+    QUOTA_KIND_USER: _ClassVar[QuotaKind]
+    QUOTA_KIND_GROUP: _ClassVar[QuotaKind]
 REMOVE_KIND_UNSPECIFIED: RemoveKind
 REMOVE_KIND_UNLINK: RemoveKind
 REMOVE_KIND_RMDIR: RemoveKind
@@ -47,6 +54,10 @@ LOCK_TYPE_UNLOCK: LockType
 TOKEN_ACTION_UNSPECIFIED: TokenAction
 TOKEN_ACTION_TAKE: TokenAction
 TOKEN_ACTION_GIVE: TokenAction
+QUOTA_KIND_UNSPECIFIED: QuotaKind
+QUOTA_KIND_DIRECTORY: QuotaKind
+QUOTA_KIND_USER: QuotaKind
+QUOTA_KIND_GROUP: QuotaKind
 
 class Place(_message.Message):
     __slots__ = ("parent", "path")
@@ -101,18 +112,20 @@ class OpenRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., flags: _Optional[int] = ..., mode: _Optional[int] = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ..., parents: bool = ..., unnamed: bool = ..., capability: _Optional[bytes] = ..., umask: _Optional[int] = ...) -> None: ...
 
 class OpenReply(_message.Message):
-    __slots__ = ("attributes", "created", "session", "capability", "capability_ms")
+    __slots__ = ("attributes", "created", "session", "capability", "capability_ms", "length_max")
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_MS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
     attributes: _common_pb2.Attributes
     created: bool
     session: int
     capability: bytes
     capability_ms: int
-    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., created: bool = ..., session: _Optional[int] = ..., capability: _Optional[bytes] = ..., capability_ms: _Optional[int] = ...) -> None: ...
+    length_max: int
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., created: bool = ..., session: _Optional[int] = ..., capability: _Optional[bytes] = ..., capability_ms: _Optional[int] = ..., length_max: _Optional[int] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
     __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "mtime_ns", "discard", "token")
@@ -139,10 +152,12 @@ class CloseRequest(_message.Message):
     def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., mtime_ns: _Optional[int] = ..., discard: bool = ..., token: bool = ...) -> None: ...
 
 class CloseReply(_message.Message):
-    __slots__ = ("attributes",)
+    __slots__ = ("attributes", "length_max")
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
     attributes: _common_pb2.Attributes
-    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
+    length_max: int
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., length_max: _Optional[int] = ...) -> None: ...
 
 class SyncFileRequest(_message.Message):
     __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "durable")
@@ -165,10 +180,12 @@ class SyncFileRequest(_message.Message):
     def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., durable: bool = ...) -> None: ...
 
 class SyncFileReply(_message.Message):
-    __slots__ = ("attributes",)
+    __slots__ = ("attributes", "length_max")
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
     attributes: _common_pb2.Attributes
-    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
+    length_max: int
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., length_max: _Optional[int] = ...) -> None: ...
 
 class CreateRequest(_message.Message):
     __slots__ = ("caller", "request_id", "entries", "parents", "exist_ok", "umask")
@@ -213,16 +230,18 @@ class CreateReply(_message.Message):
     def __init__(self, statuses: _Optional[_Iterable[int]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ...) -> None: ...
 
 class RemoveRequest(_message.Message):
-    __slots__ = ("caller", "request_id", "places", "kind")
+    __slots__ = ("caller", "request_id", "places", "kind", "forever")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    FOREVER_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     request_id: int
     places: _containers.RepeatedCompositeFieldContainer[Place]
     kind: RemoveKind
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., kind: _Optional[_Union[RemoveKind, str]] = ...) -> None: ...
+    forever: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., kind: _Optional[_Union[RemoveKind, str]] = ..., forever: bool = ...) -> None: ...
 
 class RemoveReply(_message.Message):
     __slots__ = ("statuses",)
@@ -271,7 +290,7 @@ class LinkReply(_message.Message):
     def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
 
 class SetAttributesRequest(_message.Message):
-    __slots__ = ("caller", "request_id", "place", "follow", "mode", "uid", "gid", "atime_ns", "mtime_ns", "atime_now", "mtime_now", "chunk_size", "stripe")
+    __slots__ = ("caller", "request_id", "place", "follow", "mode", "uid", "gid", "atime_ns", "mtime_ns", "atime_now", "mtime_now", "chunk_size", "stripe", "trash")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
@@ -285,6 +304,7 @@ class SetAttributesRequest(_message.Message):
     MTIME_NOW_FIELD_NUMBER: _ClassVar[int]
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     STRIPE_FIELD_NUMBER: _ClassVar[int]
+    TRASH_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     request_id: int
     place: Place
@@ -298,7 +318,8 @@ class SetAttributesRequest(_message.Message):
     mtime_now: bool
     chunk_size: int
     stripe: int
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., follow: bool = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_now: bool = ..., mtime_now: bool = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ...) -> None: ...
+    trash: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., follow: bool = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_now: bool = ..., mtime_now: bool = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ..., trash: _Optional[int] = ...) -> None: ...
 
 class SetAttributesReply(_message.Message):
     __slots__ = ("attributes",)
@@ -683,3 +704,139 @@ class WatchTokensReply(_message.Message):
     WANTED_FIELD_NUMBER: _ClassVar[int]
     wanted: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, wanted: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class TrashEntry(_message.Message):
+    __slots__ = ("expires", "inode", "parent", "name", "removed_ns", "remover", "attributes", "path")
+    EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_NS_FIELD_NUMBER: _ClassVar[int]
+    REMOVER_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    expires: int
+    inode: int
+    parent: int
+    name: bytes
+    removed_ns: int
+    remover: int
+    attributes: _common_pb2.Attributes
+    path: bytes
+    def __init__(self, expires: _Optional[int] = ..., inode: _Optional[int] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., removed_ns: _Optional[int] = ..., remover: _Optional[int] = ..., attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., path: _Optional[bytes] = ...) -> None: ...
+
+class ListTrashRequest(_message.Message):
+    __slots__ = ("caller", "cookie", "entries_max")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    COOKIE_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_MAX_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    cookie: bytes
+    entries_max: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., cookie: _Optional[bytes] = ..., entries_max: _Optional[int] = ...) -> None: ...
+
+class ListTrashReply(_message.Message):
+    __slots__ = ("entries", "cookie", "end")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    COOKIE_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[TrashEntry]
+    cookie: bytes
+    end: bool
+    def __init__(self, entries: _Optional[_Iterable[_Union[TrashEntry, _Mapping]]] = ..., cookie: _Optional[bytes] = ..., end: bool = ...) -> None: ...
+
+class RestoreTrashRequest(_message.Message):
+    __slots__ = ("caller", "request_id", "expires", "inode", "target")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    request_id: int
+    expires: int
+    inode: int
+    target: Place
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., expires: _Optional[int] = ..., inode: _Optional[int] = ..., target: _Optional[_Union[Place, _Mapping]] = ...) -> None: ...
+
+class RestoreTrashReply(_message.Message):
+    __slots__ = ("attributes",)
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    attributes: _common_pb2.Attributes
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
+
+class PurgeTrashRequest(_message.Message):
+    __slots__ = ("caller", "request_id", "expires", "inodes")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    request_id: int
+    expires: _containers.RepeatedScalarFieldContainer[int]
+    inodes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., expires: _Optional[_Iterable[int]] = ..., inodes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PurgeTrashReply(_message.Message):
+    __slots__ = ("statuses",)
+    STATUSES_FIELD_NUMBER: _ClassVar[int]
+    statuses: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, statuses: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Quota(_message.Message):
+    __slots__ = ("kind", "id", "bytes_max", "inodes_max", "bytes_used", "inodes_used", "counting", "path")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    INODES_MAX_FIELD_NUMBER: _ClassVar[int]
+    BYTES_USED_FIELD_NUMBER: _ClassVar[int]
+    INODES_USED_FIELD_NUMBER: _ClassVar[int]
+    COUNTING_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    kind: QuotaKind
+    id: int
+    bytes_max: int
+    inodes_max: int
+    bytes_used: int
+    inodes_used: int
+    counting: bool
+    path: bytes
+    def __init__(self, kind: _Optional[_Union[QuotaKind, str]] = ..., id: _Optional[int] = ..., bytes_max: _Optional[int] = ..., inodes_max: _Optional[int] = ..., bytes_used: _Optional[int] = ..., inodes_used: _Optional[int] = ..., counting: bool = ..., path: _Optional[bytes] = ...) -> None: ...
+
+class SetQuotaRequest(_message.Message):
+    __slots__ = ("caller", "request_id", "kind", "id", "place", "bytes_max", "inodes_max", "remove")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    INODES_MAX_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    request_id: int
+    kind: QuotaKind
+    id: int
+    place: Place
+    bytes_max: int
+    inodes_max: int
+    remove: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., kind: _Optional[_Union[QuotaKind, str]] = ..., id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., bytes_max: _Optional[int] = ..., inodes_max: _Optional[int] = ..., remove: bool = ...) -> None: ...
+
+class SetQuotaReply(_message.Message):
+    __slots__ = ("quota",)
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
+    quota: Quota
+    def __init__(self, quota: _Optional[_Union[Quota, _Mapping]] = ...) -> None: ...
+
+class ListQuotasRequest(_message.Message):
+    __slots__ = ("caller",)
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ...) -> None: ...
+
+class ListQuotasReply(_message.Message):
+    __slots__ = ("quotas",)
+    QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    quotas: _containers.RepeatedCompositeFieldContainer[Quota]
+    def __init__(self, quotas: _Optional[_Iterable[_Union[Quota, _Mapping]]] = ...) -> None: ...
