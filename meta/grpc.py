@@ -13,7 +13,16 @@ import grpc
 import structlog
 
 from ..proto.errors import TABLE, Blame, Status, StatusError, error
-from ..proto.rpc import DEADLINE_MS_MAX, MESSAGE_BYTES_MAX, REQUESTS_IN_FLIGHT_MAX, Bulk, Method, PeerInfo, Service, served
+from ..proto.rpc import (
+    DEADLINE_MS_MAX,
+    MESSAGE_BYTES_MAX,
+    REQUESTS_IN_FLIGHT_MAX,
+    Bulk,
+    Method,
+    PeerInfo,
+    Service,
+    served,
+)
 from ..proto.transport.address import resolve_listener, tcp_name
 from .gate import Gate
 

@@ -41,6 +41,12 @@ LKWT client:16 owner:u64 wait:u64 → inode, type, range (namespace/deadlock.py)
 APND inode:u64 → client, session, wanted (namespace/append.py)
     The client may append to the inode, and nobody else: its writes may lie beyond the length. Goes when the length was settled, by the
     client or, from the chunks, when its lease ended. `wanted`: somebody waits for it. Repair: settle.
+TRSH expires:u64 inode:u64 → parent, removed_ns, remover, name (namespace/trash.py)
+    Something removed, that is kept until then (seconds since the epoch). Exists while the inode's TRASH flag is set; the inode has no name,
+    and nothing else frees it. Repair: as of what is in a garbage queue.
+QUOT kind:1 id:u64 → limits (namespace/quota.py)    kind: QuotaKind; id: a directory's inode, uid or gid
+USED kind:1 id:u64 column:1 → counter*   column b: bytes, i: inodes
+    What has a name and belongs to the user or group, or to the project of that directory (the `project` column of INOD). Repair: recount.
 TRIM inode:u64 → old length, new length, truncate version (namespace/trim.py)
     The inode was cut and chunks behind the new end may still be there. Exists exactly while the inode's TRIMMING flag is set.
     The length does not grow meanwhile. Repair: finish it.
@@ -82,6 +88,9 @@ DEAD_FILE = b"DEADf"
 DEAD_TREE = b"DEADt"
 DEAD_CHUNKS = b"DEADc"
 TRIM = b"TRIM"
+TRASH = b"TRSH"
+QUOTA = b"QUOT"
+USED = b"USED"
 LOCK = b"LOCK"
 LOCK_WAIT = b"LKWT"
 APPEND_TOKEN = b"APND"
@@ -105,6 +114,7 @@ _PAIR = struct.Struct(">QQ")
 _ONE = struct.Struct(">4sQ")
 _TWO = struct.Struct(">4sQQ")
 _LETTER = struct.Struct(">4sQc")
+_SCOPE = struct.Struct(">4sBQ")
 _COUNTER = struct.Struct("<q")
 
 
@@ -202,6 +212,28 @@ def dead_inode(key: bytes) -> int:
 
 def backup_key(number: int) -> bytes:
     return _ONE.pack(BACKUP, number)
+
+
+def trash_key(expires: int, inode: int) -> bytes:
+    return _TWO.pack(TRASH, expires, inode)
+
+
+def trash_expires(key: bytes) -> int:
+    return _TWO.unpack(key)[1]  # type: ignore[no-any-return]
+
+
+def quota_key(kind: int, number: int) -> bytes:
+    return _SCOPE.pack(QUOTA, kind, number)
+
+
+def split_quota_key(key: bytes) -> tuple[int, int]:
+    """(kind, id) of a QUOT or USED key."""
+    _, kind, number = _SCOPE.unpack_from(key)
+    return kind, number
+
+
+def used_key(kind: int, number: int, column: bytes) -> bytes:
+    return _SCOPE.pack(USED, kind, number) + column
 
 
 def trim_key(inode: int) -> bytes:

@@ -57,7 +57,19 @@ class Task:
 class Attempt:
     """See the module. `reading` attempts never commit, so their reads are kept out of conflict sets."""
 
-    __slots__ = ("_private", "after", "caller", "client", "namespace", "now_ns", "reading", "task", "txn", "view")
+    __slots__ = (
+        "_private",
+        "after",
+        "caller",
+        "client",
+        "forever",
+        "namespace",
+        "now_ns",
+        "reading",
+        "task",
+        "txn",
+        "view",
+    )
 
     def __init__(self, namespace: Namespace, txn: Transaction, task: Task, view: View, *, reading: bool) -> None:
         self.namespace = namespace
@@ -69,6 +81,7 @@ class Attempt:
         self.reading = reading
         self.now_ns = namespace.clock.wall_ns()
         self.after: list[Callable[[], Coroutine[Any, Any, None]]] = []  # to be awaited once committed, before the reply
+        self.forever = False  # what is removed does not go into the trash
         self._private = False
 
     # directories

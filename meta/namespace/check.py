@@ -16,7 +16,7 @@ from ...proto.ids import ROOT_INODE
 from .. import keys
 from ..kv.engine import Engine, Pair
 from . import dentry as dentries
-from . import gc, idempotency, session, trim
+from . import gc, idempotency, quota, session, trash, trim
 from . import inode as inodes
 from .inode import Inode
 
@@ -46,6 +46,7 @@ class Facts:
     subdirectories: Counter[int] = field(default_factory=Counter)
     dead_files: set[int] = field(default_factory=set)
     dead_trees: set[int] = field(default_factory=set)
+    used: Counter[tuple[int, int, bytes]] = field(default_factory=Counter)  # kind, id, column of USED
     problems: list[Problem] = field(default_factory=list)
 
     def report(self, kind: str, key: bytes, detail: str) -> None:
@@ -62,10 +63,12 @@ async def survey(engine: Engine) -> Facts:
     facts = Facts()
     await _read_inodes(engine, facts)
     await _read_queues(engine, facts)
+    await _read_trash(engine, facts)
     await _read_names(engine, facts)
     _check_links(facts)
     _check_tree(facts)
     await _check_counters(engine, facts)
+    await _check_quotas(engine, facts)
     await _check_sessions(engine, facts)
     await _check_trims(engine, facts)
     await _check_singles(engine, facts)
@@ -104,6 +107,23 @@ async def _read_queues(engine: Engine, facts: Facts) -> None:
         gc.unpack_layout(value)
         if keys.dead_inode(key) in facts.inodes:
             facts.report("chunks of a live inode are going", key, f"inode {keys.dead_inode(key):x} exists")
+
+
+async def _read_trash(engine: Engine, facts: Facts) -> None:
+    marked = {number for number, inode in facts.inodes.items() if inode.flags & inodes.TRASH}
+    async for key, value in _rows(engine, keys.TRASH):
+        trash.unpack(value)
+        number = keys.dead_inode(key)
+        inode = facts.inodes.get(number)
+        if inode is None:
+            facts.report("trash without inode", key, f"inode {number:x} does not exist")
+            continue
+        if number not in marked:
+            facts.report("trash without flag", key, f"inode {number:x} does not say that it is in the trash")
+        marked.discard(number)
+        (facts.dead_trees if inode.is_directory else facts.dead_files).add(number)
+    for number in sorted(marked):
+        facts.report("flag without trash", keys.inode_key(number), f"inode {number:x} is not in the trash")
 
 
 async def _read_names(engine: Engine, facts: Facts) -> None:
@@ -201,6 +221,32 @@ async def _check_counters(engine: Engine, facts: Facts) -> None:
                     keys.inode_key(number),
                     f"directory {number:x} counts {counted.get((number, column), 0)} {name} and has {actual}",
                 )
+
+
+async def _check_quotas(engine: Engine, facts: Facts) -> None:
+    limits = [keys.split_quota_key(key) async for key, _ in _rows(engine, keys.QUOTA)]
+    for kind, number in limits:
+        if kind == quota.DIRECTORY and (number not in facts.inodes or facts.inodes[number].project != number):
+            facts.report(
+                "quota without directory",
+                keys.quota_key(kind, number),
+                f"directory {number:x} does not count for itself",
+            )
+    counted: Counter[tuple[int, int, bytes]] = facts.used
+    for inode in facts.inodes.values():
+        if inode.nlink > 0:
+            for kind, number in ((quota.USER, inode.uid), (quota.GROUP, inode.gid), (quota.DIRECTORY, inode.project)):
+                if number or kind != quota.DIRECTORY:
+                    counted[kind, number, quota.INODES] += 1
+                    counted[kind, number, quota.BYTES] += inode.length
+    found = {
+        (*keys.split_quota_key(key), key[-1:]): keys.counter(value) async for key, value in _rows(engine, keys.USED)
+    }
+    for kind, number, column in sorted({*counted, *found}):
+        is_there, should = found.get((kind, number, column), 0), counted[kind, number, column]
+        if is_there != should:
+            key = keys.used_key(kind, number, column)
+            facts.report("wrong usage", key, f"quota kind {kind} of {number:x} counts {is_there}, and uses {should}")
 
 
 async def _check_sessions(engine: Engine, facts: Facts) -> None:

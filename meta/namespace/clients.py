@@ -10,8 +10,9 @@ from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import RenewClientReply, RenewClientRequest
 from .. import keys
 from ..kv.engine import Transaction
-from . import idempotency, session, trim
+from . import idempotency, quota, session, trim
 from . import inode as inodes
+from .inode import Inode
 from .readers import Readers
 
 if TYPE_CHECKING:
@@ -196,12 +197,17 @@ class Clients:
         self._swept = self._namespace.clock.now()
 
 
+def _may_have_a_name(inode: Inode) -> bool:
+    """Now, or when it comes back from the trash."""
+    return inode.nlink > 0 or bool(inode.flags & inodes.TRASH)
+
+
 async def settle_session(namespace: Namespace, number: int, session_number: int) -> None:
     """End the session of a writer that is gone: the file is as long as its chunks say, under the current truncate version. Raises what
     storage raises; the session then stays, and the chunks with it."""
     record = await namespace.engine.begin().get(keys.inode_key(number), snapshot=True)
     version, end = -1, 0
-    if record is not None and inodes.unpack(number, record).nlink > 0:
+    if record is not None and _may_have_a_name(inodes.unpack(number, record)):
         try:
             version, end = await trim.measure(namespace, number)
         except StatusError as failure:
@@ -214,12 +220,12 @@ async def settle_session(namespace: Namespace, number: int, session_number: int)
         if record is None:
             return True
         inode = inodes.unpack(number, record)
-        if not inode.nlink:
+        if not _may_have_a_name(inode):
             return True  # nobody will open it by name again
         if inode.truncate_version != version or inode.flags & inodes.TRIMMING:
             return False
         if end > inode.length:
-            inode.length = end
+            quota.resize(txn, inode, end)
             inode.flags |= inodes.SPARSE  # what the writer left out between is not lost, it was never written
             inode.mtime_ns = namespace.clock.wall_ns()
             inode.touched(inode.mtime_ns)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .access import Credentials
+from .quota import Quotas
 
 FACTS_MAX = 200_000  # of each kind; then a view starts anew (about 60 MB at the most)
 WALK_BYTES_MAX = 256  # longer ways are walked each time: their text would be most of the memory
@@ -26,15 +27,18 @@ class Directory(NamedTuple):
     parent: int
     chunk_size: int  # default of its new files; 0: the cluster's
     stripe: int
+    trash: int = 0
+    project: int = 0
 
 
 class View:
     """The facts under one value of DIRV. A transaction that itself changes directories uses a view of its own."""
 
-    __slots__ = ("attached", "children", "directories", "version", "walks")
+    __slots__ = ("attached", "children", "directories", "quotas", "version", "walks")
 
     def __init__(self, version: int) -> None:
         self.version = version
+        self.quotas: Quotas | None = None  # not read yet
         self.directories: dict[int, Directory] = {}
         self.children: dict[tuple[int, bytes], int] = {}  # (directory, name) -> directory
         self.walks: dict[

@@ -23,10 +23,11 @@ from .. import keys
 from ..kv.engine import Pair, Transaction
 from . import dentry as dentries
 from . import inode as inodes
-from . import session
+from . import quota, session
 from .attempt import DEAD_RECORD, UNNAMED_RECORD
 from .inode import Inode
 from .seams import DeadFile, Layout
+from .trash import Emptier
 
 if TYPE_CHECKING:
     from .namespace import Namespace
@@ -38,6 +39,7 @@ FAILED_SECONDS = 5.0  # after storage or the engine refused
 ROUND_SECONDS = 10.0  # between the beginnings of two rounds through the queue of files
 SHORT_ROUND_SECONDS = 1.0  # the same, when space is short:
 SHORT_PART = 0.05  # less than this part of some target is free
+GIVE_WAY_SECONDS = 2.0  # between pieces of the trash that go before their time, as space is short
 PENDING_MAX = 10_000  # records of each queue that are counted for people
 CHUNKS_VERSION = 1
 
@@ -70,6 +72,8 @@ class Collector:
         self._due = b""  # keys up to this one belong to the round under way
         self._round = float("-inf")  # when it began
         self.space_is_short = False
+        self._emptier = Emptier(namespace)
+        self._given_way = float("-inf")  # when the trash last gave way
         # Where each queue begins, as far as this server knows: a scan from its letters on would cross the tombstones of
         # everything that ever was in it. New records only ever come behind.
         self._trees, self._trees_end = keys.prefix_range(keys.DEAD_TREE)
@@ -94,10 +98,22 @@ class Collector:
         """Some of each queue; whether there was anything to do."""
         worked = False
         await self._begin_round()
+        worked |= await self._empty_trash()
         for piece in (self._dismantle, self._free_files, self._remove_chunks):
             worked |= await piece()
             await self._namespace.clock.sleep(0)  # requests come in between
         return worked
+
+    async def _empty_trash(self) -> bool:
+        # Where space is short, more only when the last of it is free: its files wait for their readers, and the storage servers'
+        # figures are some seconds old.
+        now = self._namespace.clock.now()
+        short = self.space_is_short and now - self._given_way >= GIVE_WAY_SECONDS * self._namespace.time_scale
+        if short and await self.pending():
+            short = False
+        if short:
+            self._given_way = now
+        return await self._emptier.step(short=short)
 
     async def pending(self) -> int:
         """How many records the queues hold; of each at most PENDING_MAX are counted."""
@@ -187,8 +203,11 @@ class Collector:
             if await txn.get(record) is None:
                 return []  # another server was faster
             names = await txn.scan(begin, end, NAMES_PER_STEP)
+            top = inodes.existing(number, await txn.get(keys.inode_key(number)))
             await self._drop_names(txn, names)
             if len(names) < NAMES_PER_STEP:  # nothing comes into a detached directory, so it is empty now
+                quota.vanished(txn, top)
+                quota.forget(txn, top)
                 self._erase(txn, number)
                 txn.delete(record)
             return names
@@ -222,6 +241,8 @@ class Collector:
                 self._put_unlinked(txn, inode)
 
     def _put_unlinked(self, txn: Transaction, inode: Inode) -> None:
+        if inode.nlink <= 0:
+            quota.vanished(txn, inode)
         if inode.nlink > 0:
             txn.put(keys.inode_key(inode.id), inode.pack())
         elif inode.layout is None:

@@ -16,7 +16,7 @@ from ...proto.gen import common_pb2
 from .. import keys
 from .seams import Layout
 
-VERSION = 1
+VERSION = 2
 _VERSION_BYTE = bytes([VERSION])
 
 REGULAR = int(common_pb2.FILE_TYPE_REGULAR)
@@ -38,19 +38,23 @@ class Flag(enum.IntFlag):
     SPARSE = 1  # a missing chunk below the length is a hole, not lost data
     TRIMMING = 2  # a TRIM record exists: chunks behind the length may still be there
     UNNAMED = 4  # never had a name yet: publish and link may give it one
+    TRASH = 1024  # lies in the trash: a TRSH record exists
 
 
 # Plain integers: `&` of an IntFlag costs a microsecond.
 SPARSE = int(Flag.SPARSE)
 TRIMMING = int(Flag.TRIMMING)
 UNNAMED = int(Flag.UNNAMED)
+TRASH = int(Flag.TRASH)
 
-_HEAD_FORMAT = ">BBHHIIIQqqqqQI"
+_HEAD_FORMAT = ">BBHHIIIQqqqqQIQ"
 _HEAD = struct.Struct(_HEAD_FORMAT)
+_HEAD_FIELDS = len(_HEAD.unpack(bytes(_HEAD.size)))
+_HEAD_OF_VERSION_1 = _HEAD.size - 8  # it had no project
 _FILE = struct.Struct(
     _HEAD_FORMAT + "BBIIIIQ"
 )  # redundancy, log2 of the chunk size, table, its version, base, stripe, seed
-_DIRECTORY = struct.Struct(_HEAD_FORMAT + "QII")  # parent, default chunk size, default stripe
+_DIRECTORY = struct.Struct(_HEAD_FORMAT + "QIII")  # parent, default chunk size, default stripe, trash
 _DEVICE = struct.Struct(_HEAD_FORMAT + "Q")  # rdev
 
 
@@ -72,10 +76,12 @@ class Inode:
     birth_ns: int
     change: int
     truncate_version: int
+    project: int = 0  # the directory whose quota counts it; 0: none (quota.py)
     layout: Layout | None = None  # of a regular file
     parent: int = 0  # of a directory; 0: detached
     chunk_size: int = 0  # of a directory: default of its new files, 0: the cluster's
     stripe: int = 0
+    trash: int = 0  # of a directory: seconds + 1 that removed entries are kept, 0: as the server says
     target: bytes = b""  # of a symlink
     rdev: int = 0  # of a special file
 
@@ -104,12 +110,13 @@ class Inode:
             self.birth_ns,
             self.change,
             self.truncate_version,
+            self.project,
         )
         if self.layout is not None:
             redundancy, chunk_size, table, version, base, stripe, seed = self.layout
             return _FILE.pack(*head, redundancy, chunk_size.bit_length() - 1, table, version, base, stripe, seed)
         if self.type == DIRECTORY:
-            return _DIRECTORY.pack(*head, self.parent, self.chunk_size, self.stripe)
+            return _DIRECTORY.pack(*head, self.parent, self.chunk_size, self.stripe, self.trash)
         if self.type == SYMLINK:
             return _HEAD.pack(*head) + self.target
         return _DEVICE.pack(*head, self.rdev)
@@ -129,18 +136,26 @@ def unpack(inode: int, data: bytes) -> Inode:
 
 
 def _unpack(inode: int, data: bytes) -> Inode:
+    if data[0] == 1:
+        data = _of_version_1(data)
     kind = data[1]
     if kind == REGULAR:
         fields = _FILE.unpack(data)
-        redundancy, bits, table, version, base, stripe, seed = fields[14:]
-        return _made(inode, *fields[1:14], Layout(redundancy, 1 << bits, table, version, base, stripe, seed))
+        redundancy, bits, table, version, base, stripe, seed = fields[_HEAD_FIELDS:]
+        return _made(inode, *fields[1:_HEAD_FIELDS], Layout(redundancy, 1 << bits, table, version, base, stripe, seed))
     if kind == DIRECTORY:
         fields = _DIRECTORY.unpack(data)
-        return _made(inode, *fields[1:14], None, *fields[14:])
+        return _made(inode, *fields[1:_HEAD_FIELDS], None, *fields[_HEAD_FIELDS:])
     if kind == SYMLINK:
         return _made(inode, *_HEAD.unpack_from(data)[1:], target=data[_HEAD.size :])
     fields = _DEVICE.unpack(data)
-    return _made(inode, *fields[1:14], rdev=fields[14])
+    return _made(inode, *fields[1:_HEAD_FIELDS], rdev=fields[_HEAD_FIELDS])
+
+
+def _of_version_1(data: bytes) -> bytes:
+    """The record as version 2 would have written it: without a project, and with the server's trash."""
+    tail = data[_HEAD_OF_VERSION_1:] + (bytes(4) if data[1] == DIRECTORY else b"")
+    return data[:_HEAD_OF_VERSION_1] + bytes(8) + tail
 
 
 def existing(inode: int, data: bytes | None) -> Inode:

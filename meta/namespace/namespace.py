@@ -15,7 +15,7 @@ from ...proto.settings import time_scale
 from .. import keys
 from ..kv import retry
 from ..kv.engine import Engine, Pair, Transaction
-from . import idempotency
+from . import idempotency, quota
 from . import inode as inodes
 from .allocate import INODES_PER_RANGE, PLACES_PER_RANGE, RangeAllocator
 from .attempt import Attempt, Detour, Task
@@ -23,6 +23,7 @@ from .clients import Clients
 from .directories import Memory, View
 from .gc import Collector
 from .inode import Inode
+from .projects import Recounter
 from .seams import Capabilities, Chunks, Clock, Layout, Layouts
 
 STRIPE_DEFAULT = 16  # chains that a file is spread over, unless its directory says otherwise
@@ -48,6 +49,7 @@ class Namespace:
         clock: Clock,
         *,
         random_u64: Callable[[], int] = new_u64,
+        trash_seconds: int = 0,
     ) -> None:
         self.engine = engine
         self.chunks = chunks
@@ -56,11 +58,13 @@ class Namespace:
         self.clock = clock
         self.random_u64 = random_u64
         self.time_scale = time_scale()
+        self.trash_seconds = trash_seconds  # that what is removed is kept, where its directory does not say
         self.closing = False
         self.memory = Memory()
         self.inode_numbers = RangeAllocator(engine, clock, b"inode", INODES_PER_RANGE, first=FIRST_INODE)
         self.places = RangeAllocator(engine, clock, b"chain", PLACES_PER_RANGE, durable=False)
         self.collector = Collector(self)
+        self.recounter = Recounter(self)
         self.clients = Clients(self)
 
     # life
@@ -89,12 +93,14 @@ class Namespace:
         root.parent = ROOT_INODE
         txn.put(keys.inode_key(root.id), root.pack())
         txn.add(keys.INODES_USED, 1)
+        quota.appeared(txn, root)
         txn.put(keys.FORMAT, keys.KEY_SPACE_VERSION.to_bytes(2, "big"))
 
     def run_workers(self) -> None:
         """Start the background workers."""
         self.clock.spawn(self.collector.run, "garbage")
         self.clock.spawn(self.clients.run, "clients")
+        self.clock.spawn(self.recounter.run, "quotas")
 
     async def close(self) -> None:
         """Stop the workers (each ends after the step it is in) and record the clean stop. The engine stays open."""

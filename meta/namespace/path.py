@@ -71,7 +71,17 @@ async def directory(attempt: Attempt, number: int) -> Directory:
 def _digest(inode: Inode) -> Directory:
     if inode.type != inodes.DIRECTORY:
         raise error(Status.NOT_DIRECTORY, f"inode {inode.id:x} is not a directory")
-    return Directory(inode.id, inode.mode, inode.uid, inode.gid, inode.parent, inode.chunk_size, inode.stripe)
+    return Directory(
+        inode.id,
+        inode.mode,
+        inode.uid,
+        inode.gid,
+        inode.parent,
+        inode.chunk_size,
+        inode.stripe,
+        inode.trash,
+        inode.project,
+    )
 
 
 async def _check_attached(attempt: Attempt, start: Directory) -> None:

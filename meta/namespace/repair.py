@@ -146,6 +146,12 @@ class Repair:
         inode.flags &= ~inodes.TRIMMING
         txn.put(problem.key, inode.pack())
 
+    async def no_trash(self, txn: Transaction, problem: Problem) -> None:
+        """Without a record it is an orphan: the next round finds it again."""
+        inode = await _inode(txn, keys.inode_of(problem.key))
+        inode.flags &= ~inodes.TRASH
+        txn.put(problem.key, inode.pack())
+
     # counters
 
     async def recount(self, txn: Transaction, problem: Problem) -> None:
@@ -155,6 +161,10 @@ class Repair:
         number = keys.inode_of(problem.key)
         txn.put(keys.entries_key(number), keys.counter_value(self._facts.entries[number]))
         txn.put(keys.subdirectories_key(number), keys.counter_value(self._facts.subdirectories[number]))
+
+    async def right_usage(self, txn: Transaction, problem: Problem) -> None:
+        kind, number = keys.split_quota_key(problem.key)
+        txn.put(problem.key, keys.counter_value(self._facts.used[kind, number, problem.key[-1:]]))
 
     async def later_numbers(self, txn: Transaction, problem: Problem) -> None:
         txn.put(keys.NEXT_INODE, keys.counter_value(keys.inode_of(problem.key) + INODES_PER_RANGE))
@@ -174,12 +184,17 @@ MENDS: dict[str, Mend] = {
     "orphan": Repair.find_again,
     "wrong link count": Repair.right_links,
     "dead tree without inode": Repair.drop_key,
+    "trash without inode": Repair.drop_key,
+    "trash without flag": Repair.drop_key,
+    "flag without trash": Repair.no_trash,
     "chunks of a live inode are going": Repair.drop_key,
     "counter without directory": Repair.drop_key,
     "session without inode": Repair.drop_key,
     "trim without flag": Repair.finish_trim,
     "flag without trim": Repair.no_trim,
     "wrong count": Repair.recount,
+    "quota without directory": Repair.drop_key,
+    "wrong usage": Repair.right_usage,
 }
 _ORDER = {kind: place for place, kind in enumerate(MENDS)}
 

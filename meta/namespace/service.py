@@ -13,7 +13,7 @@ from .access import Credentials
 from .attempt import Task
 from .inode import REGULAR
 from .namespace import Namespace
-from .ops import attributes, close, create, find, link, open, readdir, remove, rename, stat, truncate
+from .ops import attributes, close, create, find, link, open, quota, readdir, remove, rename, stat, trash, truncate
 
 _CREDENTIALS = "meta.credentials"  # in a connection's attachments
 GROUPS_MAX = 1024  # supplementary groups of a caller
@@ -148,6 +148,29 @@ class MetaService:
     async def publish(self, request: meta_pb2.PublishRequest, context: Context) -> meta_pb2.PublishReply:
         reply, _ = await self._namespace.change(META.Publish, link.publish, self._task(context, request), request)
         return reply
+
+    async def list_trash(self, request: meta_pb2.ListTrashRequest, context: Context) -> meta_pb2.ListTrashReply:
+        return await self._namespace.read(trash.list_trash, self._task(context, request), request)
+
+    async def restore_trash(
+        self, request: meta_pb2.RestoreTrashRequest, context: Context
+    ) -> meta_pb2.RestoreTrashReply:
+        task = self._task(context, request)
+        reply, _ = await self._namespace.change(META.RestoreTrash, trash.restore_trash, task, request)
+        return reply
+
+    async def purge_trash(self, request: meta_pb2.PurgeTrashRequest, context: Context) -> meta_pb2.PurgeTrashReply:
+        task = self._task(context, request)
+        reply, _ = await self._namespace.change(META.PurgeTrash, trash.purge_trash, task, request)
+        return reply
+
+    async def set_quota(self, request: meta_pb2.SetQuotaRequest, context: Context) -> meta_pb2.SetQuotaReply:
+        task = self._task(context, request)
+        reply, _ = await self._namespace.change(META.SetQuota, quota.set_quota, task, request)
+        return reply
+
+    async def list_quotas(self, request: meta_pb2.ListQuotasRequest, context: Context) -> meta_pb2.ListQuotasReply:
+        return await self._namespace.read(quota.list_quotas, self._task(context, request), request)
 
     async def sync_namespace(
         self, request: meta_pb2.SyncNamespaceRequest, context: Context

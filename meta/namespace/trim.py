@@ -17,7 +17,7 @@ from ...proto.layout import file_bytes_max
 from .. import keys
 from ..kv.engine import Transaction
 from . import inode as inodes
-from . import session
+from . import quota, session
 from .access import without_set_ids
 from .attempt import Attempt, Detour, Task, layout_of
 from .inode import Inode
@@ -82,6 +82,8 @@ async def cut(attempt: Attempt, inode: Inode, length: int) -> None:
     check_length(inode, length)
     if inode.flags & inodes.TRIMMING:
         raise FinishTrim(inode.id)
+    if length > inode.length and inode.nlink:
+        await quota.require(attempt, quota.owner_of(inode), 0, length - inode.length)
     # An open writer may have gone beyond the settled length: then even a longer file has chunks behind its new end.
     if length < inode.length or await session.any_writer(attempt.txn, inode.id):
         inode.truncate_version += 1
@@ -90,7 +92,7 @@ async def cut(attempt: Attempt, inode: Inode, length: int) -> None:
         attempt.after.append(partial(finish, attempt.namespace, inode.id))
     if length > inode.length:
         inode.flags |= inodes.SPARSE
-    inode.length = length
+    quota.resize(attempt.txn, inode, length)
     inode.mtime_ns = attempt.now_ns
     inode.touched(attempt.now_ns)
     if not attempt.caller.is_root:

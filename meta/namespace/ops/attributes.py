@@ -5,12 +5,13 @@ from __future__ import annotations
 from ....proto.errors import Status, error
 from ....proto.gen import meta_pb2
 from .. import inode as inodes
-from .. import path
+from .. import path, quota
 from ..access import SGID, WRITE, permits, require_owner, without_set_ids
 from ..attempt import Attempt
 from ..inode import Inode
 from .create import check_defaults
 
+_DEFAULTS = ("chunk_size", "stripe", "trash")  # of a directory
 ID_MAX = (1 << 32) - 2  # 2^32 - 1 means "leave it" to chown(2)
 
 
@@ -22,16 +23,24 @@ async def set_attributes(attempt: Attempt, request: meta_pb2.SetAttributesReques
         # Times as seen become the record's: from now on the blind counter counts only where it is later (inode.with_counters).
         seen = await attempt.visible(inode)
         inode.mtime_ns, inode.ctime_ns = seen.mtime_ns, seen.ctime_ns
-    before = (inode.mode, inode.uid, inode.gid, inode.chunk_size, inode.stripe)
+    before, owned = _known_of(inode), quota.owner_of(inode)
     _change_owner(attempt, inode, request)
     _change_mode(attempt, inode, request)
     _change_times(attempt, inode, request)
     _change_defaults(attempt, inode, request)
+    if quota.owner_of(inode) != owned and (inode.nlink or inode.is_directory):
+        await quota.require(attempt, quota.owner_of(inode), 1, inode.length)
+        quota.changed_hands(attempt.txn, inode, owned)
     inode.touched(max(attempt.now_ns, inode.ctime_ns) if inode.is_directory else attempt.now_ns)
     attempt.put(inode)
-    if inode.is_directory and before != (inode.mode, inode.uid, inode.gid, inode.chunk_size, inode.stripe):
+    if inode.is_directory and before != _known_of(inode):
         attempt.directory_changed()
     return meta_pb2.SetAttributesReply(attributes=await attempt.visible_attributes(inode))
+
+
+def _known_of(inode: Inode) -> tuple[int, ...]:
+    """What servers remember about a directory (directories.py)."""
+    return inode.mode, inode.uid, inode.gid, inode.chunk_size, inode.stripe, inode.trash
 
 
 def _change_owner(attempt: Attempt, inode: Inode, request: meta_pb2.SetAttributesRequest) -> None:
@@ -86,7 +95,7 @@ def _change_times(attempt: Attempt, inode: Inode, request: meta_pb2.SetAttribute
 
 
 def _change_defaults(attempt: Attempt, inode: Inode, request: meta_pb2.SetAttributesRequest) -> None:
-    if not request.HasField("chunk_size") and not request.HasField("stripe"):
+    if not any(request.HasField(name) for name in _DEFAULTS):
         return
     if not inode.is_directory:
         raise error(Status.NOT_DIRECTORY, f"inode {inode.id:x}: only a directory has defaults for new files")
@@ -96,3 +105,5 @@ def _change_defaults(attempt: Attempt, inode: Inode, request: meta_pb2.SetAttrib
         inode.chunk_size = request.chunk_size
     if request.HasField("stripe"):
         inode.stripe = request.stripe
+    if request.HasField("trash"):
+        inode.trash = request.trash

@@ -6,7 +6,7 @@ from ....proto.errors import Status, error
 from ....proto.gen import common_pb2, meta_pb2
 from ... import keys
 from .. import inode as inodes
-from .. import session
+from .. import quota, session
 from ..access import without_set_ids
 from ..attempt import Attempt
 from ..inode import Inode
@@ -35,7 +35,8 @@ async def sync_file(attempt: Attempt, request: meta_pb2.SyncFileRequest) -> meta
     inode, opened = await _opened(attempt, request)
     if request.written:
         settle(attempt, inode, request, opened, 0)
-    return meta_pb2.SyncFileReply(attributes=inodes.attributes(inode))
+    length_max = await quota.length_max(attempt, inode)
+    return meta_pb2.SyncFileReply(attributes=inodes.attributes(inode), length_max=length_max)
 
 
 async def _opened(attempt: Attempt, request: _Request) -> tuple[Inode, Session]:
@@ -78,7 +79,7 @@ def settle(
     if end > inode.length:
         if inode.flags & inodes.TRIMMING:
             raise FinishTrim(inode.id)
-        inode.length = end
+        quota.resize(attempt.txn, inode, end)
     if sparse:
         inode.flags |= inodes.SPARSE
     if opened.uid:

@@ -11,7 +11,7 @@ from ....proto.layout import CHUNK_BYTES_DEFAULT, STRIPE_MAX, check_chunk_size
 from ... import keys
 from .. import dentry as dentries
 from .. import inode as inodes
-from .. import path
+from .. import path, quota
 from ..access import EXECUTE, SGID, WRITE, Credentials, require
 from ..attempt import Attempt
 from ..dentry import Dentry
@@ -51,7 +51,10 @@ class Recipe(NamedTuple):
 async def make(attempt: Attempt, parent: Directory, name: bytes, entry: Recipe) -> Inode:
     """A new inode under a name that was found free. Raises PERMISSION_DENIED, INVALID, UNAVAILABLE (no storage for a file)."""
     require(parent, attempt.caller, WRITE | EXECUTE, is_directory=True)
+    _, gid = inherited(parent, entry.type, entry.mode, attempt.caller)
+    await quota.require(attempt, quota.Owned(attempt.caller.uid, gid, parent.project), 1, 0)
     inode = await make_inode(attempt, parent, entry, nlink=1)
+    quota.appeared(attempt.txn, inode)
     dentries.insert(attempt.txn, parent.id, name, Dentry(inode.type, inode.id), attempt.now_ns)
     if inode.is_directory:
         attempt.directory_added()
@@ -65,6 +68,7 @@ async def make_inode(attempt: Attempt, parent: Directory, entry: Recipe, *, nlin
     namespace, now_ns = attempt.namespace, attempt.now_ns
     number = await namespace.inode_numbers.take()
     inode = Inode(number, kind, flags, mode, attempt.caller.uid, gid, nlink, 0, now_ns, now_ns, now_ns, now_ns, 1, 0)
+    inode.project = parent.project
     if kind == inodes.REGULAR:
         chunk_size = entry.chunk_size or parent.chunk_size or CHUNK_BYTES_DEFAULT
         inode.layout = await namespace.new_layout(number, chunk_size, entry.stripe or parent.stripe)
@@ -72,6 +76,7 @@ async def make_inode(attempt: Attempt, parent: Directory, entry: Recipe, *, nlin
         inode.parent = parent.id
         inode.chunk_size = entry.chunk_size or parent.chunk_size
         inode.stripe = entry.stripe or parent.stripe
+        inode.trash = parent.trash
     elif kind == inodes.SYMLINK:
         inode.mode = 0o777
         inode.target = entry.target

@@ -6,10 +6,11 @@ from ....proto.errors import Status, error
 from ....proto.gen import meta_pb2
 from .. import dentry as dentries
 from .. import inode as inodes
-from .. import path
+from .. import path, quota
 from ..access import EXECUTE, WRITE, require, require_owner, require_removable
 from ..attempt import Attempt
 from ..dentry import Dentry
+from ..directories import Directory
 from ..inode import Inode
 from ..path import Found
 from .remove import drop_name
@@ -30,19 +31,28 @@ async def link(attempt: Attempt, request: meta_pb2.LinkRequest) -> meta_pb2.Link
         raise error(Status.NOT_PERMITTED, "a directory has one name: no hard links to it")
     if not inode.nlink and not inode.flags & inodes.UNNAMED:
         raise error(Status.NOT_FOUND, f"inode {inode.id:x} was unlinked; it cannot get a name again")
-    give_name(attempt, target, inode)
+    await give_name(attempt, target, inode)
     return meta_pb2.LinkReply(attributes=inodes.attributes(inode))
 
 
-def give_name(attempt: Attempt, target: Found, inode: Inode) -> None:
+async def give_name(attempt: Attempt, target: Found, inode: Inode) -> None:
     """One name more, where none was."""
     if inode.nlink >= inodes.LINKS_MAX:
         raise error(Status.TOO_MANY_LINKS, f"inode {inode.id:x} has {inode.nlink} names; there can be no more")
     dentries.insert(attempt.txn, target.parent.id, target.name, Dentry(inode.type, inode.id), attempt.now_ns)
-    _count_name(attempt, inode)
+    await _count_name(attempt, inode, target.parent)
 
 
-def _count_name(attempt: Attempt, inode: Inode) -> None:
+async def _count_name(attempt: Attempt, inode: Inode, parent: Directory) -> None:
+    if not inode.nlink:
+        inode.project = parent.project
+        await quota.require(attempt, quota.owner_of(inode), 1, inode.length)
+        quota.appeared(attempt.txn, inode)
+    elif inode.project != parent.project:
+        raise error(
+            Status.CROSS_DEVICE,
+            f"inode {inode.id:x} counts for another directory's quota: copy it instead of linking it",
+        )
     inode.nlink += 1
     inode.flags &= ~inodes.UNNAMED
     inode.touched(attempt.now_ns)
@@ -66,7 +76,7 @@ async def publish(attempt: Attempt, request: meta_pb2.PublishRequest) -> meta_pb
             raise error(Status.IS_DIRECTORY, "a file cannot get a name that ends in '/' or is a directory")
         if target.entry is None:
             require(target.parent, attempt.caller, WRITE | EXECUTE, is_directory=True)
-            give_name(attempt, target, inode)
+            await give_name(attempt, target, inode)
         else:
             await _replace(attempt, target, target.entry, inode, exclusive=request.exclusive)
         reply.attributes.append(inodes.attributes(inode))
@@ -82,5 +92,5 @@ async def _replace(attempt: Attempt, target: Found, entry: Dentry, inode: Inode,
     if old.is_directory:
         raise error(Status.IS_DIRECTORY, f"{shown!r} is a directory; a file cannot replace it")
     dentries.substitute(attempt.txn, target.parent.id, target.name, entry, Dentry(inode.type, inode.id), attempt.now_ns)
-    drop_name(attempt, old)
-    _count_name(attempt, inode)
+    drop_name(attempt, old, target)
+    await _count_name(attempt, inode, target.parent)

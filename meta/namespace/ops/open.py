@@ -9,7 +9,7 @@ from ....proto.errors import Status, error
 from ....proto.gen import meta_pb2
 from ... import keys
 from .. import inode as inodes
-from .. import path, session, trim
+from .. import path, quota, session, trim
 from ..access import EXECUTE, READ, WRITE, require
 from ..attempt import UNNAMED_RECORD, Attempt
 from ..inode import Inode
@@ -67,8 +67,17 @@ async def _open_or_create(attempt: Attempt, request: meta_pb2.OpenRequest) -> me
         raise error(Status.IS_DIRECTORY, "a path that ends in '/' cannot be created as a file")
     inode = await make(attempt, found.parent, found.name, _recipe(request))
     # Whoever makes a file may use it as he asked, whatever mode he gave it.
-    number = _start_session(attempt, inode) if writes(flags) else 0
-    return meta_pb2.OpenReply(attributes=inodes.attributes(inode), created=True, session=number)
+    return await _opened(attempt, inode, writing=writes(flags), created=True)
+
+
+async def _opened(attempt: Attempt, inode: Inode, *, writing: bool, created: bool = False) -> meta_pb2.OpenReply:
+    reply = meta_pb2.OpenReply(attributes=inodes.attributes(inode), created=created)
+    if writing:
+        reply.session = _start_session(attempt, inode)
+        length_max = await quota.length_max(attempt, inode)
+        if length_max is not None:
+            reply.length_max = length_max
+    return reply
 
 
 def _recipe(request: meta_pb2.OpenRequest) -> Recipe:
@@ -89,8 +98,7 @@ async def _open_unnamed(attempt: Attempt, request: meta_pb2.OpenRequest) -> meta
     require(parent, attempt.caller, WRITE | EXECUTE, is_directory=True)
     inode = await make_inode(attempt, parent, _recipe(request), nlink=0, flags=inodes.UNNAMED)
     attempt.queue(keys.DEAD_FILE, inode.id, UNNAMED_RECORD)
-    number = _start_session(attempt, inode)
-    return meta_pb2.OpenReply(attributes=inodes.attributes(inode), created=True, session=number)
+    return await _opened(attempt, inode, writing=True, created=True)
 
 
 async def _open_existing(attempt: Attempt, inode: Inode, flags: int) -> meta_pb2.OpenReply:
@@ -114,8 +122,7 @@ async def _open_existing(attempt: Attempt, inode: Inode, flags: int) -> meta_pb2
         await trim.cut(attempt, inode, 0)
     elif writing and inode.flags & inodes.TRIMMING:
         raise trim.FinishTrim(inode.id)  # before anybody writes where chunks are going
-    number = _start_session(attempt, inode) if writing else 0
-    return meta_pb2.OpenReply(attributes=inodes.attributes(inode), session=number)
+    return await _opened(attempt, inode, writing=writing)
 
 
 def _start_session(attempt: Attempt, inode: Inode) -> int:

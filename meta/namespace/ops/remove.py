@@ -7,7 +7,7 @@ from ....proto.gen import meta_pb2
 from ... import keys
 from .. import dentry as dentries
 from .. import inode as inodes
-from .. import path
+from .. import path, quota, trash
 from ..access import EXECUTE, READ, STICKY, WRITE, require, require_removable
 from ..attempt import Attempt
 from ..dentry import Dentry
@@ -30,6 +30,7 @@ async def remove(attempt: Attempt, request: meta_pb2.RemoveRequest) -> meta_pb2.
     if one is None:
         raise error(Status.INVALID, f"kind of removal {request.kind}: unlink, rmdir or tree")
     reply = meta_pb2.RemoveReply()
+    attempt.forever = request.forever
     for place in request.places:
         try:
             await one(attempt, await path.locate(attempt, place))
@@ -53,19 +54,22 @@ async def unlink(attempt: Attempt, found: Found) -> None:
     if found.slash:
         raise error(Status.NOT_DIRECTORY, f"{found.name!r} is not a directory, and its path ends in '/'")
     dentries.remove(attempt.txn, found.parent.id, found.name, entry, attempt.now_ns)
-    drop_name(attempt, inode)
+    drop_name(attempt, inode, found)
 
 
-def drop_name(attempt: Attempt, inode: Inode) -> None:
-    """One name less. The last one sends the inode to the garbage queue (a symlink has nothing that could be in use: it goes at once)."""
+def drop_name(attempt: Attempt, inode: Inode, found: Found) -> None:
+    """One name less: that one. The last one sends the inode into the trash, or to the garbage queue (a symlink has nothing that could be
+    in use: it goes at once)."""
     inode.nlink -= 1
     inode.touched(attempt.now_ns)
     if inode.nlink <= 0:
+        quota.vanished(attempt.txn, inode)
         if inode.type == inodes.SYMLINK:
             attempt.txn.delete(keys.inode_key(inode.id))
             attempt.txn.add(keys.INODES_USED, -1)
             return
-        attempt.queue(keys.DEAD_FILE, inode.id)
+        if not trash.put(attempt, inode, found.parent, found.name):
+            attempt.queue(keys.DEAD_FILE, inode.id)
     attempt.put(inode)
 
 
@@ -74,7 +78,7 @@ async def rmdir(attempt: Attempt, found: Found) -> None:
     victim = await _directory_to_go(attempt, found)
     await require_empty(attempt, victim.id)
     take_out(attempt, found, victim)
-    erase_directory(attempt, victim.id)
+    erase_directory(attempt, await attempt.inode(victim.id))
 
 
 async def _directory_to_go(attempt: Attempt, found: Found) -> Directory:
@@ -106,9 +110,11 @@ def take_out(attempt: Attempt, found: Found, victim: Directory) -> None:
     attempt.directory_changed()
 
 
-def erase_directory(attempt: Attempt, number: int) -> None:
-    """An empty directory without a name ceases to exist."""
-    txn = attempt.txn
+def erase_directory(attempt: Attempt, inode: Inode) -> None:
+    """An empty directory without a name ceases to exist, and a quota on it."""
+    txn, number = attempt.txn, inode.id
+    quota.vanished(txn, inode)
+    quota.forget(txn, inode)
     txn.delete(keys.inode_key(number))
     for counter in (keys.entries_key(number), keys.subdirectories_key(number), keys.changed_key(number)):
         txn.delete(counter)
@@ -116,8 +122,8 @@ def erase_directory(attempt: Attempt, number: int) -> None:
 
 
 async def remove_tree(attempt: Attempt, found: Found) -> None:
-    """Remove a name with everything below it. The tree is detached here and now, and freed in the background. Raises what
-    unlink or rmdir would raise for it, and PERMISSION_DENIED or NOT_PERMITTED where the caller could not empty a directory
+    """Remove a name with everything below it. The tree is detached here and now, and kept in the trash or freed in the
+    background. Raises what unlink or rmdir would raise for it, and PERMISSION_DENIED or NOT_PERMITTED where the caller could not empty a directory
     below: then nothing is removed."""
     if found.entry is not None and not found.entry.is_directory:
         await unlink(attempt, found)
@@ -129,8 +135,9 @@ async def remove_tree(attempt: Attempt, found: Found) -> None:
     take_out(attempt, found, victim)
     inode.parent = 0
     inode.touched(attempt.now_ns)
+    if not trash.put(attempt, inode, found.parent, found.name):
+        attempt.queue(keys.DEAD_TREE, inode.id)
     attempt.put(inode)
-    attempt.queue(keys.DEAD_TREE, inode.id)
 
 
 async def _check_tree(attempt: Attempt, top: Directory) -> None:

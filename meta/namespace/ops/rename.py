@@ -5,7 +5,7 @@ from __future__ import annotations
 from ....proto.errors import Status, error
 from ....proto.gen import meta_pb2
 from .. import dentry as dentries
-from .. import path
+from .. import path, quota
 from ..access import EXECUTE, WRITE, require, require_removable
 from ..attempt import Attempt
 from ..dentry import Dentry
@@ -68,6 +68,7 @@ async def _move(attempt: Attempt, source: Found, target: Found, moved: Inode, *,
         return  # two names of one inode: nothing happens, both stay
     if replaced is not None and replaced.is_directory:
         await require_empty(attempt, replaced.id)
+    await quota.enter(attempt, moved, target.parent)
     _carry_out(attempt, source, target, moved, replaced)
 
 
@@ -91,9 +92,9 @@ def _carry_out(attempt: Attempt, source: Found, target: Found, moved: Inode, rep
     else:
         dentries.substitute(txn, target.parent.id, target.name, target.entry, source.entry, now_ns)
         if replaced.is_directory:
-            erase_directory(attempt, replaced.id)
+            erase_directory(attempt, replaced)
         else:
-            drop_name(attempt, replaced)
+            drop_name(attempt, replaced, target)
     _moved_to(attempt, moved, target.parent)
     if moved.is_directory:
         attempt.directory_changed()
@@ -122,6 +123,8 @@ async def _exchange(attempt: Attempt, source: Found, target: Found, moved: Inode
             require(inode, attempt.caller, WRITE, is_directory=True)
     if moved.id == other.id:
         return
+    await quota.enter(attempt, moved, target.parent)
+    await quota.enter(attempt, other, source.parent)
     _swap(attempt, source, target, source.entry, target.entry)
     _moved_to(attempt, moved, target.parent)
     _moved_to(attempt, other, source.parent)

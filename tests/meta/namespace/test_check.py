@@ -72,7 +72,7 @@ async def count_wrong(txn: Transaction, at: dict[str, int]) -> None:
 
 DAMAGES: list[tuple[str, Damage, set[str]]] = [
     ("a lost name", drop(lambda at: keys.dentry_key(1, b"f")), {"wrong link count", "wrong count"}),
-    ("a lost inode", drop(lambda at: keys.inode_key(at["/f"])), {"name without inode", "wrong count"}),
+    ("a lost inode", drop(lambda at: keys.inode_key(at["/f"])), {"name without inode", "wrong count", "wrong usage"}),
     ("a lost directory", drop(lambda at: keys.dentry_key(1, b"d")), {"orphan", "wrong count"}),
     ("a wrong link count", alter("/f", nlink=2), {"wrong link count"}),
     ("a wrong parent", alter("/d/e", parent=1), {"wrong parent"}),
@@ -85,13 +85,13 @@ DAMAGES: list[tuple[str, Damage, set[str]]] = [
     (
         "a damaged inode",
         put(lambda at: keys.inode_key(at["/f"]), b"\x01\x01"),
-        {"damaged inode", "name without inode", "wrong count"},
+        {"damaged inode", "name without inode", "wrong count", "wrong usage"},
     ),
     ("a reused number", drop(lambda at: keys.NEXT_INODE), {"inode from the future"}),
     (
         "no root",
         drop(lambda at: keys.inode_key(1)),
-        {"no root", "name in no directory", "counter without directory", "wrong count"},
+        {"no root", "name in no directory", "counter without directory", "wrong count", "wrong usage"},
     ),
 ]
 
@@ -119,7 +119,7 @@ async def test_newer_records_are_refused(world: World) -> None:
     number = (await world.stat("/f")).inode
     good = await world.engine.begin().get(keys.inode_key(number))
     assert good is not None
-    for record, state in ((b"\x02" + good[1:], "newer"), (good, "")):
+    for record, state in ((b"\x03" + good[1:], "newer"), (good, "")):
         txn = world.engine.begin()
         txn.put(keys.inode_key(number), record)
         await txn.commit()
