@@ -22,7 +22,7 @@ from .columns import need_trust
 from .engine.disk import Disk
 from .engine.reads import ReadPlan, verify
 from .engine.row import State
-from .events import Forward, Kind, Result, Update, Version
+from .events import Forward, Kind, Result, Source, Update, Version
 from .peers import Peers
 from .target import Target
 from .updates import chunk_size_of
@@ -35,6 +35,8 @@ PIECES_MAX = 64
 SHARED_BYTES_MIN = 64 << 10  # payloads from here on go through memory that a successor on the same machine shares
 
 Learn = Callable[[Iterable[Chain]], None]  # takes the newer entries that come with refusals
+_NO_CHUNK = bytes(CHUNK_ID_BYTES)
+
 
 
 class Forwarder:
@@ -286,6 +288,17 @@ def _request(effect: Forward, chain: int, sender: int, updates: Sequence[Update]
         number=effect.number,
         kind=[update.kind for update in updates],
         chunks=b"".join([update.chunk for update in updates]),
+    request = _columns(effect, chain, sender, updates)
+    if any(update.kind is Kind.CLONE for update in updates):
+        sources = [update.source or Source(_NO_CHUNK) for update in updates]
+        request.sources = b"".join([source.chunk for source in sources])
+        versions = [source.version or Version(0, 0) for source in sources]
+        request.source_chain[:] = [version.chain_version for version in versions]
+        request.source_number[:] = [version.number for version in versions]
+    return request
+
+
+def _columns(effect: Forward, chain: int, sender: int, updates: Sequence[Update]) -> ForwardRequest:
         offset=[update.offset for update in updates],
         length=[update.length for update in updates],
         checksum=[update.checksum for update in updates],
@@ -394,6 +407,7 @@ def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
         view = None
         if kind in (Kind.WRITE, Kind.REPLACE):
             view = data[position : position + length]
+    sources = _sources(request, count)
             position += length
         updates.append(
             Update(
@@ -418,3 +432,24 @@ def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
 
 
 __all__ = ["Forwarder", "Forwarding"]
+                sources[i] if sources and kind is Kind.CLONE else None,
+def _sources(request: ForwardRequest, count: int) -> list[Source | None]:
+    """Of clones, by update; empty where there are none."""
+    if not request.sources:
+        return []
+    chains, numbers = request.source_chain[:], request.source_number[:]
+    if (
+        not len(request.sources)
+        == count * CHUNK_ID_BYTES
+        == len(chains) * CHUNK_ID_BYTES
+        == len(numbers) * CHUNK_ID_BYTES
+    ):
+        raise error(Status.INVALID, "columns of different lengths in a forward")
+    found: list[Source | None] = []
+    for i, (chain, number) in enumerate(zip(chains, numbers, strict=True)):
+        chunk = request.sources[i * CHUNK_ID_BYTES : (i + 1) * CHUNK_ID_BYTES]
+        version = Version(chain, number) if number else None
+        found.append(Source(chunk, 0, version) if chunk != _NO_CHUNK else None)
+    return found
+
+

@@ -19,10 +19,14 @@ from ..proto.gen.common_pb2 import TARGET_STATE_SERVING, TARGET_STATE_SYNCING, T
 from ..proto.gen.storage_pb2 import (
     AddTargetReply,
     AddTargetRequest,
+    CloneReply,
+    CloneRequest,
     CommittedReply,
     CommittedRequest,
     DropTargetReply,
     DropTargetRequest,
+    ExtentsReply,
+    ExtentsRequest,
     FinishSyncReply,
     FinishSyncRequest,
     ForwardReply,
@@ -51,6 +55,7 @@ from ..proto.gen.storage_pb2 import (
 from ..proto.ids import boot_id, chunk_key, chunk_keys
 from ..proto.routing import Change, RoutingTable
 from ..proto.rpc import STORAGE, Context
+from .clones import Clones
 from .columns import check_columns, grouped, need_trust
 from .engine.reads import ReadPlan
 from .engine.records import LastChunk
@@ -103,6 +108,7 @@ class StorageService:
         self._forwarding = Forwarding(self._target, self._chain, self._learn)
         self._forwarders: dict[int, Forwarder] = {}  # by target
         self._writes = Writes(routing, self._target, self._chains)
+        self._clones = Clones(routing, self._target, self._chains, self._writes.update)
         self._exchange = Exchange(self._target, self._chain)
         self.keeper: TargetKeeper | None = None
 
@@ -301,6 +307,12 @@ class StorageService:
         return await self._writes.remove(request, context)
 
     # --- the rest ---
+
+    async def clone(self, request: CloneRequest, context: Context) -> CloneReply:
+        return await self._clones.clone(request, context)
+
+    async def extents(self, request: ExtentsRequest, context: Context) -> ExtentsReply:
+        return await self._clones.extents(request, context)
 
     async def query_last(self, request: QueryLastRequest, context: Context) -> QueryLastReply:
         need_trust(context)
