@@ -51,10 +51,12 @@ XATR inode:u64 name → value (as it was set; meta/namespace/extended.py)
     An extended attribute, its name with the namespace: `user.`, `trusted.`, `security.`. Where there is one, the inode has the flag
     XATTRS; the flag alone says only that it is worth looking. Repair: delete what has no inode; set the flag.
 ACLS inode:u64 kind:1 → the ACL (namespace/acl.py)   kind a: access, d: default
-    Exists exactly while the inode has the flag ACL (DEFAULT_ACL, a directory). An access ACL always has a mask. Repair: delete it; clear the flag.
+    Exists exactly while the inode has the flag ACL (DEFAULT_ACL, a directory). An access ACL always has a mask.
+    Repair: delete it; clear the flag.
 DIRV → counter*
     Raised by whatever changes a directory's place, permissions or defaults: rename, rmdir, recursive
-    removal, chmod, chown, ACLs, first extended attribute of a directory. Every transaction reads it; what was learned about directories holds for one value of it.
+    removal, chmod, chown, ACLs, first extended attribute of a directory. Every transaction reads it; what was learned about
+    directories holds for one value of it.
 BKUP number:u64 → JSON (meta/backup.py)   a copy of the metadata in the chunks of one chain. Repair: delete one that is not whole.
 META "format" → version of this key space; "clean" → the last server to write closed it in order; "loading" → a dump is being loaded
     (meta/dump.py), and this store is no use until it is in.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .access import Credentials
+from .acl import Acl
 
 FACTS_MAX = 200_000  # of each kind; then a view starts anew (about 60 MB at the most)
 WALK_BYTES_MAX = 256  # longer ways are walked each time: their text would be most of the memory
@@ -26,6 +27,9 @@ class Directory(NamedTuple):
     parent: int
     chunk_size: int  # default of its new files; 0: the cluster's
     stripe: int
+    acl: Acl | None = None
+    default_acl: Acl | None = None  # what its new entries get
+    extended: bool = False  # has extended attributes or ACLs, which go with it
 
 
 class View:

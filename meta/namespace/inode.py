@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from ...proto.errors import Status, error
 from ...proto.gen import common_pb2
 from .. import keys
+from .acl import Acl
 from .seams import Layout
 
 VERSION = 1
@@ -38,12 +39,20 @@ class Flag(enum.IntFlag):
     SPARSE = 1  # a missing chunk below the length is a hole, not lost data
     TRIMMING = 2  # a TRIM record exists: chunks behind the length may still be there
     UNNAMED = 4  # never had a name yet: publish and link may give it one
+    XATTRS = 8  # XATR records may exist
+    ACL = 16  # an access ACL exists
+    DEFAULT_ACL = 32  # of a directory: a default ACL exists
 
 
 # Plain integers: `&` of an IntFlag costs a microsecond.
 SPARSE = int(Flag.SPARSE)
 TRIMMING = int(Flag.TRIMMING)
 UNNAMED = int(Flag.UNNAMED)
+XATTRS = int(Flag.XATTRS)
+ACL = int(Flag.ACL)
+DEFAULT_ACL = int(Flag.DEFAULT_ACL)
+ANY_ACL = ACL | DEFAULT_ACL
+EXTENDED = XATTRS | ANY_ACL  # something lies beside the record that goes with the inode
 
 _HEAD_FORMAT = ">BBHHIIIQqqqqQI"
 _HEAD = struct.Struct(_HEAD_FORMAT)
@@ -78,6 +87,8 @@ class Inode:
     stripe: int = 0
     target: bytes = b""  # of a symlink
     rdev: int = 0  # of a special file
+    acl: Acl | None = None  # these two are not in the record: `Attempt.inode` reads them where the flags say so
+    default_acl: Acl | None = None
 
     @property
     def is_directory(self) -> bool:
@@ -191,6 +202,7 @@ def attributes(inode: Inode) -> common_pb2.Attributes:
         change=inode.change,
         truncate_version=inode.truncate_version,
         sparse=bool(inode.flags & SPARSE),
+        extended=bool(inode.flags & EXTENDED),
     )
     if inode.layout is not None:
         made.layout.CopyFrom(layout_message(inode.layout))

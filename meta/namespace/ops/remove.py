@@ -6,8 +6,8 @@ from ....proto.errors import Status, StatusError, error
 from ....proto.gen import meta_pb2
 from ... import keys
 from .. import dentry as dentries
+from .. import extended, path
 from .. import inode as inodes
-from .. import path
 from ..access import EXECUTE, READ, STICKY, WRITE, require, require_removable
 from ..attempt import Attempt
 from ..dentry import Dentry
@@ -62,6 +62,8 @@ def drop_name(attempt: Attempt, inode: Inode) -> None:
     inode.touched(attempt.now_ns)
     if inode.nlink <= 0:
         if inode.type == inodes.SYMLINK:
+            if inode.flags & inodes.EXTENDED:
+                extended.erase(attempt.txn, inode.id)
             attempt.txn.delete(keys.inode_key(inode.id))
             attempt.txn.add(keys.INODES_USED, -1)
             return
@@ -74,7 +76,7 @@ async def rmdir(attempt: Attempt, found: Found) -> None:
     victim = await _directory_to_go(attempt, found)
     await require_empty(attempt, victim.id)
     take_out(attempt, found, victim)
-    erase_directory(attempt, victim.id)
+    erase_directory(attempt, victim.id, is_extended=victim.extended)
 
 
 async def _directory_to_go(attempt: Attempt, found: Found) -> Directory:
@@ -87,7 +89,7 @@ async def _directory_to_go(attempt: Attempt, found: Found) -> Directory:
     if found.entry is None:
         raise path.missing(found.name, found.parent.id)
     if not found.entry.is_directory:
-        require(found.parent, attempt.caller, WRITE | EXECUTE, is_directory=True)
+        require_removable(found.parent, (await attempt.inode(found.entry.inode)).uid, attempt.caller, found.name)
         raise error(Status.NOT_DIRECTORY, f"{found.name!r} is not a directory: use unlink")
     victim = await path.directory(attempt, found.entry.inode)
     require_removable(found.parent, victim.uid, attempt.caller, found.name)
@@ -106,9 +108,11 @@ def take_out(attempt: Attempt, found: Found, victim: Directory) -> None:
     attempt.directory_changed()
 
 
-def erase_directory(attempt: Attempt, number: int) -> None:
-    """An empty directory without a name ceases to exist."""
+def erase_directory(attempt: Attempt, number: int, *, is_extended: bool) -> None:
+    """An empty directory without a name ceases to exist, with its extended attributes and ACLs if it may have any."""
     txn = attempt.txn
+    if is_extended:
+        extended.erase(txn, number)
     txn.delete(keys.inode_key(number))
     for counter in (keys.entries_key(number), keys.subdirectories_key(number), keys.changed_key(number)):
         txn.delete(counter)
