@@ -34,9 +34,9 @@ JOINED_BYTES_MAX = 256 << 10  # payloads of so many bytes together are sent as o
 PIECES_MAX = 64
 SHARED_BYTES_MIN = 64 << 10  # payloads from here on go through memory that a successor on the same machine shares
 
-Learn = Callable[[Iterable[Chain]], None]  # takes the newer entries that come with refusals
 _NO_CHUNK = bytes(CHUNK_ID_BYTES)
 
+Learn = Callable[[Iterable[Chain]], None]  # takes the newer entries that come with refusals
 
 
 class Forwarder:
@@ -144,6 +144,7 @@ class Forwarder:
             views = [update.data for update in updates if update.data is not None]
             memory = self._shared(effect.target, views)
             source = memory.slices if memory is not None else _slices(views)
+        self.reach.sent(effect.batch, effect.chain_version)
         try:
             seconds = FORWARD_S_MAX * time_scale()
             reply = await self._peers.call(effect.target, STORAGE.Forward, request, seconds, source=source)
@@ -154,6 +155,7 @@ class Forwarder:
             if memory is not None:
                 memory.release()
         self._silent = False
+        self.reach.answered(effect.batch)
         self._target.counters.bytes_forwarded += size
         self._learn(reply.chains)
         columns = zip(reply.status, reply.number, reply.length, reply.checksum, strict=False)
@@ -278,16 +280,6 @@ def _read_all(disk: Disk, plans: Sequence[ReadPlan], views: Sequence[memoryview]
 
 
 def _request(effect: Forward, chain: int, sender: int, updates: Sequence[Update]) -> ForwardRequest:
-    clients = {client: i for i, client in enumerate(dict.fromkeys(update.client for update in updates))}
-    versions = [update.version or Version(0, 0) for update in updates]
-    return ForwardRequest(
-        chain=chain,
-        chain_version=effect.chain_version,
-        target=sender,
-        session=effect.session,
-        number=effect.number,
-        kind=[update.kind for update in updates],
-        chunks=b"".join([update.chunk for update in updates]),
     request = _columns(effect, chain, sender, updates)
     if any(update.kind is Kind.CLONE for update in updates):
         sources = [update.source or Source(_NO_CHUNK) for update in updates]
@@ -299,6 +291,16 @@ def _request(effect: Forward, chain: int, sender: int, updates: Sequence[Update]
 
 
 def _columns(effect: Forward, chain: int, sender: int, updates: Sequence[Update]) -> ForwardRequest:
+    clients = {client: i for i, client in enumerate(dict.fromkeys(update.client for update in updates))}
+    versions = [update.version or Version(0, 0) for update in updates]
+    return ForwardRequest(
+        chain=chain,
+        chain_version=effect.chain_version,
+        target=sender,
+        session=effect.session,
+        number=effect.number,
+        kind=[update.kind for update in updates],
+        chunks=b"".join([update.chunk for update in updates]),
         offset=[update.offset for update in updates],
         length=[update.length for update in updates],
         checksum=[update.checksum for update in updates],
@@ -397,6 +399,7 @@ def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
     columns_fit = all(len(column) == count for column in columns) and len(request.units) in (0, count)
     if not columns_fit or len(request.chunks) != count * CHUNK_ID_BYTES:
         raise error(Status.INVALID, "columns of different lengths in a forward")
+    sources = _sources(request, count)
     updates: list[Update] = []
     position = 0
     for i, kind in enumerate(map(Kind, request.kind)):
@@ -407,7 +410,6 @@ def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
         view = None
         if kind in (Kind.WRITE, Kind.REPLACE):
             view = data[position : position + length]
-    sources = _sources(request, count)
             position += length
         updates.append(
             Update(
@@ -424,6 +426,7 @@ def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
                 view,
                 Version(under, number),
                 request.units[i] if request.units else b"",
+                sources[i] if sources and kind is Kind.CLONE else None,
             )
         )
     if position != len(data):
@@ -431,8 +434,6 @@ def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
     return updates
 
 
-__all__ = ["Forwarder", "Forwarding"]
-                sources[i] if sources and kind is Kind.CLONE else None,
 def _sources(request: ForwardRequest, count: int) -> list[Source | None]:
     """Of clones, by update; empty where there are none."""
     if not request.sources:
@@ -453,3 +454,4 @@ def _sources(request: ForwardRequest, count: int) -> list[Source | None]:
     return found
 
 
+__all__ = ["Forwarder", "Forwarding"]

@@ -306,13 +306,13 @@ class StorageService:
     async def remove(self, request: RemoveChunksRequest, context: Context) -> RemoveChunksReply:
         return await self._writes.remove(request, context)
 
-    # --- the rest ---
-
     async def clone(self, request: CloneRequest, context: Context) -> CloneReply:
         return await self._clones.clone(request, context)
 
     async def extents(self, request: ExtentsRequest, context: Context) -> ExtentsReply:
         return await self._clones.extents(request, context)
+
+    # --- the rest ---
 
     async def query_last(self, request: QueryLastRequest, context: Context) -> QueryLastReply:
         need_trust(context)
