@@ -144,7 +144,6 @@ class Forwarder:
             views = [update.data for update in updates if update.data is not None]
             memory = self._shared(effect.target, views)
             source = memory.slices if memory is not None else _slices(views)
-        self.reach.sent(effect.batch, effect.chain_version)
         try:
             seconds = FORWARD_S_MAX * time_scale()
             reply = await self._peers.call(effect.target, STORAGE.Forward, request, seconds, source=source)
@@ -155,7 +154,6 @@ class Forwarder:
             if memory is not None:
                 memory.release()
         self._silent = False
-        self.reach.answered(effect.batch)
         self._target.counters.bytes_forwarded += size
         self._learn(reply.chains)
         columns = zip(reply.status, reply.number, reply.length, reply.checksum, strict=False)
