@@ -13,7 +13,23 @@ from .access import Credentials
 from .attempt import Task
 from .inode import REGULAR
 from .namespace import Namespace
-from .ops import attributes, close, create, find, link, lock, open, readdir, remove, rename, stat, truncate, xattr
+from .ops import (
+    allocate,
+    attributes,
+    clone,
+    close,
+    create,
+    find,
+    link,
+    lock,
+    open,
+    readdir,
+    remove,
+    rename,
+    stat,
+    truncate,
+    xattr,
+)
 
 _CREDENTIALS = "meta.credentials"  # in a connection's attachments
 GROUPS_MAX = 1024  # supplementary groups of a caller
@@ -136,6 +152,14 @@ class MetaService:
         if repeated:
             # The first one may have failed between its commit and the chunks.
             await trim.finish(self._namespace, reply.attributes.inode)
+        return reply
+
+    async def clone(self, request: meta_pb2.CloneFileRequest, context: Context) -> meta_pb2.CloneFileReply:
+        reply, _ = await self._namespace.change(META.Clone, clone.clone, self._task(context, request), request)
+        return reply
+
+    async def allocate(self, request: meta_pb2.AllocateRequest, context: Context) -> meta_pb2.AllocateReply:
+        reply, _ = await self._namespace.change(META.Allocate, allocate.allocate, self._task(context, request), request)
         return reply
 
     async def read_directory(
