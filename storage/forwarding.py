@@ -24,6 +24,7 @@ from .engine.reads import ReadPlan, verify
 from .engine.row import State
 from .events import Forward, Kind, Result, Source, Update, Version
 from .peers import Peers
+from .reach import Reach
 from .target import Target
 from .updates import chunk_size_of
 
@@ -46,6 +47,7 @@ class Forwarder:
         self._target = target
         self._peers = peers
         self._learn = learn
+        self.reach = Reach(lambda: target.replica, target.lease, target.env, self._ask, target.state_changed)
         self._silent = False  # the successor did not answer the last time; said once
         self._behind = False  # the successor has an older entry of the chain than we
 
@@ -144,6 +146,7 @@ class Forwarder:
             views = [update.data for update in updates if update.data is not None]
             memory = self._shared(effect.target, views)
             source = memory.slices if memory is not None else _slices(views)
+        self.reach.sent(effect.batch, effect.chain_version)
         try:
             seconds = FORWARD_S_MAX * time_scale()
             reply = await self._peers.call(effect.target, STORAGE.Forward, request, seconds, source=source)
@@ -154,6 +157,7 @@ class Forwarder:
             if memory is not None:
                 memory.release()
         self._silent = False
+        self.reach.answered(effect.batch)
         self._target.counters.bytes_forwarded += size
         self._learn(reply.chains)
         columns = zip(reply.status, reply.number, reply.length, reply.checksum, strict=False)
@@ -185,6 +189,12 @@ class Forwarder:
                 "cannot forward; trying again", target=self._target.id, successor=successor, error=failed.strerror
             )
         self._silent = True
+
+    async def _ask(self, target: int, chain: Chain, seconds: float) -> CommittedReply:
+        """A question that anything alive answers, with a refusal at least. Raises as `Peers.call`."""
+        request = CommittedRequest(chain=chain.id, chain_version=chain.version)
+        reply: CommittedReply = await self._peers.call(target, STORAGE.Committed, request, seconds)
+        return reply
 
     async def committed(self, chunks: Sequence[bytes]) -> list[int] | None:
         """Each chunk's committed number at the tail, 0 where it has none; None when the tail does not say in time."""

@@ -118,7 +118,8 @@ class StorageService:
         """These are the targets of this process from now on."""
         gone = {target.id for target in self._all}.difference(target.id for target in targets)
         for number in gone:
-            self._forwarders.pop(number, None)
+            if (forwarder := self._forwarders.pop(number, None)) is not None:
+                forwarder.reach.closed = True
         self._all = list(targets)
         self.routing_changed(Change(full=True, any=True))
 
@@ -143,7 +144,8 @@ class StorageService:
         for target in self._targets.values():
             if target.id not in self._forwarders:
                 forwarder = self._forwarders[target.id] = Forwarder(target, self._peers, self._learn)
-                target.forward = forwarder.forward
+                target.forward, target.unreached = forwarder.forward, forwarder.reach.unreached
+                self._env.spawn(forwarder.reach.keep, "reach")
             if change.ended_clients or change.full:
                 target.clients_ended(self._routing.ended_clients, change.ended_clients)
             target.others_have_room = self._others_have_room(target, chains.get(target.id))
