@@ -17,7 +17,7 @@ from .. import keys
 from ..kv.engine import Engine, Pair
 from . import acl as acls
 from . import dentry as dentries
-from . import gc, idempotency, session, trim
+from . import deadlock, gc, idempotency, locks, session, trim
 from . import inode as inodes
 from .inode import Inode
 
@@ -69,6 +69,7 @@ async def survey(engine: Engine) -> Facts:
     await _check_counters(engine, facts)
     await _check_sessions(engine, facts)
     await _check_trims(engine, facts)
+    await _check_locks(engine, facts)
     await _check_xattrs(engine, facts)
     await _check_acls(engine, facts)
     await _check_singles(engine, facts)
@@ -228,6 +229,19 @@ async def _check_trims(engine: Engine, facts: Facts) -> None:
         facts.report(
             "flag without trim", keys.inode_key(number), f"inode {number:x} waits for a trim that does not exist"
         )
+
+
+async def _check_locks(engine: Engine, facts: Facts) -> None:
+    async for key, value in _rows(engine, keys.LOCK):
+        number, table = keys.inode_of(key), locks.unpack(value)
+        if number not in facts.inodes:
+            facts.report("locks without inode", key, f"inode {number:x} does not exist")
+        if not table:
+            facts.report("empty lock table", key, f"nobody holds a lock of inode {number:x}")
+        if wrong := locks.faults(table):
+            facts.report("locks in conflict", key, f"inode {number:x}: {wrong}")
+    async for key, value in _rows(engine, keys.LOCK_WAIT):
+        deadlock.unpack(key, value)
 
 
 async def _check_xattrs(engine: Engine, facts: Facts) -> None:

@@ -102,7 +102,7 @@ class Clients:
 
     async def with_records(self) -> list[bytes]:
         """The clients that have sessions here or may have files open for reading."""
-        found = self.readers.clients()
+        found = self.readers.clients() | await self._namespace.locking.clients()
         begin, end = keys.prefix_range(keys.SESSION)
         async for page in self._namespace.pages(begin, end, PAGE):
             found.update(session.unpack(value).client for _, value in page)
@@ -140,7 +140,7 @@ class Clients:
     async def _clean_up(self, ended: set[bytes]) -> StatusError | None:
         failure: StatusError | None = None
         begin, end = keys.prefix_range(keys.SESSION)
-        left: set[bytes] = set()  # with sessions that could not be settled
+        left: set[tuple[bytes, int]] = set()  # client and inode of sessions that could not be settled
         async for page in self._namespace.pages(begin, end, PAGE):
             for key, value in page:
                 if (client := session.unpack(value).client) in ended:
@@ -148,13 +148,15 @@ class Clients:
                         await settle_session(self._namespace, *keys.split_session_key(key))
                     except StatusError as refused:
                         failure = refused
-                        left.add(client)
+                        left.add((client, keys.inode_of(key)))
+        await self._namespace.locking.forget(ended, left)
+        unsettled = {client for client, _ in left}
         for client in sorted(ended):
             await self.readers.forget(client)
             await self._forget_requests(client)
             self._acknowledged.pop(client, None)
             self._renewals.pop(client, None)
-            if client not in left:
+            if client not in unsettled:
                 self._ended.pop(client, None)
         return failure
 

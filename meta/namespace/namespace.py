@@ -23,6 +23,7 @@ from .clients import Clients
 from .directories import Memory, View
 from .gc import Collector
 from .inode import Inode
+from .locking import Locking
 from .seams import Capabilities, Chunks, Clock, Layout, Layouts
 
 STRIPE_DEFAULT = 16  # chains that a file is spread over, unless its directory says otherwise
@@ -61,6 +62,7 @@ class Namespace:
         self.inode_numbers = RangeAllocator(engine, clock, b"inode", INODES_PER_RANGE, first=FIRST_INODE)
         self.places = RangeAllocator(engine, clock, b"chain", PLACES_PER_RANGE, durable=False)
         self.collector = Collector(self)
+        self.locking = Locking(self)
         self.clients = Clients(self)
 
     # life
