@@ -27,6 +27,9 @@ HOLD inode:u64 client:16 → (empty)
 IDEM client:16 request:u64 (piece:u16) → method, time, reply (namespace/idempotency.py)
     Written by the transaction that carried the request out. Goes when the client says that it has the reply, when the client is gone,
     or after an hour.
+ACKN client:16 → number of the last request (u64, little-endian) whose reply the client has
+    A late copy of such a request is refused; its record is gone. Goes with the client. (That the client is gone is said by CLUSe, which
+    belongs to the manager: meta/cluster/store.py. Every change reads both.)
 DEADf versionstamp:10 inode:u64 → (version), "u" for a file that never had a name   a file whose nlink reached 0 (namespace/gc.py)
 DEADt versionstamp:10 inode:u64 → (version)   a directory that a recursive removal detached
 DEADc versionstamp:10 inode:u64 → layout      the inode is gone, its chunks are going
@@ -80,6 +83,8 @@ SESSION = b"SESS"
 READER = b"READ"
 HOLD = b"HOLD"
 IDEMPOTENCY = b"IDEM"
+ACKNOWLEDGED = b"ACKN"
+ENDED_CLIENT = b"CLUSe"
 DEAD_FILE = b"DEADf"
 DEAD_TREE = b"DEADt"
 DEAD_CHUNKS = b"DEADc"
@@ -191,6 +196,15 @@ def idempotency_pieces(key: bytes) -> tuple[bytes, bytes]:
 def idempotency_range(client: bytes, last: int = (1 << 64) - 1) -> tuple[bytes, bytes]:
     """Begin and end of a client's records up to and including request `last`."""
     return IDEMPOTENCY + client, idempotency_pieces(idempotency_key(client, last))[1]
+
+
+def acknowledged_key(client: bytes) -> bytes:
+    return ACKNOWLEDGED + client
+
+
+def ended_client_key(client: bytes) -> bytes:
+    """Exists from the end of the client's lease until none of its requests can be on its way any more."""
+    return ENDED_CLIENT + client
 
 
 def dead_suffix(inode: int) -> bytes:

@@ -57,6 +57,7 @@ class Clients:
             self._renewals[client] = report.renewal
             self._renewing.add(client)
             try:
+                await self.readers.learn(client)
                 await self._take(client, report)
             finally:
                 self._renewing.discard(client)
@@ -73,9 +74,10 @@ class Clients:
                 self.readers.write(txn, change)
             if acknowledged > last:
                 txn.delete_range(*keys.idempotency_range(client, acknowledged))
+                txn.put(keys.acknowledged_key(client), keys.counter_value(acknowledged))
 
-        self._acknowledged[client] = max(acknowledged, last)  # first: whoever misses a record must be able to see why
         await self._namespace.transact(work)
+        self._acknowledged[client] = max(acknowledged, last)
         if change is not None:
             self.readers.written(change)
 
@@ -88,17 +90,9 @@ class Clients:
         self._gone[client] = None
 
     def require_alive(self, client: bytes) -> None:
-        """Raise SESSION_ENDED for a client that is gone. A late request of it must not be carried out: it may have been before, and
-        the record of that is gone too."""
+        """Raise SESSION_ENDED for a client that is gone, as far as this server has heard. (The transactions look into the engine.)"""
         if client in self._gone:
-            raise error(Status.SESSION_ENDED, "this client's lease ran out; connect again under a new client id")
-
-    def require_wanted(self, client: bytes, request_id: int) -> None:
-        """Raise DUPLICATE for a request whose reply the client has: a late copy, that waited in the buffer of an old connection. There
-        is no record of it any more, and carrying it out again would undo what came after it. (Connections end with the process, so
-        this need not outlive it; a second server would have to see the number in the engine.)"""
-        if request_id <= self._acknowledged.get(client, 0):
-            raise error(Status.DUPLICATE, f"request {request_id} was answered before, and its client has the answer")
+            raise gone()
 
     async def with_records(self) -> list[bytes]:
         """The clients that have sessions here or may have files open for reading."""
@@ -162,11 +156,14 @@ class Clients:
 
     async def _forget_requests(self, client: bytes) -> None:
         begin, end = keys.idempotency_range(client)
-        if not await self._namespace.engine.begin().scan(begin, end, 1, snapshot=True):
+        txn = self._namespace.engine.begin()
+        known = await txn.get(keys.acknowledged_key(client), snapshot=True)
+        if known is None and not await txn.scan(begin, end, 1, snapshot=True):
             return
 
         async def work(txn: Transaction) -> None:
             txn.delete_range(begin, end)
+            txn.delete(keys.acknowledged_key(client))
 
         await self._namespace.transact(work)
 
@@ -196,6 +193,18 @@ class Clients:
             if old:
                 await self._namespace.transact(work)
         self._swept = self._namespace.clock.now()
+
+
+def gone() -> StatusError:
+    """A late request of a client that is gone must not be carried out: it may have been before, and the record of that is gone too."""
+    return error(Status.SESSION_ENDED, "this client's lease ran out; connect again under a new client id")
+
+
+def require_wanted(acknowledged: bytes | None, request_id: int) -> None:
+    """Raise DUPLICATE for a request whose reply the client has: a late copy, that waited in the buffer of an old connection, perhaps to
+    another server. There is no record of it any more, and carrying it out again would undo what came after it."""
+    if request_id <= keys.counter(acknowledged):
+        raise error(Status.DUPLICATE, f"request {request_id} was answered before, and its client has the answer")
 
 
 async def settle_session(namespace: Namespace, number: int, session_number: int) -> None:
