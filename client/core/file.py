@@ -15,9 +15,13 @@ from ...proto.gen.common_pb2 import Attributes
 from ...proto.gen.meta_pb2 import CloseRequest, Place, TruncateRequest
 from ...proto.layout import file_bytes_max
 from ...proto.rpc import META
+from . import locks
 from .attributes import Stat, stat_of
+from .locks import LockInfo, Span
 from .reading import OFFSET_MAX, Reader
 from .writes import sync_chains
+
+_FLOCKS = {"shared": locks.SHARED, "exclusive": locks.EXCLUSIVE}
 
 
 class Handle(Reader):
@@ -145,6 +149,8 @@ class Handle(Reader):
                 self.stream.drop()
             if self.can_write:
                 await self._end_session(self.unwanted)
+            if self.file.locks:
+                await locks.leave(self, last=self.file.handles == 1)
         except Exception:
             await self._leave()
             raise
@@ -153,6 +159,37 @@ class Handle(Reader):
             self.closed = False
             raise
         await self._leave()
+
+    # --- locks ------------------------------------------------------------------------------------------------------------------------
+
+    async def flock(self, how: str, *, blocking: bool = True, owner: int | None = None) -> None:
+        """Lock the whole file "shared" or "exclusive", or "unlock" it, for this handle (or the `owner` that the caller names)."""
+        await self._ready()
+        span = Span(locks.FLOCK, self.number if owner is None else owner)
+        if how == "unlock":
+            await locks.give(self, span)
+        elif how in _FLOCKS:
+            await locks.take(self, span, _FLOCKS[how], blocking=blocking)
+        else:
+            raise error(Status.INVALID, f"{self.name}: flock {how!r}: shared, exclusive or unlock")
+
+    async def lock_range(
+        self, start: int, length: int, *, exclusive: bool, blocking: bool, owner: int, pid: int
+    ) -> None:
+        """Lock a byte range, as fcntl(2) does."""
+        await self._ready(reading=not exclusive, writing=exclusive)
+        type_ = locks.EXCLUSIVE if exclusive else locks.SHARED
+        await locks.take(self, locks.checked_span(self, start, length, owner), type_, pid=pid, blocking=blocking)
+
+    async def unlock_range(self, start: int, length: int, *, owner: int) -> None:
+        await self._ready()
+        await locks.give(self, locks.checked_span(self, start, length, owner))
+
+    async def test_lock(self, start: int, length: int, *, exclusive: bool, owner: int) -> LockInfo | None:
+        """The lock that is in the way of this one, if any."""
+        await self._ready()
+        type_ = locks.EXCLUSIVE if exclusive else locks.SHARED
+        return await locks.find(self, locks.checked_span(self, start, length, owner), type_)
 
     async def _leave(self) -> None:
         self.core.handles.discard(self)

@@ -53,6 +53,8 @@ class Reader:
         self.ending = False  # the session's end was asked for
         self.unwanted = False  # what is not sent yet is to be discarded
         self.epoch = core.epoch
+        self.number = next(core.numbers)  # as the owner of its flock
+        self.locked = False  # took a lock under this identity of the client
         self.lock = core.env.lock()
         self.stream = Stream(file, core.options.readahead if buffered else 0)
         self._last: Stat | None = None  # what the close of a writer answered
@@ -278,7 +280,6 @@ class Reader:
         failure = self.file.take_error()
         if failure is not None:
             raise failure
-
 
     async def _renew_session(self) -> None:
         """If a close was interrupted, it may have ended the session all the same: what is settled from now on needs one that lives."""

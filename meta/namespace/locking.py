@@ -38,7 +38,7 @@ class Locking:
 
     async def lock(self, task: Task, request: meta_pb2.LockRequest, context: Context) -> meta_pb2.LockReply:
         """Grant or release a lock; `waiting` in the reply says that it is still taken. Raises WOULD_BLOCK when it is taken and the
-        request does not wait, DEADLOCK, NO_LOCKS, CANCELLED when nobody wants the answer any more."""
+        request does not wait, DEADLOCK, NO_LOCKS."""
         try:
             return await self._try(task, request)
         except ops.Blocked as blocked:

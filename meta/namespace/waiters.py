@@ -64,19 +64,17 @@ class Waiters:
         self.count -= 1
 
     async def wait(self, waiter: Waiter) -> bool:
-        """Until it is worth trying again; False when the request's time is up. Raises CANCELLED when nobody wants the answer any more,
-        UNAVAILABLE when this server stops."""
+        """Until it is worth trying again; False when the request's time is up, or nobody wants the answer any more. Raises UNAVAILABLE
+        when this server stops."""
         waiter.look_at = self._clock.now() + LOOK_SECONDS * self._scale
         if not self._ticking:
             self._ticking = True
             self._clock.spawn(self._tick, "waiters")
         await waiter.turn
         waiter.turn = self._clock.promise()
-        if waiter.context.cancelled:
-            raise error(Status.CANCELLED, "the client gave the wait up")
         if waiter.context.stopping or self._is_closing():
             raise error(Status.UNAVAILABLE, "the metadata server stops; ask another one, or again")
-        return self._clock.now() < waiter.over_at
+        return not waiter.context.cancelled and self._clock.now() < waiter.over_at
 
     def line(self, inode: int) -> list[Waiter]:
         """Who waits, the first first."""
