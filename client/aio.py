@@ -10,6 +10,7 @@ not survive `os.fork()`: a child connects anew. What each method does and raises
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Any
@@ -22,6 +23,7 @@ from . import process
 from .core.attributes import Stat, StatFs
 from .core.client import Core
 from .core.file import Handle
+from .core.locks import THIS_PROCESS, LockInfo
 from .core.options import Options, parse_mode
 from .core.paths import PathLike, text
 
@@ -254,6 +256,30 @@ class File:
 
     async def truncate(self, size: int | None = None) -> int:
         return await self.handle.truncate(size)
+
+    async def flock(self, how: str, *, blocking: bool = True) -> None:
+        await self.handle.flock(how, blocking=blocking)
+
+    async def lock(
+        self,
+        start: int = 0,
+        length: int = 0,
+        *,
+        exclusive: bool = True,
+        blocking: bool = True,
+        owner: int = THIS_PROCESS,
+        pid: int | None = None,
+    ) -> None:
+        number = os.getpid() if pid is None else pid
+        await self.handle.lock_range(start, length, exclusive=exclusive, blocking=blocking, owner=owner, pid=number)
+
+    async def unlock(self, start: int = 0, length: int = 0, *, owner: int = THIS_PROCESS) -> None:
+        await self.handle.unlock_range(start, length, owner=owner)
+
+    async def test_lock(
+        self, start: int = 0, length: int = 0, *, exclusive: bool = True, owner: int = THIS_PROCESS
+    ) -> LockInfo | None:
+        return await self.handle.test_lock(start, length, exclusive=exclusive, owner=owner)
 
     async def flush(self) -> None:
         await self.handle.flush()

@@ -11,6 +11,7 @@ class that the standard library would use: `FileNotFoundError`, `PermissionError
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ from . import process
 from .core.attributes import Stat, StatFs
 from .core.client import Core
 from .core.file import Handle
+from .core.locks import THIS_PROCESS, LockInfo
 from .core.options import Options, parse_mode
 from .core.paths import PathLike, text
 
@@ -336,6 +338,41 @@ class File(io.BufferedIOBase):
     def truncate(self, size: int | None = None, /) -> int:
         """Cut or extend the file to `size` bytes (default: the position); returns it."""
         return drive(self.handle.truncate(size))
+
+    # --- locks --------------------------------------------------------------------------------------------------------------------------
+
+    def flock(self, how: str, *, blocking: bool = True) -> None:
+        """Lock the whole file as flock(2): `how` is "shared", "exclusive" or "unlock". The lock belongs to this open file, and goes when it
+        is closed or its client is gone. Who gets one sees all that its holders before wrote. Raises BlockingIOError if it is taken and
+        `blocking` is false."""
+        drive(self.handle.flock(how, blocking=blocking))
+
+    def lock(
+        self,
+        start: int = 0,
+        length: int = 0,
+        *,
+        exclusive: bool = True,
+        blocking: bool = True,
+        owner: int = THIS_PROCESS,
+        pid: int | None = None,
+    ) -> None:
+        """Lock `length` bytes from `start` (0: to the end, however far the file grows) as fcntl(2): among the clients of the cluster, for
+        `owner`, a number of the caller's choice (default: this client as a whole; its locks on the file go when any handle of it is
+        closed). Replaces what the owner has in that range. Raises BlockingIOError if it is taken and `blocking` is false, EDEADLK if
+        waiting would never end."""
+        number = os.getpid() if pid is None else pid
+        drive(self.handle.lock_range(start, length, exclusive=exclusive, blocking=blocking, owner=owner, pid=number))
+
+    def unlock(self, start: int = 0, length: int = 0, *, owner: int = THIS_PROCESS) -> None:
+        """Give back what the owner has locked in this range; all that was written is there for others first."""
+        drive(self.handle.unlock_range(start, length, owner=owner))
+
+    def test_lock(
+        self, start: int = 0, length: int = 0, *, exclusive: bool = True, owner: int = THIS_PROCESS
+    ) -> LockInfo | None:
+        """The lock of another owner that is in the way of this one, or None."""
+        return drive(self.handle.test_lock(start, length, exclusive=exclusive, owner=owner))
 
     # --- getting it out -----------------------------------------------------------------------------------------------------------------
 

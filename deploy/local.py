@@ -39,7 +39,8 @@ CAPACITY_UNIT = 4096  # bytes; a target's capacity is a multiple
 
 
 class LocalCluster:
-    """The servers of one data directory. Options that are None stay what they were when the cluster was made.
+    """The servers of one data directory. Options that are None stay what they were when the cluster was made. `bound`: servers that are
+    started here end with this program, however it ends.
 
     Raises INVALID for options that cannot be.
     """
@@ -58,6 +59,7 @@ class LocalCluster:
         replicas: int | None = None,
         targets: int | None = None,
         log_level: str = "info",
+        bound: bool = False,
     ) -> None:
         self.data = Path(data or default_data_dir()).absolute()
         given: dict[str, Any] = {
@@ -76,6 +78,7 @@ class LocalCluster:
             raise error(Status.INVALID, "a cluster has at least one node, and a node at least one target")
         ClusterOptions(**self.asked)  # refuse impossible ones at once
         self.log_level = log_level
+        self._bound = bound
         self.servers: dict[str, ServerProcess] = {}
         self._find_servers(
             next_names(storage_names(self.data), 1)
@@ -87,7 +90,7 @@ class LocalCluster:
         for role in (META, *storage):
             module = "emberfs.meta.server" if role == META else "emberfs.storage.server"
             pid_file, log_file = self.data / "run" / f"{role}.pid", self.data / "log" / f"{role}.log"
-            self.servers[role] = known.get(role) or ServerProcess(role, module, pid_file, log_file)
+            self.servers[role] = known.get(role) or ServerProcess(role, module, pid_file, log_file, self._bound)
 
     def _look(self) -> None:
         """Find the servers that there are now."""

@@ -42,8 +42,10 @@ class ServerProcess:
     module: str  # run with `python -m`
     pid_file: Path
     log_file: Path
+    bound: bool = False  # it ends with the program that starts it, however that ends
     _child: subprocess.Popen[bytes] | None = field(default=None, repr=False)  # to be reaped, when we are its parent
     _report: int = field(default=-1, repr=False)  # the pipe that a launched one reports on
+    _bond: int = field(default=-1, repr=False)  # the pipe that a bound one watches; the kernel closes it when we end
 
     def pid(self) -> int | None:
         """The process id if it runs."""
@@ -68,16 +70,23 @@ class ServerProcess:
         """Start it in a session of its own. The caller makes sure that nobody else does, and calls `wait` next."""
         lock = os.open(self.pid_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         read_end, write_end = os.pipe()
+        theirs = [lock, write_end]
+        arguments = [*arguments, "--ready-fd", str(write_end)]
+        if self.bound:
+            self._let_go()
+            watched, self._bond = os.pipe()
+            theirs.append(watched)
+            arguments += ["--bound-fd", str(watched)]
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             os.ftruncate(lock, 0)  # the number in it is that of an older process, until the new one has written its own
-            self._spawn([*arguments, "--ready-fd", str(write_end)], lock, write_end)
+            self._spawn(arguments, theirs)
         except BaseException:
             os.close(read_end)
             raise
         finally:
-            os.close(lock)
-            os.close(write_end)
+            for descriptor in theirs:
+                os.close(descriptor)
         self._report = read_end
 
     def wait(self) -> dict[str, Any]:
@@ -93,7 +102,12 @@ class ServerProcess:
             raise error(Status.UNAVAILABLE, f"{self.name} cannot start: {report['error']} (log: {self.log_file})")
         return report
 
-    def _spawn(self, arguments: Sequence[str], lock: int, ready: int) -> None:
+    def _let_go(self) -> None:
+        if self._bond >= 0:
+            os.close(self._bond)
+            self._bond = -1
+
+    def _spawn(self, arguments: Sequence[str], descriptors: Sequence[int]) -> None:
         if self.log_file.exists() and self.log_file.stat().st_size > LOG_BYTES_MAX:
             self.log_file.replace(self.log_file.with_suffix(".log.1"))
         # -P: the current directory is not searched for modules. Some folder there may be called emberfs.
@@ -105,7 +119,7 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(lock, ready),
+                pass_fds=descriptors,
                 start_new_session=True,
             )
 
@@ -180,6 +194,7 @@ class ServerProcess:
     def _reap(self) -> None:
         if self._child is not None and self._child.poll() is not None:
             self._child = None
+            self._let_go()
 
     def usage(self) -> dict[str, Any]:
         """Of the running process: pid, resident bytes, seconds since its start, processor seconds."""

@@ -56,6 +56,7 @@ class GrpcContext:
     """What a handler is given (proto/rpc.py); there is no bulk over gRPC."""
 
     cancelled = False
+    stopping = False
 
     def __init__(self, peer: PeerInfo, seconds: float | None) -> None:
         self.peer = peer

@@ -27,6 +27,9 @@ HOLD inode:u64 client:16 → (empty)
 IDEM client:16 request:u64 (piece:u16) → method, time, reply (namespace/idempotency.py)
     Written by the transaction that carried the request out. Goes when the client says that it has the reply, when the client is gone,
     or after an hour.
+ACKN client:16 → number of the last request (u64, little-endian) whose reply the client has
+    A late copy of such a request is refused; its record is gone. Goes with the client. (That the client is gone is said by CLUSe, which
+    belongs to the manager: meta/cluster/store.py. Every change reads both.)
 DEADf versionstamp:10 inode:u64 → (version), "u" for a file that never had a name   a file whose nlink reached 0 (namespace/gc.py)
 DEADt versionstamp:10 inode:u64 → (version)   a directory that a recursive removal detached
 DEADc versionstamp:10 inode:u64 → layout      the inode is gone, its chunks are going
@@ -57,10 +60,12 @@ XATR inode:u64 name → value (as it was set; meta/namespace/extended.py)
     An extended attribute, its name with the namespace: `user.`, `trusted.`, `security.`. Where there is one, the inode has the flag
     XATTRS; the flag alone says only that it is worth looking. Repair: delete what has no inode; set the flag.
 ACLS inode:u64 kind:1 → the ACL (namespace/acl.py)   kind a: access, d: default
-    Exists exactly while the inode has the flag ACL (DEFAULT_ACL, a directory). An access ACL always has a mask. Repair: delete it; clear the flag.
+    Exists exactly while the inode has the flag ACL (DEFAULT_ACL, a directory). An access ACL always has a mask.
+    Repair: delete it; clear the flag.
 DIRV → counter*
     Raised by whatever changes a directory's place, permissions or defaults: rename, rmdir, recursive
-    removal, chmod, chown, ACLs, first extended attribute of a directory. Every transaction reads it; what was learned about directories holds for one value of it.
+    removal, chmod, chown, ACLs, first extended attribute of a directory. Every transaction reads it; what was learned about
+    directories holds for one value of it.
 BKUP number:u64 → JSON (meta/backup.py)   a copy of the metadata in the chunks of one chain. Repair: delete one that is not whole.
 META "format" → version of this key space; "clean" → the last server to write closed it in order; "loading" → a dump is being loaded
     (meta/dump.py), and this store is no use until it is in.
@@ -84,6 +89,8 @@ SESSION = b"SESS"
 READER = b"READ"
 HOLD = b"HOLD"
 IDEMPOTENCY = b"IDEM"
+ACKNOWLEDGED = b"ACKN"
+ENDED_CLIENT = b"CLUSe"
 DEAD_FILE = b"DEADf"
 DEAD_TREE = b"DEADt"
 DEAD_CHUNKS = b"DEADc"
@@ -199,6 +206,15 @@ def idempotency_pieces(key: bytes) -> tuple[bytes, bytes]:
 def idempotency_range(client: bytes, last: int = (1 << 64) - 1) -> tuple[bytes, bytes]:
     """Begin and end of a client's records up to and including request `last`."""
     return IDEMPOTENCY + client, idempotency_pieces(idempotency_key(client, last))[1]
+
+
+def acknowledged_key(client: bytes) -> bytes:
+    return ACKNOWLEDGED + client
+
+
+def ended_client_key(client: bytes) -> bytes:
+    """Exists from the end of the client's lease until none of its requests can be on its way any more."""
+    return ENDED_CLIENT + client
 
 
 def dead_suffix(inode: int) -> bytes:

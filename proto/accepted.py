@@ -383,6 +383,8 @@ class Connection(Stream):
         """The server stops: what runs is finished and answered."""
         if not self.is_region:
             self._retiring = True
+            for request in self._requests.values():
+                request.stopping = True
             self._close_if_done()
 
     @property

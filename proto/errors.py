@@ -41,6 +41,7 @@ class Status(enum.IntEnum):
     NAME_TOO_LONG = 6
     UNSUPPORTED = 7
     UNAUTHENTICATED = 8
+    VALUE_TOO_LONG = 9
     # the state of the file system
     NOT_FOUND = 20
     EXISTS = 21
@@ -61,6 +62,7 @@ class Status(enum.IntEnum):
     DEADLOCK = 36
     WOULD_BLOCK = 37
     RANGE = 38
+    NO_LOCKS = 39
     # peers and the network
     UNAVAILABLE = 50
     DEADLINE = 51
@@ -106,6 +108,9 @@ TABLE: dict[Status, Row] = {
         _errno.ENAMETOOLONG, False, False, Blame.CALLER, "a name is over 255 bytes or a path over 4095"
     ),
     Status.UNSUPPORTED: Row(_errno.EOPNOTSUPP, False, False, Blame.CALLER, "the server does not do this"),
+    Status.VALUE_TOO_LONG: Row(
+        _errno.E2BIG, False, False, Blame.CALLER, "the value of an extended attribute is over 65,536 bytes"
+    ),
     Status.UNAUTHENTICATED: Row(_errno.EACCES, False, False, Blame.CALLER, "the peer did not prove the cluster secret"),
     Status.NOT_FOUND: Row(_errno.ENOENT, False, False, Blame.STATE, "no such file or directory"),
     Status.EXISTS: Row(_errno.EEXIST, False, False, Blame.STATE, "the name exists"),
@@ -129,6 +134,7 @@ TABLE: dict[Status, Row] = {
     Status.NO_DEVICE: Row(_errno.ENXIO, False, False, Blame.STATE, "there is nothing behind it"),
     Status.DEADLOCK: Row(_errno.EDEADLK, False, False, Blame.STATE, "waiting for this lock would never end"),
     Status.WOULD_BLOCK: Row(_errno.EAGAIN, False, False, Blame.STATE, "somebody else holds the lock"),
+    Status.NO_LOCKS: Row(_errno.ENOLCK, False, False, Blame.STATE, "the file has as many locks as it can have"),
     Status.RANGE: Row(_errno.ERANGE, False, False, Blame.CALLER, "the buffer is too small for the value"),
     Status.UNAVAILABLE: Row(
         _errno.EHOSTUNREACH, True, False, Blame.PEER, "the server cannot be reached; is it running?"

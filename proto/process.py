@@ -51,6 +51,9 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     options.add_argument("--secret-file", metavar="PATH", help="the cluster secret; needed beyond loopback")
     options.add_argument("--ready-fd", metavar="N", type=int, help="where to report readiness, as one line of JSON")
     options.add_argument(
+        "--bound-fd", metavar="N", type=int, help="a pipe: stop when nobody holds its other end any more"
+    )
+    options.add_argument(
         "--name", default=socket.gethostname(), help="what people call this server (default: the host name)"
     )
     options.add_argument(
@@ -245,6 +248,8 @@ async def _run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _asked_to_stop, process, number)
+    if options.bound_fd is not None:
+        loop.add_reader(options.bound_fd, _left_alone, process, options.bound_fd)
     listener: asyncio.Server | None = None
     try:
         if options.metrics:
@@ -266,7 +271,16 @@ async def _run(
 
 
 def _asked_to_stop(process: Process, number: signal.Signals) -> None:
-    process.log.info("stopping", signal=number.name)
+    _stop(process, number.name)
+
+
+def _left_alone(process: Process, bond: int) -> None:
+    asyncio.get_running_loop().remove_reader(bond)
+    _stop(process, "whoever started this server has ended")
+
+
+def _stop(process: Process, why: str) -> None:
+    process.log.info("stopping", why=why)
     process.stop()
     loop = asyncio.get_running_loop()
     loop.call_later(STOP_SECONDS_MAX * time_scale(), _give_up, process)

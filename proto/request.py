@@ -36,6 +36,7 @@ class Request:
         "regions",
         "reserve",
         "sink_made",
+        "stopping",
     )
 
     def __init__(
@@ -44,6 +45,7 @@ class Request:
         self.frame = frame
         self.peer = peer
         self.cancelled = False
+        self.stopping = False
         self.regions = regions
         self.buffers = buffers
         self.reserve = reserve  # counts bulk bytes held for this peer; False at the limit

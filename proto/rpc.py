@@ -145,6 +145,7 @@ class Context(Protocol):
 
     peer: PeerInfo
     cancelled: bool  # the client gave up, or is gone: no further piece may be moved
+    stopping: bool  # the server is about to end: a request that waits for others should be answered soon
 
     def remaining(self) -> float:
         """Seconds to the deadline; negative when it has passed."""

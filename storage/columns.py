@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..proto.errors import Status, error
+from ..proto.ids import CHUNK_INDEX_MAX, chunk_key
 from ..proto.rpc import Context
 
 OPERATIONS_MAX = 4096  # of one request
@@ -41,3 +42,10 @@ def grouped(chains: Sequence[int], versions: Sequence[int], refused: dict[int, S
         if i not in refused:
             groups.setdefault(key, []).append(i)
     return [(chain, version, places) for (chain, version), places in groups.items()]
+
+
+def end_key(inode: int, last: int, tenant: int) -> bytes:
+    """The key behind the chunks [.., last) of a file; `last` may be one more than the largest index."""
+    if last > CHUNK_INDEX_MAX:
+        return chunk_key(inode, CHUNK_INDEX_MAX, tenant) + b"\0"
+    return chunk_key(inode, last, tenant)

@@ -7,7 +7,8 @@ Rules:
 1. A client's update enters at the head, under the exact chain version. The head names it (its chain version, number + 1); a name
    is never used again for other content, and number + 1 is given only after number was committed.
 2. One batch is one client request. It waits until it is first in line for each of its chunks and channels, so that a chunk
-   has one update in flight and a channel one sequence (lines.py).
+   has one update in flight and a channel one sequence (lines.py). A clone stands in the line of its source, too: so what it takes there
+   is committed, here and on every member behind.
 3. Every member persists an update before it forwards it, commits it after its successor acknowledged it, and only then answers.
    Without a successor (the tail; a chain of one) persisting and committing are one write of the index. Whether there is one is asked at
    that write (`fate`), not when the update came: a successor that appears in between must not miss it.
@@ -42,7 +43,7 @@ from typing import Any
 
 from ..proto.errors import Status
 from ..proto.gen.common_pb2 import TARGET_STATE_SERVING, TARGET_STATE_SYNCING, Chain
-from .decisions import decide, decide_forwarded
+from .decisions import decide, decide_forwarded, named
 from .events import (
     ALWAYS,
     Checkpoint,
@@ -74,7 +75,7 @@ from .events import (
     WriteRequest,
 )
 from .lease import Lease
-from .lines import Batch, Lines, Stage, Work
+from .lines import Batch, Lines, Resource, Stage, Work
 from .sessions import Receiving, Sending
 
 UPDATES_MAX = 4096  # of one request
@@ -299,7 +300,10 @@ class Replica:
         batch = self._new_batch(Work.UPDATES, event.ticket, event.chain_version, updates)
         batch.sender = event.sender
         for i, update in enumerate(updates):
+            mine: tuple[Resource, ...]
             mine = (update.chunk, (update.client, update.channel)) if update.client else (update.chunk,)
+            if update.source is not None and update.source.chunk != update.chunk:
+                mine = (*mine, update.source.chunk)
             status = self._lines.join(batch, mine)
             if status is Status.OK:
                 batch.live.append(i)
@@ -374,7 +378,7 @@ class Replica:
                 batch.results[i] = decided
             else:
                 live.append(i)
-                batch.staged.append(update if batch.sender else update._replace(version=decided))
+                batch.staged.append(update if batch.sender else named(update, decided, self._rows))
         batch.live = live
         if not live:
             return None

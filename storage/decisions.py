@@ -1,5 +1,8 @@
 """What becomes of an update whose turn has come: the version under which it runs, or its result if it does not (again).
 
+A clone is decided for the chunk that it makes; which version of its source it takes is a part of its name (`named`), so that every member
+makes the same of it, or asks for the content.
+
 At the head versions are given, and retries, ended sessions and truncates are told apart. Behind it the version alone decides: the
 head has decided already, and refusing what it persisted would leave that pending for ever.
 """
@@ -32,10 +35,34 @@ def decide(update: Update, rows: Rows, chain_version: int, ended: Collection[byt
             return Result(Status.OK)
     elif update.truncate_version < max(floor, row.truncate_version if row is not None else 0):
         return Result(Status.STALE_TRUNCATE_VERSION)
+    elif update.kind is Kind.CLONE and (refusal := _refuse_clone(update, row, rows)) is not None:
+        return refusal
     elif row is None and update.kind is Kind.TRUNCATE and update.truncate_version == floor:
         return Result(Status.OK)  # nothing to cut; where the floor rises, that is persisted
     number = row.committed.number if row is not None else rows.version_floor()
     return Version(chain_version, number + 1)
+
+
+def _refuse_clone(update: Update, row: ChunkRow | None, rows: Rows) -> Result | None:
+    """Why a clone is not made, or why there is nothing to make."""
+    source = update.source
+    there = rows.chunk(source.chunk) if source is not None else None
+    if source is not None:
+        known = max(rows.truncate_floor(source.chunk), there.truncate_version if there is not None else 0)
+        if source.truncate_version < known:
+            return Result(Status.STALE_TRUNCATE_VERSION)
+    return Result(Status.OK) if row is None and there is None else None
+
+
+def named(update: Update, version: Version, rows: Rows) -> Update:
+    """The update under the name that the head gives it."""
+    source = update.source
+    if source is None:
+        return update._replace(version=version)
+    there = rows.chunk(source.chunk)
+    return update._replace(
+        version=version, source=source._replace(version=there.committed if there is not None else None)
+    )
 
 
 def decide_forwarded(update: Update, rows: Rows, serving: bool, ended: Collection[bytes]) -> Result | Version:
@@ -45,6 +72,9 @@ def decide_forwarded(update: Update, rows: Rows, serving: bool, ended: Collectio
     assert version is not None
     row = rows.chunk(update.chunk)
     numbered = _is_numbered(update, rows, ended)
+    if update.kind is Kind.CLONE and not _has_source(update, rows):
+        done = row is not None and version.number <= row.committed.number and numbered
+        return _old_news(version, row) if row is not None and done else Result(Status.NOT_COMMITTED)
     if update.kind is Kind.REMOVE and row is None:
         floor = rows.truncate_floor(update.chunk)
         moves = floor < update.truncate_version if update.truncate_version != ALWAYS else floor > 0
@@ -65,6 +95,14 @@ def decide_forwarded(update: Update, rows: Rows, serving: bool, ended: Collectio
             Status.NOT_COMMITTED
         )  # what it builds on is missing here: the predecessor sends the whole content
     return version
+
+
+def _has_source(update: Update, rows: Rows) -> bool:
+    """Whether the head's version of a clone's source is here: without it the predecessor sends the whole content."""
+    if update.source is None:
+        return True
+    there = rows.chunk(update.source.chunk)
+    return update.source.version == (there.committed if there is not None else None)
 
 
 def _is_numbered(update: Update, rows: Rows, ended: Collection[bytes]) -> bool:

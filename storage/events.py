@@ -18,6 +18,7 @@ class Kind(enum.IntEnum):
     TRUNCATE = 2  # cut or extend with zeros to `length`
     REMOVE = 3  # unless it was written under `truncate_version` or later; ALWAYS: whatever it is
     REPLACE = 4  # the payload is the whole content, whatever was there: only from a predecessor
+    CLONE = 5  # the committed content of another chunk, cut to `length`; a remove where that has none
 
 
 ALWAYS = 1 << 32  # the truncate version of removes that no write comes after: the inode is dead
@@ -28,6 +29,14 @@ class Version(NamedTuple):
 
     chain_version: int  # under which the head assigned it
     number: int  # + 1 with every update of the chunk
+
+
+class Source(NamedTuple):
+    """Where a clone comes from. Its chunk stays in line with the one that is made until that is answered."""
+
+    chunk: bytes  # on the same chain
+    truncate_version: int = 0  # which the client knows of
+    version: Version | None = None  # that the head has taken; None: it had none, or has not decided yet
 
 
 class Update(NamedTuple):
@@ -46,6 +55,7 @@ class Update(NamedTuple):
     data: Any = None  # the payload, or where to find it: opaque to the machine
     version: Version | None = None  # None: comes from a client, the head assigns it
     units: bytes = b""  # of a REPLACE with damaged content: the CRC32C that every unit should have, u32 little-endian
+    source: Source | None = None  # of a CLONE; None: the chunk becomes a hole
 
 
 class Result(NamedTuple):

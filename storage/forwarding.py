@@ -22,8 +22,9 @@ from .columns import need_trust
 from .engine.disk import Disk
 from .engine.reads import ReadPlan, verify
 from .engine.row import State
-from .events import Forward, Kind, Result, Update, Version
+from .events import Forward, Kind, Result, Source, Update, Version
 from .peers import Peers
+from .reach import Reach
 from .target import Target
 from .updates import chunk_size_of
 
@@ -33,6 +34,8 @@ WHOLE_BYTES_MAX = 16 << 20  # of contents that are read back and sent together; 
 JOINED_BYTES_MAX = 256 << 10  # payloads of so many bytes together are sent as one piece, longer ones where they lie
 PIECES_MAX = 64
 SHARED_BYTES_MIN = 64 << 10  # payloads from here on go through memory that a successor on the same machine shares
+
+_NO_CHUNK = bytes(CHUNK_ID_BYTES)
 
 Learn = Callable[[Iterable[Chain]], None]  # takes the newer entries that come with refusals
 
@@ -44,6 +47,7 @@ class Forwarder:
         self._target = target
         self._peers = peers
         self._learn = learn
+        self.reach = Reach(lambda: target.replica, target.lease, target.env, self._ask, target.state_changed)
         self._silent = False  # the successor did not answer the last time; said once
         self._behind = False  # the successor has an older entry of the chain than we
 
@@ -142,6 +146,7 @@ class Forwarder:
             views = [update.data for update in updates if update.data is not None]
             memory = self._shared(effect.target, views)
             source = memory.slices if memory is not None else _slices(views)
+        self.reach.sent(effect.batch, effect.chain_version)
         try:
             seconds = FORWARD_S_MAX * time_scale()
             reply = await self._peers.call(effect.target, STORAGE.Forward, request, seconds, source=source)
@@ -152,6 +157,7 @@ class Forwarder:
             if memory is not None:
                 memory.release()
         self._silent = False
+        self.reach.answered(effect.batch)
         self._target.counters.bytes_forwarded += size
         self._learn(reply.chains)
         columns = zip(reply.status, reply.number, reply.length, reply.checksum, strict=False)
@@ -183,6 +189,12 @@ class Forwarder:
                 "cannot forward; trying again", target=self._target.id, successor=successor, error=failed.strerror
             )
         self._silent = True
+
+    async def _ask(self, target: int, chain: Chain, seconds: float) -> CommittedReply:
+        """A question that anything alive answers, with a refusal at least. Raises as `Peers.call`."""
+        request = CommittedRequest(chain=chain.id, chain_version=chain.version)
+        reply: CommittedReply = await self._peers.call(target, STORAGE.Committed, request, seconds)
+        return reply
 
     async def committed(self, chunks: Sequence[bytes]) -> list[int] | None:
         """Each chunk's committed number at the tail, 0 where it has none; None when the tail does not say in time."""
@@ -276,6 +288,17 @@ def _read_all(disk: Disk, plans: Sequence[ReadPlan], views: Sequence[memoryview]
 
 
 def _request(effect: Forward, chain: int, sender: int, updates: Sequence[Update]) -> ForwardRequest:
+    request = _columns(effect, chain, sender, updates)
+    if any(update.kind is Kind.CLONE for update in updates):
+        sources = [update.source or Source(_NO_CHUNK) for update in updates]
+        request.sources = b"".join([source.chunk for source in sources])
+        versions = [source.version or Version(0, 0) for source in sources]
+        request.source_chain[:] = [version.chain_version for version in versions]
+        request.source_number[:] = [version.number for version in versions]
+    return request
+
+
+def _columns(effect: Forward, chain: int, sender: int, updates: Sequence[Update]) -> ForwardRequest:
     clients = {client: i for i, client in enumerate(dict.fromkeys(update.client for update in updates))}
     versions = [update.version or Version(0, 0) for update in updates]
     return ForwardRequest(
@@ -384,6 +407,7 @@ def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
     columns_fit = all(len(column) == count for column in columns) and len(request.units) in (0, count)
     if not columns_fit or len(request.chunks) != count * CHUNK_ID_BYTES:
         raise error(Status.INVALID, "columns of different lengths in a forward")
+    sources = _sources(request, count)
     updates: list[Update] = []
     position = 0
     for i, kind in enumerate(map(Kind, request.kind)):
@@ -410,11 +434,32 @@ def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
                 view,
                 Version(under, number),
                 request.units[i] if request.units else b"",
+                sources[i] if sources and kind is Kind.CLONE else None,
             )
         )
     if position != len(data):
         raise error(Status.INVALID, f"{position} bytes announced, {len(data)} sent")
     return updates
+
+
+def _sources(request: ForwardRequest, count: int) -> list[Source | None]:
+    """Of clones, by update; empty where there are none."""
+    if not request.sources:
+        return []
+    chains, numbers = request.source_chain[:], request.source_number[:]
+    if (
+        not len(request.sources)
+        == count * CHUNK_ID_BYTES
+        == len(chains) * CHUNK_ID_BYTES
+        == len(numbers) * CHUNK_ID_BYTES
+    ):
+        raise error(Status.INVALID, "columns of different lengths in a forward")
+    found: list[Source | None] = []
+    for i, (chain, number) in enumerate(zip(chains, numbers, strict=True)):
+        chunk = request.sources[i * CHUNK_ID_BYTES : (i + 1) * CHUNK_ID_BYTES]
+        version = Version(chain, number) if number else None
+        found.append(Source(chunk, 0, version) if chunk != _NO_CHUNK else None)
+    return found
 
 
 __all__ = ["Forwarder", "Forwarding"]

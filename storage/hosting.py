@@ -142,7 +142,7 @@ class Hosting:
 
     def reported(self) -> list[Reported]:
         """What the manager is told."""
-        opened = [Reported(self._entry(target), target.replica.chain) for target in self.targets]
+        opened = [Reported(self._entry(target), target.replica.chain, target.unreached()) for target in self.targets]
         return opened + self._reported_damaged()
 
     def _reported_damaged(self) -> list[Reported]:

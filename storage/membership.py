@@ -9,7 +9,8 @@ Rules:
    writes.
 3. What routing changes about our chains and targets is reported at once: the manager goes on only with news under the current version.
 4. Without an answer everything stays as it was: chains of one never fence themselves, members of longer ones stop with the lease.
-5. A process whose place was taken by another one (FENCED) gives up its lease and ends loudly.
+5. Reports are numbered: one that arrives after a newer one says nothing any more.
+6. A process whose place was taken by another one (FENCED) gives up its lease and ends loudly.
 
 Written over `proto.env.Environment`: the same code runs in the server and in the simulator.
 """
@@ -37,12 +38,11 @@ from ..proto.gen.meta_pb2 import Place, StatRequest
 from ..proto.routing import Change, RoutingTable
 from ..proto.rpc import CLUSTER, META, Method
 from ..proto.settings import time_scale
-from .lease import Lease
+from .lease import LEASE_SECONDS_DEFAULT, Lease
 
 CALL_SECONDS_MAX = 5.0  # of one call to the manager that is no heartbeat; scaled
 RETRY_SECONDS = 0.2  # between two tries over all managers; scaled
 HEARTBEATS_PER_LEASE = 4
-LEASE_SECONDS_DEFAULT = 5.0
 REPORTS_MAX = 8  # one after the other, while each answer changes what there is to report
 HINTS_MAX = 4  # addresses of a primary that are followed in one try over all managers
 DEAD = (Status.NOT_FOUND, Status.STALE_HANDLE)  # what the namespace says of an inode that is gone
@@ -53,6 +53,7 @@ class Reported(NamedTuple):
 
     entry: Target
     chain: Chain | None = None
+    unreached: Sequence[int] = ()  # members of that chain that give us no answer (reach.py)
 
 
 class Membership:
@@ -86,6 +87,7 @@ class Membership:
         self._reporting = env.lock()
         self._reachable = True
         self._ends = 0  # changes of the routing that ended clients
+        self._number = 0  # of the last report
 
     @property
     def manager(self) -> str:
@@ -156,7 +158,7 @@ class Membership:
     def _news(self) -> list[tuple[int, int, int]]:
         """What the manager waits to hear, per target: its state, and under which version of which chain."""
         found: list[tuple[int, int, int]] = []
-        for entry, chain in self.targets():
+        for entry, chain, _ in self.targets():
             found.append((entry.state, chain.id, chain.version) if chain is not None else (entry.state, 0, 0))
         return found
 
@@ -172,11 +174,14 @@ class Membership:
 
     def _report(self) -> HeartbeatRequest:
         request = HeartbeatRequest(node=self.node.id, process=self.node.process, routing_version=self._routing.version)
-        for entry, chain in self.targets():
+        self._number = request.number = self._number + 1
+        for entry, chain, unreached in self.targets():
             request.targets.append(entry)
             if chain is not None:
                 request.chain.append(chain.id)
                 request.chain_version.append(chain.version)
+                request.unreached.extend(unreached)
+                request.unreached_version.extend([chain.version] * len(unreached))
         return request
 
     def _apply(self, routing: Routing) -> None:

@@ -19,10 +19,14 @@ from ..proto.gen.common_pb2 import TARGET_STATE_SERVING, TARGET_STATE_SYNCING, T
 from ..proto.gen.storage_pb2 import (
     AddTargetReply,
     AddTargetRequest,
+    CloneReply,
+    CloneRequest,
     CommittedReply,
     CommittedRequest,
     DropTargetReply,
     DropTargetRequest,
+    ExtentsReply,
+    ExtentsRequest,
     FinishSyncReply,
     FinishSyncRequest,
     ForwardReply,
@@ -51,6 +55,7 @@ from ..proto.gen.storage_pb2 import (
 from ..proto.ids import boot_id, chunk_key, chunk_keys
 from ..proto.routing import Change, RoutingTable
 from ..proto.rpc import STORAGE, Context
+from .clones import Clones
 from .columns import check_columns, grouped, need_trust
 from .engine.reads import ReadPlan
 from .engine.records import LastChunk
@@ -103,6 +108,7 @@ class StorageService:
         self._forwarding = Forwarding(self._target, self._chain, self._learn)
         self._forwarders: dict[int, Forwarder] = {}  # by target
         self._writes = Writes(routing, self._target, self._chains)
+        self._clones = Clones(routing, self._target, self._chains, self._writes.update)
         self._exchange = Exchange(self._target, self._chain)
         self.keeper: TargetKeeper | None = None
 
@@ -112,7 +118,8 @@ class StorageService:
         """These are the targets of this process from now on."""
         gone = {target.id for target in self._all}.difference(target.id for target in targets)
         for number in gone:
-            self._forwarders.pop(number, None)
+            if (forwarder := self._forwarders.pop(number, None)) is not None:
+                forwarder.reach.closed = True
         self._all = list(targets)
         self.routing_changed(Change(full=True, any=True))
 
@@ -137,7 +144,8 @@ class StorageService:
         for target in self._targets.values():
             if target.id not in self._forwarders:
                 forwarder = self._forwarders[target.id] = Forwarder(target, self._peers, self._learn)
-                target.forward = forwarder.forward
+                target.forward, target.unreached = forwarder.forward, forwarder.reach.unreached
+                self._env.spawn(forwarder.reach.keep, "reach")
             if change.ended_clients or change.full:
                 target.clients_ended(self._routing.ended_clients, change.ended_clients)
             target.others_have_room = self._others_have_room(target, chains.get(target.id))
@@ -299,6 +307,12 @@ class StorageService:
 
     async def remove(self, request: RemoveChunksRequest, context: Context) -> RemoveChunksReply:
         return await self._writes.remove(request, context)
+
+    async def clone(self, request: CloneRequest, context: Context) -> CloneReply:
+        return await self._clones.clone(request, context)
+
+    async def extents(self, request: ExtentsRequest, context: Context) -> ExtentsReply:
+        return await self._clones.extents(request, context)
 
     # --- the rest ---
 

@@ -408,7 +408,8 @@ class Target:
         """The bytes did not arrive as they were sent; or old ones that they have to be merged with are damaged here. Those may be
         repaired: the next try will do."""
         if update.data is None or crc32c(update.data) == update.checksum:
-            will_do = self.found_damaged(update.chunk, str(failure.strerror))
+            damaged = update.source.chunk if update.source is not None else update.chunk
+            will_do = self.found_damaged(damaged, str(failure.strerror))
             return Result(Status.BUSY if will_do else Status.CHECKSUM)
         self.log.error(
             "an update does not match its checksum",

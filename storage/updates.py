@@ -84,7 +84,7 @@ def engine_update(update: Update, *, decided: bool = False) -> chunks.Update:
         # A truncate's remove cuts to nothing, which also makes the file's older writes stay out.
         kind, offset = (chunks.Kind.REMOVE, 0) if truncate_version == ALWAYS else (chunks.Kind.TRUNCATE, 0)
         truncate_version = 0 if truncate_version == ALWAYS else truncate_version
-    elif update.kind is Kind.TRUNCATE:
+    elif update.kind in (Kind.TRUNCATE, Kind.CLONE):
         offset = update.length
     return chunks.Update(
         kind,
@@ -98,6 +98,7 @@ def engine_update(update: Update, *, decided: bool = False) -> chunks.Update:
         update.version.number,
         update.units,
         decided,
+        update.source.chunk if update.source is not None and kind is chunks.Kind.CLONE else b"",
     )
 
 
@@ -109,6 +110,8 @@ def receipt(update: Update, job: Job) -> Receipt:
 def is_quick(job: Job) -> bool:
     """Whether running it never waits for a disk to read: no old bytes have to be merged."""
     old, update = job.old, job.update
+    if job.source is not None:
+        return not job.cuts_source
     if old is None or job.shape is Shape.APPEND:
         return True
     if job.shape is Shape.NONE:

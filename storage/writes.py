@@ -8,6 +8,7 @@ from typing import Any
 from ..proto.capability import Rights
 from ..proto.errors import Status, error
 from ..proto.gen.storage_pb2 import (
+    CloneRequest,
     RemoveChunksReply,
     RemoveChunksRequest,
     TruncateChunkReply,
@@ -15,11 +16,11 @@ from ..proto.gen.storage_pb2 import (
     WriteReply,
     WriteRequest,
 )
-from ..proto.ids import CHANNELS, CHUNK_INDEX_MAX, chunk_key
+from ..proto.ids import CHANNELS, chunk_key
 from ..proto.layout import check_chunk_size
 from ..proto.routing import RoutingTable
 from ..proto.rpc import Context
-from .columns import OPERATIONS_MAX, check_columns, grouped, need_trust
+from .columns import OPERATIONS_MAX, check_columns, end_key, grouped, need_trust
 from .events import ALWAYS, Kind, Result, Update
 from .grants import refusals
 from .target import Target
@@ -49,7 +50,7 @@ class Writes:
         columns = (request.chain, request.chain_version, request.index, request.offset, request.length)
         numbering = (request.checksum, request.channel, request.sequence, request.truncate_version, request.chunk_size)
         check_columns(count, *columns, *numbering)
-        _check_numbers(request)
+        check_numbers(request)
         refused = refusals(
             context.peer, self._routing, request.capabilities, request.capability, request.inode[:], _WRITE
         )
@@ -78,7 +79,7 @@ class Writes:
                 )
             )
             position += length
-        results = await self._update(request.chain[:], request.chain_version[:], updates, refused)
+        results = await self.update(request.chain[:], request.chain_version[:], updates, refused)
         for update in updates:
             # Now, not when the last reference goes (a thread may still hold one): the buffer behind is used again only without views.
             update.data.release()
@@ -127,11 +128,11 @@ class Writes:
             )
             for i in range(count)
         ]
-        results = await self._update(request.chain[:], request.chain_version[:], updates, {})
+        results = await self.update(request.chain[:], request.chain_version[:], updates, {})
         statuses = [result.status for result in results]
         return TruncateChunkReply(status=statuses, chains=self._newer(statuses, request.chain))
 
-    async def _update(
+    async def update(
         self, chains: Sequence[int], versions: Sequence[int], updates: Sequence[Update], refused: dict[int, Status]
     ) -> list[Result]:
         """Run updates through their chains' machines; one result each."""
@@ -170,7 +171,7 @@ class Writes:
             updates += found
             owners += [i] * len(found)
         chains, versions = [request.chain[i] for i in owners], [request.chain_version[i] for i in owners]
-        results = await self._update(chains, versions, updates, {})
+        results = await self.update(chains, versions, updates, {})
         removed = [0] * count
         for i, result in zip(owners, results, strict=True):
             if result.status == Status.BUSY:
@@ -186,7 +187,7 @@ class Writes:
     @staticmethod
     def _range(request: RemoveChunksRequest, i: int) -> tuple[bytes, bytes, int | None]:
         first = chunk_key(request.inode[i], request.first[i], request.tenant)
-        last = _end_key(request.inode[i], request.last[i], request.tenant)
+        last = end_key(request.inode[i], request.last[i], request.tenant)
         return first, last, request.truncate_version[i] if request.truncate_version else None
 
     @staticmethod
@@ -202,16 +203,9 @@ class Writes:
         return [Update(Kind.REMOVE, chunk, 0, 0, 0, b"", 0, 0, under, 0) for chunk in chunks], len(found) > limit
 
 
-def _check_numbers(request: WriteRequest) -> None:
+def check_numbers(request: WriteRequest | CloneRequest) -> None:
     """What no layout has and no client counts: it must not reach the machine and the index, which rely on it. Raises INVALID."""
     for size in set(request.chunk_size):
         check_chunk_size(size)
     if max(request.channel, default=0) >= CHANNELS or not all(request.sequence):
         raise error(Status.INVALID, f"channels are below {CHANNELS}, sequence numbers above 0")
-
-
-def _end_key(inode: int, last: int, tenant: int) -> bytes:
-    """The key behind the chunks [.., last) of a file; `last` may be one more than the largest index."""
-    if last > CHUNK_INDEX_MAX:
-        return chunk_key(inode, CHUNK_INDEX_MAX, tenant) + b"\0"
-    return chunk_key(inode, last, tenant)

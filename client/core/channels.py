@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...proto.env import Environment
 from ...proto.ids import CHANNELS
 
 if TYPE_CHECKING:
-    from .writes import WriteBatch
+    from .batches import UpdateBatch
 
 
 class Channels:
@@ -17,10 +17,10 @@ class Channels:
 
     def __init__(self, env: Environment) -> None:
         self._lock = env.lock()
-        self._owner: list[WriteBatch | None] = [None] * CHANNELS
+        self._owner: list[UpdateBatch[Any] | None] = [None] * CHANNELS
         self._sequence = [0] * CHANNELS
 
-    async def take(self, batch: WriteBatch, channels: Sequence[int]) -> list[int]:
+    async def take(self, batch: UpdateBatch[Any], channels: Sequence[int]) -> list[int]:
         """Occupy these channels (distinct ones), all or none at a time, and number one update on each."""
         while True:
             async with self._lock:
@@ -37,7 +37,7 @@ class Channels:
         self._sequence[channel] += 1
         return self._sequence[channel]
 
-    def release(self, batch: WriteBatch, channels: Sequence[int]) -> None:
+    def release(self, batch: UpdateBatch[Any], channels: Sequence[int]) -> None:
         """Leave the channels that the batch occupies."""
         for channel in channels:
             if self._owner[channel] is batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -45,6 +46,7 @@ class Core(Namespace):
         self.cluster = Cluster(env, addresses, options)
         self.epoch = 0
         self.closed = False
+        self.numbers = itertools.count(1)  # of handles and waits for locks, in all epochs
         self.handles: WeakSet[Handle] = WeakSet()
         self.losing = env.lock()
         self.orphans: deque[Handle] = deque()  # open handles that nobody refers to any more
@@ -186,8 +188,11 @@ class Core(Namespace):
             except FileNotFoundError:
                 raise error(Status.STALE_HANDLE, f"{handle.name} was removed; open the path again") from None
             handle.adopt(inode, reply.session)
+            locked, handle.locked = handle.locked, False
         if (failure := old.take_error()) is not None:
             raise failure
+        if locked:
+            raise Lease.ended_error()  # what it guarded may be another client's by now
 
     def write_back_of(self, inode: Inode) -> WriteBack:
         """The write-back of an inode, made with the first write. Under the inode's lock."""
@@ -357,6 +362,12 @@ class Core(Namespace):
                 await handle.close()
             except (StatusError, ValueError) as broken:
                 failure = failure or broken
+        for inode in list(self.inodes.values()):  # of a forgotten file that the keeper is just closing: it ends with us
+            try:
+                async with inode.lock:
+                    await self.flush_inode(inode)
+            except StatusError as broken:
+                failure = failure or broken
         self.closed = True
         try:
             if self.keeper.started:
@@ -394,6 +405,8 @@ class Core(Namespace):
         written again. Handles find out by the epoch."""
         for inode in self.inodes.values():
             inode.error = None  # the parent's to report
+        for handle in list(self.handles):
+            handle.locked = False  # the locks are the parent's
         self.orphans.clear()
         self.cluster.after_fork_in_child()
         self.losing = self.env.lock()

@@ -14,6 +14,7 @@ from ...proto.gen.cluster_pb2 import NODE_KIND_META, GetRoutingRequest, Routing
 from ...proto.gen.common_pb2 import Chain
 from ...proto.heads import LOOK_SECONDS, answer_of_head
 from ...proto.ids import boot_id
+from ...proto.rendezvous import owner_of
 from ...proto.routing import RoutingTable
 from ...proto.rpc import CLUSTER, Method
 from .options import Options
@@ -52,6 +53,7 @@ class Cluster:
         self.seeds = tuple(addresses)
         self._meta_addresses: list[str] = list(addresses)
         self._meta_turn = 0
+        self._meta_nodes: dict[int, str] = {}  # metadata servers -> how to reach them
         self._node_turns: dict[int, int] = {}
         self._node_cache: dict[int, str] = {}
         self._cache_generation = -1
@@ -158,13 +160,13 @@ class Cluster:
             self.table.learn_chain(chain)
 
     def _find_meta(self) -> list[str]:
-        found = [
-            address
+        nodes = {
+            node.id: [a for a in self.table.node_addresses(node.id, self.host) if self.env.reachable(a)]
             for node in self.table.nodes.values()
             if node.kind == NODE_KIND_META
-            for address in self.table.node_addresses(node.id, self.host)
-            if self.env.reachable(address)
-        ]
+        }
+        self._meta_nodes = {node: addresses[0] for node, addresses in nodes.items() if addresses}
+        found = [address for addresses in nodes.values() for address in addresses]
         # How we came here stays a way back: what a server calls itself may not be reachable from everywhere.
         return [a for a in self.seeds if a not in found] + found
 
@@ -172,6 +174,12 @@ class Cluster:
         """The metadata server to ask now."""
         addresses = self._meta_addresses
         return addresses[self._meta_turn % len(addresses)]
+
+    def owner_address(self, inode: int) -> str:
+        """The metadata server where all who lock an inode, or append to it, meet: what is asked there conflicts with nobody."""
+        if len(self._meta_nodes) < 2:
+            return self.meta_address()
+        return self._meta_nodes[owner_of(inode, self._meta_nodes)]
 
     def _turn_meta(self) -> None:
         self._meta_turn += 1
@@ -228,10 +236,15 @@ class Cluster:
         return Patience(self.env, scaled, self.attempt_seconds)
 
     async def meta(
-        self, method: Method, request: Message, patience: Patience | None = None, ids: RequestIds | None = None
+        self,
+        method: Method,
+        request: Message,
+        patience: Patience | None = None,
+        ids: RequestIds | None = None,
+        inode: int = 0,
     ) -> Any:
-        """Ask a metadata server, again until the deadline where that can help. `ids`: those of the identity that this is asked under.
-        Raises StatusError."""
+        """Ask a metadata server, again until the deadline where that can help. `ids`: those of the identity that this is asked under;
+        `inode`: whose owner is asked first. Raises StatusError."""
         patience = patience or self.patience()
         while True:
             if ids is not None and ids is not self.requests:
@@ -239,17 +252,18 @@ class Cluster:
                 text = f"the client's lease ran out during {method.name}: it may have been carried out; look, and repeat it"
                 raise error(Status.MAYBE_COMMITTED, text)
             try:
-                return await self.env.call(Call(self.meta_address(), method, request, patience.attempt()))
+                address = self.owner_address(inode) if inode and not patience.failures else self.meta_address()
+                return await self.env.call(Call(address, method, request, patience.attempt()))
             except StatusError as failure:
                 await patience.again(failure)
                 await self.recover(failure)
 
-    async def change(self, method: Method, request: Any, patience: Patience | None = None) -> Any:
+    async def change(self, method: Method, request: Any, patience: Patience | None = None, *, inode: int = 0) -> Any:
         """`meta` for a request that changes something: its request id makes every repetition count once."""
         ids = self.requests
         request.request_id = await ids.begin()
         try:
-            return await self.meta(method, request, patience, ids)
+            return await self.meta(method, request, patience, ids, inode)
         finally:
             await ids.end(request.request_id)
 

@@ -1,7 +1,6 @@
-"""An open file: reads, writes and their order within one client.
+"""An open file: writes, truncates, and how it all gets out, in order within one client.
 
-All handles of one inode share its `Inode`, so a read sees every earlier write of this client: bytes that are still on their way
-are waited for before they are read. Other clients see a write after `flush`, `fsync` or `close` (close-to-open).
+Other clients see a write after `flush`, `fsync` or `close` (close-to-open).
 
 Appending (`a` modes): the end of the file is this client's view of it, refreshed from the server before the first append after a
 flush. Several handles and threads of one client never overwrite each other's appends; two clients that append at the same time may.
@@ -9,232 +8,24 @@ flush. Several handles and threads of one client never overwrite each other's ap
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
-from operator import add
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.common_pb2 import Attributes
-from ...proto.gen.meta_pb2 import CloseRequest, OpenRequest, Place, TruncateRequest
+from ...proto.gen.meta_pb2 import CloseRequest, Place, TruncateRequest
 from ...proto.layout import file_bytes_max
 from ...proto.rpc import META
+from . import locks
 from .attributes import Stat, stat_of
-from .columns import Columns, Into, Output, columns_of, cut
-from .holes import check_holes
-from .inode import Inode
-from .options import O_APPEND, O_RDONLY, O_RDWR, O_WRONLY
-from .piece import read_piece
-from .reads import Fetch
-from .streams import Stream
+from .locks import LockInfo, Span
+from .reading import OFFSET_MAX, Reader
 from .writes import sync_chains
 
-if TYPE_CHECKING:
-    from .client import Core
-
-DIRECT_BYTES_MAX = 1 << 20  # a read elsewhere of up to so much is one fetch; a longer one is streamed
-PEEK_BYTES = 8 << 10
-BATCH_BYTES_MAX = 16 << 20  # of one random batch in flight
-OFFSET_MAX = (1 << 63) - 1
+_FLOCKS = {"shared": locks.SHARED, "exclusive": locks.EXCLUSIVE}
 
 
-class Handle:
-    """One `open`. Its position, lookahead and right to write are its own; everything else is the inode's.
-
-    The class is long because a file has many operations; the machinery is in `streams`, `writeback`, `reads` and `writes`.
-    """
-
-    def __init__(
-        self, core: Core, file: Inode, flags: int, *, session: int, buffered: bool, name: str, unnamed: bool = False
-    ) -> None:
-        self.core = core
-        self.file = file
-        self.flags = flags
-        self.session = session
-        self.buffered = buffered
-        self.name = name
-        self.unnamed = unnamed
-        self.can_read = flags & 3 in (O_RDONLY, O_RDWR)
-        self.can_write = flags & 3 != O_RDONLY
-        self.append = bool(flags & O_APPEND)
-        self.position = 0
-        self.closed = False
-        self.ending = False  # the session's end was asked for
-        self.unwanted = False  # what is not sent yet is to be discarded
-        self.epoch = core.epoch
-        self.lock = core.env.lock()
-        self.stream = Stream(file, core.options.readahead if buffered else 0)
-        self._last: Stat | None = None  # what the close of a writer answered
-
-    @property
-    def size(self) -> int:
-        """Bytes, as this client sees the file."""
-        return self.file.length
-
-    # --- reading --------------------------------------------------------------------------------------------------------------------
-
-    async def read(self, size: int = -1) -> bytes:
-        """`size` bytes from the position on (negative: all), fewer at the end."""
-        await self._ready(reading=True)
-        async with self.lock:
-            data = await self._bytes(self.position, self._available(self.position, size))
-            self.position += len(data)
-            return data
-
-    async def read1(self, size: int = -1) -> bytes:
-        """At least one byte unless the file ends, at most `size`, cheaply."""
-        return await self.read(DIRECT_BYTES_MAX if size < 0 else min(size, DIRECT_BYTES_MAX))
-
-    async def peek(self, size: int = 0) -> bytes:
-        """Some bytes after the position, which stays."""
-        await self._ready(reading=True)
-        async with self.lock:
-            position, following = self.position, self.stream.next
-            data = await self._bytes(position, self._available(position, max(size, PEEK_BYTES)))
-            if not self.stream.windows:
-                self.stream.next = following  # looking is not reading
-            else:
-                self.stream.next = position
-            return data
-
-    async def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` from the position on; bytes read."""
-        await self._ready(reading=True)
-        async with self.lock:
-            view = memoryview(buffer).cast("B")
-            count = self._available(self.position, len(view))
-            await self._read_to(Into(view), self.position, count)
-            count = self._there(self.position, count)
-            self.position += count
-            return count
-
-    async def pread(self, length: int, offset: int) -> bytes:
-        """`length` bytes from `offset`, fewer at the end."""
-        await self._ready(reading=True)
-        count = self._available(offset, length)
-        output = io.BytesIO()
-        await self._pread(output, offset, count)
-        return self._value(output, offset, count)
-
-    async def pread_into(self, buffer: Any, offset: int) -> int:
-        """Fill `buffer` from `offset` on; bytes read."""
-        await self._ready(reading=True)
-        view = memoryview(buffer).cast("B")
-        count = self._available(offset, len(view))
-        await self._pread(Into(view), offset, count)
-        return self._there(offset, count)
-
-    async def _pread(self, output: Output, offset: int, count: int) -> None:
-        # Random reads of several threads go on at the same time; only the stream needs the lock.
-        if count <= DIRECT_BYTES_MAX and not self.stream.follows(offset):
-            await self._direct(output, offset, count)
-        else:
-            async with self.lock:
-                await self._sequential(offset, count, output)
-
-    async def preadv_batch(self, ranges: Sequence[tuple[int, int]], buffer: Any = None) -> list[memoryview]:
-        """Per (offset, length) range a view of its bytes, in `buffer` or a new one."""
-        await self._ready(reading=True)
-        if not ranges:
-            return []
-        offsets, lengths = map(list, zip(*ranges, strict=True))
-        end = max(map(add, offsets, lengths))
-        if min(offsets) < 0 or min(lengths) < 0 or end > self.file.length:
-            lengths = [self._available(offset, length) for offset, length in ranges]
-        total = sum(lengths)
-        view = memoryview(bytearray(total) if buffer is None else buffer).cast("B")
-        if view.readonly or len(view) < total:
-            raise error(Status.INVALID, f"the buffer must be writable and hold {total} bytes; it has {len(view)}")
-        await self._arrived(min(offsets), end)
-        views: list[memoryview] = []
-        position = begin = 0
-        for end in _cuts(lengths, min(BATCH_BYTES_MAX, self.core.options.memory // 8)):
-            position = await self._batch(offsets[begin:end], lengths[begin:end], view, position, views)
-            begin = end
-        return views
-
-    async def _batch(
-        self, offsets: list[int], lengths: list[int], view: memoryview, position: int, views: list[memoryview]
-    ) -> int:
-        """Read ranges into `view` from `position` on and append their views; where the next one goes."""
-        end = position + sum(lengths)
-        if end == position:
-            views += [view[position:position]] * len(lengths)
-            return end
-        columns = _columns(self.file, offsets, lengths)
-        fetch = await Fetch(self.file.cluster, columns).complete()
-        try:
-            await check_holes(fetch)
-            fetch.deliver(Into(view[position:end]))
-        finally:
-            fetch.release()
-        pieces = cut(view[position:end], lengths)
-        if max(map(add, offsets, lengths)) > self.file.length:
-            places = zip(pieces, offsets, lengths, strict=True)
-            pieces = [piece[: self._there(offset, length)] for piece, offset, length in places]
-        views += pieces
-        return end
-
-    async def _bytes(self, offset: int, count: int) -> bytes:
-        output = io.BytesIO()
-        await self._read_to(output, offset, count)
-        return self._value(output, offset, count)
-
-    async def _read_to(self, output: Output, offset: int, count: int) -> None:
-        """Under the handle's lock: by the stream if the read follows another one or is long, else by itself."""
-        if count <= DIRECT_BYTES_MAX and not self.stream.follows(offset):
-            await self._direct(output, offset, count)
-        else:
-            await self._sequential(offset, count, output)
-
-    async def _direct(self, output: Output, offset: int, count: int) -> None:
-        """A read that follows no other."""
-        self.stream.next = offset + count
-        if not count:
-            return
-        await self._arrived(offset, offset + count)
-        cluster = self.file.cluster
-        patience = cluster.patience()
-        fetch = await read_piece(self.file, offset, count, output, patience)
-        if fetch is None:
-            return
-        await fetch.complete(patience)
-        try:
-            await check_holes(fetch)
-            fetch.deliver(output)
-        finally:
-            fetch.release()
-
-    async def _sequential(self, offset: int, count: int, output: Output) -> None:
-        if count:
-            await self._arrived(offset, offset + count)
-            await self.stream.read(offset, count, output)
-
-    def _available(self, offset: int, size: int) -> int:
-        """How many bytes of `size` (negative: all) lie between `offset` and the end of the file."""
-        if offset < 0:
-            raise error(Status.INVALID, f"{self.name}: offset {offset} is negative")
-        left = self.file.length - offset
-        return max(0, left if size < 0 else min(size, left))
-
-    def _there(self, offset: int, count: int) -> int:
-        """How many of `count` bytes that were read lie below the end of the file: another client may have cut it meanwhile."""
-        return count if offset + count <= self.file.length else max(0, self.file.length - offset)
-
-    def _value(self, output: io.BytesIO, offset: int, count: int) -> bytes:
-        there = self._there(offset, count)
-        if there < count:
-            output.truncate(there)
-        return output.getvalue()
-
-    async def _arrived(self, offset: int, end: int) -> None:
-        """Wait until bytes of the range that are on their way have arrived. Raises why they did not (and keeps it for `flush`)."""
-        write_back = self.file.write_back
-        if write_back is not None and write_back.overlaps(offset, end):
-            async with self.file.lock:
-                await write_back.drain()
-            if self.file.error is not None:
-                raise self.file.error
+class Handle(Reader):
+    """One `open`, with all that can be done to the file through it. The machinery is in `streams`, `writeback`, `reads` and `writes`."""
 
     # --- writing --------------------------------------------------------------------------------------------------------------------
 
@@ -358,6 +149,8 @@ class Handle:
                 self.stream.drop()
             if self.can_write:
                 await self._end_session(self.unwanted)
+            if self.file.locks:
+                await locks.leave(self, last=self.file.handles == 1)
         except Exception:
             await self._leave()
             raise
@@ -366,6 +159,37 @@ class Handle:
             self.closed = False
             raise
         await self._leave()
+
+    # --- locks ------------------------------------------------------------------------------------------------------------------------
+
+    async def flock(self, how: str, *, blocking: bool = True, owner: int | None = None) -> None:
+        """Lock the whole file "shared" or "exclusive", or "unlock" it, for this handle (or the `owner` that the caller names)."""
+        await self._ready()
+        span = Span(locks.FLOCK, self.number if owner is None else owner)
+        if how == "unlock":
+            await locks.give(self, span)
+        elif how in _FLOCKS:
+            await locks.take(self, span, _FLOCKS[how], blocking=blocking)
+        else:
+            raise error(Status.INVALID, f"{self.name}: flock {how!r}: shared, exclusive or unlock")
+
+    async def lock_range(
+        self, start: int, length: int, *, exclusive: bool, blocking: bool, owner: int, pid: int
+    ) -> None:
+        """Lock a byte range, as fcntl(2) does."""
+        await self._ready(reading=not exclusive, writing=exclusive)
+        type_ = locks.EXCLUSIVE if exclusive else locks.SHARED
+        await locks.take(self, locks.checked_span(self, start, length, owner), type_, pid=pid, blocking=blocking)
+
+    async def unlock_range(self, start: int, length: int, *, owner: int) -> None:
+        await self._ready()
+        await locks.give(self, locks.checked_span(self, start, length, owner))
+
+    async def test_lock(self, start: int, length: int, *, exclusive: bool, owner: int) -> LockInfo | None:
+        """The lock that is in the way of this one, if any."""
+        await self._ready()
+        type_ = locks.EXCLUSIVE if exclusive else locks.SHARED
+        return await locks.find(self, locks.checked_span(self, start, length, owner), type_)
 
     async def _leave(self) -> None:
         self.core.handles.discard(self)
@@ -404,19 +228,6 @@ class Handle:
         if failure is not None and not discard:
             raise failure
 
-    async def _renew_session(self) -> None:
-        """If a close was interrupted, it may have ended the session all the same: what is settled from now on needs one that lives."""
-        if not self.ending:
-            return
-        granted = self.file.capability_write
-        request = OpenRequest(place=Place(parent=self.file.id), flags=O_WRONLY, capability=granted)
-        reply = await self.core.cluster.change(META.Open, request)
-        if self.session in self.file.sessions:
-            self.file.sessions.remove(self.session)
-        self.session = reply.session
-        self.file.sessions.append(self.session)
-        self.ending = False
-
     async def stat(self) -> Stat:
         """The attributes, after what was written here was published."""
         await self._ready()
@@ -425,85 +236,3 @@ class Handle:
                 await self.core.flush_inode(self.file)
             attributes: Attributes = await self.file.fetch()
         return stat_of(attributes)
-
-    # --- position ---------------------------------------------------------------------------------------------------------------------
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Move the position; `whence` as in lseek(2): 0 start, 1 position, 2 end."""
-        self._check_open()
-        if whence not in (0, 1, 2):
-            raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
-        position = offset + (0, self.position, self.file.length)[whence]
-        if not 0 <= position <= OFFSET_MAX:
-            raise error(Status.INVALID, f"{self.name}: cannot seek to {position}")
-        self.position = position
-        return position
-
-    def tell(self) -> int:
-        self._check_open()
-        return self.position
-
-    def adopt(self, file: Inode, session: int) -> None:
-        """Go on in the client's present epoch, with nothing but the position from before."""
-        self.file.cluster.forget_lookahead(self.stream)
-        self.file = file
-        self.session = session
-        self.lock = self.core.env.lock()
-        self.stream = Stream(file, self.core.options.readahead if self.buffered else 0)
-        self.epoch = self.core.epoch
-        self.ending = False
-
-    # --- state ------------------------------------------------------------------------------------------------------------------------
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ValueError("I/O operation on closed file")
-
-    async def _ready(self, *, reading: bool = False, writing: bool = False) -> None:
-        """Before every operation: the file is open, for this, and under this client's present identity."""
-        self._check_open()
-        if (reading and not self.can_read) or (writing and not self.can_write):
-            raise io.UnsupportedOperation(f"{self.name}: not open for {'reading' if reading else 'writing'}")
-        lease = self.core.lease
-        if lease.over:
-            await self.core.lose_lease(lease)
-        if self.epoch != self.core.epoch:
-            await self.core.reopen(self)
-        if self.ending:
-            async with self.file.lock:
-                await self._renew_session()
-
-    def _raise_error(self) -> None:
-        failure = self.file.take_error()
-        if failure is not None:
-            raise failure
-
-
-def _columns(file: Inode, offsets: list[int], lengths: list[int]) -> Columns:
-    """The pieces of many ranges, one after the other."""
-    size = file.chunk_size
-    index = [offset // size for offset in offsets]
-    start = [offset % size for offset in offsets]
-    if max(map(add, start, lengths)) <= size and all(lengths):
-        return Columns((file,), (), index, start, lengths)
-    rows: tuple[list[int], list[int], list[int]] = ([], [], [])
-    for offset, length in zip(offsets, lengths, strict=True):
-        if length:
-            part = columns_of(file, offset, length)
-            rows[0].extend(part.index)
-            rows[1].extend(part.offset)
-            rows[2].extend(part.length)
-    return Columns((file,), (), *rows)
-
-
-def _cuts(lengths: Sequence[int], limit: int) -> Sequence[int]:
-    """Ends of portions of rows that fit into one batch of `limit` bytes."""
-    if sum(lengths) <= limit:
-        return [len(lengths)] if lengths else []
-    cuts, total = [], 0
-    for i, length in enumerate(lengths):
-        if total and total + length > limit:
-            cuts.append(i)
-            total = 0
-        total += length
-    return [*cuts, len(lengths)]

@@ -14,6 +14,7 @@ from ...proto.errors import Status, StatusError, error
 from ...proto.gen.common_pb2 import Attributes, Layout
 from ...proto.gen.meta_pb2 import CloseRequest, OpenReply, OpenRequest, Place, StatRequest, SyncFileRequest
 from ...proto.layout import stripe_chains
+from ...proto.ranges import Piece, overlaid
 from ...proto.rpc import META
 from .cluster import Cluster
 from .options import O_RDONLY, O_RDWR, O_WRONLY
@@ -48,6 +49,7 @@ class Inode:
         "layout",
         "length",
         "lock",
+        "locks",
         "readers",
         "sessions",
         "settled_length",
@@ -89,6 +91,9 @@ class Inode:
         self.stale_end = 0  # end of what was written after a truncate that this inode has not heard of yet,
         self.stale_version = 0  # and the truncate version that it was written under
         self.write_back: WriteBack | None = None
+        self.locks: dict[
+            tuple[int, int], list[Piece[int]]
+        ] = {}  # (kind, owner) -> ranges that this client holds, with the type
 
     # --- what the server said -------------------------------------------------------------------------------------------------------
 
@@ -156,6 +161,14 @@ class Inode:
         """The error of background writes, handed out once."""
         failure, self.error = self.error, None
         return failure
+
+    def note_lock(self, kind: int, owner: int, start: int, end: int, type_: int | None) -> None:
+        """What an owner holds in this range from now on; None: nothing."""
+        pieces = overlaid(self.locks.get((kind, owner), ()), start, end, type_)
+        if pieces:
+            self.locks[kind, owner] = pieces
+        else:
+            self.locks.pop((kind, owner), None)
 
     # --- asking the server ------------------------------------------------------------------------------------------------------------
 

@@ -102,7 +102,7 @@ def median_us(work: Callable[[], object], count: int) -> float:
 def temporary_cluster(**options: Any) -> Iterator[tuple[LocalCluster, Path]]:
     """A cluster of its own, and a directory on the same disk for baselines. Both are removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="emberfs-bench-", dir=os.environ.get("EMBERFS_BENCH_DIR")))
-    cluster = LocalCluster(folder / "data", **options)
+    cluster = LocalCluster(folder / "data", bound=True, **options)
     try:
         cluster.start()
         yield cluster, folder

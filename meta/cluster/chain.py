@@ -27,6 +27,12 @@ Rules:
    missed the writes since. Bad news always counts.
 7. When leases run out one after the other because everything fails at once, the first ones keep their places until it is clear
    whether anybody is left. Taking them one by one would leave a chain that only the last one may revive.
+8. A member that is cut off from the one before it, while both hold their leases, must not lose its place from one version to the next: it
+   serves until it has heard of that. It becomes SYNCING first, at the end of the chain, where it serves nothing and every write still goes
+   through it, so none is acknowledged that it could miss. From there it may be copied to over another link and serve again; over the
+   link that is cut nobody copies, so it is WAITING as soon as it has reported under the new version. One member at a time, never the
+   last one that serves, and nobody else takes SYNCING from a member that has not heard of it yet.
+9. For the same reason a chain in which such a member is left alone stays as it is until that one has heard, or its lease is over.
 """
 
 from __future__ import annotations
@@ -66,6 +72,9 @@ class Report(NamedTuple):
     chain_version: int = 0  # that the server had when it said so; 0: it said none, and so cannot have finished a sync
     lease: Lease = Lease.HELD
     opened_clean: bool = True  # nothing that the index should hold was missing or damaged when it was opened
+    cut: bool = (
+        False  # SERVING: cut off from its predecessor; else: nobody who serves last can copy to it now (links.py)
+    )
 
 
 class Word(enum.IntEnum):  # hashed many thousand times a scan, which an Enum does in Python
@@ -78,6 +87,7 @@ class Word(enum.IntEnum):  # hashed many thousand times a scan, which an Enum do
     OVERDUE = 5
     SILENT = 6  # its lease is over
     GONE = 7
+    CUT = 8  # it is there, and cut off
 
 
 SERVING, LASTSRV = TARGET_STATE_SERVING, TARGET_STATE_LASTSRV
@@ -107,6 +117,7 @@ SERVED: dict[tuple[int, Word], TargetState] = {
     (SERVING, Word.NOTHING): SERVING,
     (SERVING, Word.RESTARTED): OFFLINE,
     (SERVING, Word.GONE): OFFLINE,
+    (SERVING, Word.CUT): SYNCING,
     (LASTSRV, Word.UPTODATE): OFFLINE,
     (LASTSRV, Word.ONLINE): OFFLINE,
     (LASTSRV, Word.NOTHING): OFFLINE,
@@ -117,16 +128,19 @@ SERVED: dict[tuple[int, Word], TargetState] = {
     (SYNCING, Word.NOTHING): SYNCING,
     (SYNCING, Word.RESTARTED): OFFLINE,  # what was copied to it may not have been synced
     (SYNCING, Word.GONE): OFFLINE,
+    (SYNCING, Word.CUT): WAITING,
     (WAITING, Word.UPTODATE): WAITING,  # it has to say ONLINE first: nobody has copied anything to it
     (WAITING, Word.ONLINE): SYNCING,
     (WAITING, Word.NOTHING): WAITING,
     (WAITING, Word.RESTARTED): SYNCING,
     (WAITING, Word.GONE): OFFLINE,
+    (WAITING, Word.CUT): WAITING,
     (OFFLINE, Word.UPTODATE): WAITING,
     (OFFLINE, Word.ONLINE): SYNCING,
     (OFFLINE, Word.NOTHING): OFFLINE,
     (OFFLINE, Word.RESTARTED): SYNCING,
     (OFFLINE, Word.GONE): OFFLINE,
+    (OFFLINE, Word.CUT): WAITING,
 }
 # The same in a chain that nobody serves.
 UNSERVED: dict[tuple[int, Word], TargetState] = {
@@ -134,19 +148,21 @@ UNSERVED: dict[tuple[int, Word], TargetState] = {
     (LASTSRV, Word.NOTHING): LASTSRV,
     (LASTSRV, Word.GONE): LASTSRV,
     (SYNCING, Word.ONLINE): WAITING,
-    (SYNCING, Word.NOTHING): WAITING,
     (SYNCING, Word.RESTARTED): WAITING,
     (SYNCING, Word.GONE): OFFLINE,
+    (SYNCING, Word.CUT): WAITING,
     (WAITING, Word.UPTODATE): WAITING,
     (WAITING, Word.ONLINE): WAITING,
     (WAITING, Word.NOTHING): WAITING,
     (WAITING, Word.RESTARTED): WAITING,
     (WAITING, Word.GONE): OFFLINE,
+    (WAITING, Word.CUT): WAITING,
     (OFFLINE, Word.UPTODATE): WAITING,
     (OFFLINE, Word.ONLINE): WAITING,
     (OFFLINE, Word.NOTHING): OFFLINE,
     (OFFLINE, Word.RESTARTED): WAITING,
     (OFFLINE, Word.GONE): OFFLINE,
+    (OFFLINE, Word.CUT): WAITING,
 }
 
 # SERVING members of whom one of these is heard leave no doubt that somebody is left (rule 7).
@@ -189,7 +205,7 @@ def next_chain(chain: Chain, reports: Mapping[int, Report], nodes: Mapping[int, 
 
 
 def _word(member: ChainMember, report: Report, chain_version: int, replicated: bool) -> Word:
-    state, incarnation, restarted, reported_version, lease, opened_clean = report
+    state, incarnation, restarted, reported_version, lease, opened_clean, cut = report
     if replicated and lease is not Lease.HELD:
         return Word.OVERDUE if lease is Lease.OVERDUE else Word.SILENT
     if incarnation != member.incarnation or state == LOCAL_STATE_OFFLINE:
@@ -198,9 +214,11 @@ def _word(member: ChainMember, report: Report, chain_version: int, replicated: b
         return Word.GONE
     if restarted:
         return Word.RESTARTED
-    if reported_version == chain_version:
-        return Word.UPTODATE if state == LOCAL_STATE_UPTODATE else Word.ONLINE
-    return Word.NOTHING if reported_version else Word.ONLINE
+    if reported_version != chain_version and (reported_version or member.state == SYNCING):
+        return Word.NOTHING
+    if cut and member.state != LASTSRV:
+        return Word.CUT
+    return Word.UPTODATE if state == LOCAL_STATE_UPTODATE and reported_version else Word.ONLINE
 
 
 @functools.lru_cache(HEARD_MAX)
@@ -211,9 +229,12 @@ def _next_states(heard: tuple[tuple[int, Word], ...]) -> tuple[TargetState, ...]
     served = any(entry in SERVES for entry in answers)
     reviver = -1 if served else next((i for i, entry in enumerate(answers) if entry in REVIVES), -1)
     table = SERVED if served or reviver >= 0 else UNSERVED
+    if table is UNSERVED and (SYNCING, Word.NOTHING) in answers:
+        return None  # rule 9
     states = [SERVING if i == reviver else table[entry] for i, entry in enumerate(answers)]
     candidates = [i for i, state in enumerate(states) if state == SYNCING]
-    chosen = next((i for i in candidates if heard[i][0] == SYNCING), candidates[0] if candidates else -1)
+    chosen = next((i for state in (SERVING, SYNCING) for i in candidates if heard[i][0] == state), -1)
+    chosen = candidates[0] if chosen < 0 and candidates else chosen
     for i in candidates:
         states[i] = SYNCING if i == chosen else WAITING
     restarted = any(state == SERVING and word is Word.RESTARTED for state, (_, word) in zip(states, heard, strict=True))
@@ -221,7 +242,9 @@ def _next_states(heard: tuple[tuple[int, Word], ...]) -> tuple[TargetState, ...]
 
 
 def _answers(heard: Sequence[tuple[int, Word]]) -> list[tuple[int, Word]]:
-    """What is heard, with silence made into an answer: OVERDUE is NOTHING yet, SILENT is GONE unless rule 7 says to wait."""
+    """What is heard, with silence made into an answer: OVERDUE is NOTHING yet, SILENT is GONE unless rule 7 says to wait. Who serves and is
+    cut off stays where rule 8 says so."""
+    heard = _kept(heard)
     serving = [word for state, word in heard if state == SERVING]
     wait = Word.OVERDUE in serving and not any(word in _FRESH for word in serving)
     answers = []
@@ -231,6 +254,19 @@ def _answers(heard: Sequence[tuple[int, Word]]) -> list[tuple[int, Word]]:
         else:
             answers.append((state, Word.GONE if word is Word.SILENT else word))
     return answers
+
+
+def _kept(heard: Sequence[tuple[int, Word]]) -> Sequence[tuple[int, Word]]:
+    """The same, with one SERVING member CUT at most: where another one surely stays, and no member that is SYNCING may still serve."""
+    if (SERVING, Word.CUT) not in heard:
+        return heard
+    stays = any(entry in ((SERVING, Word.UPTODATE), (SERVING, Word.ONLINE)) for entry in heard)
+    unheard = any(state == SYNCING and word in (Word.NOTHING, Word.OVERDUE) for state, word in heard)
+    goes = heard.index((SERVING, Word.CUT)) if stays and not unheard else -1
+    return [
+        (state, Word.ONLINE if word is Word.CUT and state == SERVING and i != goes else word)
+        for i, (state, word) in enumerate(heard)
+    ]
 
 
 def _changed(chain: Chain, states: Sequence[TargetState], owners: Sequence[int]) -> Chain:

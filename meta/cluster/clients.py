@@ -70,6 +70,10 @@ class Clients:
             await self.remember(client, report.name)
         self.leases.renew(client, now)
         reply = await self._namespace.renewed(client, report)
+        if client not in self._epochs:
+            raise error(
+                Status.SESSION_ENDED, "this client has said goodbye meanwhile; connect again under a new client id"
+            )
         reply.epoch = self._epochs[client]
         reply.lease_ms = int(self.leases.seconds * 1000)
         return reply

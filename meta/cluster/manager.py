@@ -196,17 +196,25 @@ class Manager:
 
     async def heartbeat(self, request: HeartbeatRequest) -> None:
         """A server process is alive and this is how its targets are. Raises NOT_FOUND for a node that has to register first, FENCED
-        for a process whose place another one has taken."""
+        for a process whose place another one has taken, DUPLICATE for one that comes after a newer one."""
         node = self.book.nodes.get(request.node)
         if node is None:
             raise error(Status.NOT_FOUND, f"node {request.node} is not registered here; register again")
         if node.process != request.process:
             raise _taken(node.id, node.name)
-        targets = self.book.targets
+        if self._nodes.is_late(node.id, request.number):
+            raise error(Status.DUPLICATE, f"node {node.id} ({node.name}) has sent newer reports than this one")
+        now, targets = self._clock.now(), self.book.targets
         mine = [t for t in request.targets if t.id in targets and targets[t.id].node == node.id]  # others have moved
         chains = dict(zip(request.chain, request.chain_version, strict=False))
         self._nodes.has_routing(node.id, request.routing_version)
-        if self._nodes.reported(node.id, mine, chains, self._clock.now()):
+        silent = dict(zip(request.unreached, request.unreached_version, strict=False))
+        unreached = self._nodes.unreached(self.book, node.id, silent, now)
+        if self._nodes.reported(node.id, mine, chains, now, unreached=unreached, number=request.number):
+            self._unsettled.add(node.id)
+            if unreached:
+                _log.warning("members of chains do not answer", node=node.id, targets=sorted(unreached))
+        if node.id in self._unsettled:  # also by an earlier report, whose change is still on its way to the disk
             await self._settle({node.id})
 
     async def _settle(self, nodes: set[int]) -> None:
@@ -231,6 +239,7 @@ class Manager:
         except BaseException:
             self._unsettled |= nodes
             raise
+        self._unsettled -= nodes
 
     async def _watch_nodes(self) -> None:
         period, scans = self.node_lease_seconds / SCANS_PER_LEASE, 0
@@ -244,7 +253,6 @@ class Manager:
             if changed := self._nodes.look(now):
                 _log.info("leases", **self._nodes.count(changed, now))
             if nodes := changed | self._unsettled:
-                self._unsettled = set()
                 await self._survive(self._settle(nodes), "moving chains")
             scans += 1
             if scans % SCANS_PER_LEASE == 0:

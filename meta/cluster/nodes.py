@@ -3,6 +3,9 @@
 All of it lives in memory and is gathered anew by whoever takes over. Until then nothing is concluded from silence: a target that nobody
 has reported yet keeps its place, and no lease is over before a whole one, and a second to find the new manager, have passed.
 
+Members that say that they get no answer from the one behind them are believed as long as they hold their lease, and under the version
+of the chain that they said it under. A link has two ends: cut off is the one that has more such links, else the one behind.
+
     HELD      a renewal has come in time
     OVERDUE   one should have come since; the node may still serve
     OVER      a whole lease has passed since the last renewal that arrived here. The node counted from when it sent that, on a clock that
@@ -14,11 +17,13 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from ...proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, LOCAL_STATE_ONLINE, LocalState, Node, Target
-from ...proto.gen.common_pb2 import TARGET_STATE_SERVING, Chain, ChainMember
+from ...proto.gen.common_pb2 import TARGET_STATE_SERVING, TARGET_STATE_SYNCING, Chain, ChainMember
 from .chain import Lease, Report
+from .links import Links
 from .routing import Book, Draft, Kind
 
 OVERDUE_PART = 0.35  # of a lease: storage servers renew every quarter of it
@@ -43,6 +48,8 @@ class _Known:
     usual: dict[int, Report] = field(
         default_factory=dict
     )  # target -> its report while the lease is held, if nothing is odd
+    unreached: dict[int, int] = field(default_factory=dict)  # target that it gets no answer from -> chain version
+    number: int = 0  # of its last report
     routing: int = 0  # version of the routing that it has
     seen: Lease = Lease.HELD  # at the last look
     past: deque[int] = field(default_factory=lambda: deque(maxlen=PAST_PROCESSES_MAX))  # processes that were replaced
@@ -57,6 +64,7 @@ class Nodes:
         self._quiet_until = now + lease_seconds + self._take_over_seconds  # nobody is demoted for silence before
         self._known = {number: _Known(now) for number in nodes}
         self._reported: dict[int, Target] = {}  # target -> its entry, in whichever node
+        self._links = Links(lease_seconds)
 
     # What nodes say.
 
@@ -68,7 +76,7 @@ class Nodes:
         for gone in known.targets:
             self._reported.pop(gone, None)
         known.heard, known.seen, known.chains, known.routing = now, Lease.HELD, {}, 0
-        known.targets, known.usual = {}, {}
+        known.targets, known.usual, known.unreached, known.number = {}, {}, {}, 0
         for target in targets:
             self._keep(known, target)
 
@@ -77,12 +85,28 @@ class Nodes:
         known = self._known.get(node)
         return known is not None and process in known.past
 
-    def reported(self, node: int, targets: Sequence[Target], chains: Mapping[int, int], now: float) -> bool:
+    def is_late(self, node: int, number: int) -> bool:
+        """Whether a newer report of this process has arrived before this one. 0: not counted."""
+        known = self._known.get(node)
+        return known is not None and 0 < number < known.number
+
+    def reported(
+        self,
+        node: int,
+        targets: Sequence[Target],
+        chains: Mapping[int, int],
+        now: float,
+        *,
+        unreached: Mapping[int, int] | None = None,
+        number: int = 0,
+    ) -> bool:
         """A heartbeat. Returns whether it says anything that the node's chains depend on, other than the last one. If so it must not be
         answered before they have followed: a change that was planned when the lease was over may be on its way to the disk."""
         known = self._known.setdefault(node, _Known(now))
-        news = known.seen is not Lease.HELD or known.chains != chains
+        unreached = dict(unreached or {})
+        news = known.seen is not Lease.HELD or known.chains != chains or known.unreached != unreached
         known.heard, known.seen, known.chains = now, Lease.HELD, dict(chains)
+        known.unreached, known.number = unreached, number
         for target in targets:
             last = known.targets.get(target.id)
             if last is None or _said(last) != _said(target):
@@ -98,6 +122,23 @@ class Nodes:
             known.usual.pop(target.id, None)
         elif usual is None or (usual.state, usual.incarnation) != (state_of(target), target.incarnation):
             known.usual[target.id] = Report(state_of(target), target.incarnation)
+
+    def unreached(self, book: Book, node: int, targets: Mapping[int, int], now: float) -> dict[int, int]:
+        """What a node says of targets that do not answer it (target -> chain version), without what is of another version of the chain,
+        or not its business: then it says so again when it has heard. The rest is noted."""
+        believed = {}
+        for target, version in targets.items():
+            chain = book.chain_of(target)
+            if chain is None or chain.version != version:
+                continue
+            member = next(m for m in chain.members if m.target == target)
+            if member.node == node or not any(
+                m.node == node and m.state == TARGET_STATE_SERVING for m in chain.members
+            ):
+                continue
+            believed[target] = version
+            self._links.failed(node, target, member.node, now, probed=not _sends(chain, node, target))
+        return believed
 
     def excuse(self, now: float) -> None:
         """This manager was stopped for a while: what nobody could tell it meanwhile is nobody's silence."""
@@ -138,7 +179,7 @@ class Nodes:
         return Lease.OVERDUE if late else Lease.HELD
 
     def look(self, now: float) -> set[int]:
-        """Look at the clock. Returns the nodes whose lease is not what it was at the last look."""
+        """Look at the clock. Returns the nodes whose lease is not what it was at the last look, and those that may be tried again."""
         changed = set()
         for number, known in self._known.items():
             lease = self.lease(number, now)
@@ -147,7 +188,7 @@ class Nodes:
             if lease is not known.seen:
                 known.seen = lease
                 changed.add(number)
-        return changed
+        return changed.union(self._links.over(now))
 
     def silent(self, nodes: Iterable[Node], now: float) -> list[int]:
         """Those of the nodes whose lease is over."""
@@ -179,6 +220,7 @@ class Nodes:
         found: dict[int, Report] = {}
         leases = {number: self.lease(number, now) for number in self._known}
         held = {number: known for number, known in self._known.items() if leases[number] is Lease.HELD}
+        partners = self._links.partners(now) if self._links else None
         for chain in chains:
             number, members = chain.id, chain.members
             for member in members:
@@ -196,6 +238,27 @@ class Nodes:
                 if report.chain_version != version:
                     report = known.usual[target] = report._replace(chain_version=version)
                 found[target] = report
+            if partners:
+                for target in self._cut_off(chain, held, partners, now) & found.keys():
+                    found[target] = found[target]._replace(cut=True)
+        return found
+
+    def _cut_off(
+        self, chain: Chain, held: Mapping[int, _Known], partners: Mapping[int, set[int]], now: float
+    ) -> set[int]:
+        """Targets of this chain that are cut off. Who does not serve is so while the last one that does has no link to it."""
+        serving = [m for m in chain.members if m.state == TARGET_STATE_SERVING]
+        found = set()
+        for before, member in pairwise(serving):
+            known = held.get(before.node)
+            if known is None or known.unreached.get(member.target) != chain.version:
+                continue
+            counts = [len(partners.get(end.node, ())) for end in (before, member)]
+            found.add(before.target if counts[0] > counts[1] else member.target)
+        last = serving[-1] if serving else None
+        if last is not None:
+            rest = (m for m in chain.members if m.state != TARGET_STATE_SERVING)
+            found.update(m.target for m in rest if self._links.cut(last.node, last.target, m.node, m.target, now))
         return found
 
     def _report(
@@ -229,6 +292,12 @@ class Nodes:
         record.state, record.full, record.damaged = state, full, entry.damaged
         record.capacity, record.used, record.chunks = entry.capacity, entry.used, entry.chunks
         draft.put(Kind.TARGET, record, target)
+
+
+def _sends(chain: Chain, node: int, target: int) -> bool:
+    """Whether it is this node that sends to the target."""
+    line = [m for m in chain.members if m.state in (TARGET_STATE_SERVING, TARGET_STATE_SYNCING)]
+    return any(before.node == node and after.target == target for before, after in pairwise(line))
 
 
 def state_of(entry: Target) -> LocalState:

@@ -1,6 +1,7 @@
 """The one seam under the namespace: a transactional, ordered key-value engine.
 
-Promise: strict serializability. A transaction reads a snapshot; what it read (unless `snapshot=True`) and what it wrote are its
+Promise: strict serializability. A transaction reads a snapshot, taken when it begins or, where that costs a round trip, by its first
+read; what it read (unless `snapshot=True`) and what it wrote are its
 conflict sets; `commit` fails with CONFLICT when another transaction committed a write into its read set after its
 snapshot. `add` and `max` are blind: they commute and read nothing, so that any number of transactions may raise one counter at once;
 only a transaction that has read the counter itself (not as a `snapshot` read) conflicts with them. The limits below are those of
@@ -71,7 +72,7 @@ class Transaction(Protocol):
 
 class Engine(Protocol):
     def begin(self) -> Transaction:
-        """A transaction on the newest snapshot."""
+        """A transaction on a snapshot that has everything that was committed before this call."""
 
     async def sync(self) -> None:
         """Everything committed before is durable when this returns."""

@@ -8,6 +8,7 @@ blind changes of values that nobody has read, then the versionstamped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 
 from ...proto.errors import StatusError
 from . import limits
@@ -77,13 +78,14 @@ class Overlay:
 
     def add(self, key: bytes, delta: int) -> None:
         self._accept(limits.key_refusal(key) or limits.counter_refusal(key, delta))
-        self._change(key, (False, delta))
+        self.change(key, (False, delta))
 
     def max(self, key: bytes, value: int) -> None:
         self._accept(limits.key_refusal(key) or limits.counter_refusal(key, value, 0))
-        self._change(key, (True, value))
+        self.change(key, (True, value))
 
-    def _change(self, key: bytes, change: Blind) -> None:
+    def change(self, key: bytes, change: Blind) -> None:
+        """A blind change of a counter, which has been checked."""
         self.size += len(key) + 8
         known = self.own(key)
         if isinstance(known, Unknown):
@@ -117,7 +119,7 @@ class Overlay:
     def is_read_only(self) -> bool:
         return not (self.writes or self.blind or self.cleared or self.stamped or self.extra_writes)
 
-    def overtaken_by(self, keys: frozenset[bytes], ranges: list[Pair]) -> bytes | None:
+    def overtaken_by(self, keys: AbstractSet[bytes], ranges: list[Pair]) -> bytes | None:
         """A key, or the begin of a range, of another's write set that lies in this read set; None if there is none."""
         if not self.read_keys.isdisjoint(keys):
             return min(self.read_keys & keys)

@@ -17,6 +17,7 @@ from ...proto.errors import Status, error
 from ...proto.gen import common_pb2
 from .. import keys
 from ..kv.engine import Transaction
+from . import extended
 from . import inode as inodes
 from .access import Credentials
 from .directories import View
@@ -102,9 +103,12 @@ class Attempt:
     # inodes
 
     async def inode(self, number: int) -> Inode:
-        """The inode. Raises STALE_HANDLE when it is gone."""
+        """The inode, with its ACLs if it has any. Raises STALE_HANDLE when it is gone."""
         data = await self.txn.get(keys.inode_key(number), snapshot=self.reading)
-        return inodes.existing(number, data)
+        inode = inodes.existing(number, data)
+        if inode.flags & inodes.ANY_ACL:
+            await extended.load_acls(self.txn, inode, snapshot=self.reading)
+        return inode
 
     async def regular(self, number: int) -> tuple[Inode, Layout]:
         """The inode of a regular file and its layout. Raises STALE_HANDLE, IS_DIRECTORY, INVALID."""

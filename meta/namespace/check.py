@@ -15,8 +15,9 @@ from ...proto.errors import StatusError
 from ...proto.ids import ROOT_INODE
 from .. import keys
 from ..kv.engine import Engine, Pair
+from . import acl as acls
+from . import deadlock, gc, idempotency, locks, quota, session, trash, trim
 from . import dentry as dentries
-from . import gc, idempotency, quota, session, trash, trim
 from . import inode as inodes
 from .inode import Inode
 
@@ -71,6 +72,9 @@ async def survey(engine: Engine) -> Facts:
     await _check_quotas(engine, facts)
     await _check_sessions(engine, facts)
     await _check_trims(engine, facts)
+    await _check_locks(engine, facts)
+    await _check_xattrs(engine, facts)
+    await _check_acls(engine, facts)
     await _check_singles(engine, facts)
     return facts
 
@@ -271,6 +275,47 @@ async def _check_trims(engine: Engine, facts: Facts) -> None:
         facts.report(
             "flag without trim", keys.inode_key(number), f"inode {number:x} waits for a trim that does not exist"
         )
+
+
+async def _check_locks(engine: Engine, facts: Facts) -> None:
+    async for key, value in _rows(engine, keys.LOCK):
+        number, table = keys.inode_of(key), locks.unpack(value)
+        if number not in facts.inodes:
+            facts.report("locks without inode", key, f"inode {number:x} does not exist")
+        if not table:
+            facts.report("empty lock table", key, f"nobody holds a lock of inode {number:x}")
+        if wrong := locks.faults(table):
+            facts.report("locks in conflict", key, f"inode {number:x}: {wrong}")
+    async for key, value in _rows(engine, keys.LOCK_WAIT):
+        deadlock.unpack(key, value)
+
+
+async def _check_xattrs(engine: Engine, facts: Facts) -> None:
+    async for key, _ in _rows(engine, keys.XATTR):
+        number = keys.inode_of(key)
+        inode = facts.inodes.get(number)
+        if inode is None:
+            facts.report("attribute without inode", key, f"inode {number:x} does not exist")
+        elif not inode.flags & inodes.XATTRS:
+            facts.report("attribute without flag", key, f"inode {number:x} does not say that it has attributes")
+
+
+async def _check_acls(engine: Engine, facts: Facts) -> None:
+    flagged = {(number, flag) for number, inode in facts.inodes.items() for flag in _ACL_KEYS if inode.flags & flag}
+    async for key, value in _rows(engine, keys.ACL):
+        number = keys.inode_of(key)
+        flag = inodes.ACL if key == keys.acl_key(number) else inodes.DEFAULT_ACL
+        if (number, flag) not in flagged:
+            facts.report("ACL without flag", key, f"inode {number:x} does not exist or does not say that it has an ACL")
+        flagged.discard((number, flag))
+        found = acls.unpack(value)
+        if flag == inodes.ACL and not found.says_more_than_mode:
+            facts.report("ACL without mask", key, f"the mode of inode {number:x} says the same")
+    for number, flag in sorted(flagged):
+        facts.report("flag without ACL", _ACL_KEYS[flag](number), f"inode {number:x} says that it has an ACL")
+
+
+_ACL_KEYS = {inodes.ACL: keys.acl_key, inodes.DEFAULT_ACL: keys.default_acl_key}
 
 
 async def _check_singles(engine: Engine, facts: Facts) -> None:

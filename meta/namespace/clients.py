@@ -58,6 +58,7 @@ class Clients:
             self._renewals[client] = report.renewal
             self._renewing.add(client)
             try:
+                await self.readers.learn(client)
                 await self._take(client, report)
             finally:
                 self._renewing.discard(client)
@@ -74,9 +75,10 @@ class Clients:
                 self.readers.write(txn, change)
             if acknowledged > last:
                 txn.delete_range(*keys.idempotency_range(client, acknowledged))
+                txn.put(keys.acknowledged_key(client), keys.counter_value(acknowledged))
 
-        self._acknowledged[client] = max(acknowledged, last)  # first: whoever misses a record must be able to see why
         await self._namespace.transact(work)
+        self._acknowledged[client] = max(acknowledged, last)
         if change is not None:
             self.readers.written(change)
 
@@ -89,21 +91,13 @@ class Clients:
         self._gone[client] = None
 
     def require_alive(self, client: bytes) -> None:
-        """Raise SESSION_ENDED for a client that is gone. A late request of it must not be carried out: it may have been before, and
-        the record of that is gone too."""
+        """Raise SESSION_ENDED for a client that is gone, as far as this server has heard. (The transactions look into the engine.)"""
         if client in self._gone:
-            raise error(Status.SESSION_ENDED, "this client's lease ran out; connect again under a new client id")
-
-    def require_wanted(self, client: bytes, request_id: int) -> None:
-        """Raise DUPLICATE for a request whose reply the client has: a late copy, that waited in the buffer of an old connection. There
-        is no record of it any more, and carrying it out again would undo what came after it. (Connections end with the process, so
-        this need not outlive it; a second server would have to see the number in the engine.)"""
-        if request_id <= self._acknowledged.get(client, 0):
-            raise error(Status.DUPLICATE, f"request {request_id} was answered before, and its client has the answer")
+            raise gone()
 
     async def with_records(self) -> list[bytes]:
         """The clients that have sessions here or may have files open for reading."""
-        found = self.readers.clients()
+        found = self.readers.clients() | await self._namespace.locking.clients()
         begin, end = keys.prefix_range(keys.SESSION)
         async for page in self._namespace.pages(begin, end, PAGE):
             found.update(session.unpack(value).client for _, value in page)
@@ -141,7 +135,7 @@ class Clients:
     async def _clean_up(self, ended: set[bytes]) -> StatusError | None:
         failure: StatusError | None = None
         begin, end = keys.prefix_range(keys.SESSION)
-        left: set[bytes] = set()  # with sessions that could not be settled
+        left: set[tuple[bytes, int]] = set()  # client and inode of sessions that could not be settled
         async for page in self._namespace.pages(begin, end, PAGE):
             for key, value in page:
                 if (client := session.unpack(value).client) in ended:
@@ -149,23 +143,28 @@ class Clients:
                         await settle_session(self._namespace, *keys.split_session_key(key))
                     except StatusError as refused:
                         failure = refused
-                        left.add(client)
+                        left.add((client, keys.inode_of(key)))
+        await self._namespace.locking.forget(ended, left)
+        unsettled = {client for client, _ in left}
         for client in sorted(ended):
             await self.readers.forget(client)
             await self._forget_requests(client)
             self._acknowledged.pop(client, None)
             self._renewals.pop(client, None)
-            if client not in left:
+            if client not in unsettled:
                 self._ended.pop(client, None)
         return failure
 
     async def _forget_requests(self, client: bytes) -> None:
         begin, end = keys.idempotency_range(client)
-        if not await self._namespace.engine.begin().scan(begin, end, 1, snapshot=True):
+        txn = self._namespace.engine.begin()
+        known = await txn.get(keys.acknowledged_key(client), snapshot=True)
+        if known is None and not await txn.scan(begin, end, 1, snapshot=True):
             return
 
         async def work(txn: Transaction) -> None:
             txn.delete_range(begin, end)
+            txn.delete(keys.acknowledged_key(client))
 
         await self._namespace.transact(work)
 
@@ -200,6 +199,18 @@ class Clients:
 def _may_have_a_name(inode: Inode) -> bool:
     """Now, or when it comes back from the trash."""
     return inode.nlink > 0 or bool(inode.flags & inodes.TRASH)
+
+
+def gone() -> StatusError:
+    """A late request of a client that is gone must not be carried out: it may have been before, and the record of that is gone too."""
+    return error(Status.SESSION_ENDED, "this client's lease ran out; connect again under a new client id")
+
+
+def require_wanted(acknowledged: bytes | None, request_id: int) -> None:
+    """Raise DUPLICATE for a request whose reply the client has: a late copy, that waited in the buffer of an old connection, perhaps to
+    another server. There is no record of it any more, and carrying it out again would undo what came after it."""
+    if request_id <= keys.counter(acknowledged):
+        raise error(Status.DUPLICATE, f"request {request_id} was answered before, and its client has the answer")
 
 
 async def settle_session(namespace: Namespace, number: int, session_number: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .access import Credentials
+from .acl import Acl
 from .quota import Quotas
 
 FACTS_MAX = 200_000  # of each kind; then a view starts anew (about 60 MB at the most)
@@ -27,6 +28,9 @@ class Directory(NamedTuple):
     parent: int
     chunk_size: int  # default of its new files; 0: the cluster's
     stripe: int
+    acl: Acl | None = None
+    default_acl: Acl | None = None  # what its new entries get
+    extended: bool = False  # has extended attributes or ACLs, which go with it
     trash: int = 0
     project: int = 0
 

@@ -22,8 +22,8 @@ from ...proto.errors import StatusError
 from .. import keys
 from ..kv.engine import Pair, Transaction
 from . import dentry as dentries
+from . import extended, quota, session
 from . import inode as inodes
-from . import quota, session
 from .attempt import DEAD_RECORD, UNNAMED_RECORD
 from .inode import Inode
 from .seams import DeadFile, Layout
@@ -184,6 +184,8 @@ class Collector:
         txn.add(keys.INODES_USED, -1)
         if inode.flags & inodes.TRIMMING:
             txn.delete(keys.trim_key(inode.id))
+        if inode.flags & inodes.EXTENDED:
+            extended.erase(txn, inode.id)
         if inode.layout is not None:
             txn.put_versionstamped(keys.DEAD_CHUNKS, keys.dead_suffix(inode.id), pack_layout(inode.layout))
 
@@ -208,6 +210,8 @@ class Collector:
             if len(names) < NAMES_PER_STEP:  # nothing comes into a detached directory, so it is empty now
                 quota.vanished(txn, top)
                 quota.forget(txn, top)
+                if top.flags & inodes.EXTENDED:
+                    extended.erase(txn, number)
                 self._erase(txn, number)
                 txn.delete(record)
             return names
@@ -246,6 +250,8 @@ class Collector:
         if inode.nlink > 0:
             txn.put(keys.inode_key(inode.id), inode.pack())
         elif inode.layout is None:
+            if inode.flags & inodes.EXTENDED:
+                extended.erase(txn, inode.id)
             txn.delete(keys.inode_key(inode.id))
             txn.add(keys.INODES_USED, -1)
         else:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from ...proto.errors import Status, error
 from ...proto.gen import common_pb2
 from .. import keys
+from .acl import Acl
 from .seams import Layout
 
 VERSION = 2
@@ -38,6 +39,9 @@ class Flag(enum.IntFlag):
     SPARSE = 1  # a missing chunk below the length is a hole, not lost data
     TRIMMING = 2  # a TRIM record exists: chunks behind the length may still be there
     UNNAMED = 4  # never had a name yet: publish and link may give it one
+    XATTRS = 8  # XATR records may exist
+    ACL = 16  # an access ACL exists
+    DEFAULT_ACL = 32  # of a directory: a default ACL exists
     TRASH = 1024  # lies in the trash: a TRSH record exists
 
 
@@ -45,6 +49,11 @@ class Flag(enum.IntFlag):
 SPARSE = int(Flag.SPARSE)
 TRIMMING = int(Flag.TRIMMING)
 UNNAMED = int(Flag.UNNAMED)
+XATTRS = int(Flag.XATTRS)
+ACL = int(Flag.ACL)
+DEFAULT_ACL = int(Flag.DEFAULT_ACL)
+ANY_ACL = ACL | DEFAULT_ACL
+EXTENDED = XATTRS | ANY_ACL  # something lies beside the record that goes with the inode
 TRASH = int(Flag.TRASH)
 
 _HEAD_FORMAT = ">BBHHIIIQqqqqQIQ"
@@ -84,6 +93,8 @@ class Inode:
     trash: int = 0  # of a directory: seconds + 1 that removed entries are kept, 0: as the server says
     target: bytes = b""  # of a symlink
     rdev: int = 0  # of a special file
+    acl: Acl | None = None  # these two are not in the record: `Attempt.inode` reads them where the flags say so
+    default_acl: Acl | None = None
 
     @property
     def is_directory(self) -> bool:
@@ -206,6 +217,7 @@ def attributes(inode: Inode) -> common_pb2.Attributes:
         change=inode.change,
         truncate_version=inode.truncate_version,
         sparse=bool(inode.flags & SPARSE),
+        extended=bool(inode.flags & EXTENDED),
     )
     if inode.layout is not None:
         made.layout.CopyFrom(layout_message(inode.layout))

@@ -19,10 +19,11 @@ from . import idempotency, quota
 from . import inode as inodes
 from .allocate import INODES_PER_RANGE, PLACES_PER_RANGE, RangeAllocator
 from .attempt import Attempt, Detour, Task
-from .clients import Clients
+from .clients import Clients, gone, require_wanted
 from .directories import Memory, View
 from .gc import Collector
 from .inode import Inode
+from .locking import Locking
 from .projects import Recounter
 from .seams import Capabilities, Chunks, Clock, Layout, Layouts
 
@@ -64,6 +65,7 @@ class Namespace:
         self.inode_numbers = RangeAllocator(engine, clock, b"inode", INODES_PER_RANGE, first=FIRST_INODE)
         self.places = RangeAllocator(engine, clock, b"chain", PLACES_PER_RANGE, durable=False)
         self.collector = Collector(self)
+        self.locking = Locking(self)
         self.recounter = Recounter(self)
         self.clients = Clients(self)
 
@@ -164,14 +166,22 @@ class Namespace:
         self.clients.require_alive(task.client)
         request_id: int = request.request_id  # type: ignore[attr-defined]  # every request that changes something has one
         key = keys.idempotency_key(task.client, request_id)
+        asked = [
+            key,
+            keys.DIRECTORY_VERSION,
+            keys.ended_client_key(task.client),
+            keys.acknowledged_key(task.client),
+        ]
         shared = True  # whether to use what others have learned about directories
 
         async def work(txn: Transaction) -> tuple[_Reply, bool, Attempt | None]:
-            done, version = await txn.get_many([key, keys.DIRECTORY_VERSION])
+            done, version, ended, acknowledged = await txn.get_many(asked)
+            if ended is not None:
+                raise gone()
             if done is not None and request_id:
                 return _repeat(method, await idempotency.complete(txn, key, done)), True, None
             if request_id:
-                self.clients.require_wanted(task.client, request_id)
+                require_wanted(acknowledged, request_id)
             nonlocal shared
             view = self.memory.view(keys.counter(version)) if shared else View(keys.counter(version))
             attempt = Attempt(self, txn, task, view, reading=False)

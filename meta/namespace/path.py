@@ -36,17 +36,11 @@ class Found(NamedTuple):
 
 
 def check_path(path: bytes) -> None:
-    """Raise INVALID for a NUL, NAME_TOO_LONG for a path or a name over the limits."""
+    """Raise INVALID for a NUL, NAME_TOO_LONG for a path over the limit (a name is looked at when the way comes to it)."""
     if b"\0" in path:
         raise error(Status.INVALID, f"path {path[:64]!r} contains a NUL byte")
-    if len(path) > NAME_BYTES_MAX:
-        if len(path) > PATH_BYTES_MAX:
-            raise error(Status.NAME_TOO_LONG, f"a path of {len(path)} bytes: at most {PATH_BYTES_MAX}")
-        for name in path.split(b"/"):
-            if len(name) > NAME_BYTES_MAX:
-                raise error(
-                    Status.NAME_TOO_LONG, f"a name of {len(name)} bytes ({name[:32]!r}…): at most {NAME_BYTES_MAX}"
-                )
+    if len(path) > PATH_BYTES_MAX:
+        raise error(Status.NAME_TOO_LONG, f"a path of {len(path)} bytes: at most {PATH_BYTES_MAX}")
 
 
 def missing(name: bytes, directory: int) -> StatusError:
@@ -79,6 +73,9 @@ def _digest(inode: Inode) -> Directory:
         inode.parent,
         inode.chunk_size,
         inode.stripe,
+        inode.acl,
+        inode.default_acl,
+        bool(inode.flags & inodes.EXTENDED),
         inode.trash,
         inode.project,
     )
@@ -100,7 +97,9 @@ async def _check_attached(attempt: Attempt, start: Directory) -> None:
 
 
 async def child(attempt: Attempt, parent: Directory, name: bytes) -> Dentry | None:
-    """The entry of a name, or None."""
+    """The entry of a name, or None. Raises NAME_TOO_LONG."""
+    if len(name) > NAME_BYTES_MAX:
+        raise error(Status.NAME_TOO_LONG, f"a name of {len(name)} bytes ({name[:32]!r}…): at most {NAME_BYTES_MAX}")
     view = attempt.view
     known = view.children.get((parent.id, name))
     if known is not None:

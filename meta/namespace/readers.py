@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...proto.errors import Status, error
 from ...proto.gen.cluster_pb2 import RenewClientReply
 from .. import keys
 from ..kv.engine import Transaction
@@ -102,7 +103,10 @@ class Readers:
 
         async def work(txn: Transaction) -> bytes:
             key = keys.reader_key(client)
-            if (found := await txn.get(key)) is not None:
+            found, ended = await txn.get_many([key, keys.ended_client_key(client)])
+            if ended is not None:
+                raise error(Status.SESSION_ENDED, "this client's lease ran out; connect again under a new client id")
+            if found is not None:
                 # Another request of it was faster: what that one has opened may be unlinked by now.
                 return unpack(found)
             txn.put(key, pack(mark))
@@ -118,7 +122,10 @@ class Readers:
             return
 
         async def work(txn: Transaction) -> None:
-            inodes.existing(inode, await txn.get(keys.inode_key(inode)))
+            record, ended = await txn.get_many([keys.inode_key(inode), keys.ended_client_key(client)])
+            if ended is not None:
+                raise error(Status.SESSION_ENDED, "this client's lease ran out; connect again under a new client id")
+            inodes.existing(inode, record)
             txn.put(keys.hold_key(inode, client), b"")
 
         await self._namespace.transact(work)
@@ -153,6 +160,18 @@ class Readers:
             self._holds[change.client] = held
         if change.mark is not None:
             self._marks[change.client] = change.mark
+
+    async def learn(self, client: bytes) -> None:
+        """Whether another server has admitted the client."""
+        if client not in self._marks:
+            found = await self._namespace.engine.begin().get(keys.reader_key(client), snapshot=True)
+            if found is not None:
+                self._marks.setdefault(client, unpack(found))
+
+    def gone(self, client: bytes) -> None:
+        """Another server cleans up after it."""
+        self._holds.pop(client, None)
+        self._marks.pop(client, None)
 
     async def answer(self, client: bytes) -> RenewClientReply:
         """What to tell a client whose report has been taken."""

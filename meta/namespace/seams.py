@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ...proto.capability import Grant
+from ...proto.env import Promise
 from ...proto.errors import StatusError
 
 
@@ -97,6 +98,9 @@ class Clock(Protocol):
 
     def random(self) -> float:
         """[0, 1), for jitter."""
+
+    def promise(self) -> Promise[Any]:
+        """What a request waits for until somebody else sets it."""
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Any:
         """Run a background worker until it returns."""

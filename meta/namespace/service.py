@@ -13,7 +13,25 @@ from .access import Credentials
 from .attempt import Task
 from .inode import REGULAR
 from .namespace import Namespace
-from .ops import attributes, close, create, find, link, open, quota, readdir, remove, rename, stat, trash, truncate
+from .ops import (
+    allocate,
+    attributes,
+    clone,
+    close,
+    create,
+    find,
+    link,
+    lock,
+    open,
+    quota,
+    readdir,
+    remove,
+    rename,
+    stat,
+    trash,
+    truncate,
+    xattr,
+)
 
 _CREDENTIALS = "meta.credentials"  # in a connection's attachments
 GROUPS_MAX = 1024  # supplementary groups of a caller
@@ -59,11 +77,15 @@ class MetaService:
     async def stat(self, request: meta_pb2.StatRequest, context: Context) -> meta_pb2.StatReply:
         return await self._namespace.read(stat.stat, self._task(context, request), request)
 
-    async def open(self, request: meta_pb2.OpenRequest, context: Context) -> meta_pb2.OpenReply:
+    def _task_with_grant(self, context: Context, request: meta_pb2.OpenRequest | meta_pb2.LockRequest) -> Task:
         task = self._task(context, request)
         if request.capability:
             with suppress(StatusError):  # another client's says nothing
                 task.granted = self._namespace.capabilities.verify(task.client, request.capability)
+        return task
+
+    async def open(self, request: meta_pb2.OpenRequest, context: Context) -> meta_pb2.OpenReply:
+        task = self._task_with_grant(context, request)
         readers = self._namespace.clients.readers
         if open.changes(request):
             if not open.writes(request.flags):
@@ -134,6 +156,14 @@ class MetaService:
             await trim.finish(self._namespace, reply.attributes.inode)
         return reply
 
+    async def clone(self, request: meta_pb2.CloneFileRequest, context: Context) -> meta_pb2.CloneFileReply:
+        reply, _ = await self._namespace.change(META.Clone, clone.clone, self._task(context, request), request)
+        return reply
+
+    async def allocate(self, request: meta_pb2.AllocateRequest, context: Context) -> meta_pb2.AllocateReply:
+        reply, _ = await self._namespace.change(META.Allocate, allocate.allocate, self._task(context, request), request)
+        return reply
+
     async def read_directory(
         self, request: meta_pb2.ReadDirectoryRequest, context: Context
     ) -> meta_pb2.ReadDirectoryReply:
@@ -141,6 +171,12 @@ class MetaService:
 
     async def find(self, request: meta_pb2.FindRequest, context: Context) -> meta_pb2.FindReply:
         return await self._namespace.read(find.find, self._task(context, request), request)
+
+    async def lock(self, request: meta_pb2.LockRequest, context: Context) -> meta_pb2.LockReply:
+        return await self._namespace.locking.lock(self._task_with_grant(context, request), request, context)
+
+    async def test_lock(self, request: meta_pb2.TestLockRequest, context: Context) -> meta_pb2.TestLockReply:
+        return await self._namespace.read(lock.test_lock, self._task(context, request), request)
 
     async def stat_fs(self, request: meta_pb2.StatFsRequest, context: Context) -> meta_pb2.StatFsReply:
         return await self._namespace.read(stat.stat_fs, self._task(context, request), request)
@@ -171,6 +207,24 @@ class MetaService:
 
     async def list_quotas(self, request: meta_pb2.ListQuotasRequest, context: Context) -> meta_pb2.ListQuotasReply:
         return await self._namespace.read(quota.list_quotas, self._task(context, request), request)
+
+    async def get_xattr(self, request: meta_pb2.GetXattrRequest, context: Context) -> meta_pb2.GetXattrReply:
+        return await self._namespace.read(xattr.get_xattr, self._task(context, request), request)
+
+    async def list_xattrs(self, request: meta_pb2.ListXattrsRequest, context: Context) -> meta_pb2.ListXattrsReply:
+        return await self._namespace.read(xattr.list_xattrs, self._task(context, request), request)
+
+    async def set_xattr(self, request: meta_pb2.SetXattrRequest, context: Context) -> meta_pb2.SetXattrReply:
+        reply, _ = await self._namespace.change(META.SetXattr, xattr.set_xattr, self._task(context, request), request)
+        return reply
+
+    async def remove_xattr(self, request: meta_pb2.RemoveXattrRequest, context: Context) -> meta_pb2.RemoveXattrReply:
+        task = self._task(context, request)
+        reply, _ = await self._namespace.change(META.RemoveXattr, xattr.remove_xattr, task, request)
+        return reply
+
+    async def access(self, request: meta_pb2.AccessRequest, context: Context) -> meta_pb2.AccessReply:
+        return await self._namespace.read(stat.access, self._task(context, request), request)
 
     async def sync_namespace(
         self, request: meta_pb2.SyncNamespaceRequest, context: Context

@@ -16,8 +16,8 @@ from ...proto.errors import Status, error
 from ...proto.layout import file_bytes_max
 from .. import keys
 from ..kv.engine import Transaction
+from . import extended, quota, session
 from . import inode as inodes
-from . import quota, session
 from .access import without_set_ids
 from .attempt import Attempt, Detour, Task, layout_of
 from .inode import Inode
@@ -95,8 +95,9 @@ async def cut(attempt: Attempt, inode: Inode, length: int) -> None:
     quota.resize(attempt.txn, inode, length)
     inode.mtime_ns = attempt.now_ns
     inode.touched(attempt.now_ns)
+    extended.lose_capability(attempt.txn, inode)
     if not attempt.caller.is_root:
-        inode.mode = without_set_ids(inode.mode)
+        inode.mode = without_set_ids(inode.mode, member=attempt.caller.member_of(inode.gid))
     attempt.put(inode)
 
 

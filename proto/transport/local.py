@@ -29,6 +29,7 @@ class LocalContext:
     def __init__(self, call: Call, peer: PeerInfo, buffers: Buffers) -> None:
         self.peer = peer
         self.cancelled = False
+        self.stopping = False
         self._call = call
         self._buffers = buffers
         self._sink: Scratch | None = None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -87,3 +91,43 @@ def test_a_stubborn_one_is_killed(make: Make, monkeypatch: pytest.MonkeyPatch) -
     process.start(["stubborn"])
     assert process.stop() is False
     assert process.pid() is None
+
+
+def ended(pid: int) -> bool:
+    """Wait for a process that is no child of ours."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], 30)[0])
+    finally:
+        os.close(pidfd)
+
+
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_bound_one_ends_with_who_started_it_however_that_ends(tmp_path: Path, bound: bool) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from emberfs.deploy.processes import ServerProcess
+here = Path({str(tmp_path)!r})
+server = ServerProcess("meta", "emberfs.meta.server", here / "meta.pid", here / "meta.log", bound={bound})
+print(server.start(["--data", str(here / "meta"), "--listen", f"unix:{{here}}/s"])["pid"], flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-P", "-c", program]
+    starter = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert starter.stdin is not None and starter.stdout is not None
+    with starter, contextlib.ExitStack() as stack:
+        pid = int(starter.stdout.readline())
+        server = ServerProcess("meta", "emberfs.meta.server", tmp_path / "meta.pid", tmp_path / "meta.log")
+        stack.callback(server.stop, kill=True)
+        assert server.pid() == pid
+        starter.kill()
+        starter.wait()
+        if bound:
+            assert ended(pid) and server.pid() is None
+            assert "whoever started this server has ended" in server.log_file.read_text()
+        else:
+            assert server.pid() == pid

@@ -21,8 +21,10 @@ from types import ModuleType
 
 import pytest
 from emberfs_cluster import cluster, fresh_cluster, make_cluster, replicated_cluster
+from emberfs_postgres import postgres_server, postgres_url
 
-__all__ = ["cluster", "fresh_cluster", "make_cluster", "replicated_cluster"]  # fixtures of every test
+# Fixtures of every test.
+__all__ = ["cluster", "fresh_cluster", "make_cluster", "postgres_server", "postgres_url", "replicated_cluster"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = Path(__file__).resolve().parent

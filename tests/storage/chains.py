@@ -41,6 +41,7 @@ from emberfs.storage.events import (
     Reply,
     Result,
     RoutingChanged,
+    Source,
     Suspect,
     SyncRequest,
     Tick,
@@ -54,6 +55,7 @@ from emberfs.storage.reads import settle
 from .machines import NAME_BYTES, Rows, held, persisted, write
 
 REMOVED_CHUNK = 3  # this one is also truncated and removed; the others are only written
+CLONED_CHUNK = 4  # this one is only made equal to the first
 Chunk = int
 
 
@@ -126,6 +128,7 @@ class Cluster:
         self.sequences: dict[tuple[bytes, Chunk], int] = {}
         self.acknowledged: list[Update] = []
         self.hidden: set[bytes] = set()
+        self.cloned = 0  # bytes of the longest clone that was acknowledged: its source only grows
         self.seen: dict[Chunk, int] = {}  # the highest number that anybody was told of
         self.names: dict[tuple[bytes, Version], bytes | None] = {}
         for member in self.members.values():
@@ -143,6 +146,8 @@ class Cluster:
             operation = Operation(update)
             if kind is Kind.TRUNCATE and chunk == REMOVED_CHUNK:
                 operation.update = update._replace(kind=kind, length=NAME_BYTES)
+            elif kind is Kind.CLONE:
+                operation.update = update._replace(kind=kind, length=1 << 20, source=Source(bytes([1])))
             elif kind is Kind.REMOVE and chunk == REMOVED_CHUNK:
                 known = frozenset(_name(done) for done in self.acknowledged if done.chunk == update.chunk)
                 gone = Update(kind, update.chunk, 0, 0, 0, b"", 0, 0, ALWAYS, 0)
@@ -188,6 +193,8 @@ class Cluster:
         if operation.update.kind is Kind.WRITE:
             self.acknowledged.append(operation.update)
             self.tell(slot[1], max(result.number, self.seen.get(slot[1], 0)))
+        elif operation.update.kind is Kind.CLONE:
+            self.cloned = max(self.cloned, result.length)
         self.hidden |= operation.hidden
 
     # --- members ---
@@ -447,6 +454,9 @@ class Cluster:
         for update in self.acknowledged:
             if update.chunk != bytes([REMOVED_CHUNK]):
                 assert (update.client, update.sequence) in first.names(update.chunk), "an acknowledged write is lost"
+        clone = first.names(bytes([CLONED_CHUNK]))
+        assert clone == first.names(bytes([1]))[: len(clone)], "the clone is nothing that its source ever was"
+        assert len(clone) * NAME_BYTES >= self.cloned, "an acknowledged clone is lost"
         left = first.chunks.get(bytes([REMOVED_CHUNK]))
         for name in self.hidden:
             assert left is None or left.data is None or name not in _names(left.data), "a removed chunk came back"

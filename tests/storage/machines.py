@@ -94,7 +94,7 @@ class Rows:
         """Persist one update."""
         assert update.version is not None
         old = self.chunks.get(update.chunk)
-        data, truncate_version = _apply(update, old)
+        data, truncate_version = self._cloned(update) if update.kind is Kind.CLONE else _apply(update, old)
         made = Content(update.version, data, truncate_version, update)
         assert update.chunk not in self.unresolved, "two updates of one chunk at once"
         self.unresolved[update.chunk] = made
@@ -102,9 +102,18 @@ class Rows:
             self.channels[update.client, update.channel] = ChannelRow(
                 update.sequence, update.version.number, len(data or b"")
             )
-        if update.kind is not Kind.WRITE and update.truncate_version != ALWAYS:
+        if update.kind not in (Kind.WRITE, Kind.CLONE) and update.truncate_version != ALWAYS:
             self.floor = max(self.floor, update.truncate_version)
         return Result(Status.OK, update.version.number, len(data or b""), made.checksum)
+
+    def _cloned(self, update: Update) -> tuple[bytes | None, int]:
+        """Rule 2: "what it takes there is committed, here and on every member behind"."""
+        if update.source is None:
+            return None, 0
+        there = self.chunks.get(update.source.chunk)
+        assert (there.version if there is not None else None) == update.source.version, "another source than the head's"
+        assert update.source.chunk not in self.unresolved, "the source is being changed"
+        return (there.data if there is not None else None), update.truncate_version
 
     def commit(self, update: Update) -> None:
         made = self.unresolved.pop(update.chunk, None)

@@ -206,6 +206,26 @@ class Members:
                     return status
                 await asyncio.sleep(0.02)
 
+    async def clone(
+        self, source: tuple[int, int], made: tuple[int, int], limit: int = CHUNK, *, known: int = 0, truncate: int = 0
+    ) -> Status:
+        """Make the chunk `made` (inode, index) equal to `source`, under the truncate versions `known` of the source and `truncate`."""
+        async with self.channels[channel_of(*made)], asyncio.timeout(SECONDS):
+            self.sequence += 1
+            while True:
+                request = storage_pb2.CloneRequest(
+                    chain=[1], chain_version=[self.version], source_inode=[source[0]], source_index=[source[1]],
+                    source_truncate_version=[known], inode=[made[0]], index=[made[1]], length=[limit],
+                    channel=[channel_of(*made)], sequence=[self.sequence], truncate_version=[truncate], chunk_size=[CHUNK],
+                )  # fmt: skip
+                try:
+                    status = Status((await self.call(self.head, STORAGE.Clone, request)).status[0])
+                except StatusError as failed:
+                    status = failed.status
+                if status in (Status.OK, Status.STALE_TRUNCATE_VERSION):
+                    return status
+                await asyncio.sleep(0.02)
+
     async def remove(self, first: int, last: int, *, inode: int = 5) -> None:
         async with asyncio.timeout(SECONDS):
             while True:
@@ -229,7 +249,7 @@ class Members:
         return Status(reply.status[0]), bytes(into.view[: reply.returned[0]])
 
     async def churn(self, rounds: int, seed: int, *, files: int = 4, indexes: int = 8) -> None:
-        """Random writes, truncates, removed files, new files; each seed has files of its own."""
+        """Random writes, clones, truncates, removed files, new files; each seed has files of its own."""
         chance = random.Random(seed)
         fresh = itertools.count(seed * 1000 + 1)
         inodes = [next(fresh) for _ in range(files)]
@@ -237,7 +257,13 @@ class Members:
         for _ in range(rounds):
             which, index = chance.randrange(files), chance.randrange(indexes)
             inode, what = inodes[which], chance.random()
-            if what < 0.75:
+            if what < 0.15:
+                other = inodes[chance.randrange(files)]
+                known, truncate = floors.get(other, 0), floors.get(inode, 0)
+                limit = chance.choice([CHUNK, 5000])
+                source = (other, (index + 1) % indexes)
+                await self.clone(source, (inode, index), limit, known=known, truncate=truncate)
+            elif what < 0.75:
                 data = chance.randbytes(chance.choice([100, 5000, 70_000, 300_000]))
                 offset = chance.choice([0, 0, 4096, 50_000])
                 await self.write(index, data, offset=offset, inode=inode, truncate=floors.get(inode, 0))

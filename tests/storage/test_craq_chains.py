@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from emberfs.storage.events import Kind
 
-from .chains import REMOVED_CHUNK, Cluster
+from .chains import CLONED_CHUNK, REMOVED_CHUNK, Cluster
 from .machines import CLIENT, OTHER
 
 MEMBERS = st.integers(1, 3)
@@ -30,6 +30,7 @@ USUAL = [
     act("write", CLIENTS, CHUNKS, MEMBERS),
     act("write", CLIENTS, CHUNKS, st.just(1)),
     act("write", CLIENTS, st.just(REMOVED_CHUNK), MEMBERS, st.sampled_from([Kind.REMOVE, Kind.TRUNCATE])),
+    act("write", CLIENTS, st.just(CLONED_CHUNK), MEMBERS, st.just(Kind.CLONE)),
     act("advance", MEMBERS, st.integers(1, 4)),
     act("advance", MEMBERS, st.integers(1, 4)),
     act("deliver", PLACES),
@@ -112,6 +113,7 @@ def live(seed: int, steps: int = 400) -> None:
     usual: list[Callable[[], Any]] = [
         lambda: write(chance.randint(1, 3), Kind.WRITE),
         lambda: write(REMOVED_CHUNK, chance.choice([Kind.REMOVE, Kind.TRUNCATE])),
+        lambda: write(CLONED_CHUNK, Kind.CLONE),
         *[lambda: cluster.advance(member(), chance.randint(1, 4))] * 2,
         *[lambda: cluster.deliver(chance.randrange(10))] * 2,
         *[lambda: cluster.read(member(), chance.randint(1, 3))] * 2,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ....proto.errors import Status, error
 from ....proto.gen import meta_pb2
+from .. import extended, path, quota
 from .. import inode as inodes
-from .. import path, quota
 from ..access import SGID, WRITE, permits, require_owner, without_set_ids
 from ..attempt import Attempt
 from ..inode import Inode
@@ -19,10 +19,7 @@ async def set_attributes(attempt: Attempt, request: meta_pb2.SetAttributesReques
     """Change what the request names, all of it or nothing. Raises NOT_PERMITTED (not the owner), PERMISSION_DENIED (touch without
     write permission), INVALID."""
     inode = await path.lookup(attempt, request.place, follow=request.follow)
-    if inode.is_directory:
-        # Times as seen become the record's: from now on the blind counter counts only where it is later (inode.with_counters).
-        seen = await attempt.visible(inode)
-        inode.mtime_ns, inode.ctime_ns = seen.mtime_ns, seen.ctime_ns
+    await begin_change(attempt, inode)
     before, owned = _known_of(inode), quota.owner_of(inode)
     _change_owner(attempt, inode, request)
     _change_mode(attempt, inode, request)
@@ -31,8 +28,7 @@ async def set_attributes(attempt: Attempt, request: meta_pb2.SetAttributesReques
     if quota.owner_of(inode) != owned and (inode.nlink or inode.is_directory):
         await quota.require(attempt, quota.owner_of(inode), 1, inode.length)
         quota.changed_hands(attempt.txn, inode, owned)
-    inode.touched(max(attempt.now_ns, inode.ctime_ns) if inode.is_directory else attempt.now_ns)
-    attempt.put(inode)
+    end_change(attempt, inode)
     if inode.is_directory and before != _known_of(inode):
         attempt.directory_changed()
     return meta_pb2.SetAttributesReply(attributes=await attempt.visible_attributes(inode))
@@ -41,6 +37,20 @@ async def set_attributes(attempt: Attempt, request: meta_pb2.SetAttributesReques
 def _known_of(inode: Inode) -> tuple[int, ...]:
     """What servers remember about a directory (directories.py)."""
     return inode.mode, inode.uid, inode.gid, inode.chunk_size, inode.stripe, inode.trash
+
+
+async def begin_change(attempt: Attempt, inode: Inode) -> None:
+    """Before attributes of an inode change."""
+    if inode.is_directory:
+        # Times as seen become the record's: from now on the blind counter counts only where it is later (inode.with_counters).
+        seen = await attempt.visible(inode)
+        inode.mtime_ns, inode.ctime_ns = seen.mtime_ns, seen.ctime_ns
+
+
+def end_change(attempt: Attempt, inode: Inode) -> None:
+    """They have changed: ctime says so, and the record is written."""
+    inode.touched(max(attempt.now_ns, inode.ctime_ns) if inode.is_directory else attempt.now_ns)
+    attempt.put(inode)
 
 
 def _change_owner(attempt: Attempt, inode: Inode, request: meta_pb2.SetAttributesRequest) -> None:
@@ -56,9 +66,11 @@ def _change_owner(attempt: Attempt, inode: Inode, request: meta_pb2.SetAttribute
     require_owner(inode, caller, "change its group")
     if gid != inode.gid and not caller.is_root and not caller.member_of(gid):
         raise error(Status.NOT_PERMITTED, f"user {caller.uid} is not in group {gid}")
-    inode.uid, inode.gid = uid, gid
     if not inode.is_directory:
-        inode.mode = without_set_ids(inode.mode)
+        extended.lose_capability(attempt.txn, inode)
+        member = caller.is_root or (caller.member_of(inode.gid) and caller.member_of(gid))
+        inode.mode = without_set_ids(inode.mode, member=member)
+    inode.uid, inode.gid = uid, gid
 
 
 def _change_mode(attempt: Attempt, inode: Inode, request: meta_pb2.SetAttributesRequest) -> None:

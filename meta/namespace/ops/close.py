@@ -5,8 +5,8 @@ from __future__ import annotations
 from ....proto.errors import Status, error
 from ....proto.gen import common_pb2, meta_pb2
 from ... import keys
+from .. import extended, quota, session
 from .. import inode as inodes
-from .. import quota, session
 from ..access import without_set_ids
 from ..attempt import Attempt
 from ..inode import Inode
@@ -82,6 +82,7 @@ def settle(
         quota.resize(attempt.txn, inode, end)
     if sparse:
         inode.flags |= inodes.SPARSE
+    extended.lose_capability(attempt.txn, inode)
     if opened.uid:
         inode.mode = without_set_ids(inode.mode)
     inode.mtime_ns = mtime_ns or attempt.now_ns

@@ -9,10 +9,12 @@ from ....proto.gen import meta_pb2
 from ....proto.gen.meta_pb2 import NewEntry, Place
 from ....proto.layout import CHUNK_BYTES_DEFAULT, STRIPE_MAX, check_chunk_size
 from ... import keys
+from .. import acl as acls
 from .. import dentry as dentries
+from .. import extended, path, quota
 from .. import inode as inodes
-from .. import path, quota
-from ..access import EXECUTE, SGID, WRITE, Credentials, require
+from ..access import EXECUTE, SGID, STICKY, WRITE, Credentials, require
+from ..acl import Acl
 from ..attempt import Attempt
 from ..dentry import Dentry
 from ..directories import Directory
@@ -22,12 +24,13 @@ from .stat import check_batch, status_of_entry
 TARGET_BYTES_MAX = path.PATH_BYTES_MAX  # of a symlink
 KINDS = frozenset((inodes.REGULAR, inodes.DIRECTORY, inodes.SYMLINK)) | inodes.SPECIAL
 DEVICES = frozenset((inodes.CHARACTER, inodes.BLOCK))
+MKDIR_BITS = 0o777 | STICKY
 
 
 def inherited(parent: Directory, kind: int, mode: int, caller: Credentials) -> tuple[int, int]:
     """(mode, gid) of something new in this directory. In a setgid directory the group is the directory's, and directories pass the
-    bit on; a file does not get it for a group that the caller is not in."""
-    mode &= inodes.MODE_BITS
+    bit on; a file does not get it for a group that the caller is not in. mkdir(2) knows no set-id bits."""
+    mode &= MKDIR_BITS if kind == inodes.DIRECTORY else inodes.MODE_BITS
     if not parent.mode & SGID:
         return mode, caller.gid
     if kind == inodes.DIRECTORY:
@@ -46,11 +49,15 @@ class Recipe(NamedTuple):
     stripe: int = 0
     target: bytes = b""
     rdev: int = 0
+    umask: int = 0
 
 
 async def make(attempt: Attempt, parent: Directory, name: bytes, entry: Recipe) -> Inode:
-    """A new inode under a name that was found free. Raises PERMISSION_DENIED, INVALID, UNAVAILABLE (no storage for a file)."""
+    """A new inode under a name that was found free. Raises PERMISSION_DENIED, NOT_PERMITTED (devices are root's), UNAVAILABLE (no
+    storage for a file)."""
     require(parent, attempt.caller, WRITE | EXECUTE, is_directory=True)
+    if entry.type in DEVICES and not attempt.caller.is_root:
+        raise error(Status.NOT_PERMITTED, "only root may make device files")
     _, gid = inherited(parent, entry.type, entry.mode, attempt.caller)
     await quota.require(attempt, quota.Owned(attempt.caller.uid, gid, parent.project), 1, 0)
     inode = await make_inode(attempt, parent, entry, nlink=1)
@@ -65,6 +72,9 @@ async def make_inode(attempt: Attempt, parent: Directory, entry: Recipe, *, nlin
     """A new inode without a name, written."""
     kind = entry.type
     mode, gid = inherited(parent, kind, entry.mode, attempt.caller)
+    default = parent.default_acl
+    if default is None:
+        mode &= ~(entry.umask & 0o777)
     namespace, now_ns = attempt.namespace, attempt.now_ns
     number = await namespace.inode_numbers.take()
     inode = Inode(number, kind, flags, mode, attempt.caller.uid, gid, nlink, 0, now_ns, now_ns, now_ns, now_ns, 1, 0)
@@ -82,14 +92,24 @@ async def make_inode(attempt: Attempt, parent: Directory, entry: Recipe, *, nlin
         inode.target = entry.target
     else:
         inode.rdev = entry.rdev
+    if default is not None and kind != inodes.SYMLINK:
+        _inherit_acls(attempt, inode, default)
     attempt.put(inode)
     attempt.txn.add(keys.INODES_USED, 1)
     return inode
 
 
-def check_entry(entry: Recipe, caller: Credentials) -> None:
+def _inherit_acls(attempt: Attempt, inode: Inode, default: Acl) -> None:
+    inode.mode, access = acls.inherit(default, inode.mode)
+    if access is not None:
+        extended.put_acl(attempt.txn, inode, access)
+    if inode.is_directory:
+        extended.put_default_acl(attempt.txn, inode, default)
+
+
+def check_entry(entry: Recipe) -> None:
     """Raise what is wrong with a new entry whatever the tree looks like: INVALID, NOT_FOUND (an empty symlink target),
-    NAME_TOO_LONG, NOT_PERMITTED (devices are root's)."""
+    NAME_TOO_LONG."""
     kind = entry.type
     if kind not in KINDS:
         raise error(Status.INVALID, f"file type {kind}: not one of those in common.proto")
@@ -103,8 +123,6 @@ def check_entry(entry: Recipe, caller: Credentials) -> None:
             )
         if b"\0" in entry.target:
             raise error(Status.INVALID, "the target of a symlink contains a NUL byte")
-    elif kind in DEVICES and not caller.is_root:
-        raise error(Status.NOT_PERMITTED, "only root may make device files")
 
 
 def check_defaults(chunk_size: int, stripe: int) -> None:
@@ -115,7 +133,7 @@ def check_defaults(chunk_size: int, stripe: int) -> None:
         raise error(Status.INVALID, f"a stripe of {stripe} chains: at most {STRIPE_MAX}")
 
 
-async def make_parents(attempt: Attempt, place: Place, mode: int) -> None:
+async def make_parents(attempt: Attempt, place: Place, mode: int, umask: int) -> None:
     """Make the directories that are missing on the way to the last name of a place, with these permissions and the right for their
     owner to go on. What exists must be a directory or lead to one. Raises as `path.locate` and `make`."""
     path.check_path(place.path)
@@ -127,7 +145,7 @@ async def make_parents(attempt: Attempt, place: Place, mode: int) -> None:
         return  # the usual case: they all exist
     except FileNotFoundError:
         pass
-    entry = Recipe(inodes.DIRECTORY, mode & 0o777 | 0o300)
+    entry = Recipe(inodes.DIRECTORY, mode & 0o777 | 0o300, umask=umask & ~0o300)
     current = place.parent
     for name in names.split(b"/"):
         if name:  # one step at a time: walking from the start again would cost the square of the depth
@@ -149,7 +167,7 @@ async def create(attempt: Attempt, request: meta_pb2.CreateRequest) -> meta_pb2.
     reply = meta_pb2.CreateReply()
     for entry in request.entries:
         try:
-            inode = await _create_one(attempt, entry, parents=request.parents, exist_ok=request.exist_ok)
+            inode = await _create_one(attempt, entry, request)
         except StatusError as failure:
             reply.statuses.append(status_of_entry(failure))
             reply.attributes.add()
@@ -159,18 +177,18 @@ async def create(attempt: Attempt, request: meta_pb2.CreateRequest) -> meta_pb2.
     return reply
 
 
-async def _create_one(attempt: Attempt, entry: NewEntry, *, parents: bool, exist_ok: bool) -> Inode:
+async def _create_one(attempt: Attempt, entry: NewEntry, request: meta_pb2.CreateRequest) -> Inode:
     kind = int(entry.type)
-    recipe = Recipe(kind, entry.mode, entry.chunk_size, entry.stripe, entry.target, entry.rdev)
-    check_entry(recipe, attempt.caller)
-    if parents:
-        await make_parents(attempt, entry.place, mode_of_parents(kind, entry.mode))
+    recipe = Recipe(kind, entry.mode, entry.chunk_size, entry.stripe, entry.target, entry.rdev, request.umask)
+    check_entry(recipe)
+    if request.parents:
+        await make_parents(attempt, entry.place, mode_of_parents(kind, entry.mode), request.umask)
     found = await path.locate(attempt, entry.place)
     if found.entry is None:
         if found.slash and kind != inodes.DIRECTORY:
             raise path.missing(found.name, found.parent.id)
         return await make(attempt, found.parent, found.name, recipe)
-    if exist_ok:
+    if request.exist_ok:
         there = await path.lookup(attempt, entry.place, follow=kind == inodes.DIRECTORY)
         if there.type == kind:
             return there

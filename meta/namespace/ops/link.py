@@ -7,7 +7,7 @@ from ....proto.gen import meta_pb2
 from .. import dentry as dentries
 from .. import inode as inodes
 from .. import path, quota
-from ..access import EXECUTE, WRITE, require, require_owner, require_removable
+from ..access import EXECUTE, WRITE, require, require_linkable, require_owner, require_removable
 from ..attempt import Attempt
 from ..dentry import Dentry
 from ..directories import Directory
@@ -26,6 +26,7 @@ async def link(attempt: Attempt, request: meta_pb2.LinkRequest) -> meta_pb2.Link
         raise error(Status.EXISTS, f"{(target.name or b'/').decode('utf-8', 'backslashreplace')!r} exists")
     if target.slash:
         raise path.missing(target.name, target.parent.id)
+    require_linkable(inode, attempt.caller, is_regular=inode.layout is not None)
     require(target.parent, attempt.caller, WRITE | EXECUTE, is_directory=True)
     if inode.is_directory:
         raise error(Status.NOT_PERMITTED, "a directory has one name: no hard links to it")

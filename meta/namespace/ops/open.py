@@ -10,8 +10,8 @@ from ....proto.gen import meta_pb2
 from ... import keys
 from .. import inode as inodes
 from .. import path, quota, session, trim
-from ..access import EXECUTE, READ, WRITE, require
-from ..attempt import UNNAMED_RECORD, Attempt
+from ..access import EXECUTE, READ, WRITE, require, require_owner
+from ..attempt import DEAD_RECORD, UNNAMED_RECORD, Attempt
 from ..inode import Inode
 from ..session import Session
 from .create import Recipe, check_defaults, make, make_inode, make_parents, mode_of_parents
@@ -56,7 +56,7 @@ async def _open_or_create(attempt: Attempt, request: meta_pb2.OpenRequest) -> me
     if request.place.path.endswith(b"/"):
         raise error(Status.IS_DIRECTORY, "a path that ends in '/' cannot be created as a file")
     if request.parents:
-        await make_parents(attempt, request.place, mode_of_parents(inodes.REGULAR, request.mode))
+        await make_parents(attempt, request.place, mode_of_parents(inodes.REGULAR, request.mode), request.umask)
     exclusive = flags & os.O_EXCL
     found = await path.locate(attempt, request.place, follow=not (exclusive or flags & os.O_NOFOLLOW))
     if found.entry is not None:
@@ -82,7 +82,7 @@ async def _opened(attempt: Attempt, inode: Inode, *, writing: bool, created: boo
 
 def _recipe(request: meta_pb2.OpenRequest) -> Recipe:
     check_defaults(request.chunk_size, request.stripe)
-    return Recipe(inodes.REGULAR, request.mode, request.chunk_size, request.stripe)
+    return Recipe(inodes.REGULAR, request.mode, request.chunk_size, request.stripe, umask=request.umask)
 
 
 async def _open_unnamed(attempt: Attempt, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
@@ -92,12 +92,14 @@ async def _open_unnamed(attempt: Attempt, request: meta_pb2.OpenRequest) -> meta
         raise error(Status.INVALID, "an unnamed file is opened for writing")
     if request.parents:
         inside = meta_pb2.Place(parent=request.place.parent, path=request.place.path + b"/.")
-        await make_parents(attempt, inside, mode_of_parents(inodes.REGULAR, request.mode))
+        await make_parents(attempt, inside, mode_of_parents(inodes.REGULAR, request.mode), request.umask)
     node = await path.lookup(attempt, request.place, follow=True)
     parent = await path.directory(attempt, node.id)
     require(parent, attempt.caller, WRITE | EXECUTE, is_directory=True)
-    inode = await make_inode(attempt, parent, _recipe(request), nlink=0, flags=inodes.UNNAMED)
-    attempt.queue(keys.DEAD_FILE, inode.id, UNNAMED_RECORD)
+    # With O_EXCL nobody may name it: it is as a file whose last name is gone.
+    flags, record = (0, DEAD_RECORD) if request.flags & os.O_EXCL else (inodes.UNNAMED, UNNAMED_RECORD)
+    inode = await make_inode(attempt, parent, _recipe(request), nlink=0, flags=flags)
+    attempt.queue(keys.DEAD_FILE, inode.id, record)
     return await _opened(attempt, inode, writing=True, created=True)
 
 
@@ -116,6 +118,8 @@ async def _open_existing(attempt: Attempt, inode: Inode, flags: int) -> meta_pb2
         raise error(Status.NOT_DIRECTORY, f"inode {inode.id:x} is not a directory")
     if not attempt.task.has_open(inode.id, GRANTED[flags & os.O_ACCMODE]):
         require(inode, attempt.caller, _RIGHTS[flags & os.O_ACCMODE] | (WRITE if cutting else 0))
+    if flags & os.O_NOATIME:
+        require_owner(inode, attempt.caller, "read it with O_NOATIME")
     if inode.layout is None:
         raise error(Status.NO_DEVICE, f"inode {inode.id:x} is a device, FIFO or socket: only a mount can open it")
     if cutting:

@@ -6,8 +6,8 @@ from ....proto.errors import Status, StatusError, error
 from ....proto.gen import meta_pb2
 from ... import keys
 from .. import dentry as dentries
+from .. import extended, path, quota, trash
 from .. import inode as inodes
-from .. import path, quota, trash
 from ..access import EXECUTE, READ, STICKY, WRITE, require, require_removable
 from ..attempt import Attempt
 from ..dentry import Dentry
@@ -65,6 +65,8 @@ def drop_name(attempt: Attempt, inode: Inode, found: Found) -> None:
     if inode.nlink <= 0:
         quota.vanished(attempt.txn, inode)
         if inode.type == inodes.SYMLINK:
+            if inode.flags & inodes.EXTENDED:
+                extended.erase(attempt.txn, inode.id)
             attempt.txn.delete(keys.inode_key(inode.id))
             attempt.txn.add(keys.INODES_USED, -1)
             return
@@ -91,7 +93,7 @@ async def _directory_to_go(attempt: Attempt, found: Found) -> Directory:
     if found.entry is None:
         raise path.missing(found.name, found.parent.id)
     if not found.entry.is_directory:
-        require(found.parent, attempt.caller, WRITE | EXECUTE, is_directory=True)
+        require_removable(found.parent, (await attempt.inode(found.entry.inode)).uid, attempt.caller, found.name)
         raise error(Status.NOT_DIRECTORY, f"{found.name!r} is not a directory: use unlink")
     victim = await path.directory(attempt, found.entry.inode)
     require_removable(found.parent, victim.uid, attempt.caller, found.name)
@@ -111,10 +113,12 @@ def take_out(attempt: Attempt, found: Found, victim: Directory) -> None:
 
 
 def erase_directory(attempt: Attempt, inode: Inode) -> None:
-    """An empty directory without a name ceases to exist, and a quota on it."""
+    """An empty directory without a name ceases to exist, with its extended attributes and ACLs and a quota on it."""
     txn, number = attempt.txn, inode.id
     quota.vanished(txn, inode)
     quota.forget(txn, inode)
+    if inode.flags & inodes.EXTENDED:
+        extended.erase(txn, number)
     txn.delete(keys.inode_key(number))
     for counter in (keys.entries_key(number), keys.subdirectories_key(number), keys.changed_key(number)):
         txn.delete(counter)
@@ -123,8 +127,8 @@ def erase_directory(attempt: Attempt, inode: Inode) -> None:
 
 async def remove_tree(attempt: Attempt, found: Found) -> None:
     """Remove a name with everything below it. The tree is detached here and now, and kept in the trash or freed in the
-    background. Raises what unlink or rmdir would raise for it, and PERMISSION_DENIED or NOT_PERMITTED where the caller could not empty a directory
-    below: then nothing is removed."""
+    background. Raises what unlink or rmdir would raise for it, and PERMISSION_DENIED or NOT_PERMITTED where the caller could not empty
+    a directory below: then nothing is removed."""
     if found.entry is not None and not found.entry.is_directory:
         await unlink(attempt, found)
         return

@@ -60,12 +60,12 @@ async def _move(attempt: Attempt, source: Found, target: Found, moved: Inode, *,
     replaced = await attempt.inode(target.entry.inode) if target.entry is not None else None
     if replaced is not None and replaced.is_directory:
         await _check_below(attempt, target.parent, source.parent, replaced, Status.NOT_EMPTY)
+    if replaced is not None and replaced.id == moved.id:
+        return  # two names of one inode: nothing happens, both stay, whoever asks
     require_removable(source.parent, moved.uid, attempt.caller, source.name)
     await _check_target(attempt, target, moved, replaced)
     if moved.is_directory and source.parent.id != target.parent.id:
         require(moved, attempt.caller, WRITE, is_directory=True)  # its '..' changes
-    if replaced is not None and replaced.id == moved.id:
-        return  # two names of one inode: nothing happens, both stay
     if replaced is not None and replaced.is_directory:
         await require_empty(attempt, replaced.id)
     await quota.enter(attempt, moved, target.parent)
@@ -117,12 +117,13 @@ async def _exchange(attempt: Attempt, source: Found, target: Found, moved: Inode
             raise error(Status.NOT_DIRECTORY, f"{found.name!r} is not a directory, and its path ends in '/'")
     await _check_below(attempt, source.parent, target.parent, moved, Status.INVALID)
     await _check_below(attempt, target.parent, source.parent, other, Status.INVALID)
-    for found, inode in ((source, moved), (target, other)):
-        require_removable(found.parent, inode.uid, attempt.caller, found.name)
-        if inode.is_directory and source.parent.id != target.parent.id:
-            require(inode, attempt.caller, WRITE, is_directory=True)
     if moved.id == other.id:
         return
+    for found, inode in ((source, moved), (target, other)):
+        require_removable(found.parent, inode.uid, attempt.caller, found.name)
+    for inode in (moved, other):
+        if inode.is_directory and source.parent.id != target.parent.id:
+            require(inode, attempt.caller, WRITE, is_directory=True)
     await quota.enter(attempt, moved, target.parent)
     await quota.enter(attempt, other, source.parent)
     _swap(attempt, source, target, source.entry, target.entry)

@@ -7,6 +7,7 @@ from ....proto.gen import common_pb2, meta_pb2
 from ... import keys
 from .. import inode as inodes
 from .. import path
+from ..access import EXECUTE, READ, WRITE, require
 from ..attempt import Attempt
 from ..inode import Inode
 
@@ -54,6 +55,17 @@ async def stat(attempt: Attempt, request: meta_pb2.StatRequest) -> meta_pb2.Stat
     reply.statuses.extend(statuses)
     reply.attributes.extend(common_pb2.Attributes() if status else inodes.attributes(next(rows)) for status in statuses)
     return reply
+
+
+async def access(attempt: Attempt, request: meta_pb2.AccessRequest) -> meta_pb2.AccessReply:
+    """Whether the caller may do all that the mask says, as access(2). Raises PERMISSION_DENIED, INVALID, and what is wrong with
+    the place."""
+    if request.mask & ~(READ | WRITE | EXECUTE):
+        raise error(Status.INVALID, f"access mask {request.mask}: R_OK (4), W_OK (2) and X_OK (1), or 0")
+    inode = await path.lookup(attempt, request.place, follow=request.follow)
+    if request.mask:
+        require(inode, attempt.caller, request.mask, is_directory=inode.is_directory)
+    return meta_pb2.AccessReply()
 
 
 async def stat_fs(attempt: Attempt, request: meta_pb2.StatFsRequest) -> meta_pb2.StatFsReply:

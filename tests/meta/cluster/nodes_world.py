@@ -77,6 +77,7 @@ class Process:
         self.ended: StatusError | None = None
         self.chains: dict[int, Chain | None] = {}  # incarnation -> the entry under which it works
         self.synced: dict[int, int] = {}  # incarnation -> chain version under which it was copied to
+        self.unreached: set[str] = set()  # processes that give it no answer
         self.membership = Membership(
             self.env,
             world.addresses,
@@ -139,7 +140,10 @@ class Process:
             word = LOCAL_STATE_OFFLINE
         entry = Target(id=self.target_of(disk), incarnation=disk.incarnation, state=word, path=f"/{disk.incarnation}")
         entry.capacity, entry.used, entry.chunks, entry.damaged = 1000, disk.used, disk.chunks, disk.damaged
-        return Reported(entry, chain)
+        others = [self.world.processes[name] for name in sorted(self.unreached)]
+        members = {m.target for m in chain.members} if chain is not None and state == TARGET_STATE_SERVING else set()
+        found = [number for other in others for d in other.disks if (number := other.target_of(d)) in members]
+        return Reported(entry, chain, found)
 
     def serves(self, disk: Disk) -> Chain | None:
         """The entry under which a read would be answered at this moment."""
@@ -152,6 +156,21 @@ class Process:
         return chain
 
 
+class SlowCommit:
+    """A transaction whose commit takes as long as the world says."""
+
+    def __init__(self, transaction: Any, world: World) -> None:
+        self._transaction, self._world = transaction, world
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transaction, name)
+
+    async def commit(self, **options: Any) -> Any:
+        if self._world.commit_seconds:
+            await self._world.sleep(self._world.commit_seconds)
+        return await self._transaction.commit(**options)
+
+
 class Reached:
     """The engine as one manager reaches it, or does not."""
 
@@ -161,7 +180,7 @@ class Reached:
     def begin(self) -> Any:
         if self._name in self._world.engine_cut:
             raise error(Status.UNAVAILABLE, "the store does not answer")
-        return self._engine.begin()
+        return SlowCommit(self._engine.begin(), self._world)
 
     async def sync(self) -> None:
         await self._engine.sync()
@@ -188,6 +207,7 @@ class World:
         self._alone: Manager | None = None
         self.engine_cut: set[str] = set()  # managers that do not reach the engine
         self.sync_seconds = SYNC_SECONDS
+        self.commit_seconds = 0.0  # that the engine's disk takes
 
     def host(self, name: str):  # type: ignore[no-untyped-def]
         if name not in self.hosts:

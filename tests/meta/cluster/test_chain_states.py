@@ -27,13 +27,14 @@ HEARD: dict[str, Report | None] = {
     "-": None,
     "d": Report(LOCAL_STATE_UPTODATE, OURS, chain_version=VERSION, lease=Lease.OVERDUE),
     "s": Report(LOCAL_STATE_UPTODATE, OURS, chain_version=VERSION, lease=Lease.OVER),
+    "k": Report(LOCAL_STATE_ONLINE, OURS, chain_version=VERSION, cut=True),
     # The same, written differently.
     "o": Report(LOCAL_STATE_UPTODATE, OURS, chain_version=VERSION - 1),  # said before the last change: nothing
     "w": Report(LOCAL_STATE_UPTODATE, OURS + 1, chain_version=VERSION),  # another disk: gone
     "c": Report(LOCAL_STATE_ONLINE, OURS, chain_version=VERSION, opened_clean=False),
 }
-DISTINCT = "unxr-ds"
-HERE = "unr"  # it is there, and holds what the chain recorded
+DISTINCT = "unxr-dsk"
+HERE = "unrk"  # it is there, and holds what the chain recorded
 
 
 def chain(states: str, version: int = VERSION) -> Chain:
@@ -75,7 +76,7 @@ def test_invariants_over_all_public_and_local_states(length: int) -> None:
     """ "At most one SYNCING per chain; ≥1 SERVING or LASTSRV; order of states; version +1 per change; membership constant", from
     every combination of states, also from those that no chain can reach."""
     for states in itertools.product("SLYWO", repeat=length):
-        for heard in itertools.product("unx", repeat=length):
+        for heard in itertools.product("unxk", repeat=length):
             before = chain("".join(states))
             found = next_chain(before, {i + 1: HEARD[word] for i, word in enumerate(heard)})  # type: ignore[misc]
             result = letters(found)
@@ -103,6 +104,9 @@ def test_what_may_be_said_of_every_legal_chain() -> None:
 
 def check_rules(states: str, heard: Sequence[str], now: str) -> None:
     case = states, "".join(heard), now
+    if is_left_to_one_that_may_serve(states, heard):
+        assert now == states, case
+        return
     sole = len(states) == 1
     gone = [word == "x" or (word == "s" and not sole) for word in heard]
     for i, (old, word, new) in enumerate(zip(states, heard, now, strict=True)):
@@ -111,12 +115,15 @@ def check_rules(states: str, heard: Sequence[str], now: str) -> None:
             assert old in "SL" or (old == "Y" and word == "u"), case
             assert not gone[i] or waits(states, heard), case
         if old == "S" and new != "S":
-            assert gone[i] or word == "r", case  # nobody loses the place for nothing
+            assert gone[i] or word in "rk", case  # nobody loses the place for nothing
             assert not sole or new == "L", case
+            assert word != "k" or (new == "Y" and leaves_safely(states, heard, i)), case
+        if old == "Y" and new == "W":  # it has heard that it serves nothing
+            assert word in "unrk", case
         if new == "L":
             assert old in "SL" and "S" not in now, case
         if new == "Y":
-            assert old == "Y" or word in "nr", case
+            assert old == "Y" or word in "nr" or (old == "S" and word == "k"), case
         if old in "YWO" and gone[i]:
             assert new == "O", case
         if new == "O" and old != "O":
@@ -132,7 +139,32 @@ def check_rules(states: str, heard: Sequence[str], now: str) -> None:
 
 def waits(states: str, heard: Sequence[str]) -> bool:
     words = [word for old, word in zip(states, heard, strict=True) if old == "S"]
-    return "d" in words and not set(words) & set("un-")
+    return "d" in words and not set(words) & set("unk-")
+
+
+def is_left_to_one_that_may_serve(states: str, heard: Sequence[str]) -> bool:
+    """Whether all that serve are gone, and one that is SYNCING may not have heard yet that it serves no more."""
+    places = list(zip(states, heard, strict=True))
+    return all(word in "xs" for old, word in places if old == "S") and any(
+        place in places for place in (("Y", "-"), ("Y", "d"))
+    )
+
+
+def leaves_safely(states: str, heard: Sequence[str], place: int) -> bool:
+    """Whether a member that is cut off may become SYNCING: another one surely stays, no other one goes in this step, and none that is
+    SYNCING now has not heard of it."""
+    places = list(zip(states, heard, strict=True))
+    stays = ("S", "u") in places or ("S", "n") in places
+    return stays and places.index(("S", "k")) == place and not {("Y", "-"), ("Y", "d")} & set(places)
+
+
+def test_only_one_member_at_a_time_is_moved_for_a_cut() -> None:
+    for states in legal_chains():
+        for heard in itertools.product("unk-", repeat=len(states)):
+            now = step(states, "".join(heard))
+            moved = [i for i, (old, new) in enumerate(zip(states, now, strict=True)) if old == "S" != new]
+            assert len(moved) <= 1, (states, heard, now)
+            assert "S" not in states or "S" in now, (states, heard, now)
 
 
 def test_the_same_said_differently() -> None:
@@ -191,6 +223,26 @@ def test_a_sync_is_done_only_under_the_version_that_it_ran_under() -> None:
         ("SSS", "srd", "SOS"),
         ("SOO", "sdd", "LOO"),
         ("SYO", "uds", "SYO"),
+        ("SS", "uk", "SY"),  # cut off: it may still serve, so every write goes through it until it has heard
+        ("SS", "ku", "YS"),
+        ("SS", "kk", "SS"),
+        ("SS", "-k", "SS"),  # nobody surely stays
+        ("S", "k", "S"),
+        ("SSS", "ukk", "SYS"),  # one at a time
+        ("SSS", "ksu", "YOS"),
+        ("SY", "uk", "SW"),  # it has heard
+        ("SSY", "ukn", "SYW"),  # it needs the place more than who serves nothing anyway
+        ("SSY", "ukk", "SYW"),
+        ("SSY", "uku", "SYS"),
+        ("SSY", "uk-", "SSY"),  # that one may be on its way out as well
+        ("SSY", "ukd", "SSY"),
+        ("SYW", "ukn", "SWY"),
+        ("SWO", "ukk", "SWW"),
+        ("LO", "kx", "SO"),  # the link matters to nobody
+        ("SY", "x-", "SY"),  # it may still serve: as long as that is so nobody else may begin to
+        ("SY", "xn", "LW"),
+        ("SY", "xs", "LO"),
+        ("SY", "r-", "SY"),
     ],
 )
 def test_scenarios(states: str, heard: str, expected: str) -> None:

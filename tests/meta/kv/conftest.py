@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -35,10 +37,26 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "rocksdb"])
+def _open(kind: str, request: pytest.FixtureRequest, clock: Clock, folder: Path) -> Engine:
+    if kind == "memory":
+        return MemoryEngine(clock.now)
+    if kind == "rocksdb":
+        return RocksEngine(str(folder / "kv"), clock.now)
+    if kind == "postgres":
+        url = request.getfixturevalue("postgres_url")
+        from emberfs.meta.kv.postgres import PostgresEngine
+
+        return PostgresEngine(url, clock.now)
+    cluster_file = os.environ.get("FDB_CLUSTER_FILE")
+    if not cluster_file:
+        pytest.skip("FoundationDB is not here: FDB_CLUSTER_FILE is not set")
+    from emberfs.meta.kv.fdb import FoundationEngine
+
+    return FoundationEngine(cluster_file, clock.now, prefix=f"emberfs-test/{uuid.uuid4()}/".encode())
+
+
+@pytest.fixture(params=["memory", "rocksdb", "postgres", "fdb"])
 async def engine(request: pytest.FixtureRequest, clock: Clock, tmp_path: Path) -> AsyncIterator[Engine]:
-    made: Engine = (
-        MemoryEngine(clock.now) if request.param == "memory" else RocksEngine(str(tmp_path / "kv"), clock.now)
-    )
+    made = _open(request.param, request, clock, tmp_path)
     yield made
     await made.close()

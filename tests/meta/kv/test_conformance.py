@@ -31,6 +31,13 @@ async def store(engine: Engine, **pairs: bytes) -> None:
     await transaction.commit()
 
 
+async def reading(engine: Engine) -> Transaction:
+    """A transaction that has its snapshot."""
+    transaction = engine.begin()
+    await transaction.get(b"nothing", snapshot=True)
+    return transaction
+
+
 async def everything(engine: Engine) -> dict[bytes, bytes]:
     return dict(await engine.begin().scan(b"", KEYS_END, 10_000))
 
@@ -340,7 +347,7 @@ async def test_an_old_snapshot_is_kept_as_long_as_it_may_be_read(engine: Engine,
     await store(engine, a=b"0")
     begun = []
     for i in range(1, 50):
-        begun.append((engine.begin(), b"%d" % (i - 1)))
+        begun.append((await reading(engine), b"%d" % (i - 1)))
         clock.time += 0.5
         await store(engine, a=b"%d" % i)
         begun = [(t, value) for t, value in begun if i * 0.5 - int(value) * 0.5 <= TRANSACTION_SECONDS_MAX]

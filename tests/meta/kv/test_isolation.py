@@ -10,7 +10,7 @@ import pytest
 from emberfs.meta.kv.engine import Engine, Transaction
 from emberfs.proto.errors import Status, StatusError
 
-from .test_conformance import everything, number, refuses, store
+from .test_conformance import everything, number, reading, refuses, store
 
 conflicts = refuses(Status.CONFLICT)
 
@@ -122,7 +122,7 @@ async def test_delete_range_conflicts_with_readers_of_what_it_deleted(engine: En
 
 async def test_a_range_that_was_cleared_meanwhile_is_still_in_the_snapshot(engine: Engine) -> None:
     await store(engine, a=b"1", b=b"2", c=b"3")
-    reader = engine.begin()
+    reader = await reading(engine)
     cleaner = engine.begin()
     cleaner.delete_range(b"a", b"c")
     await cleaner.commit()

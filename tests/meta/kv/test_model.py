@@ -1,4 +1,4 @@
-"""RocksDB against the model: random interleavings of several transactions must read, conflict and end alike."""
+"""The engines against the model: random interleavings of several transactions must read, conflict and end alike."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from emberfs.meta.kv.rocksdb import RocksEngine
 from emberfs.proto.errors import StatusError
 
 from .conftest import Clock
+from .test_conformance import reading
 
 TRANSACTIONS = 3
 STAMPED = b"v"  # prefix of the versionstamped keys
@@ -70,7 +71,7 @@ class Run:
             self.open.pop(number, None)
             return None
         if transaction is None:
-            transaction = self.open[number] = self.engine.begin()
+            transaction = self.open[number] = await reading(self.engine)
         try:
             if name == "get":
                 return await transaction.get(arguments[0], snapshot=arguments[1])
@@ -102,8 +103,11 @@ class Run:
         return self.named(await self.engine.begin().scan(b"", KEYS_END, 1000))
 
 
+Opened = tuple[asyncio.Runner, Engine, Clock]
+
+
 @pytest.fixture(scope="module")
-def rocks() -> Iterator[tuple[asyncio.Runner, RocksEngine, Clock]]:
+def rocks() -> Iterator[Opened]:
     """One database for all examples: opening one costs more than an example."""
     clock = Clock()
     with tempfile.TemporaryDirectory(prefix="emberfs-") as folder, asyncio.Runner() as runner:
@@ -112,14 +116,21 @@ def rocks() -> Iterator[tuple[asyncio.Runner, RocksEngine, Clock]]:
         runner.run(engine.close())
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(steps, min_size=15, max_size=40))
-def test_rocksdb_does_what_the_model_does(
-    rocks: tuple[asyncio.Runner, RocksEngine, Clock], steps: list[tuple[Any, ...]]
-) -> None:
-    runner, engine, clock = rocks
+@pytest.fixture(scope="module")
+def postgres(postgres_server: Any) -> Iterator[Opened]:
+    from emberfs.meta.kv.postgres import PostgresEngine
 
-    async def compare() -> None:
+    clock = Clock()
+    with asyncio.Runner() as runner:
+        engine = PostgresEngine(postgres_server.database(), clock.now)
+        yield runner, engine, clock
+        runner.run(engine.close())
+
+
+def compare(opened: Opened, steps: list[tuple[Any, ...]]) -> None:
+    runner, engine, clock = opened
+
+    async def story() -> None:
         real, model = Run(engine), Run(MemoryEngine(clock.now))
         await real.reset()
         await model.reset()
@@ -130,4 +141,21 @@ def test_rocksdb_does_what_the_model_does(
                 assert await real.step(step) == await model.step(step), step
         assert await real.end() == await model.end()
 
-    runner.run(compare())
+    runner.run(story())
+
+
+fast = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+slow = settings(fast, max_examples=60)  # a step is a round trip
+stories = st.lists(steps, min_size=15, max_size=40)
+
+
+@fast
+@given(stories)
+def test_rocksdb_does_what_the_model_does(rocks: Opened, steps: list[tuple[Any, ...]]) -> None:
+    compare(rocks, steps)
+
+
+@slow
+@given(stories)
+def test_postgres_does_what_the_model_does(postgres: Opened, steps: list[tuple[Any, ...]]) -> None:
+    compare(postgres, steps)

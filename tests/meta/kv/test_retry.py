@@ -10,9 +10,9 @@ import pytest
 from emberfs.meta.kv import retry
 from emberfs.meta.kv.engine import Engine, Transaction
 from emberfs.meta.kv.memory import MemoryEngine
-from emberfs.meta.kv.open import open_engine
+from emberfs.meta.kv.open import is_shared, open_engine
 from emberfs.meta.kv.rocksdb import RocksEngine
-from emberfs.proto.errors import Status, error
+from emberfs.proto.errors import Status, StatusError, error
 
 from .conftest import Clock
 from .test_conformance import everything, number, refuses, store
@@ -96,9 +96,13 @@ async def test_urls(tmp_path: Path) -> None:
     assert isinstance(rocks, RocksEngine)
     assert (tmp_path / "with space" / "CURRENT").exists()
     await rocks.close()
-    for url in ("fdb:///etc/foundationdb/fdb.cluster", "postgresql://host/db"):
-        with refuses(Status.UNSUPPORTED):
-            open_engine(url)
-    for url in ("", "/var/lib/kv", "rocksdb:", "rocksdb://host/path", "mysql://x"):
+    # Nothing is connected before the first use.
+    assert is_shared("postgresql://host/db") and not is_shared("rocksdb:///kv")
+    postgres = open_engine("postgresql://user:secret@nowhere.invalid/db")
+    await postgres.close()
+    with pytest.raises(StatusError) as closed:
+        postgres.begin()
+    assert "nowhere.invalid/db" in str(closed.value) and "secret" not in str(closed.value)
+    for url in ("", "/var/lib/kv", "rocksdb:", "rocksdb://host/path", "fdb:", "fdb://host/x", "mysql://x"):
         with refuses(Status.INVALID):
             open_engine(url)

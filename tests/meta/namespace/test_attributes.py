@@ -85,7 +85,8 @@ async def test_symlinks_have_owners_and_times_but_no_mode(world: World) -> None:
 
 
 async def test_directory_keeps_its_set_id_bits_and_sets_defaults(world: World) -> None:
-    await world.mkdir("/d", mode=0o2755)
+    assert (await world.mkdir("/d", mode=0o7755)).mode == 0o1755  # mkdir(2) knows no set-id bits
+    await world.set("/d", mode=0o2755)
     assert (await world.set("/d", gid=5)).mode == 0o2755
     await world.set("/d", chunk_size=1 << 20, stripe=2)
     assert (await world.touch("/d/f")).layout.stripe == 2

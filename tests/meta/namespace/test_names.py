@@ -198,7 +198,7 @@ async def test_sticky_directories(world: World, action: Action, fine: bool) -> N
 
 async def test_names_need_a_writable_directory(world: World) -> None:
     await world.mkdir("/d", mode=0o755)
-    await world.touch("/d/f")
+    await world.touch("/d/f", mode=0o666)
     await world.mkdir("/d/e")
     await world.mkdir("/open", mode=0o777)
     attempts: list[Awaitable[object]] = [

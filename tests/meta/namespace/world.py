@@ -127,6 +127,7 @@ class Call:
 
     peer: PeerInfo
     cancelled: bool = False
+    stopping: bool = False
 
     def remaining(self) -> float:
         return 60.0

@@ -1,0 +1,164 @@
+"""Locks of one server: requests that wait for them, and what is left of clients that are gone.
+
+The truth is in the engine: any server may grant or release any lock, in a transaction (`ops/lock.py`). This is what happens around
+those. A request that finds the lock taken gets in line (`waiters.py`), says in the engine what it waits for unless that would be a
+deadlock (`deadlock.py`), and tries again when somebody let go. After a few seconds it is answered all the same, and the client asks again:
+so a wait outlives servers, and a client that is gone waits nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ...proto.errors import Status, StatusError, error
+from ...proto.gen import meta_pb2
+from ...proto.rpc import META, Context
+from .. import keys
+from ..kv.engine import Transaction
+from . import deadlock, locks
+from .attempt import Task
+from .locks import Lock, Table
+from .ops import lock as ops
+from .waiters import Waiters
+
+if TYPE_CHECKING:
+    from .namespace import Namespace
+
+PAGE = 1000  # records per read
+
+
+class Locking:
+    """See the module."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self.waiters = Waiters(namespace.clock, namespace.time_scale, lambda: namespace.closing)
+
+    async def lock(self, task: Task, request: meta_pb2.LockRequest, context: Context) -> meta_pb2.LockReply:
+        """Grant or release a lock; `waiting` in the reply says that it is still taken. Raises WOULD_BLOCK when it is taken and the
+        request does not wait, DEADLOCK, NO_LOCKS."""
+        try:
+            return await self._try(task, request)
+        except ops.Blocked as blocked:
+            obstacle = blocked.obstacle
+            if locks.of_owner(blocked.table, locks.FLOCK, (task.client, request.owner)) and request.kind == locks.FLOCK:
+                # As flock(2): a lock that cannot be converted at once is lost. Two that wait to convert theirs would wait for ever.
+                await self._let_go(request.inode, ops.wanted(task.client, request))
+        if not request.wait:
+            raise error(Status.WOULD_BLOCK, f"inode {request.inode:x} is locked by pid {obstacle.pid} of another owner")
+        return await self._wait(task, request, context)
+
+    async def _try(self, task: Task, request: meta_pb2.LockRequest) -> meta_pb2.LockReply:
+        reply, _ = await self._namespace.change(META.Lock, ops.lock, task, request)
+        return reply
+
+    async def _wait(self, task: Task, request: meta_pb2.LockRequest, context: Context) -> meta_pb2.LockReply:
+        wanted = ops.wanted(task.client, request)
+        waiter = self.waiters.join(request.inode, wanted, context)
+        recorded = granted = False
+        try:
+            if request.kind == locks.POSIX:
+                recorded = await self._record(request, wanted)
+            while True:
+                with suppress(ops.Blocked):
+                    reply = await self._try(task, request)
+                    granted = True
+                    return reply
+                if not await self.waiters.wait(waiter):
+                    return meta_pb2.LockReply(waiting=True)
+        finally:
+            self.waiters.leave(waiter)
+            if not granted:
+                with suppress(StatusError):  # a record that stays is withdrawn by the client, or goes with it
+                    await self._gave_up(request, wanted, recorded=recorded)
+
+    async def _record(self, request: meta_pb2.LockRequest, wanted: Lock) -> bool:
+        """Say in the engine what is waited for; False if nothing is in the way any more. Raises DEADLOCK."""
+        key = keys.lock_wait_key(wanted.client, wanted.owner, request.wait)
+
+        async def work(txn: Transaction) -> bool:
+            table = locks.unpack(await txn.get(keys.lock_key(request.inode)))
+            if locks.conflict(table, wanted) is None:
+                return False
+            if await deadlock.would_close(txn, table, wanted):
+                text = f"inode {request.inode:x}: whoever holds this lock waits, directly or not, for one that this owner holds"
+                raise error(Status.DEADLOCK, text)
+            txn.put(key, deadlock.pack(request.inode, wanted))
+            return True
+
+        return await self._namespace.transact(work)
+
+    async def _gave_up(self, request: meta_pb2.LockRequest, wanted: Lock, *, recorded: bool) -> None:
+        key = keys.lock_wait_key(wanted.client, wanted.owner, request.wait)
+
+        async def work(txn: Transaction) -> None:
+            txn.delete(key)
+
+        if recorded:
+            await self._namespace.transact(work)
+        if self.waiters.line(request.inode):  # perhaps it was this one's turn
+            await self.look(request.inode)
+
+    async def _let_go(self, inode: int, unwanted: Lock) -> None:
+        async def work(txn: Transaction) -> Table:
+            table = locks.release(locks.unpack(await txn.get(keys.lock_key(inode))), unwanted)
+            ops.put(txn, inode, table)
+            return table
+
+        await self.changed(inode, await self._namespace.transact(work))
+
+    # waking
+
+    async def changed(self, inode: int, table: Table) -> None:
+        """The locks of an inode are these now: wake those who may get theirs, each as if those before it had got theirs."""
+        for waiter in list(self.waiters.line(inode)):
+            wanted: Lock = waiter.what
+            if locks.conflict(table, wanted) is None:
+                table = (*table, wanted)
+                self.waiters.wake(waiter)
+
+    async def look(self, inode: int) -> None:
+        """`changed`, by what the engine says."""
+        record = await self._namespace.engine.begin().get(keys.lock_key(inode), snapshot=True)
+        await self.changed(inode, locks.unpack(record))
+
+    # clients that are gone
+
+    async def clients(self) -> set[bytes]:
+        """Those who hold locks."""
+        found: set[bytes] = set()
+        async for page in self._namespace.pages(*keys.prefix_range(keys.LOCK), PAGE):
+            found.update(held.client for _, value in page for held in locks.unpack(value))
+        return found
+
+    async def forget(self, ended: Collection[bytes], unsettled: Collection[tuple[bytes, int]]) -> None:
+        """Drop the locks and waits of clients that are gone, but not where a client's writes to the inode are `unsettled` yet (client,
+        inode): the next one to get the lock must find the true length."""
+        async for page in self._namespace.pages(*keys.prefix_range(keys.LOCK), PAGE):
+            for key, value in page:
+                inode = keys.inode_of(key)
+                gone = {client for client in ended if (client, inode) not in unsettled}
+                if any(held.client in gone for held in locks.unpack(value)):
+                    await self._drop(inode, gone)
+        for client in ended:
+            await self._drop_waits(client)
+
+    async def _drop(self, inode: int, gone: Collection[bytes]) -> None:
+        async def work(txn: Transaction) -> Table:
+            table = locks.without_clients(locks.unpack(await txn.get(keys.lock_key(inode))), gone)
+            ops.put(txn, inode, table)
+            return table
+
+        await self.changed(inode, await self._namespace.transact(work))
+
+    async def _drop_waits(self, client: bytes) -> None:
+        begin, end = keys.lock_waits_of(client)
+        if not await self._namespace.engine.begin().scan(begin, end, 1, snapshot=True):
+            return
+
+        async def work(txn: Transaction) -> None:
+            txn.delete_range(begin, end)
+
+        await self._namespace.transact(work)

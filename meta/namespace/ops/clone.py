@@ -1,0 +1,43 @@
+"""Clone: two files whose chunks of one index lie on one chain, so that they can share them.
+
+What is shared, and how often, only the targets know (they count references to their slots); to the namespace a clone is a file like
+any other. It has the layout of its source, seed included: an empty file that nobody else writes to takes it over. Its truncate version
+rises with that, so that whoever has read the old layout looks again instead of missing chunks.
+"""
+
+from __future__ import annotations
+
+from ....proto.gen import meta_pb2
+from ... import keys
+from .. import inode as inodes
+from .. import session
+from ..attempt import Attempt
+from ..inode import Inode
+from ..trim import FinishTrim
+
+
+async def clone(attempt: Attempt, request: meta_pb2.CloneFileRequest) -> meta_pb2.CloneFileReply:
+    """Whether the target can share chunks with the source; if it has another layout and is empty, it takes the source's. The right to read
+    the source is storage's to check. Raises STALE_HANDLE, IS_DIRECTORY, INVALID (no regular file), SESSION_ENDED."""
+    source, layout = await attempt.regular(request.source)
+    target, own = await attempt.regular(request.target)
+    await session.require(attempt.txn, target.id, request.session, attempt.client)
+    for inode in (source, target):
+        if inode.flags & inodes.TRIMMING:
+            raise FinishTrim(inode.id)  # what is cut must not be shared, nor come later where something was shared
+    shares = own == layout
+    if not shares and await _is_new(attempt, target):
+        target.layout = layout
+        target.truncate_version += 1
+        target.touched(attempt.now_ns)
+        attempt.put(target)
+        shares = True
+    found = (inodes.attributes(source), inodes.attributes(target))
+    return meta_pb2.CloneFileReply(shares=shares, source=found[0], target=found[1])
+
+
+async def _is_new(attempt: Attempt, target: Inode) -> bool:
+    """Whether the file is empty, and nobody but the caller can have written what its length does not know yet."""
+    if target.length:
+        return False
+    return len(await attempt.txn.scan(*keys.session_range(target.id), 2)) == 1
