@@ -220,20 +220,26 @@ async def settle_session(namespace: Namespace, number: int, session_number: int)
                 raise
 
     async def work(txn: Transaction) -> bool:
-        txn.delete(keys.session_key(number, session_number))
-        record = await txn.get(keys.inode_key(number))
-        if record is None:
+        key = keys.session_key(number, session_number)
+        record, opened = await txn.get_many([keys.inode_key(number), key])
+        txn.delete(key)
+        if record is None or opened is None:
             return True
         inode = inodes.unpack(number, record)
         if not inode.nlink:
             return True  # nobody will open it by name again
         if inode.truncate_version != version or inode.flags & inodes.TRIMMING:
             return False
+        mode = inode.mode
+        session.lose_privileges(txn, inode, session.unpack(opened))  # what it wrote below the length, nobody knows
         if end > inode.length:
             inode.length = end
             inode.flags |= inodes.SPARSE  # what the writer left out between is not lost, it was never written
             inode.mtime_ns = namespace.clock.wall_ns()
             inode.touched(inode.mtime_ns)
+            txn.put(keys.inode_key(number), inode.pack())
+        elif inode.mode != mode:
+            inode.touched(namespace.clock.wall_ns())
             txn.put(keys.inode_key(number), inode.pack())
         return True
 

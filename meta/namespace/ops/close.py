@@ -5,9 +5,8 @@ from __future__ import annotations
 from ....proto.errors import Status, error
 from ....proto.gen import common_pb2, meta_pb2
 from ... import keys
-from .. import extended, session
 from .. import inode as inodes
-from ..access import without_set_ids
+from .. import session
 from ..attempt import Attempt
 from ..inode import Inode
 from ..session import Session
@@ -81,9 +80,7 @@ def settle(
         inode.length = end
     if sparse:
         inode.flags |= inodes.SPARSE
-    extended.lose_capability(attempt.txn, inode)
-    if opened.uid:
-        inode.mode = without_set_ids(inode.mode)
+    session.lose_privileges(attempt.txn, inode, opened)
     inode.mtime_ns = mtime_ns or attempt.now_ns
     inode.touched(attempt.now_ns)
     attempt.put(inode)
