@@ -96,7 +96,8 @@ class Clients:
 
     async def with_records(self) -> list[bytes]:
         """The clients that have sessions here or may have files open for reading."""
-        found = self.readers.clients() | await self._namespace.locking.clients()
+        namespace = self._namespace
+        found = self.readers.clients() | await namespace.locking.clients() | await namespace.appending.clients()
         begin, end = keys.prefix_range(keys.SESSION)
         async for page in self._namespace.pages(begin, end, PAGE):
             found.update(session.unpack(value).client for _, value in page)
@@ -108,7 +109,8 @@ class Clients:
         while not namespace.closing:
             pause = IDLE_SECONDS
             try:
-                await self.step()
+                if namespace.in_charge():
+                    await self.step()
             except StatusError as failure:
                 if namespace.closing:
                     return
@@ -143,6 +145,7 @@ class Clients:
                     except StatusError as refused:
                         failure = refused
                         left.add((client, keys.inode_of(key)))
+        failure = await self._namespace.appending.forget(ended, left) or failure
         await self._namespace.locking.forget(ended, left)
         unsettled = {client for client, _ in left}
         for client in sorted(ended):

@@ -18,6 +18,7 @@ from ..kv.engine import Engine, Pair, Transaction
 from . import idempotency
 from . import inode as inodes
 from .allocate import INODES_PER_RANGE, PLACES_PER_RANGE, RangeAllocator
+from .appending import Appending
 from .attempt import Attempt, Detour, Task
 from .clients import Clients, gone, require_wanted
 from .directories import Memory, View
@@ -58,11 +59,13 @@ class Namespace:
         self.random_u64 = random_u64
         self.time_scale = time_scale()
         self.closing = False
+        self.in_charge: Callable[[], bool] = lambda: True  # of the background work: of several servers only one is
         self.memory = Memory()
         self.inode_numbers = RangeAllocator(engine, clock, b"inode", INODES_PER_RANGE, first=FIRST_INODE)
         self.places = RangeAllocator(engine, clock, b"chain", PLACES_PER_RANGE, durable=False)
         self.collector = Collector(self)
         self.locking = Locking(self)
+        self.appending = Appending(self)
         self.clients = Clients(self)
 
     # life
@@ -93,8 +96,12 @@ class Namespace:
         txn.add(keys.INODES_USED, 1)
         txn.put(keys.FORMAT, keys.KEY_SPACE_VERSION.to_bytes(2, "big"))
 
+    async def take_charge(self) -> None:
+        """This server does the background work from now on: which client holds what is read anew."""
+        await self.clients.load()
+
     def run_workers(self) -> None:
-        """Start the background workers."""
+        """Start the background workers. They rest while another server is in charge."""
         self.clock.spawn(self.collector.run, "garbage")
         self.clock.spawn(self.clients.run, "clients")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from ....proto.errors import Status, error
 from ....proto.gen import common_pb2, meta_pb2
 from ... import keys
+from .. import append, session
 from .. import inode as inodes
-from .. import session
 from ..attempt import Attempt
 from ..inode import Inode
 from ..session import Session
 from ..trim import FinishTrim, Measure, check_length
 
-_Request = meta_pb2.CloseRequest | meta_pb2.SyncFileRequest
+_Request = meta_pb2.CloseRequest | meta_pb2.SyncFileRequest | meta_pb2.AppendRequest
 
 
 async def close(attempt: Attempt, request: meta_pb2.CloseRequest) -> meta_pb2.CloseReply:
@@ -20,9 +20,11 @@ async def close(attempt: Attempt, request: meta_pb2.CloseRequest) -> meta_pb2.Cl
     BAD_HANDLE, FILE_TOO_BIG."""
     if not request.session:
         return meta_pb2.CloseReply(attributes=await _unwritten(attempt, request))
-    inode, opened = await _opened(attempt, request)
+    inode, opened = await require_open(attempt, request)
     if request.written:
         settle(attempt, inode, request, opened, request.mtime_ns)
+    if request.token:
+        await append.release(attempt, inode.id)
     attempt.txn.delete(keys.session_key(inode.id, request.session))
     return meta_pb2.CloseReply(attributes=inodes.attributes(inode))
 
@@ -31,13 +33,14 @@ async def sync_file(attempt: Attempt, request: meta_pb2.SyncFileRequest) -> meta
     """Publish what was written so far; the session goes on. Raises as `close`."""
     if not request.session:
         return meta_pb2.SyncFileReply(attributes=await _unwritten(attempt, request))
-    inode, opened = await _opened(attempt, request)
+    inode, opened = await require_open(attempt, request)
     if request.written:
         settle(attempt, inode, request, opened, 0)
     return meta_pb2.SyncFileReply(attributes=inodes.attributes(inode))
 
 
-async def _opened(attempt: Attempt, request: _Request) -> tuple[Inode, Session]:
+async def require_open(attempt: Attempt, request: _Request) -> tuple[Inode, Session]:
+    """The inode and the caller's own session on it. Raises SESSION_ENDED, BAD_HANDLE, STALE_HANDLE."""
     number = request.inode
     record, found = await attempt.txn.get_many(
         [keys.inode_key(number), keys.session_key(number, request.session)], snapshot=attempt.reading
