@@ -16,7 +16,7 @@ from ...proto.ids import ROOT_INODE
 from .. import keys
 from ..kv.engine import Engine, Pair
 from . import acl as acls
-from . import deadlock, gc, idempotency, locks, quota, session, trash, trim
+from . import append, deadlock, gc, idempotency, locks, quota, session, trash, trim
 from . import dentry as dentries
 from . import inode as inodes
 from .inode import Inode
@@ -288,6 +288,10 @@ async def _check_locks(engine: Engine, facts: Facts) -> None:
             facts.report("locks in conflict", key, f"inode {number:x}: {wrong}")
     async for key, value in _rows(engine, keys.LOCK_WAIT):
         deadlock.unpack(key, value)
+    async for key, value in _rows(engine, keys.APPEND_TOKEN):
+        append.unpack(value)
+        if keys.inode_of(key) not in facts.inodes:
+            facts.report("append token without inode", key, f"inode {keys.inode_of(key):x} does not exist")
 
 
 async def _check_xattrs(engine: Engine, facts: Facts) -> None:

@@ -97,7 +97,8 @@ class Clients:
 
     async def with_records(self) -> list[bytes]:
         """The clients that have sessions here or may have files open for reading."""
-        found = self.readers.clients() | await self._namespace.locking.clients()
+        namespace = self._namespace
+        found = self.readers.clients() | await namespace.locking.clients() | await namespace.appending.clients()
         begin, end = keys.prefix_range(keys.SESSION)
         async for page in self._namespace.pages(begin, end, PAGE):
             found.update(session.unpack(value).client for _, value in page)
@@ -109,7 +110,8 @@ class Clients:
         while not namespace.closing:
             pause = IDLE_SECONDS
             try:
-                await self.step()
+                if namespace.in_charge():
+                    await self.step()
             except StatusError as failure:
                 if namespace.closing:
                     return
@@ -144,6 +146,7 @@ class Clients:
                     except StatusError as refused:
                         failure = refused
                         left.add((client, keys.inode_of(key)))
+        failure = await self._namespace.appending.forget(ended, left) or failure
         await self._namespace.locking.forget(ended, left)
         unsettled = {client for client, _ in left}
         for client in sorted(ended):
@@ -226,20 +229,26 @@ async def settle_session(namespace: Namespace, number: int, session_number: int)
                 raise
 
     async def work(txn: Transaction) -> bool:
-        txn.delete(keys.session_key(number, session_number))
-        record = await txn.get(keys.inode_key(number))
-        if record is None:
+        key = keys.session_key(number, session_number)
+        record, opened = await txn.get_many([keys.inode_key(number), key])
+        txn.delete(key)
+        if record is None or opened is None:
             return True
         inode = inodes.unpack(number, record)
         if not _may_have_a_name(inode):
             return True  # nobody will open it by name again
         if inode.truncate_version != version or inode.flags & inodes.TRIMMING:
             return False
+        mode = inode.mode
+        session.lose_privileges(txn, inode, session.unpack(opened))  # what it wrote below the length, nobody knows
         if end > inode.length:
             quota.resize(txn, inode, end)
             inode.flags |= inodes.SPARSE  # what the writer left out between is not lost, it was never written
             inode.mtime_ns = namespace.clock.wall_ns()
             inode.touched(inode.mtime_ns)
+            txn.put(keys.inode_key(number), inode.pack())
+        elif inode.mode != mode:
+            inode.touched(namespace.clock.wall_ns())
             txn.put(keys.inode_key(number), inode.pack())
         return True
 

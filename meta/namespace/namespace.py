@@ -18,6 +18,7 @@ from ..kv.engine import Engine, Pair, Transaction
 from . import idempotency, quota
 from . import inode as inodes
 from .allocate import INODES_PER_RANGE, PLACES_PER_RANGE, RangeAllocator
+from .appending import Appending
 from .attempt import Attempt, Detour, Task
 from .clients import Clients, gone, require_wanted
 from .directories import Memory, View
@@ -61,12 +62,14 @@ class Namespace:
         self.time_scale = time_scale()
         self.trash_seconds = trash_seconds  # that what is removed is kept, where its directory does not say
         self.closing = False
+        self.in_charge: Callable[[], bool] = lambda: True  # of the background work: of several servers only one is
         self.memory = Memory()
         self.inode_numbers = RangeAllocator(engine, clock, b"inode", INODES_PER_RANGE, first=FIRST_INODE)
         self.places = RangeAllocator(engine, clock, b"chain", PLACES_PER_RANGE, durable=False)
         self.collector = Collector(self)
         self.locking = Locking(self)
         self.recounter = Recounter(self)
+        self.appending = Appending(self)
         self.clients = Clients(self)
 
     # life
@@ -98,8 +101,12 @@ class Namespace:
         quota.appeared(txn, root)
         txn.put(keys.FORMAT, keys.KEY_SPACE_VERSION.to_bytes(2, "big"))
 
+    async def take_charge(self) -> None:
+        """This server does the background work from now on: which client holds what is read anew."""
+        await self.clients.load()
+
     def run_workers(self) -> None:
-        """Start the background workers."""
+        """Start the background workers. They rest while another server is in charge."""
         self.clock.spawn(self.collector.run, "garbage")
         self.clock.spawn(self.clients.run, "clients")
         self.clock.spawn(self.recounter.run, "quotas")

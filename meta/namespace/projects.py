@@ -42,7 +42,8 @@ class Recounter:
         while not namespace.closing:
             pause = IDLE_SECONDS
             try:
-                await self.step()
+                if namespace.in_charge():
+                    await self.step()
             except StatusError as failure:
                 if namespace.closing:
                     return

@@ -178,6 +178,12 @@ class MetaService:
     async def test_lock(self, request: meta_pb2.TestLockRequest, context: Context) -> meta_pb2.TestLockReply:
         return await self._namespace.read(lock.test_lock, self._task(context, request), request)
 
+    async def append(self, request: meta_pb2.AppendRequest, context: Context) -> meta_pb2.AppendReply:
+        return await self._namespace.appending.append(self._owner_task(context), request, context)
+
+    async def watch_tokens(self, request: meta_pb2.WatchTokensRequest, context: Context) -> meta_pb2.WatchTokensReply:
+        return await self._namespace.appending.watch(context.peer.client, request, context)
+
     async def stat_fs(self, request: meta_pb2.StatFsRequest, context: Context) -> meta_pb2.StatFsReply:
         return await self._namespace.read(stat.stat_fs, self._task(context, request), request)
 

@@ -8,16 +8,21 @@ from typing import NamedTuple
 from ...proto.errors import Status, error
 from .. import keys
 from ..kv.engine import Transaction
+from . import extended
+from .access import without_set_ids
+from .inode import Inode
 
-VERSION = 1
+VERSION = 2
 
-_RECORD = struct.Struct(">BI16sq")  # version, uid of the opener, client, opened (ns since the epoch)
+_RECORD = struct.Struct(">BI16sqB")  # version, uid of the opener, client, opened (ns since the epoch), member
+_RECORD_1 = struct.Struct(">BI16sq")  # the same without the last
 
 
 class Session(NamedTuple):
     uid: int
     client: bytes
     opened_ns: int
+    member: bool = True  # the opener was in the file's group
 
 
 def pack(session: Session) -> bytes:
@@ -26,10 +31,20 @@ def pack(session: Session) -> bytes:
 
 def unpack(data: bytes) -> Session:
     """The session of a record. Raises BAD_FORMAT for one of a newer version."""
-    version, uid, client, opened_ns = _RECORD.unpack(data)
-    if version > VERSION:
-        raise keys.refused("a session", version)
-    return Session(uid, client, opened_ns)
+    if data[0] > VERSION:
+        raise keys.refused("a session", data[0])
+    if data[0] == 1:
+        return Session(*_RECORD_1.unpack(data)[1:])
+    _, uid, client, opened_ns, member = _RECORD.unpack(data)
+    return Session(uid, client, opened_ns, bool(member))
+
+
+def lose_privileges(txn: Transaction, inode: Inode, writer: Session) -> None:
+    """Somebody may have written to the file: unless he is root it loses its set-id bits, and its capabilities in any case. The
+    inode's record is the caller's to write."""
+    extended.lose_capability(txn, inode)
+    if writer.uid:
+        inode.mode = without_set_ids(inode.mode, member=writer.member)
 
 
 async def require(txn: Transaction, inode: int, number: int, client: bytes) -> Session:

@@ -7,7 +7,7 @@ lives as long as there are any; it also notices who was given up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from ...proto.errors import Status, error
@@ -22,12 +22,12 @@ ANSWER_SECONDS = 0.25  # kept of a request's time for the answer, scaled
 
 
 class Waiter:
-    """One request that waits. `what` is what it wants, for those who choose whom to wake."""
+    """One request that waits for something about `key`. `what` is what it wants, for those who choose whom to wake."""
 
-    __slots__ = ("context", "inode", "look_at", "over_at", "turn", "what")
+    __slots__ = ("context", "key", "look_at", "over_at", "turn", "what")
 
-    def __init__(self, inode: int, what: Any, context: Context, turn: Any, over_at: float) -> None:
-        self.inode = inode
+    def __init__(self, key: Hashable, what: Any, context: Context, turn: Any, over_at: float) -> None:
+        self.key = key
         self.what = what
         self.context = context
         self.turn = turn  # a promise
@@ -42,25 +42,25 @@ class Waiters:
         self._clock = clock
         self._scale = scale
         self._is_closing = is_closing
-        self._waiting: dict[int, list[Waiter]] = {}
+        self._waiting: dict[Hashable, list[Waiter]] = {}
         self.count = 0  # of all who wait
         self._ticking = False
 
-    def join(self, inode: int, what: Any, context: Context) -> Waiter:
+    def join(self, key: Hashable, what: Any, context: Context) -> Waiter:
         """Get in line. Raises BUSY when too many wait."""
         if self.count >= WAITERS_MAX:
             raise error(Status.BUSY, f"over {WAITERS_MAX} requests wait at this server; try again later")
         seconds = min(WAIT_SECONDS_MAX * self._scale, context.remaining() - ANSWER_SECONDS * self._scale)
-        waiter = Waiter(inode, what, context, self._clock.promise(), self._clock.now() + seconds)
-        self._waiting.setdefault(inode, []).append(waiter)
+        waiter = Waiter(key, what, context, self._clock.promise(), self._clock.now() + seconds)
+        self._waiting.setdefault(key, []).append(waiter)
         self.count += 1
         return waiter
 
     def leave(self, waiter: Waiter) -> None:
-        line = self._waiting[waiter.inode]
+        line = self._waiting[waiter.key]
         line.remove(waiter)
         if not line:
-            del self._waiting[waiter.inode]
+            del self._waiting[waiter.key]
         self.count -= 1
 
     async def wait(self, waiter: Waiter) -> bool:
@@ -76,9 +76,9 @@ class Waiters:
             raise error(Status.UNAVAILABLE, "the metadata server stops; ask another one, or again")
         return not waiter.context.cancelled and self._clock.now() < waiter.over_at
 
-    def line(self, inode: int) -> list[Waiter]:
+    def line(self, key: Hashable) -> list[Waiter]:
         """Who waits, the first first."""
-        return self._waiting.get(inode, [])
+        return self._waiting.get(key, [])
 
     def wake(self, waiter: Waiter) -> None:
         """Let it try."""

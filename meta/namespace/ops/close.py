@@ -5,15 +5,14 @@ from __future__ import annotations
 from ....proto.errors import Status, error
 from ....proto.gen import common_pb2, meta_pb2
 from ... import keys
-from .. import extended, quota, session
+from .. import append, quota, session
 from .. import inode as inodes
-from ..access import without_set_ids
 from ..attempt import Attempt
 from ..inode import Inode
 from ..session import Session
 from ..trim import FinishTrim, Measure, check_length
 
-_Request = meta_pb2.CloseRequest | meta_pb2.SyncFileRequest
+_Request = meta_pb2.CloseRequest | meta_pb2.SyncFileRequest | meta_pb2.AppendRequest
 
 
 async def close(attempt: Attempt, request: meta_pb2.CloseRequest) -> meta_pb2.CloseReply:
@@ -21,9 +20,11 @@ async def close(attempt: Attempt, request: meta_pb2.CloseRequest) -> meta_pb2.Cl
     BAD_HANDLE, FILE_TOO_BIG."""
     if not request.session:
         return meta_pb2.CloseReply(attributes=await _unwritten(attempt, request))
-    inode, opened = await _opened(attempt, request)
+    inode, opened = await require_open(attempt, request)
     if request.written:
         settle(attempt, inode, request, opened, request.mtime_ns)
+    if request.token:
+        await append.release(attempt, inode.id)
     attempt.txn.delete(keys.session_key(inode.id, request.session))
     return meta_pb2.CloseReply(attributes=inodes.attributes(inode))
 
@@ -32,14 +33,15 @@ async def sync_file(attempt: Attempt, request: meta_pb2.SyncFileRequest) -> meta
     """Publish what was written so far; the session goes on. Raises as `close`."""
     if not request.session:
         return meta_pb2.SyncFileReply(attributes=await _unwritten(attempt, request))
-    inode, opened = await _opened(attempt, request)
+    inode, opened = await require_open(attempt, request)
     if request.written:
         settle(attempt, inode, request, opened, 0)
     length_max = await quota.length_max(attempt, inode)
     return meta_pb2.SyncFileReply(attributes=inodes.attributes(inode), length_max=length_max)
 
 
-async def _opened(attempt: Attempt, request: _Request) -> tuple[Inode, Session]:
+async def require_open(attempt: Attempt, request: _Request) -> tuple[Inode, Session]:
+    """The inode and the caller's own session on it. Raises SESSION_ENDED, BAD_HANDLE, STALE_HANDLE."""
     number = request.inode
     record, found = await attempt.txn.get_many(
         [keys.inode_key(number), keys.session_key(number, request.session)], snapshot=attempt.reading
@@ -82,9 +84,7 @@ def settle(
         quota.resize(attempt.txn, inode, end)
     if sparse:
         inode.flags |= inodes.SPARSE
-    extended.lose_capability(attempt.txn, inode)
-    if opened.uid:
-        inode.mode = without_set_ids(inode.mode)
+    session.lose_privileges(attempt.txn, inode, opened)
     inode.mtime_ns = mtime_ns or attempt.now_ns
     inode.touched(attempt.now_ns)
     attempt.put(inode)

@@ -54,7 +54,9 @@ async def open_file(attempt: Attempt, request: meta_pb2.OpenRequest) -> meta_pb2
 async def _open_or_create(attempt: Attempt, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
     flags = request.flags
     if request.place.path.endswith(b"/"):
-        raise error(Status.IS_DIRECTORY, "a path that ends in '/' cannot be created as a file")
+        found = await path.locate(attempt, request.place)  # what is wrong on the way comes first
+        if found.name:
+            raise error(Status.IS_DIRECTORY, "a path that ends in '/' cannot be created as a file")
     if request.parents:
         await make_parents(attempt, request.place, mode_of_parents(inodes.REGULAR, request.mode), request.umask)
     exclusive = flags & os.O_EXCL
@@ -113,13 +115,13 @@ async def _open_existing(attempt: Attempt, inode: Inode, flags: int) -> meta_pb2
         if writing or cutting or flags & os.O_CREAT:
             raise error(Status.IS_DIRECTORY, f"inode {inode.id:x} is a directory; it is opened for reading only")
         require(inode, attempt.caller, READ, is_directory=True)
+        _check_noatime(attempt, inode, flags)
         return meta_pb2.OpenReply(attributes=await attempt.visible_attributes(inode))
     if flags & os.O_DIRECTORY:
         raise error(Status.NOT_DIRECTORY, f"inode {inode.id:x} is not a directory")
     if not attempt.task.has_open(inode.id, GRANTED[flags & os.O_ACCMODE]):
         require(inode, attempt.caller, _RIGHTS[flags & os.O_ACCMODE] | (WRITE if cutting else 0))
-    if flags & os.O_NOATIME:
-        require_owner(inode, attempt.caller, "read it with O_NOATIME")
+    _check_noatime(attempt, inode, flags)
     if inode.layout is None:
         raise error(Status.NO_DEVICE, f"inode {inode.id:x} is a device, FIFO or socket: only a mount can open it")
     if cutting:
@@ -129,8 +131,14 @@ async def _open_existing(attempt: Attempt, inode: Inode, flags: int) -> meta_pb2
     return await _opened(attempt, inode, writing=writing)
 
 
+def _check_noatime(attempt: Attempt, inode: Inode, flags: int) -> None:
+    if flags & os.O_NOATIME:
+        require_owner(inode, attempt.caller, "read it with O_NOATIME")
+
+
 def _start_session(attempt: Attempt, inode: Inode) -> int:
     number = attempt.namespace.random_u64()
-    record = session.pack(Session(attempt.caller.uid, attempt.client, attempt.now_ns))
-    attempt.txn.put(keys.session_key(inode.id, number), record)
+    caller = attempt.caller
+    opened = Session(caller.uid, attempt.client, attempt.now_ns, caller.is_root or caller.member_of(inode.gid))
+    attempt.txn.put(keys.session_key(inode.id, number), session.pack(opened))
     return number

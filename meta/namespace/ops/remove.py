@@ -48,11 +48,12 @@ async def unlink(attempt: Attempt, found: Found) -> None:
     if entry is None:
         raise path.missing(found.name, found.parent.id)
     inode = await attempt.inode(entry.inode)
-    require_removable(found.parent, inode.uid, attempt.caller, found.name)
+    if found.slash and not inode.is_directory:
+        raise error(Status.NOT_DIRECTORY, f"{found.name!r} is not a directory, and its path ends in '/'")
+    if not found.slash:  # or else it is wrong, whoever asks
+        require_removable(found.parent, inode.uid, attempt.caller, found.name)
     if inode.is_directory:
         raise error(Status.IS_DIRECTORY, f"{found.name!r} is a directory: use rmdir")
-    if found.slash:
-        raise error(Status.NOT_DIRECTORY, f"{found.name!r} is not a directory, and its path ends in '/'")
     dentries.remove(attempt.txn, found.parent.id, found.name, entry, attempt.now_ns)
     drop_name(attempt, inode, found)
 

@@ -12,6 +12,7 @@ from ..dentry import Dentry
 from ..directories import Directory
 from ..inode import Inode
 from ..path import Found
+from .attributes import begin_change, end_change
 from .remove import drop_name, erase_directory, require_empty
 
 NOREPLACE = 1
@@ -69,7 +70,7 @@ async def _move(attempt: Attempt, source: Found, target: Found, moved: Inode, *,
     if replaced is not None and replaced.is_directory:
         await require_empty(attempt, replaced.id)
     await quota.enter(attempt, moved, target.parent)
-    _carry_out(attempt, source, target, moved, replaced)
+    await _carry_out(attempt, source, target, moved, replaced)
 
 
 async def _check_target(attempt: Attempt, target: Found, moved: Inode, replaced: Inode | None) -> None:
@@ -83,7 +84,7 @@ async def _check_target(attempt: Attempt, target: Found, moved: Inode, replaced:
         raise error(Status.IS_DIRECTORY, f"{target.name!r} is a directory; a file cannot replace it")
 
 
-def _carry_out(attempt: Attempt, source: Found, target: Found, moved: Inode, replaced: Inode | None) -> None:
+async def _carry_out(attempt: Attempt, source: Found, target: Found, moved: Inode, replaced: Inode | None) -> None:
     assert source.entry is not None
     txn, now_ns = attempt.txn, attempt.now_ns
     dentries.remove(txn, source.parent.id, source.name, source.entry, now_ns)
@@ -95,16 +96,16 @@ def _carry_out(attempt: Attempt, source: Found, target: Found, moved: Inode, rep
             erase_directory(attempt, replaced)
         else:
             drop_name(attempt, replaced, target)
-    _moved_to(attempt, moved, target.parent)
+    await _moved_to(attempt, moved, target.parent)
     if moved.is_directory:
         attempt.directory_changed()
 
 
-def _moved_to(attempt: Attempt, inode: Inode, parent: Directory) -> None:
+async def _moved_to(attempt: Attempt, inode: Inode, parent: Directory) -> None:
+    await begin_change(attempt, inode)
     if inode.is_directory:
         inode.parent = parent.id
-    inode.touched(attempt.now_ns)
-    attempt.put(inode)
+    end_change(attempt, inode)
 
 
 async def _exchange(attempt: Attempt, source: Found, target: Found, moved: Inode) -> None:
@@ -127,8 +128,8 @@ async def _exchange(attempt: Attempt, source: Found, target: Found, moved: Inode
     await quota.enter(attempt, moved, target.parent)
     await quota.enter(attempt, other, source.parent)
     _swap(attempt, source, target, source.entry, target.entry)
-    _moved_to(attempt, moved, target.parent)
-    _moved_to(attempt, other, source.parent)
+    await _moved_to(attempt, moved, target.parent)
+    await _moved_to(attempt, other, source.parent)
     if moved.is_directory or other.is_directory:
         attempt.directory_changed()
 

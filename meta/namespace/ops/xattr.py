@@ -208,10 +208,12 @@ def _no_acl(inode: Inode) -> StatusError:
 async def _set_acl(attempt: Attempt, inode: Inode, name: bytes, acl: acls.Acl | None) -> None:
     if inode.type == inodes.SYMLINK:
         raise _no_acl(inode)
-    if name == DEFAULT_ACL and not inode.is_directory and acl is not None:
+    if name == DEFAULT_ACL and not inode.is_directory:
+        if acl is None:
+            return
         raise error(Status.PERMISSION_DENIED, f"inode {inode.id:x}: only a directory has a default ACL")
     require_owner(inode, attempt.caller, "change its ACL")
-    if name == DEFAULT_ACL and not inode.is_directory:
+    if acl is None and (inode.default_acl if name == DEFAULT_ACL else inode.acl) is None:
         return  # there is none to remove
     await begin_change(attempt, inode)
     if name == DEFAULT_ACL:

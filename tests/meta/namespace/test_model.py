@@ -96,6 +96,7 @@ class Model:
 
     def write(self, path: str, length: int) -> None:
         if path.endswith("/"):
+            self.walk(path, follow=False)
             fail(Status.IS_DIRECTORY)
         parent, name, node, slash, _ = self.walk(path, follow=True)
         if node is None:
