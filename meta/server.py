@@ -1,6 +1,7 @@
 """The metadata server: `python -m emberfs.meta.server --data DIR`. Namespace and cluster manager in one process.
 
-One event loop. Order of the start: data directory, KV engine, manager, namespace, listeners, registration of this server itself.
+One event loop. Order of the start: data directory, KV engine, manager, namespace, listeners, registration of this server itself. Over an
+engine that several servers share (`--kv postgresql://…`) each serves the namespace, and one of them is elected to be the manager.
 The stop is the reverse: no more requests, then the workers, then the clean-stop record, then the engine.
 """
 
@@ -10,6 +11,7 @@ import argparse
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,12 @@ from .backup import Backups, Frozen
 from .chunks import StorageChunks
 from .cluster.manager import Manager
 from .cluster.service import ClusterService
+from .cluster.shared import Shared
 from .cluster.table import TABLE_OF_FILES
 from .dump import require_whole
 from .kv import retry
 from .kv.engine import Engine
-from .kv.open import open_engine
+from .kv.open import is_shared, open_engine
 from .namespace.namespace import Namespace
 from .namespace.seams import Space
 from .namespace.service import MetaService
@@ -50,7 +53,12 @@ _log = structlog.get_logger("emberfs.meta")
 def options() -> argparse.ArgumentParser:
     """The command line."""
     made = parser("emberfs.meta.server", "The metadata server of emberfs: namespace and cluster manager.")
-    made.add_argument("--kv", metavar="URL", help="the key-value engine (default: rocksdb:///… in the data directory)")
+    made.add_argument(
+        "--kv",
+        metavar="URL",
+        help="the key-value engine: rocksdb:///path (default: in the data directory), or one that several servers share: "
+        "postgresql://user@host/database, or fdb:///path/of/fdb.cluster (experimental)",
+    )
     made.add_argument(
         "--grpc", metavar="HOST:PORT", action="append", default=[], help="serve gRPC for other tools there"
     )
@@ -72,7 +80,7 @@ class MetaServer:
     """The parts of one running server; made by `opened`."""
 
     def __init__(
-        self, process: Process, data: DataDirectory, engine: Engine, env: AioEnvironment, manager: Manager
+        self, process: Process, data: DataDirectory, engine: Engine, env: AioEnvironment, manager: Manager | Shared
     ) -> None:
         self.manager = manager
         self.hub = Hub()
@@ -87,6 +95,7 @@ class MetaServer:
             self._backups = Backups(engine, chunks, self._chains, env, data.path, manager.cluster)
         self._number = new_u64()  # of this process
         self.services: list[Service] = []
+        self._cluster: ClusterService
 
     @property
     def default_address(self) -> str:
@@ -137,15 +146,33 @@ class MetaServer:
         self.routing_changed(0)
         owner = self._data.path.stat()
         await self.namespace.start((owner.st_uid, owner.st_gid))
-        await self.manager.start(self.namespace, own_client)
+        if isinstance(self.manager, Manager):
+            await self.manager.start(self.namespace, own_client)
+        else:
+            self.namespace.in_charge = lambda manager=self.manager: manager.in_charge  # type: ignore[misc]
         self.namespace.run_workers()
         if self._backups is not None:
             self._env.spawn(self._backups.run, "backups")
-        number = self._data.facts.get("node") or await self.register([])
-        primary = f"{self._process.options.name} (node {number})"
-        cluster = ClusterService(self.manager, self.namespace.counts, primary, time.time_ns(), self._backups)
-        self.services = [cluster, MetaService(self.namespace)]
+        number = self._data.facts.get("node", 0)
+        if not number and isinstance(self.manager, Manager):
+            number = await self.register([])
+        self._cluster = ClusterService(
+            self.manager, self.namespace.counts, self._title(number), time.time_ns(), self._backups
+        )
+        self.services = [self._cluster, MetaService(self.namespace)]
         return int(number)
+
+    def _title(self, number: int) -> str:
+        return f"{self._process.options.name} (node {number})"
+
+    async def join(self, server: Server) -> int:
+        """Take our place under these addresses: among the servers that share the engine, and in the routing. Our node number."""
+        if isinstance(self.manager, Shared):
+            self.manager.start(self._number, server.addresses, self.namespace)
+        number = await self.register(server.addresses)
+        self._cluster.primary = self._title(number)
+        server.settings = replace(server.settings, node=number)
+        return number
 
 
 @contextlib.asynccontextmanager
@@ -154,12 +181,18 @@ async def opened(process: Process, secret: bytes) -> AsyncIterator[tuple[MetaSer
     data = open_data_directory(process.options.data, "meta", DATA_FORMAT, SOFTWARE)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(data.close)
-        engine = open_engine(process.options.kv or _default_engine(data.path), on_failure=process.fail)
+        url = process.options.kv or _default_engine(data.path)
+        engine = open_engine(url, on_failure=process.fail)
         stack.push_async_callback(engine.close)
         await require_whole(engine)
         env = _Environment(process, secret)
         stack.push_async_callback(env.close)
-        manager = await Manager.open(engine, env, time_scale=time_scale())
+        manager: Manager | Shared
+        if is_shared(url):
+            manager = await Shared.open(engine, env, time_scale=time_scale())
+            stack.push_async_callback(manager.stop)
+        else:
+            manager = await Manager.open(engine, env, time_scale=time_scale())
         env.credentials.cluster = manager.cluster
         server = MetaServer(process, data, engine, env, manager)
         stack.push_async_callback(process.end_workers)
@@ -192,14 +225,14 @@ async def main(process: Process) -> None:
         try:
             for address in process.options.listen or [meta.default_address]:
                 await server.listen(address)
-            await meta.register(server.addresses)
+            node = await meta.join(server)
             async with contextlib.AsyncExitStack() as stack:
                 if process.options.grpc:
                     from .grpc import serve_grpc
 
                     listening = await serve_grpc(meta.services, process.options.grpc, secret, meta.manager.cluster)
                     stack.push_async_callback(listening.stop, 1.0)
-                process.ready(node=number, addresses=server.addresses, cluster=meta.manager.cluster)
+                process.ready(node=node, addresses=server.addresses, cluster=meta.manager.cluster)
                 await process.stopped()
         finally:
             await server.stop()

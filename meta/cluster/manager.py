@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from ...proto.capability import EPOCH_SECONDS, KEY_BYTES, Grant, issue, verify
+from ...proto.capability import EPOCH_SECONDS
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import (
     LOCAL_STATE_OFFLINE,
@@ -39,11 +39,12 @@ from . import administration
 from .chain import Lease, Report, next_chain
 from .clients import CHECKS_PER_LEASE, Clients, Sessions
 from .election import Term
+from .grants import Grants
 from .lease import Leases
 from .nodes import Nodes, Usage
 from .registration import Registered, register
-from .routing import Book, Draft, Kind, State
-from .store import Store
+from .routing import Book, Draft, Kind
+from .store import Space, Store
 from .table import TABLE_OF_FILES, TableKeeper
 from .writer import Plan, Writer
 
@@ -51,7 +52,6 @@ NODE_LEASE_SECONDS = 5.0  # scaled; a storage node renews it with every heartbea
 SCANS_PER_LEASE = 10  # a node's lease that ran out is noticed that much later at most
 STOPPED_PART = 0.25  # of a node's lease: a scan that comes so late shows that this process was stopped
 CONFIRM_SECONDS = 0.1  # between looks whether a member that is to go has stopped; scaled
-CLUSTER_ID_BYTES = 8
 
 _log = structlog.get_logger("emberfs.manager")
 
@@ -70,17 +70,15 @@ class Clock(Protocol):
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Any: ...
 
 
-class Manager:
+class Manager(Grants):
     """Made by `Manager.open`; serves after `start`. With a `term` it leads until that is over; then its changes are refused, its
     workers end, and whoever wins next begins with a new one."""
 
     def __init__(self, writer: Writer, store: Store, clock: Clock, time_scale: float, term: Term | None = None) -> None:
+        super().__init__(time_scale)
         self.node_lease_seconds = NODE_LEASE_SECONDS * time_scale
         self._clients = Clients(writer, store, time_scale)
         self._epoch_seconds = EPOCH_SECONDS * time_scale
-        self.valid_ms = int(
-            self._epoch_seconds * 1000
-        )  # a capability issued now is good for the whole next epoch at least
         self._writer = writer
         self._store = store
         self._clock = clock
@@ -104,11 +102,7 @@ class Manager:
         """Load the cluster, or make a new one (id and capability key) in an empty engine. `term`: as the primary of
         several managers over the engine. Raises BAD_FORMAT, NOT_PRIMARY."""
         store = Store(engine, clock, term.guard) if term is not None else Store(engine, clock)
-        loaded = await store.load()
-        if loaded is None:
-            state = State(cluster=entropy(CLUSTER_ID_BYTES).hex(), capability_key=entropy(KEY_BYTES))
-            await store.create(state)
-            loaded = state, {}
+        loaded = await store.load() or (await store.make(entropy), {})
         writer = Writer(store, Book(*loaded), clock.lock())
         return cls(writer, store, clock, time_scale, term)
 
@@ -143,6 +137,7 @@ class Manager:
         await self._clients.load(sessions, self._clock.now())
         if own_client:
             await self._clients.remember(own_client, "metadata server")
+            self.leases.forget(own_client)  # it had one, if this process was not the primary before
         self._clock.spawn(self._watch_nodes, "node leases")
         self._clock.spawn(self._watch_clients, "client leases")
         self._clock.spawn(self._count_epochs, "capability epochs")
@@ -302,6 +297,10 @@ class Manager:
         targets = self.book.targets.values()
         return [self._nodes.usage(target) for target in targets if target.state != LOCAL_STATE_OFFLINE]
 
+    async def note_space(self, space: Space) -> None:
+        """For the metadata servers that no storage server reports to."""
+        await self._store.put_space(space)
+
     def status(self) -> Routing:
         """The whole routing with what is only known now: how full each target is, what it copies, OFFLINE for those of silent nodes."""
         routing = self.book.routing()
@@ -410,24 +409,6 @@ class Manager:
             await work
         except OSError as failed:
             _log.error("failed; tried again later", what=what, error=str(failed))
-
-    # For the namespace: its seams Layouts and Capabilities.
-
-    def table(self) -> tuple[int, int, int]:
-        """(table, version, chains) that new files are laid out over. Raises UNAVAILABLE without a chain."""
-        newest = self.book.tables.get(TABLE_OF_FILES)
-        if newest is None:
-            raise error(Status.UNAVAILABLE, "no storage server has registered yet; start one")
-        return TABLE_OF_FILES, newest.version, len(newest.chains)
-
-    def issue(self, client: bytes, inode: int, rights: int) -> bytes:
-        """A capability under the current key and epoch."""
-        state = self.book.state
-        return issue(state.capability_key, client=client, inode=inode, rights=rights, epoch=state.capability_epoch)
-
-    def verify(self, client: bytes, capability: bytes) -> Grant:
-        """What a capability grants, or granted until it expired. Raises PERMISSION_DENIED for one that is not this client's."""
-        return verify(self.book.state.capability_key, capability, client=client)
 
 
 def _taken(node: int, name: str) -> StatusError:

@@ -62,6 +62,14 @@ class State:
     next_ids: Mapping[str, int] = field(default_factory=dict)  # by letter of the kind
 
 
+class News(NamedTuple):
+    """What another server has changed, one or several changes together."""
+
+    state: State
+    rows: dict[Key, Row]
+    dropped: set[Key]
+
+
 class Book:
     """All records as of `state.version`."""
 
@@ -137,7 +145,7 @@ class Book:
         """Records that were removed, with the versions in which they were, oldest first."""
         return [(row.version, key) for key, row in self._rows.items() if key[0] in REMOVED and row.message is None]
 
-    def apply(self, draft: Draft) -> None:
+    def apply(self, draft: Draft | News) -> None:
         """Take over a change that is durable now."""
         self.state = draft.state
         for key, row in draft.rows.items():

@@ -9,8 +9,10 @@ from contextlib import suppress
 import structlog
 
 from ...proto.errors import StatusError
+from ...proto.gen.cluster_pb2 import Routing
 from .election import Candidate, Term
 from .manager import Clock, Manager
+from .routing import Book
 
 _log = structlog.get_logger("emberfs.manager")
 
@@ -30,6 +32,18 @@ class Seat:
         if self._manager is None:
             raise self._candidate.refusal()
         return self._manager.leading
+
+    @property
+    def taken(self) -> bool:
+        """Whether this process leads, and its manager has begun."""
+        return self._manager is not None and self._manager.leads
+
+    @property
+    def book(self) -> Book:
+        return self.leading.book
+
+    def routing(self, since: int = 0, *, server: bool = False) -> Routing | None:
+        return self.leading.routing(since, server=server)
 
     async def run(self) -> None:
         """Take part in every election."""

@@ -38,6 +38,7 @@ from ...proto.rpc import CLUSTER, Context
 from ..backup import Backups
 from .manager import Manager
 from .registration import TEXT_BYTES_MAX
+from .routing import Book
 
 OPEN_INODES_MAX = 1_000_000  # in one renewal
 CLIENT_ID_BYTES = 16
@@ -51,6 +52,13 @@ class Office(Protocol):
     @property
     def leading(self) -> Manager:
         """The manager that may act. Raises NOT_PRIMARY, with the addresses of the one that may."""
+
+    def routing(self, since: int = 0, *, server: bool = False) -> Routing | None:
+        """What changed after a version, None if nothing did."""
+
+    @property
+    def book(self) -> Book:
+        """The records that `routing` goes by."""
 
 
 class ClusterService:
@@ -69,7 +77,7 @@ class ClusterService:
         self._backups = backups
         self._office = manager
         self._counts = counts  # (inodes, GC pending)
-        self._primary = primary
+        self.primary = primary
         self._started_ns = started_ns
 
     @property
@@ -77,10 +85,10 @@ class ClusterService:
         return self._office.leading
 
     async def get_routing(self, request: GetRoutingRequest, context: Context) -> Routing:
-        return self._manager.routing(request.since) or self._nothing_new()
+        return self._office.routing(request.since) or self._nothing_new()
 
     def _nothing_new(self) -> Routing:
-        state = self._manager.book.state
+        state = self._office.book.state
         return Routing(
             version=state.version, since=state.version, cluster=state.cluster, capability_epoch=state.capability_epoch
         )
@@ -121,7 +129,7 @@ class ClusterService:
             inodes=inodes,
             gc_pending=pending,
             silent_nodes=self._manager.silent(),
-            primary=self._primary,
+            primary=self.primary,
             started_ns=self._started_ns,
         )
 

@@ -12,6 +12,10 @@ CLUS e client:16 → (empty)                  its lease is over; goes when no ca
 CLUS l client:16 → epoch u32, name          a client with a lease; goes with the change that ends the client. The
     capability epoch in which the lease began tells the client whether it is still the same lease.
 
+CLUS v version:u64 → JSON: the keys that this change of the routing wrote (hex)   the newest LOG_MAX: so a metadata server that follows
+    another one reads what changed, and not everything.
+CLUS u → JSON: capacity, used, free_part_min   how full storage is, for metadata servers that no storage server reports to; a few
+    seconds old, and absent with an embedded engine.
 CLUS p → format u8, term u64, holder u64, addresses (JSON)   which of several managers leads, and CLUS r → counter u64, which it raises
     while it does (election.py). Neither is there with an embedded engine.
 
@@ -24,22 +28,29 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
+from ...proto.capability import KEY_BYTES
 from ...proto.errors import Status, error
 from ..kv import retry
 from ..kv.engine import Engine, Transaction
-from .routing import MESSAGES, Draft, Key, Kind, Row, State
+from .routing import MESSAGES, Draft, Key, Kind, News, Row, State
 
 PREFIX = b"CLUS"
 STATE = PREFIX + b"s"
 LEASE = PREFIX + b"l"
+LOG = PREFIX + b"v"
+SPACE = PREFIX + b"u"
 FORMAT = 1
+LOG_MAX = 1000
+CLUSTER_ID_BYTES = 8
 PAGE = 1000  # records read at once
 
 Guard = Callable[[Transaction], Awaitable[None]]
 
 _HEAD = struct.Struct(">BQI")
 _LEASE = struct.Struct(">I")
+_VERSION = struct.Struct(">Q")
 
 
 def _key(key: Key) -> bytes:
@@ -94,6 +105,14 @@ async def _unguarded(_: Transaction) -> None:
     """The engine lets nobody else in."""
 
 
+class Space(NamedTuple):
+    """How full storage is, all targets together, in bytes."""
+
+    capacity: int
+    used: int
+    free_part_min: float = 1.0  # of the fullest target, from 0 to 1
+
+
 class Store:
     """`guard` is part of every transaction that writes: it raises where another manager may have taken over."""
 
@@ -104,26 +123,52 @@ class Store:
 
     async def load(self) -> tuple[State, dict[Key, Row]] | None:
         """Everything, or None in a new engine. Raises BAD_FORMAT for records of a newer emberfs."""
-        value = await self._engine.begin().get(STATE, snapshot=True)
+        txn = self._engine.begin()
+        value = await txn.get(STATE, snapshot=True)
         if value is None:
             return None
         rows: dict[Key, Row] = {}
         for kind in Kind:
-            for name, row in await self._scan(PREFIX + kind.value.encode()):
+            for name, row in await self._scan(PREFIX + kind.value.encode(), txn):
                 rows[kind, name] = _decode_row((kind, name), row)
         return _decode_state(value), rows
+
+    async def news(self, since: int) -> News | None:
+        """What changed after a version of the routing; None when too much did, and `load` is to be asked. The state tells whether
+        anything did at all. Raises NOT_FOUND in a new engine."""
+        txn = self._engine.begin()
+        value = await txn.get(STATE, snapshot=True)
+        if value is None:
+            raise error(Status.NOT_FOUND, "no cluster has been made in this engine")
+        state = _decode_state(value)
+        log = await txn.scan(
+            LOG + _VERSION.pack(since + 1), LOG + _VERSION.pack(state.version + 1), LOG_MAX, snapshot=True
+        )
+        if len(log) != state.version - since:
+            return None
+        keys = list({bytes.fromhex(name) for _, names in log for name in json.loads(names)})
+        values = await txn.get_many(keys, snapshot=True)
+        found = {(Kind(chr(key[4])), key[5:]): value for key, value in zip(keys, values, strict=True)}
+        rows = {key: _decode_row(key, value) for key, value in found.items() if value is not None}
+        return News(state, rows, found.keys() - rows.keys())
 
     async def leases(self) -> dict[bytes, int]:
         """Clients with a lease on record, with the epochs in which these began."""
         return {client: _LEASE.unpack_from(value)[0] for client, value in await self._scan(LEASE)}
 
-    async def _scan(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
-        # Nothing else writes these keys, so pages from different snapshots fit together.
+    async def _scan(self, prefix: bytes, txn: Transaction | None = None) -> list[tuple[bytes, bytes]]:
+        # Only the primary writes these keys: for it, pages from different snapshots fit together. Others use one transaction.
         begin, end, found = prefix, prefix[:-1] + bytes([prefix[-1] + 1]), []
-        while page := await self._engine.begin().scan(begin, end, PAGE, snapshot=True):
+        while page := await (txn or self._engine.begin()).scan(begin, end, PAGE, snapshot=True):
             found += [(key[len(prefix) :], value) for key, value in page]
             begin = page[-1][0] + b"\0"
         return found
+
+    async def make(self, entropy: Callable[[int], bytes]) -> State:
+        """A new cluster, with an id and a capability key. Raises EXISTS if there is one."""
+        state = State(cluster=entropy(CLUSTER_ID_BYTES).hex(), capability_key=entropy(KEY_BYTES))
+        await self.create(state)
+        return state
 
     async def create(self, state: State) -> None:
         """The first record of a cluster. Raises EXISTS if there is one."""
@@ -148,8 +193,26 @@ class Store:
                 txn.delete(_key(key))
             for client in draft.ended_leases:
                 txn.delete(LEASE + client)
+            version = draft.state.version
+            changed = [_key(key).hex() for key in (*draft.rows, *draft.dropped)]
+            txn.put(LOG + _VERSION.pack(version), json.dumps(changed).encode())
+            if version > LOG_MAX:
+                txn.delete(LOG + _VERSION.pack(version - LOG_MAX))
 
         await retry.run(self._engine, work, self._clock, durable=True)
+
+    async def put_space(self, space: Space) -> None:
+        """Tell the metadata servers that follow how full storage is."""
+
+        async def work(txn: Transaction) -> None:
+            await self._guard(txn)
+            txn.put(SPACE, json.dumps(space).encode())
+
+        await retry.run(self._engine, work, self._clock)
+
+    async def space(self) -> Space | None:
+        value = await self._engine.begin().get(SPACE, snapshot=True)
+        return Space(*json.loads(value)) if value is not None else None
 
     async def put_lease(self, client: bytes, epoch: int, name: str) -> None:
         """Remember a client, so that a restarted manager knows whose lease it has to end."""

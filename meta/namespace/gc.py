@@ -86,7 +86,7 @@ class Collector:
         clock = self._namespace.clock
         while not self._namespace.closing:
             try:
-                pause = 0.0 if await self.step() else IDLE_SECONDS
+                pause = 0.0 if self._namespace.in_charge() and await self.step() else IDLE_SECONDS
             except StatusError as failure:
                 if self._namespace.closing:
                     return
