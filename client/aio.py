@@ -23,6 +23,7 @@ from . import process
 from .core.attributes import Stat, StatFs
 from .core.client import Core
 from .core.file import Handle
+from .core.keeping import Quota, TrashEntry
 from .core.locks import THIS_PROCESS, LockInfo
 from .core.options import Options, parse_mode
 from .core.paths import PathLike, text
@@ -90,14 +91,35 @@ class Client:
     async def rmdir(self, path: PathLike) -> None:
         await self.core.rmdir(path)
 
-    async def unlink(self, path: PathLike) -> None:
-        await self.core.unlink(path)
+    async def unlink(self, path: PathLike, *, forever: bool = False) -> None:
+        await self.core.unlink(path, forever=forever)
 
     async def unlink_many(self, paths: Iterable[PathLike]) -> list[StatusError | None]:
         return await self.core.unlink_many(paths)
 
-    async def remove_tree(self, path: PathLike) -> None:
-        await self.core.remove_tree(path)
+    async def remove_tree(self, path: PathLike, *, forever: bool = False) -> None:
+        await self.core.remove_tree(path, forever=forever)
+
+    async def trash(self) -> list[TrashEntry]:
+        return await self.core.trash()
+
+    async def restore(self, entry: str, path: PathLike | None = None) -> Stat:
+        return await self.core.restore(entry, path)
+
+    async def purge(self, entries: Sequence[str]) -> list[StatusError | None]:
+        return await self.core.purge(entries)
+
+    async def keep_removed(self, path: PathLike, seconds: int | None) -> None:
+        await self.core.keep_removed(path, seconds)
+
+    async def quotas(self) -> list[Quota]:
+        return await self.core.quotas()
+
+    async def set_quota(self, **whose: Any) -> Quota:
+        return await self.core.set_quota(**whose)
+
+    async def remove_quota(self, **whose: Any) -> None:
+        await self.core.remove_quota(**whose)
 
     async def rename(self, source: PathLike, target: PathLike, *, replace: bool = True, exchange: bool = False) -> None:
         await self.core.rename(source, target, replace=replace, exchange=exchange)

@@ -24,6 +24,7 @@ from . import process
 from .core.attributes import Stat, StatFs
 from .core.client import Core
 from .core.file import Handle
+from .core.keeping import Quota, TrashEntry
 from .core.locks import THIS_PROCESS, LockInfo
 from .core.options import Options, parse_mode
 from .core.paths import PathLike, text
@@ -103,17 +104,46 @@ class Client:
         """Remove an empty directory."""
         drive(self.core.rmdir(path))
 
-    def unlink(self, path: PathLike) -> None:
-        """Remove a name of anything but a directory."""
-        drive(self.core.unlink(path))
+    def unlink(self, path: PathLike, *, forever: bool = False) -> None:
+        """Remove a name of anything but a directory. What it named is kept in the trash for a while, unless `forever`."""
+        drive(self.core.unlink(path, forever=forever))
 
     def unlink_many(self, paths: Iterable[PathLike]) -> list[StatusError | None]:
         """Remove many names in few transactions: per path None, or why it is still there."""
         return drive(self.core.unlink_many(paths))
 
-    def remove_tree(self, path: PathLike) -> None:
-        """Remove a file, or a directory with all that is below it. Gone at once; its space is freed in the background."""
-        drive(self.core.remove_tree(path))
+    def remove_tree(self, path: PathLike, *, forever: bool = False) -> None:
+        """Remove a file, or a directory with all that is below it. Gone at once, into the trash unless `forever`; its space is freed in the
+        background."""
+        drive(self.core.remove_tree(path, forever=forever))
+
+    def trash(self) -> list[TrashEntry]:
+        """What was removed and can come back: the caller's, root's everybody's. Soonest to go first."""
+        return drive(self.core.trash())
+
+    def restore(self, entry: str, path: PathLike | None = None) -> Stat:
+        """Give an entry of the trash (`TrashEntry.id`) its name again, or another one."""
+        return drive(self.core.restore(entry, path))
+
+    def purge(self, entries: Sequence[str]) -> list[StatusError | None]:
+        """Let entries of the trash go for good: per entry None, or why it is still there."""
+        return drive(self.core.purge(entries))
+
+    def keep_removed(self, path: PathLike, seconds: int | None) -> None:
+        """How long the trash keeps what is removed from this directory; 0: not at all, None: as long as the cluster says."""
+        drive(self.core.keep_removed(path, seconds))
+
+    def quotas(self) -> list[Quota]:
+        """The quotas that the caller may see, with what is used of them."""
+        return drive(self.core.quotas())
+
+    def set_quota(self, **whose: Any) -> Quota:
+        """Limit a directory (`path=`), a user (`user=`) or a group (`group=`) to `bytes_max=` and `inodes_max=`; 0: no limit. Root only."""
+        return drive(self.core.set_quota(**whose))
+
+    def remove_quota(self, **whose: Any) -> None:
+        """Take the limits of `path=`, `user=` or `group=` away."""
+        drive(self.core.remove_quota(**whose))
 
     def rename(self, source: PathLike, target: PathLike, *, replace: bool = True, exchange: bool = False) -> None:
         """Give `source` the name `target`, atomically. An existing target is replaced by POSIX's rules, refused with

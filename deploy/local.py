@@ -58,6 +58,7 @@ class LocalCluster:
         nodes: int | None = None,
         replicas: int | None = None,
         targets: int | None = None,
+        trash: int | None = None,
         log_level: str = "info",
         bound: bool = False,
     ) -> None:
@@ -72,6 +73,7 @@ class LocalCluster:
             "nodes": nodes,
             "replicas": replicas,
             "targets": targets,
+            "trash": trash,
         }
         self.asked = {name: value for name, value in given.items() if value is not None}
         if 0 in (nodes, targets):
@@ -249,6 +251,8 @@ class LocalCluster:
         for address in listen:
             arguments += ["--listen", address]
         if role == META:
+            if options.trash is not None:
+                arguments += ["--trash", str(options.trash)]
             return [*arguments, "--grpc", options.grpc] if options.grpc else arguments
         for address in record["servers"][META]["addresses"]:
             arguments += ["--meta", address]

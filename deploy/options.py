@@ -10,6 +10,7 @@ from ..proto.errors import Status, error
 from .placement.model import REPLICAS_MAX
 
 NODES_MAX = 64  # storage processes on one machine
+TRASH_SECONDS_MAX = (1 << 32) - 2
 TARGETS_MAX = 64  # of one of them
 CAPACITY_BYTES_MIN = 64 << 20
 DISK_PART = 0.9  # of the disk's free space that all targets together may take, where nothing else is said
@@ -27,6 +28,7 @@ class ClusterOptions:
     tcp_only: bool = False  # storage listens on TCP alone, so that local clients take the way that remote ones take
     nodes: int = 0  # storage processes; 0: as many as replicas
     replicas: int = 1  # members of each chain, on as many nodes
+    trash: int | None = None  # seconds that what is removed is kept; None: the server's default
     targets: int = 0  # of a new node; 0: as many as replicas, so that each node leads one chain and all share the work
 
     def __post_init__(self) -> None:
@@ -36,6 +38,8 @@ class ClusterOptions:
             raise error(Status.INVALID, "tcp_only needs a port (0: any free one)")
         if self.capacity is not None and self.capacity < CAPACITY_BYTES_MIN:
             raise error(Status.INVALID, f"capacity of {self.capacity} bytes: a target needs at least 64 MiB")
+        if self.trash is not None and not 0 <= self.trash <= TRASH_SECONDS_MAX:
+            raise error(Status.INVALID, f"a trash of {self.trash} seconds: must be from 0 to {TRASH_SECONDS_MAX}")
         if not 1 <= self.replicas <= REPLICAS_MAX:
             raise error(Status.INVALID, f"{self.replicas} replicas: must be from 1 to {REPLICAS_MAX}")
         if not 0 <= self.nodes <= NODES_MAX or not 0 <= self.targets <= TARGETS_MAX:

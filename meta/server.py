@@ -39,6 +39,7 @@ from .dump import require_whole
 from .kv import retry
 from .kv.engine import Engine
 from .kv.open import is_shared, open_engine
+from .namespace import trash
 from .namespace.namespace import Namespace
 from .namespace.seams import Space
 from .namespace.service import MetaService
@@ -58,6 +59,13 @@ def options() -> argparse.ArgumentParser:
         metavar="URL",
         help="the key-value engine: rocksdb:///path (default: in the data directory), or one that several servers share: "
         "postgresql://user@host/database, or fdb:///path/of/fdb.cluster (experimental)",
+    )
+    made.add_argument(
+        "--trash",
+        metavar="SECONDS",
+        type=int,
+        default=trash.SECONDS_DEFAULT,
+        help="keep what is removed for so long, where a directory does not say (default: a day; 0: not at all)",
     )
     made.add_argument(
         "--grpc", metavar="HOST:PORT", action="append", default=[], help="serve gRPC for other tools there"
@@ -88,7 +96,7 @@ class MetaServer:
         self._data = data
         self._table = RoutingTable()  # for our own access to chunks
         chunks = StorageChunks(env, self._table, self._space, ends=manager)
-        self.namespace = Namespace(engine, chunks, manager, manager, env)
+        self.namespace = Namespace(engine, chunks, manager, manager, env, trash_seconds=process.options.trash)
         self._env = env
         self._backups = None
         if isinstance(engine, Frozen):

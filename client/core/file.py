@@ -69,6 +69,7 @@ class Handle(Reader):
             if offset < 0 or offset + len(view) > file_bytes_max(file.chunk_size):
                 status = Status.INVALID if offset < 0 else Status.FILE_TOO_BIG
                 raise error(status, f"{self.name}: cannot write {len(view)} bytes at offset {offset}")
+            file.check_growth(offset + len(view))
             write_back = self.core.write_back_of(file)
             await write_back.write(view, offset)
             file.wrote(offset, offset + len(view))

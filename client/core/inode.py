@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.common_pb2 import Attributes, Layout
-from ...proto.gen.meta_pb2 import CloseRequest, OpenReply, OpenRequest, Place, StatRequest, SyncFileRequest
+from ...proto.gen.meta_pb2 import (
+    CloseRequest,
+    OpenReply,
+    OpenRequest,
+    Place,
+    StatRequest,
+    SyncFileReply,
+    SyncFileRequest,
+)
 from ...proto.layout import stripe_chains
 from ...proto.ranges import Piece, overlaid
 from ...proto.rpc import META
@@ -48,6 +56,7 @@ class Inode:
         "id",
         "layout",
         "length",
+        "length_max",
         "lock",
         "locks",
         "readers",
@@ -72,6 +81,7 @@ class Inode:
         self.chains: Sequence[int] = chains_of(cluster, attributes.layout)
         self.lock = cluster.env.lock()
         self.length = self.settled_length = attributes.length
+        self.length_max: int | None = None  # as far as quotas let it grow, as of the last open or settlement
         self.written_end = 0
         self.arrived_end = 0  # as far as what was written certainly reached storage
         self.failed = False  # some of it did not
@@ -100,6 +110,8 @@ class Inode:
     def take_open(self, reply: OpenReply, flags: int) -> None:
         """Take over the grant and the attributes of an open."""
         access = flags & ACCESS
+        if access != O_RDONLY:
+            self.take_limit(reply)
         if access in (O_RDONLY, O_RDWR):
             self.capability_read = reply.capability
         if access in (O_WRONLY, O_RDWR):
@@ -129,6 +141,18 @@ class Inode:
         self.settled_length = attributes.length
         self.length = max(attributes.length, self.written_end)
         self.sparse = attributes.sparse or (self.sparse and self.unsettled)
+
+    def take_limit(self, reply: OpenReply | SyncFileReply) -> None:
+        """What quotas allow, as of now."""
+        self.length_max = reply.length_max if reply.HasField("length_max") else None
+
+    def check_growth(self, end: int) -> None:
+        """Raise QUOTA_EXCEEDED where a write up to `end` would let the file grow beyond what quotas allow."""
+        if self.length_max is not None and end > max(self.length, self.length_max):
+            raise error(
+                Status.QUOTA_EXCEEDED,
+                f"{name_of(self.id)}: a quota lets it grow to {self.length_max} bytes only: remove something, or have it raised",
+            )
 
     def wrote(self, offset: int, end: int) -> None:
         """Note that the range [offset, end) was written here (perhaps not yet sent)."""
@@ -201,6 +225,7 @@ class Inode:
             durable=durable,
         )
         reply = await self.cluster.change(META.SyncFile, request)
+        self.take_limit(reply)
         self.settled(reply.attributes)
 
     def settled(self, attributes: Attributes) -> None:

@@ -27,6 +27,7 @@ from ...proto.gen.meta_pb2 import (
 from ...proto.rpc import META
 from .attributes import Stat, StatFs, stat_of, statfs_of
 from .cluster import Cluster
+from .keeping import Keeping
 from .paths import PathLike, encode, place, text
 
 BATCH_MAX = 1000  # names of one request: a transaction of the smallest engine holds them
@@ -36,7 +37,7 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 
 
-class Namespace:
+class Namespace(Keeping):
     """Names and attributes; `Core` adds the files. Long because it is the list of POSIX's operations on names."""
 
     cluster: Cluster
@@ -140,14 +141,15 @@ class Namespace:
     async def rmdir(self, path: PathLike) -> None:
         await self._remove(path, REMOVE_KIND_RMDIR)
 
-    async def unlink(self, path: PathLike) -> None:
-        await self._remove(path, REMOVE_KIND_UNLINK)
+    async def unlink(self, path: PathLike, *, forever: bool = False) -> None:
+        await self._remove(path, REMOVE_KIND_UNLINK, forever=forever)
 
-    async def remove_tree(self, path: PathLike) -> None:
-        await self._remove(path, REMOVE_KIND_TREE)
+    async def remove_tree(self, path: PathLike, *, forever: bool = False) -> None:
+        await self._remove(path, REMOVE_KIND_TREE, forever=forever)
 
-    async def _remove(self, path: PathLike, kind: int) -> None:
-        reply = await self._changed(META.Remove, RemoveRequest(places=(place(path),), kind=kind), path)  # type: ignore[arg-type]
+    async def _remove(self, path: PathLike, kind: int, *, forever: bool = False) -> None:
+        request = RemoveRequest(places=(place(path),), kind=kind, forever=forever)  # type: ignore[arg-type]
+        reply = await self._changed(META.Remove, request, path)
         if reply.statuses[0]:
             raise failed(reply.statuses[0], path)
 

@@ -19,7 +19,9 @@ from .writes import Update, WriteBatch
 
 BLOCK_BYTES_MAX = 4 << 20  # a buffer covers a chunk, or this much of a larger one (whose pieces go one at a time)
 BLOCK_BYTES_FIRST = 64 << 10  # small files never need more
-SEND_BYTES = 4 << 20  # as much is sent in one request, if the chunks are smaller: each costs every member of a chain the same
+SEND_BYTES = (
+    4 << 20
+)  # as much is sent in one request, if the chunks are smaller: each costs every member of a chain the same
 STREAM_BYTES = 4 << 20  # in flight within one long write, even if none may stay behind
 
 

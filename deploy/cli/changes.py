@@ -63,8 +63,9 @@ def rm(
     ] = False,
     force: Annotated[bool, typer.Option("-f", "--force", help="What does not exist is no error.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    forever: Annotated[bool, typer.Option("--forever", help="Not into the trash.")] = False,
 ) -> None:
-    """Remove files (with -r directories). They are gone at once; their space is freed in the background."""
+    """Remove files (with -r directories). They are gone at once, and in the trash for a while (see 'emberfs trash')."""
     failures = 0
     with cluster_of(paths) as (client, wanted):
         for pattern in wanted:
@@ -81,7 +82,7 @@ def rm(
                     say(name_out(path))
                     continue
                 try:
-                    client.remove_tree(path) if recursive else client.unlink(path)
+                    client.remove_tree(path, forever=forever) if recursive else client.unlink(path, forever=forever)
                 except FileNotFoundError as failed:
                     if not force:
                         complain(f"{path}: {failed.strerror}")

@@ -50,6 +50,8 @@ COMMANDS = {
     "mkdir": ("changes", "Files"),
     "mv": ("changes", "Files"),
     "rm": ("changes", "Files"),
+    "trash": ("trash", "Files"),
+    "quota": ("quota", "Files"),
 }
 
 

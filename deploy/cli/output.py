@@ -102,6 +102,16 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * 1024 ** " KMGTPE".index(match[2].upper() or " "))
 
 
+def parse_duration(text: str) -> int:
+    """ "90s", "12h", "7d", "off" -> seconds. Raises Failed for anything else."""
+    if text == "off":
+        return 0
+    match = re.fullmatch(r"([0-9]{1,9})([smhdw])", text)
+    if not match:
+        raise Failed(f"{text!r} is no time: write it like 30m, 12h, 7d, or off", 2)
+    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}[match[2]]
+
+
 def mode_text(stat: Stat) -> str:
     """ "drwxr-xr-x"."""
     import stat as bits

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import Failed, parse_size, say, write_json
+from .output import Failed, parse_duration, parse_size, say, write_json
 
 if TYPE_CHECKING:
     from ..local import LocalCluster
@@ -35,6 +35,10 @@ def up(
     direct: Annotated[
         bool | None, typer.Option(help="Bypass the page cache on the servers' side.", show_default=False)
     ] = None,
+    trash: Annotated[
+        str,
+        typer.Option(help="How long removed files are kept, as 12h or 7d; 'off'. Default: a day.", show_default=False),
+    ] = "",
     grpc: Annotated[str, typer.Option(help="Serve gRPC for other tools on HOST:PORT.", show_default=False)] = "",
     log_level: Annotated[str, typer.Option(help="Of the servers' logs: debug, info, warning or error.")] = "info",
     as_json: _Json = False,
@@ -62,6 +66,7 @@ def up(
         nodes=nodes,
         replicas=replicas,
         targets=targets,
+        trash=parse_duration(trash) if trash else None,
         log_level=log_level,
     )
     begin = time.monotonic()

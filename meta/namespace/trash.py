@@ -46,10 +46,10 @@ class Removed(NamedTuple):
 
 def unpack(data: bytes) -> Removed:
     """Raises BAD_FORMAT for a record of a newer version."""
-    version, *fields = _RECORD.unpack_from(data)
+    version, parent, removed_ns, remover = _RECORD.unpack_from(data)
     if version > VERSION:
         raise keys.refused("a record of the trash", version)
-    return Removed(*fields, data[_RECORD.size :])
+    return Removed(parent, removed_ns, remover, data[_RECORD.size :])
 
 
 def seconds(attempt: Attempt, parent: Directory) -> int:

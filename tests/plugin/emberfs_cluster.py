@@ -25,7 +25,7 @@ def running_cluster(**options: Any) -> Iterator[LocalCluster]:
     from emberfs.deploy.local import LocalCluster
 
     with tempfile.TemporaryDirectory(prefix="emberfs-") as folder:
-        running = LocalCluster(Path(folder) / "data", bound=True, **{"capacity": CAPACITY, **options})
+        running = LocalCluster(Path(folder) / "data", bound=True, **{"capacity": CAPACITY, "trash": 0, **options})
         try:
             running.start()
             yield running
