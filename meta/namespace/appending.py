@@ -98,10 +98,12 @@ class Appending:
     async def watch(
         self, client: bytes, request: meta_pb2.WatchTokensRequest, context: Context
     ) -> meta_pb2.WatchTokensReply:
-        """Which of its tokens a client is to give back, as soon as there are any; none when the request's time is up."""
+        """Which of its tokens a client is to give back, as soon as there are any; none when the request's time is up. Raises
+        SESSION_ENDED when the client's lease is over."""
         watcher = self.watchers.join(client, None, context)
         try:
             while True:
+                self._namespace.clients.require_alive(client)
                 wanted = self._wanted.pop(client, set()) | await self._marked(client, request.inodes[:WATCHED_MAX])
                 if wanted or not await self.watchers.wait(watcher):
                     return meta_pb2.WatchTokensReply(wanted=sorted(wanted))
@@ -127,6 +129,11 @@ class Appending:
         async for page in self._namespace.pages(*keys.prefix_range(keys.APPEND_TOKEN), PAGE):
             found.update(unpack(value).client for _, value in page)
         return found
+
+    def ended(self, client: bytes) -> None:
+        """A client's lease is over: it has nothing to watch any more."""
+        for watcher in self.watchers.line(client):
+            self.watchers.wake(watcher)
 
     async def forget(self, ended: Collection[bytes], unsettled: Collection[tuple[bytes, int]]) -> StatusError | None:
         """Free the tokens of clients that are gone, each when the chunks have told the length. The last failure, if storage refused."""

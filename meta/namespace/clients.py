@@ -89,6 +89,7 @@ class Clients:
         if len(self._gone) >= GONE_MAX:
             del self._gone[next(iter(self._gone))]
         self._gone[client] = None
+        self._namespace.appending.ended(client)
 
     def require_alive(self, client: bytes) -> None:
         """Raise SESSION_ENDED for a client that is gone, as far as this server has heard. (The transactions look into the engine.)"""
