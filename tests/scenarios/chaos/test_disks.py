@@ -31,7 +31,9 @@ OLD_FILES = 8  # enough for one on every chain
 @pytest.fixture
 def cluster() -> Iterator[LocalCluster]:
     with tempfile.TemporaryDirectory(prefix="emberfs-") as folder:
-        made = LocalCluster(Path(folder) / "data", nodes=3, replicas=REPLICAS, targets=2, capacity=1 << 30, bound=True, trash=0)
+        made = LocalCluster(
+            Path(folder) / "data", nodes=3, replicas=REPLICAS, targets=2, capacity=1 << 30, bound=True, trash=0
+        )
         try:
             yield made
         finally:
