@@ -20,6 +20,7 @@ from ..proto.errors import StatusError
 from ..proto.gen.cluster_pb2 import StatusReply
 from ..proto.settings import parse_url
 from . import process
+from .core.allocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from .core.attributes import Stat, StatFs
 from .core.client import Core
 from .core.file import Handle
@@ -195,6 +196,9 @@ class Client:
     async def copy_file(self, source: PathLike, target: PathLike) -> Stat:
         return await self.core.copy_file(source, target)
 
+    async def clone(self, source: PathLike, target: PathLike, *, exclusive: bool = False) -> Stat:
+        return await self.core.clone(source, target, exclusive=exclusive)
+
     # --- the whole --------------------------------------------------------------------------------------------------------------------
 
     async def sync(self) -> None:
@@ -278,6 +282,26 @@ class File:
 
     async def truncate(self, size: int | None = None) -> int:
         return await self.handle.truncate(size)
+
+    async def allocate(self, offset: int, length: int, *, keep_size: bool = False) -> None:
+        await self.handle.allocate(KEEP_SIZE if keep_size else 0, offset, length)
+
+    async def punch(self, offset: int, length: int) -> None:
+        await self.handle.allocate(PUNCH_HOLE | KEEP_SIZE, offset, length)
+
+    async def zero_range(self, offset: int, length: int, *, keep_size: bool = False) -> None:
+        await self.handle.allocate(ZERO_RANGE | (KEEP_SIZE if keep_size else 0), offset, length)
+
+    async def copy_from(self, source: File, start: int, offset: int, length: int) -> int:
+        return await self.handle.copy_from(source.handle, start, offset, length)
+
+    async def data_from(self, offset: int) -> int:
+        """Where data begins at or behind `offset`, as SEEK_DATA; the position stays. Raises NO_DEVICE (ENXIO)."""
+        return await self.handle.data_from(offset)
+
+    async def hole_from(self, offset: int) -> int:
+        """Where a hole begins at or behind `offset`, as SEEK_HOLE; the position stays. Raises NO_DEVICE (ENXIO)."""
+        return await self.handle.hole_from(offset)
 
     async def flock(self, how: str, *, blocking: bool = True) -> None:
         await self.handle.flock(how, blocking=blocking)

@@ -21,6 +21,7 @@ from ..proto.env import drive
 from ..proto.errors import StatusError
 from ..proto.settings import parse_url
 from . import process
+from .core.allocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from .core.attributes import Stat, StatFs
 from .core.client import Core
 from .core.file import Handle
@@ -246,6 +247,11 @@ class Client:
         """Copy the content of a file to `target`, which is created or emptied."""
         return drive(self.core.copy_file(source, target))
 
+    def clone(self, source: PathLike, target: PathLike, *, exclusive: bool = False) -> Stat:
+        """Make `target` a file with the content of `source` without moving data: both share it until one of them is written. An existing
+        target is replaced in one step, or refused with `exclusive`."""
+        return drive(self.core.clone(source, target, exclusive=exclusive))
+
     # --- the whole --------------------------------------------------------------------------------------------------------------------
 
     def sync(self) -> None:
@@ -340,7 +346,12 @@ class File(io.BufferedIOBase):
         return drive(self.handle.write(data))
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Move the position; returns it. Raises INVALID for a negative one."""
+        """Move the position; returns it. `whence` may be os.SEEK_DATA or os.SEEK_HOLE, too. Raises INVALID for a negative position,
+        NO_DEVICE (ENXIO) where no data or hole follows."""
+        if whence == os.SEEK_DATA:
+            offset, whence = drive(self.handle.data_from(offset)), 0
+        elif whence == os.SEEK_HOLE:
+            offset, whence = drive(self.handle.hole_from(offset)), 0
         return self.handle.seek(offset, whence)
 
     def tell(self) -> int:
@@ -403,6 +414,24 @@ class File(io.BufferedIOBase):
     ) -> LockInfo | None:
         """The lock of another owner that is in the way of this one, or None."""
         return drive(self.handle.test_lock(start, length, exclusive=exclusive, owner=owner))
+
+    def allocate(self, offset: int, length: int, *, keep_size: bool = False) -> None:
+        """Make the file at least `offset + length` bytes long, as posix_fallocate: what is new reads as zeros. With `keep_size` only
+        see that there is room. Raises NO_SPACE, FILE_TOO_BIG."""
+        drive(self.handle.allocate(KEEP_SIZE if keep_size else 0, offset, length))
+
+    def punch(self, offset: int, length: int) -> None:
+        """Make a hole: the range reads as zeros and takes no space where it covers whole chunks. The size stays."""
+        drive(self.handle.allocate(PUNCH_HOLE | KEEP_SIZE, offset, length))
+
+    def zero_range(self, offset: int, length: int, *, keep_size: bool = False) -> None:
+        """Make the range zeros, and the file long enough for it unless it is to keep its size."""
+        drive(self.handle.allocate(ZERO_RANGE | (KEEP_SIZE if keep_size else 0), offset, length))
+
+    def copy_from(self, source: File, start: int, offset: int, length: int) -> int:
+        """Make `length` bytes from `offset` on what `source` has from `start` on; how many these were. Both positions stay. What falls
+        on chunk boundaries in both files is shared instead of copied, if they have one layout (as an empty file will)."""
+        return drive(self.handle.copy_from(source.handle, start, offset, length))
 
     # --- getting it out -----------------------------------------------------------------------------------------------------------------
 

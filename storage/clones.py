@@ -28,6 +28,7 @@ INDEX_BYTES = 4  # of a chunk id, at its end
 
 _OK = Status.OK
 _READ, _WRITE = int(Rights.READ), int(Rights.WRITE)
+_ANY = 0  # whoever may do anything with a file may know which chunks it has: a writer punches holes, too
 
 RunUpdates = Callable[[Sequence[int], Sequence[int], Sequence[Update], dict[int, Status]], Any]  # as Writes.update
 
@@ -90,24 +91,23 @@ class Clones:
         that has only a pending version counts, too: a chunk too many is no hole too many."""
         count, inodes = len(request.inode), request.inode[:]
         check_columns(count, request.chain, request.chain_version, request.first, request.last)
-        refused = refusals(context.peer, self._routing, request.capabilities, request.capability, inodes, _READ)
+        refused = refusals(context.peer, self._routing, request.capabilities, request.capability, inodes, _ANY)
         reply = ExtentsReply()
-        limit = min(request.chunks_max or EXTENTS_MAX, EXTENTS_MAX)
+        limit = min(request.chunks_max or EXTENTS_MAX, max(1, EXTENTS_MAX // max(1, count)))  # everybody gets on
         for i, inode in enumerate(inodes):
             target, version = self._member(request.chain[i]), request.chain_version[i]
             status = refused.get(i) or (target.may_read(version) if target is not None else Status.STALE_ROUTING)
             found: list[ChunkInfo] = []
-            room = min(limit, EXTENTS_MAX - len(reply.index))
             if target is not None and status is _OK:
                 first = chunk_key(inode, request.first[i], request.tenant)
                 last = end_key(inode, request.last[i], request.tenant)
-                found = await target.blocking(target.engine.chunks, first, last, room + 1)
+                found = await target.blocking(target.engine.chunks, first, last, limit + 1)
                 status = target.may_read(version)
             if status is not _OK:
                 found = []
             reply.status.append(status)
-            reply.more.append(len(found) > room)
-            there = found[:room]
+            reply.more.append(len(found) > limit)
+            there = found[:limit]
             reply.chunks.append(len(there))
             reply.index.extend([int.from_bytes(info.chunk[-INDEX_BYTES:]) for info in there])
             reply.length.extend([info.length if info.version else info.pending_length for info in there])

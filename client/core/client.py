@@ -19,6 +19,7 @@ from ...proto.rpc import CLUSTER, META
 from .attributes import Stat
 from .budget import Budget
 from .channels import Channels
+from .clone import Progress, clone_file
 from .cluster import Cluster
 from .file import Handle
 from .held import Held
@@ -295,6 +296,14 @@ class Core(Namespace):
             return await writer.close_with_stat()
         finally:
             await reader.close()
+
+    async def clone(
+        self, source: PathLike, target: PathLike, *, exclusive: bool = False, progress: Progress | None = None
+    ) -> Stat:
+        try:
+            return await clone_file(self, source, target, exclusive=exclusive, progress=progress)
+        except StatusError as failure:
+            raise failure if failure.filename else with_path(failure, target) from None
 
     async def truncate(self, path: PathLike, length: int) -> None:
         if not 0 <= length < 1 << 63:

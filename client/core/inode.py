@@ -130,6 +130,10 @@ class Inode:
             self.written_end = self.write_back.dirty_end() if self.write_back else 0
             self.arrived_end = 0
             self.generation += 1
+            if attributes.layout != self.layout:  # an empty file has taken the layout of another one
+                self.layout, self.chunk_size = attributes.layout, attributes.layout.chunk_size
+                self.chains = chains_of(self.cluster, attributes.layout)
+                self.write_back = None
         if self.stale_end and self.stale_version <= attributes.truncate_version:
             if self.stale_version == attributes.truncate_version:  # else yet another truncate has cut it
                 self.written_end = max(self.written_end, self.stale_end)

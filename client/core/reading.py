@@ -16,6 +16,7 @@ from ...proto.gen.meta_pb2 import OpenRequest, Place
 from ...proto.rpc import META
 from .attributes import Stat
 from .columns import Columns, Into, Output, columns_of, cut
+from .extents import data_from, hole_from
 from .holes import check_holes
 from .inode import Inode
 from .options import O_APPEND, O_RDONLY, O_RDWR, O_WRONLY
@@ -228,6 +229,18 @@ class Reader:
                 await write_back.drain()
             if self.file.error is not None:
                 raise self.file.error
+
+    async def data_from(self, offset: int) -> int:
+        """Where data begins at or behind `offset`, as SEEK_DATA of lseek(2); the position stays. Raises NO_DEVICE (ENXIO)."""
+        await self._ready()
+        await self._arrived(0, self.file.length)
+        return await data_from(self.file, offset)
+
+    async def hole_from(self, offset: int) -> int:
+        """Where a hole begins at or behind `offset`, at the file's end at the latest, as SEEK_HOLE. Raises NO_DEVICE (ENXIO)."""
+        await self._ready()
+        await self._arrived(0, self.file.length)
+        return await hole_from(self.file, offset)
 
     # --- position ---------------------------------------------------------------------------------------------------------------------
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...proto.env import Call
-from ...proto.errors import StatusError, error, status_of
-from ...proto.gen.storage_pb2 import SyncReply, SyncRequest, WriteRequest
+from ...proto.gen.storage_pb2 import SyncRequest, WriteRequest
 from ...proto.region import Slice
 from ...proto.rpc import STORAGE
 from .batches import ChunkUpdate, Part, UpdateBatch
 from .budget import Budget
 from .channels import Channels
 from .cluster import Cluster
+from .heads import ask_heads
 from .lease import Lease
 from .verify import crc32c
 
@@ -88,59 +88,8 @@ class WriteBatch(UpdateBatch[Update]):
 
 async def sync_chains(cluster: Cluster, chains: Sequence[int]) -> None:
     """Make all that was written to these chains durable on every replica. Raises StatusError."""
-    patience = cluster.patience()
-    left = sorted(set(chains))
-    while left:
-        nodes: dict[int, list[int]] = {}
-        failure: StatusError | None = None
-        try:
-            for chain in left:
-                nodes.setdefault(cluster.table.head(chain).node, []).append(chain)
-            replies = await _sync(cluster, nodes)
-        except StatusError as broken:
-            failure = broken
-            await cluster.recover(broken)
-        else:
-            left = []
-            for (node, chosen), reply in zip(nodes.items(), replies, strict=True):
-                broken_chains, why = await _sync_result(cluster, node, chosen, reply)
-                left += broken_chains
-                failure = why or failure
-        if failure is not None:
-            await patience.again(failure)
 
+    def build(asked: Sequence[int], versions: Sequence[int]) -> SyncRequest:
+        return SyncRequest(chain=asked, chain_version=versions)
 
-async def _sync(cluster: Cluster, nodes: dict[int, list[int]]) -> list[SyncReply | StatusError]:
-    """Ask every node about the chains that it leads, all at once; per node its reply or its error."""
-    calls = []
-    for node, chains in nodes.items():
-        versions = [cluster.table.route(chain).version for chain in chains]
-        request = SyncRequest(chain=chains, chain_version=versions)
-        calls.append((node, chains, cluster.head_call(node, STORAGE.Sync, request, chains)))
-    tickets = [cluster.env.start(call) for _, _, call in calls]
-    replies: list[SyncReply | StatusError] = []
-    try:
-        for (node, chains, _), ticket in zip(calls, tickets, strict=True):
-            try:
-                replies.append(await cluster.answer_of_head(ticket, node, chains))
-            except StatusError as failure:
-                replies.append(failure)
-    except BaseException:
-        for ticket in tickets[len(replies) :]:
-            cluster.env.abandon(ticket)
-        raise
-    return replies
-
-
-async def _sync_result(
-    cluster: Cluster, node: int, chains: list[int], reply: SyncReply | StatusError
-) -> tuple[list[int], StatusError | None]:
-    """Which of a request's chains are not synced yet, and why."""
-    if isinstance(reply, StatusError):
-        await cluster.recover(reply, node)
-        return chains, reply
-    cluster.learn_chains(reply.chains)
-    failed = [(chain, status_of(code)) for chain, code in zip(chains, reply.status, strict=True) if code]
-    if not failed:
-        return [], None
-    return [chain for chain, _ in failed], error(failed[0][1], f"syncing chain {failed[0][0]}: {failed[0][1].name}")
+    await ask_heads(cluster, STORAGE.Sync, chains, build, "syncing")

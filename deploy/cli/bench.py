@@ -35,6 +35,9 @@ def bench(
         ),
     ] = What.fs,
     quick: Annotated[bool, typer.Option("--quick", help="A few seconds, rough figures.")] = False,
+    mib: Annotated[
+        int, typer.Option(help="MiB to copy (resync).", show_default="10240, or what the disk has room for")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
     keep: Annotated[str, typer.Option(help="Write the JSON into this folder too.", show_default=False)] = "",
 ) -> None:
@@ -44,7 +47,8 @@ def bench(
     for name in names:
         begin = time.monotonic()
         # Any benchmark is a module of deploy/bench with run(quick=...) -> {"bench", "rows": [{"what", "value", "unit", ...}]}.
-        result: dict[str, Any] = importlib.import_module(f"emberfs.deploy.bench.{name}").run(quick=quick)
+        size = {"mib": mib} if name == What.resync.value else {}
+        result: dict[str, Any] = importlib.import_module(f"emberfs.deploy.bench.{name}").run(quick=quick, **size)
         result = {"bench": name, **result, "seconds": round(time.monotonic() - begin, 1)}
         results.append(result)
         if not as_json:

@@ -1,0 +1,338 @@
+"""Clones: ranges of files that share chunks instead of being copied, and whole files.
+
+Chunks can be shared where both files have the same layout and the range starts at the same place of a stripe in both: then chunk k of the
+one lies on the chain of chunk j of the other. An empty file takes the layout of the source. What does not fall on chunk boundaries at
+its ends is copied through this client; a last chunk that ends with the source, and behind which the target has nothing, is shared, too.
+
+A clone is atomic per chunk, not per file: who writes to the source meanwhile may find his write in it or not.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ...proto.env import Call
+from ...proto.errors import Status, error
+from ...proto.gen.meta_pb2 import CloneFileRequest, Place, SetAttributesRequest
+from ...proto.gen.storage_pb2 import CloneRequest
+from ...proto.rpc import META, STORAGE
+from .attributes import Stat
+from .batches import ChunkUpdate, Part, UpdateBatch
+from .extents import chunks_of
+from .inode import Inode
+from .options import O_WRONLY, Mode, parse_mode
+from .paths import PathLike, encode, text
+
+if TYPE_CHECKING:
+    from .client import Core
+    from .file import Handle
+    from .reading import Reader
+
+BATCH_CLONES = 256  # in one batch
+BATCHES_MAX = 4  # in flight
+WINDOW_CHUNKS = 4096  # are listed, and then cloned, at a time
+COPY_BYTES = 4 << 20  # moved at once where nothing can be shared
+
+Progress = Callable[[int], None]  # told how many bytes more are there
+
+_READ = parse_mode("rb")
+_NEW = Mode(O_WRONLY, "wb", False)
+
+
+@dataclass(slots=True)
+class ChunkClone(ChunkUpdate):
+    """A chunk that becomes what another one is; without a source, a hole."""
+
+    source: Inode | None = None
+    source_index: int = 0
+    length: int = 0  # bytes of the source, at most
+    source_truncate_version: int = 0
+
+
+class CloneBatch(UpdateBatch[ChunkClone]):
+    """Clones of chunks; none is named twice, as source or as what is made."""
+
+    __slots__ = ()
+
+    def stamp(self, update: ChunkClone) -> None:
+        update.truncate_version = update.file.truncate_version
+        if update.source is not None:
+            update.source_truncate_version = update.source.truncate_version
+
+    def call(self, part: Part[ChunkClone]) -> Call:
+        return self.cluster.head_call(part.node, STORAGE.Clone, self._request(part.updates), part.chains)
+
+    def _request(self, updates: Sequence[ChunkClone]) -> CloneRequest:
+        table = self.cluster.table
+        writes: dict[bytes, int] = {}
+        reads: dict[bytes, int] = {}
+        capability = [writes.setdefault(u.file.capability_write, len(writes)) for u in updates]
+        shown = [u.source.capability_read if u.source is not None else b"" for u in updates]
+        source_capability = [reads.setdefault(c, len(reads)) for c in shown]
+        return CloneRequest(
+            chain=[u.chain for u in updates],
+            chain_version=[table.route(u.chain).version for u in updates],
+            source_inode=[u.source.id if u.source is not None else 0 for u in updates],
+            source_index=[u.source_index for u in updates],
+            source_truncate_version=[u.source_truncate_version for u in updates],
+            inode=[u.file.id for u in updates],
+            index=[u.index for u in updates],
+            length=[u.length for u in updates],
+            channel=[u.channel for u in updates],
+            sequence=[u.sequence for u in updates],
+            truncate_version=[u.truncate_version for u in updates],
+            chunk_size=[u.file.chunk_size for u in updates],
+            capabilities=list(writes),
+            capability=capability,
+            source_capabilities=list(reads),
+            source_capability=source_capability,
+        )
+
+    def succeeded(self, update: ChunkClone, reply: Any, row: int) -> None:
+        if reply.chunk_length[row]:
+            end = update.index * update.file.chunk_size + reply.chunk_length[row]
+            update.file.arrived_end = max(update.file.arrived_end, end)
+
+    async def look_again(self, update: ChunkClone) -> None:
+        await super().look_again(update)
+        if update.source is not None:
+            update.source_truncate_version = (await update.source.ask()).truncate_version
+
+    async def renew_capability(self, update: ChunkClone) -> None:
+        await super().renew_capability(update)
+        if update.source is not None:
+            await update.source.renew_capability(writing=False)
+
+
+async def run_clones(core: Core, file: Inode, updates: Sequence[ChunkClone]) -> None:
+    """Carry out clones of chunks of one file. Under its lock. Raises why one failed; others may be done."""
+    flying: deque[CloneBatch] = deque()
+    try:
+        for part in _distinct(updates):
+            batch = CloneBatch(core.cluster, core.channels, core.lease, part)
+            flying.append(batch)
+            await batch.begin()
+            if len(flying) >= BATCHES_MAX:
+                await flying[0].settle()
+                flying.popleft()
+        while flying:
+            await flying[0].settle()
+            flying.popleft()
+    except BaseException:
+        for batch in flying:
+            batch.abandon()
+        raise
+    finally:
+        file.generation += 1  # what was read ahead is old
+    if (failure := file.take_error()) is not None:
+        raise failure
+
+
+def _distinct(updates: Sequence[ChunkClone]) -> Iterator[list[ChunkClone]]:
+    """Cut into batches in which no channel and no chunk comes twice."""
+    left = list(updates)
+    while left:
+        taken: list[ChunkClone] = []
+        later: list[ChunkClone] = []
+        names: set[Any] = set()
+        for update in left:
+            mine = {update.channel, (update.file.id, update.index)}
+            if update.source is not None:
+                mine.add((update.source.id, update.source_index))
+            if len(taken) == BATCH_CLONES or names & mine:
+                later.append(update)
+            else:
+                names |= mine
+                taken.append(update)
+        yield taken
+        left = later
+
+
+# --- ranges ---------------------------------------------------------------------------------------------------------------------------
+
+
+class _Range(NamedTuple):
+    """`length` bytes of the source from `start` on, and where they go."""
+
+    source: Inode
+    start: int
+    target: Inode
+    begin: int
+    length: int
+
+    @property
+    def shift(self) -> int:
+        """Chunks by which the target's index is ahead of the source's."""
+        return (self.begin - self.start) // self.source.chunk_size
+
+    def chunks(self) -> tuple[int, int]:
+        """The chunks [first, last) of the source that can be shared; an empty range where none can."""
+        size, width = self.source.chunk_size, len(self.source.chains)
+        if (self.begin - self.start) % size or self.shift % width:
+            return 0, 0
+        end = self.start + self.length
+        first, last = -(-self.start // size), end // size
+        if end % size and end == self.source.length and self.begin + self.length >= self.target.length:
+            last += 1
+        return (first, last) if first < last else (0, 0)
+
+
+async def copy_range(
+    source: Reader, start: int, target: Handle, begin: int, length: int, progress: Progress | None = None
+) -> int:
+    """Make `length` bytes from `begin` on of the target what the source has from `start` on, as copy_file_range(2); how many there were.
+    Raises INVALID (ranges of one file that overlap), BAD_HANDLE (an append handle), StatusError."""
+    await source._ready(reading=True)
+    await target._ready(writing=True)
+    if target.append:
+        raise error(Status.BAD_HANDLE, f"{target.name} is open for appending: nothing can be copied to a place in it")
+    if min(start, begin, length) < 0:
+        raise error(Status.INVALID, f"copying {length} bytes from {start} to {begin}: none may be negative")
+    await source._arrived(0, source.file.length)
+    count = min(length, max(0, source.file.length - start))
+    if source.file is target.file and start < begin + count and begin < start + count:
+        raise error(Status.INVALID, f"{target.name}: the ranges overlap")
+    if not count:
+        return 0
+    wanted = _Range(source.file, start, target.file, begin, count)
+    tell = progress or (lambda count: None)
+    shared = await _share(source, target, wanted, tell)
+    if not shared:
+        return await _copy(source, start, target, begin, count, tell)
+    low, high = shared
+    head = await _copy(source, start, target, begin, low - start, tell)
+    if head < low - start:
+        return head  # it was cut meanwhile
+    done = high - start
+    return done + await _copy(source, high, target, begin + done, count - done, tell)
+
+
+async def _share(source: Reader, target: Handle, wanted: _Range, tell: Progress) -> tuple[int, int] | None:
+    """Share what chunks can be shared of a range: which bytes of the source these were; None where nothing was."""
+    first, last = wanted.chunks()
+    if first == last:
+        return None
+    core, file, origin = target.core, target.file, source.file
+    size = origin.chunk_size
+    low, high = max(first * size, wanted.start), min(last * size, wanted.start + wanted.length)
+    async with file.lock:
+        if file.write_back is not None:
+            await file.write_back.drain()
+        target._raise_error()
+        if not await _agree(target, origin):
+            return None
+        for begin in range(first, last, WINDOW_CHUNKS):
+            end = min(begin + WINDOW_CHUNKS, last)
+            found = await _clones(wanted, begin, end, high)
+            if found is None:
+                return None
+            updates, holes = found
+            if holes and not file.sparse:
+                file.sparse = file.unsettled = True
+                await file.settle()  # a hole is allowed before it is made
+            await run_clones(core, file, updates)
+            at = min(end * size, high)
+            file.wrote(wanted.begin + max(begin * size, low) - wanted.start, wanted.begin + at - wanted.start)
+            tell(at - max(begin * size, low))
+    return low, high
+
+
+async def _agree(target: Handle, origin: Inode) -> bool:
+    """Whether the chunks of both files lie on the same chains, after an empty target has taken the source's layout."""
+    file = target.file
+    if file.chunk_size == origin.chunk_size and list(file.chains) == list(origin.chains):
+        return True
+    if file.length:
+        return False
+    request = CloneFileRequest(source=origin.id, target=file.id, session=target.session)
+    reply = await target.core.cluster.change(META.Clone, request)
+    if reply.shares:
+        await target.core.know_table(reply.target.layout)
+        file.take(reply.target)
+    return bool(reply.shares)
+
+
+async def _clones(wanted: _Range, first: int, last: int, high: int) -> tuple[list[ChunkClone], bool] | None:
+    """The clones that make the target's chunks what the source's are, up to byte `high` of the source, and whether it has holes there.
+    None where they had better be copied: the source lacks what it should have (who reads it hears of that), or the target has
+    more in the last chunk than is to be replaced, which another client has just written."""
+    origin, file, shift = wanted.source, wanted.target, wanted.shift
+    size = origin.chunk_size
+    there = {index: length async for index, length in chunks_of(origin, first, last)}
+    limits = {index: min(size, high - index * size) for index in range(first, last)}
+    holes = any(there.get(index, 0) < limit for index, limit in limits.items())
+    if holes and not origin.sparse:
+        return None
+    updates = [ChunkClone(file, index + shift, origin, index, limits[index]) for index in sorted(there)]
+    async for found, length in chunks_of(file, first + shift, last + shift):
+        if length > limits[found - shift]:
+            return None
+        if found - shift not in there:
+            updates.append(ChunkClone(file, found))
+    return updates, holes
+
+
+async def _copy(source: Reader, start: int, target: Handle, begin: int, count: int, tell: Progress) -> int:
+    """Through this client; how many bytes there were."""
+    done = 0
+    buffer = memoryview(bytearray(min(COPY_BYTES, count)))
+    while done < count:
+        got = await source.pread_into(buffer[: min(len(buffer), count - done)], start + done)
+        if not got:
+            break
+        await target._write(buffer[:got], begin + done)
+        done += got
+        tell(got)
+    return done
+
+
+# --- whole files ----------------------------------------------------------------------------------------------------------------------
+
+
+async def clone_file(
+    core: Core, source: PathLike, target: PathLike, *, exclusive: bool = False, progress: Progress | None = None
+) -> Stat:
+    """Make `target` a file with the content of `source`, which shares its chunks, in one step: an old target stays until the new one is
+    complete, and gives it its permission bits; otherwise these are the source's. Raises EXISTS (`exclusive`), INVALID (one file),
+    StatusError."""
+    reader = await core.open(source, _READ)
+    try:
+        found = await reader.stat()
+        there = await _existing(core, target)
+        if there is not None and exclusive:
+            raise error(Status.EXISTS, "", text(target))
+        if there is not None and there.inode == found.inode:
+            raise error(Status.INVALID, f"{text(source)} and {text(target)} are the same file", text(target))
+        if reader.file.unsettled:
+            async with reader.file.lock:
+                await core.flush_inode(reader.file)
+        mode = (there or found).mode & 0o777
+        writer = await core.open(_directory_of(target), _NEW, permissions=mode, unnamed=True)
+        try:
+            await copy_range(reader, 0, writer, 0, reader.size, progress)
+            if there is not None and mode & core.umask:
+                request = SetAttributesRequest(place=Place(parent=writer.file.id), mode=mode)
+                await core.cluster.change(META.SetAttributes, request)
+            await core.publish([writer], [target], exclusive=exclusive)
+        except BaseException:
+            await writer.discard()
+            raise
+        return await core.stat(target, follow=False)
+    finally:
+        await reader.close()
+
+
+async def _existing(core: Core, target: PathLike) -> Stat | None:
+    """The file that would be replaced; None where there is none, or a symlink, which is replaced itself."""
+    try:
+        found = await core.stat(target, follow=False)
+    except FileNotFoundError:
+        return None
+    return None if found.is_symlink else found
+
+
+def _directory_of(path: PathLike) -> bytes:
+    return encode(path).rpartition(b"/")[0] or b"/"
