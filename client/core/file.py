@@ -64,6 +64,10 @@ class Handle(Reader):
     async def _write_once(self, view: memoryview, offset: int, exact: bool) -> int:
         file = self.file
         async with file.lock:
+            if file.error is not None:
+                # Earlier bytes are lost, so these cannot make the file whole. `flush` or `close` takes the error away. Without this, a
+                # long copy would go on for hours, and wait in vain for each of its pieces.
+                raise file.error
             if self.append and not exact:
                 if not file.unsettled:
                     await file.fetch()
