@@ -125,8 +125,14 @@ class Client:
     async def rename(self, source: PathLike, target: PathLike, *, replace: bool = True, exchange: bool = False) -> None:
         await self.core.rename(source, target, replace=replace, exchange=exchange)
 
-    async def link(self, source: PathLike, target: PathLike) -> None:
-        await self.core.link(source, target)
+    async def link(self, source: PathLike | File, target: PathLike, *, follow: bool = False) -> None:
+        if isinstance(source, File):
+            await self.core.link_open(source.handle, target)
+        else:
+            await self.core.link(source, target, follow=follow)
+
+    async def mknod(self, path: PathLike, mode: int = 0o600, device: int = 0) -> Stat:
+        return await self.core.mknod(path, mode, device)
 
     async def symlink(self, target: PathLike, path: PathLike) -> None:
         await self.core.symlink(target, path)
@@ -144,6 +150,23 @@ class Client:
 
     async def set_layout(self, path: PathLike, *, chunk_size: int | None = None, stripe: int | None = None) -> None:
         await self.core.set_layout(path, chunk_size=chunk_size, stripe=stripe)
+
+    async def getxattr(self, path: PathLike, name: str | bytes, *, follow: bool = True) -> bytes:
+        return await self.core.getxattr(path, name, follow=follow)
+
+    async def listxattr(self, path: PathLike, *, follow: bool = True) -> list[str]:
+        return await self.core.listxattr(path, follow=follow)
+
+    async def setxattr(
+        self, path: PathLike, name: str | bytes, value: bytes, flags: int = 0, *, follow: bool = True
+    ) -> None:
+        await self.core.setxattr(path, name, value, flags, follow=follow)
+
+    async def removexattr(self, path: PathLike, name: str | bytes, *, follow: bool = True) -> None:
+        await self.core.removexattr(path, name, follow=follow)
+
+    async def access(self, path: PathLike, mode: int, *, follow: bool = True) -> bool:
+        return await self.core.access(path, mode, follow=follow)
 
     async def truncate(self, path: PathLike, length: int) -> None:
         await self.core.truncate(path, length)

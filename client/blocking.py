@@ -151,9 +151,17 @@ class Client:
         `replace=False`, or swapped with `exchange=True`."""
         drive(self.core.rename(source, target, replace=replace, exchange=exchange))
 
-    def link(self, source: PathLike, target: PathLike) -> None:
-        """Make `target` another name of the file `source`."""
-        drive(self.core.link(source, target))
+    def link(self, source: PathLike | File, target: PathLike, *, follow: bool = False) -> None:
+        """Make `target` another name of the file `source`: a path (a symlink itself, or with `follow` what it points at), or a file
+        that this client has open, also one without a name."""
+        if isinstance(source, File):
+            drive(self.core.link_open(source.handle, target))
+        else:
+            drive(self.core.link(source, target, follow=follow))
+
+    def mknod(self, path: PathLike, mode: int = 0o600, device: int = 0) -> Stat:
+        """Make a file, FIFO, socket or device, as `os.mknod` (the umask applies; devices are root's)."""
+        return drive(self.core.mknod(path, mode, device))
 
     def symlink(self, target: PathLike, path: PathLike) -> None:
         """Make `path` a symlink that points to `target` (which is stored as it is given)."""
@@ -176,6 +184,27 @@ class Client:
     def set_layout(self, path: PathLike, *, chunk_size: int | None = None, stripe: int | None = None) -> None:
         """Choose what new files of a directory get: bytes of a chunk (a power of two, 64 KiB to 64 MiB), chains to spread over."""
         drive(self.core.set_layout(path, chunk_size=chunk_size, stripe=stripe))
+
+    def getxattr(self, path: PathLike, name: str | bytes, *, follow: bool = True) -> bytes:
+        """The value of an extended attribute, named with its namespace ("user.origin"). Raises NO_DATA."""
+        return drive(self.core.getxattr(path, name, follow=follow))
+
+    def listxattr(self, path: PathLike, *, follow: bool = True) -> list[str]:
+        """The names of all extended attributes, ACLs among them."""
+        return drive(self.core.listxattr(path, follow=follow))
+
+    def setxattr(self, path: PathLike, name: str | bytes, value: bytes, flags: int = 0, *, follow: bool = True) -> None:
+        """Set an extended attribute; flags as in `os.setxattr`: XATTR_CREATE, XATTR_REPLACE. ACLs are the attributes
+        `system.posix_acl_access` and `system.posix_acl_default`, in the kernel's form."""
+        drive(self.core.setxattr(path, name, value, flags, follow=follow))
+
+    def removexattr(self, path: PathLike, name: str | bytes, *, follow: bool = True) -> None:
+        """Remove an extended attribute. Raises NO_DATA."""
+        drive(self.core.removexattr(path, name, follow=follow))
+
+    def access(self, path: PathLike, mode: int, *, follow: bool = True) -> bool:
+        """Whether this user may do all of `os.R_OK`, `os.W_OK`, `os.X_OK` in `mode` (0: whether it exists)."""
+        return drive(self.core.access(path, mode, follow=follow))
 
     def truncate(self, path: PathLike, length: int) -> None:
         """Cut or extend a file to `length` bytes."""

@@ -19,6 +19,7 @@ from ..proto.settings import CLUSTER_FILE
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of Linux, without the final NUL
 SECRET_BYTES = 32
 STORAGE_NAME = re.compile(r"storage-([1-9][0-9]*)")
+META_NAME = re.compile(r"meta(?:-([1-9][0-9]*))?")
 _OURS = {CLUSTER_FILE, "secret", "meta", "run", "log"}
 
 
@@ -97,6 +98,13 @@ def storage_names(data: Path) -> list[str]:
     if not data.is_dir():
         return []
     return sorted((entry.name for entry in data.iterdir() if STORAGE_NAME.fullmatch(entry.name)), key=number_of)
+
+
+def meta_names(data: Path, count: int) -> list[str]:
+    """The metadata servers that have a directory here, and as many as make `count`: "meta", "meta-2"…"""
+    found = [entry.name for entry in data.iterdir() if META_NAME.fullmatch(entry.name)] if data.is_dir() else []
+    highest = max((int((META_NAME.fullmatch(name) or [""])[1] or 1) for name in found), default=1)
+    return ["meta", *(f"meta-{number}" for number in range(2, max(count, highest) + 1))]
 
 
 def number_of(name: str) -> int:

@@ -1,8 +1,8 @@
-"""A cluster on one machine: a metadata server and storage servers over one data directory, in the background.
+"""A cluster on one machine: metadata servers and storage servers over one data directory, in the background.
 
     DIR/cluster.json            what clients need: addresses, cluster id, secret file; and the options of `up`
     DIR/secret                  the cluster secret, 0600
-    DIR/meta/                   of the metadata server
+    DIR/meta/, DIR/meta-N/      of the metadata servers: one, or several over a store that they share
     DIR/storage-N/target-M/     of the storage servers (the nodes), one folder a target
     DIR/run/*.sock, *.pid       sockets and locks of the running servers
     DIR/log/*.log               their logs
@@ -28,7 +28,7 @@ from ..proto.errors import Status, StatusError, error
 from ..proto.settings import CLUSTER_FILE, data_url, default_data_dir
 from .administration import Administration
 from .chains import make_first_chains
-from .directory import alone, next_names, prepare, socket_dir, storage_names
+from .directory import META_NAME, alone, meta_names, next_names, prepare, socket_dir, storage_names
 from .options import DISK_PART, ClusterOptions, differences, merged
 from .processes import ServerProcess
 
@@ -59,6 +59,8 @@ class LocalCluster:
         replicas: int | None = None,
         targets: int | None = None,
         trash: int | None = None,
+        metas: int | None = None,
+        kv: str | None = None,
         log_level: str = "info",
         bound: bool = False,
     ) -> None:
@@ -74,6 +76,8 @@ class LocalCluster:
             "replicas": replicas,
             "targets": targets,
             "trash": trash,
+            "metas": metas,
+            "kv": kv,
         }
         self.asked = {name: value for name, value in given.items() if value is not None}
         if 0 in (nodes, targets):
@@ -86,11 +90,11 @@ class LocalCluster:
             next_names(storage_names(self.data), 1)
         )  # not by cluster.json, which may be of another version
 
-    def _find_servers(self, storage: Sequence[str]) -> None:
+    def _find_servers(self, storage: Sequence[str], metas: int = 1) -> None:
         """These are the storage servers; others may have come or gone by another program's hand."""
         known, self.servers = self.servers, {}
-        for role in (META, *storage):
-            module = "emberfs.meta.server" if role == META else "emberfs.storage.server"
+        for role in (*meta_names(self.data, metas), *storage):
+            module = f"emberfs.{'meta' if _is_meta(role) else 'storage'}.server"
             pid_file, log_file = self.data / "run" / f"{role}.pid", self.data / "log" / f"{role}.log"
             self.servers[role] = known.get(role) or ServerProcess(role, module, pid_file, log_file, self._bound)
 
@@ -99,7 +103,14 @@ class LocalCluster:
         found = None
         with contextlib.suppress(StatusError):  # of another version: those that have a directory are found
             found = self._existing()
-        self._find_servers(next_names({*storage_names(self.data), *(found["servers"] if found else ())} - {META}, 1))
+        self._find_servers(next_names(self._storage(found), 1), _metas(found))
+
+    def _storage(self, found: dict[str, Any] | None) -> set[str]:
+        """Storage servers that there are, by their directories and by cluster.json."""
+        return {
+            *storage_names(self.data),
+            *(name for name in (found["servers"] if found else ()) if not _is_meta(name)),
+        }
 
     @property
     def roles(self) -> list[str]:
@@ -109,7 +120,12 @@ class LocalCluster:
     @property
     def nodes(self) -> list[str]:
         """The storage servers' names."""
-        return [role for role in self.servers if role != META]
+        return [role for role in self.servers if not _is_meta(role)]
+
+    @property
+    def metas(self) -> list[str]:
+        """The metadata servers' names."""
+        return [role for role in self.servers if _is_meta(role)]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -198,8 +214,8 @@ class LocalCluster:
             "chains": bool(found and found.get("chains")),
             "servers": servers,
         }
-        # The metadata server first, as the others register there; these all at once, as each spends its start with itself.
-        for group in ([META], self.nodes):
+        # The metadata servers first, as the others register there; each group at once, as each server spends its start with itself.
+        for group in (self.metas, self.nodes):
             waiting = [role for role in group if role in idle]
             for role in waiting:
                 self._launch(role, options, record)
@@ -209,7 +225,7 @@ class LocalCluster:
                 self._check_identity(role, report, found, servers)
                 known = servers.get(role, {})
                 servers[role] = known | {name: report[name] for name in ("addresses", "node", "cluster")}
-        record |= {"cluster": servers[META]["cluster"], "addresses": servers[META]["addresses"]}
+        record |= {"cluster": servers[META]["cluster"], "addresses": _addresses(servers)}
         write_json(self.data / CLUSTER_FILE, record)
         if lost or not self._has_chains(record, options):
             with Administration(self.url) as administration:
@@ -232,7 +248,7 @@ class LocalCluster:
     def _launch(self, role: str, options: ClusterOptions, record: dict[str, Any]) -> None:
         path = socket_dir(self.data, self.roles) / f"{role}.sock"
         path.unlink(missing_ok=True)  # of a killed server: nobody listens there, and bind would fail
-        listen = [f"unix:{path}"] if role == META or not options.tcp_only else []
+        listen = [f"unix:{path}"] if _is_meta(role) or not options.tcp_only else []
         if options.port is not None:
             listen.append(f"tcp:{options.host}:{options.port if role == META else 0}")
         self.servers[role].launch(self._arguments(role, listen, options, record))
@@ -250,11 +266,13 @@ class LocalCluster:
         ]
         for address in listen:
             arguments += ["--listen", address]
-        if role == META:
+        if _is_meta(role):
+            if options.kv:
+                arguments += ["--kv", options.kv]
             if options.trash is not None:
                 arguments += ["--trash", str(options.trash)]
-            return [*arguments, "--grpc", options.grpc] if options.grpc else arguments
-        for address in record["servers"][META]["addresses"]:
+            return [*arguments, "--grpc", options.grpc] if options.grpc and role == META else arguments
+        for address in _addresses(record["servers"]):
             arguments += ["--meta", address]
         for path in self._targets(role, options, known=role in record["servers"]):
             arguments += ["--target", str(path)]
@@ -302,7 +320,7 @@ class LocalCluster:
             nodes = self.nodes
             for role in nodes:  # all at once: each takes a checkpoint
                 self.servers[role].terminate()
-            killed = [role for role in [*nodes, META] if not self.servers[role].stop()]
+            killed = [role for role in [*nodes, *self.metas] if not self.servers[role].stop()]
             sockets = socket_dir(self.data, self.roles)
             for role in self.roles:
                 self.servers[role].pid_file.unlink(missing_ok=True)
@@ -358,9 +376,9 @@ class LocalCluster:
     def _options(self, found: dict[str, Any] | None) -> ClusterOptions:
         """Those asked for over those kept, and the servers that they mean; a running cluster can only grow."""
         kept = found.get("options", {}) if found else None
-        before = {*storage_names(self.data), *(found["servers"] if found else ())} - {META}
+        before = self._storage(found)
         options = merged(kept, len(before), self.asked)
-        self._find_servers(next_names(before, max(len(before), options.node_count)))
+        self._find_servers(next_names(before, max(len(before), options.node_count)), options.metas)
         running = [role for role in self.roles if self.servers[role].pid() is not None]
         if found and running and (different := differences(found.get("options", {}), self.asked)):
             raise error(
@@ -372,6 +390,20 @@ class LocalCluster:
             for role in running:
                 self.servers[role].stop()
         return options
+
+
+def _is_meta(role: str) -> bool:
+    return META_NAME.fullmatch(role) is not None
+
+
+def _metas(found: dict[str, Any] | None) -> int:
+    """How many metadata servers a cluster.json asks for."""
+    return int(found.get("options", {}).get("metas", 1)) if found else 1
+
+
+def _addresses(servers: dict[str, Any]) -> list[str]:
+    """Of all metadata servers."""
+    return [address for role in servers if _is_meta(role) for address in servers[role]["addresses"]]
 
 
 def _check_port(options: ClusterOptions) -> None:

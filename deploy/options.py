@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..meta.kv.open import is_shared
 from ..proto.errors import Status, error
 from .placement.model import REPLICAS_MAX
 
 NODES_MAX = 64  # storage processes on one machine
 TRASH_SECONDS_MAX = (1 << 32) - 2
 TARGETS_MAX = 64  # of one of them
+METAS_MAX = 16  # metadata servers on one machine
 CAPACITY_BYTES_MIN = 64 << 20
 DISK_PART = 0.9  # of the disk's free space that all targets together may take, where nothing else is said
 
@@ -29,6 +31,8 @@ class ClusterOptions:
     nodes: int = 0  # storage processes; 0: as many as replicas
     replicas: int = 1  # members of each chain, on as many nodes
     trash: int | None = None  # seconds that what is removed is kept; None: the server's default
+    metas: int = 1  # metadata servers; more than one needs a `kv` that they can share
+    kv: str = ""  # URL of the metadata's store; empty: an embedded one in the data directory
     targets: int = 0  # of a new node; 0: as many as replicas, so that each node leads one chain and all share the work
 
     def __post_init__(self) -> None:
@@ -44,6 +48,14 @@ class ClusterOptions:
             raise error(Status.INVALID, f"{self.replicas} replicas: must be from 1 to {REPLICAS_MAX}")
         if not 0 <= self.nodes <= NODES_MAX or not 0 <= self.targets <= TARGETS_MAX:
             raise error(Status.INVALID, f"at most {NODES_MAX} nodes of {TARGETS_MAX} targets run on one machine")
+        if not 1 <= self.metas <= METAS_MAX:
+            raise error(Status.INVALID, f"{self.metas} metadata servers: must be from 1 to {METAS_MAX}")
+        if self.metas > 1 and not is_shared(self.kv):
+            raise error(
+                Status.INVALID,
+                f"{self.metas} metadata servers need a store that they can share: name one with --kv, as in "
+                "--kv postgresql://user@host/database",
+            )
         if 0 < self.nodes < self.replicas:
             raise error(
                 Status.INVALID,
@@ -78,6 +90,11 @@ def merged(kept: Mapping[str, Any] | None, nodes: int, asked: Mapping[str, Any])
 
 def _check_changes(before: ClusterOptions, nodes: int, asked: Mapping[str, Any]) -> None:
     replicas, targets = asked.get("replicas", before.replicas), asked.get("targets", 0)
+    if asked.get("kv", before.kv) != before.kv:
+        raise error(
+            Status.INVALID,
+            f"the cluster keeps its metadata in {before.kv or 'its data directory'}; 'emberfs meta dump' and 'load' move them",
+        )
     if replicas != before.replicas:
         raise error(
             Status.INVALID,
@@ -100,7 +117,11 @@ def _check_changes(before: ClusterOptions, nodes: int, asked: Mapping[str, Any])
 def differences(before: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """What of the options asked for a running server cannot take over, as "name value, …" of the values it runs with."""
     kept = {**asdict(ClusterOptions()), **before}
-    return ", ".join(f"{name} {kept[name]}" for name, value in asked.items() if name != "nodes" and kept[name] != value)
+    return ", ".join(
+        f"{name} {kept[name]}"
+        for name, value in asked.items()
+        if name not in {"nodes", "metas"} and kept[name] != value
+    )
 
 
 def _copies(replicas: int) -> str:

@@ -82,6 +82,7 @@ class Status(enum.IntEnum):
     MAYBE_COMMITTED = 65
     STALE_TRUNCATE_VERSION = 66
     CAPABILITY_EXPIRED = 67
+    NOT_INLINE = 68
     # chunks and disks
     CHUNK_NOT_FOUND = 80
     CHECKSUM = 81
@@ -165,6 +166,13 @@ TABLE: dict[Status, Row] = {
     Status.STALE_TRUNCATE_VERSION: Row(_errno.ESTALE, True, False, Blame.STATE, "the file was truncated in between"),
     Status.CAPABILITY_EXPIRED: Row(
         _errno.ESTALE, False, False, Blame.STATE, "the grant is too old; open the inode again for a new one"
+    ),
+    Status.NOT_INLINE: Row(
+        _errno.EAGAIN,
+        False,
+        False,
+        Blame.STATE,
+        "the file's bytes lie in chunks, or it would become too long to be inlined",
     ),
     Status.CHUNK_NOT_FOUND: Row(_errno.ENOENT, False, False, Blame.STATE, "the target holds no such chunk"),
     Status.CHECKSUM: Row(_errno.EIO, False, False, Blame.DISK, "the bytes do not match their checksum"),

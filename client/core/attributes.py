@@ -36,6 +36,7 @@ class Stat:
     chunk_size: int  # of a file; of a directory: what its new files get
     rdev: int  # device number of a special file
     target: str  # of a symlink
+    extended: bool = False  # has extended attributes or ACLs
 
     @property
     def is_file(self) -> bool:
@@ -78,6 +79,7 @@ def stat_of(a: common_pb2.Attributes) -> Stat:
         a.layout.chunk_size,
         a.rdev,
         a.target.decode("utf-8", "surrogateescape") if a.target else "",
+        a.extended,
     )
 
 

@@ -16,24 +16,25 @@ from ...proto.gen import common_pb2
 from ...proto.gen.cluster_pb2 import EndClientRequest, StatusReply, StatusRequest
 from ...proto.gen.meta_pb2 import OpenReply, OpenRequest, PublishRequest, SyncNamespaceRequest, TruncateRequest
 from ...proto.rpc import CLUSTER, META
+from .append import Tokens
 from .attributes import Stat
 from .budget import Budget
 from .channels import Channels
-from .clone import Progress, clone_file
+from .clone import Progress, clone_file, copy_range
 from .cluster import Cluster
 from .file import Handle
 from .held import Held
 from .inode import ACCESS, Inode
 from .keeper import Keeper
 from .lease import Lease
-from .namespace import Namespace, at, with_path
+from .namespace import Namespace, with_path
 from .options import O_APPEND, O_ONCE, O_RDONLY, O_TRUNC, Mode, Options, parse_mode
-from .paths import PathLike, place, text
+from .paths import PathLike, at, place, text
 from .ranges import read_ranges
+from .reading import Reader
 from .writeback import WriteBack
 from .writes import sync_chains
 
-COPY_BYTES = 4 << 20  # moved at once by copy_file
 END_SECONDS = 2.0  # for the farewell of a closing client
 
 
@@ -64,6 +65,7 @@ class Core(Namespace):
         self.lease = Lease(self.env)
         self.held = Held(self.inodes)
         self.keeper = Keeper(self)
+        self.tokens = Tokens(self)
 
     async def connect(self) -> None:
         """The first contact. Raises UNAVAILABLE, WRONG_CLUSTER, UNAUTHENTICATED."""
@@ -97,7 +99,8 @@ class Core(Namespace):
         request = OpenRequest(
             place=place(path),
             flags=mode.flags,
-            mode=permissions & ~self.umask & 0o7777,
+            mode=permissions & 0o7777,
+            umask=self.umask,
             chunk_size=chunk_size or 0,
             stripe=stripe or 0,
             parents=parents,
@@ -176,7 +179,7 @@ class Core(Namespace):
         if (layout.table, layout.table_version) not in self.cluster.table.tables:
             await self.cluster.refresh()
 
-    async def reopen(self, handle: Handle) -> None:
+    async def reopen(self, handle: Reader) -> None:
         """Give a handle from before a fork or a lost lease a place in this epoch: the same inode, a new session. Raises once
         what went wrong with data that it had written."""
         async with self.reopening:
@@ -287,9 +290,7 @@ class Core(Namespace):
                     raise error(Status.INVALID, f"{text(source)} and {text(target)} are the same file", text(target))
                 if writer.size:
                     await writer.truncate(0)
-                buffer = memoryview(bytearray(min(COPY_BYTES, reader.size or 1)))
-                while count := await reader.readinto(buffer):
-                    await writer.write(buffer[:count])
+                await copy_range(reader, 0, writer, 0, reader.size)
             except BaseException:
                 await writer.discard()
                 raise
@@ -337,6 +338,11 @@ class Core(Namespace):
             await self._changed(META.Publish, request, ", ".join(text(t) for t in targets))
         for handle in handles:
             await handle.close()
+
+    async def link_open(self, handle: Handle, target: PathLike) -> None:
+        """Give an open file one name more, or an unnamed one its first, after its data was written out."""
+        await handle.flush()
+        await self.link(at(handle.file.id), target)
 
     # --- the whole ----------------------------------------------------------------------------------------------------------------
 

@@ -53,6 +53,8 @@ class Cluster:
         self.seeds = tuple(addresses)
         self._meta_addresses: list[str] = list(addresses)
         self._meta_turn = 0
+        self._meta_order: dict[int, float] = {}  # metadata server -> where it stands: clients spread over them
+        self._managers: list[str] = []  # where the elected one is, as others say; empty: wherever we ask for names
         self._meta_nodes: dict[int, str] = {}  # metadata servers -> how to reach them
         self._node_turns: dict[int, int] = {}
         self._node_cache: dict[int, str] = {}
@@ -150,9 +152,18 @@ class Cluster:
             if failure.status is not Status.STALE_ROUTING:
                 raise
             self.table.version = 0  # a gap: the next refresh asks for everything
-        self._meta_addresses = self._find_meta()
         self.replicas.local = self.table.local_nodes(self.host)
         self.replicas.near = self.table.near_nodes(self.options.rack)
+        self._learn_meta()
+
+    def _learn_meta(self) -> None:
+        """Take over where the metadata servers are, and stay with the one that we ask, if it is still there."""
+        before, knew_several = self.meta_address(), bool(self._meta_order)
+        found = self._find_meta()
+        if found != self._meta_addresses:
+            first = bool(self._meta_order) and not knew_several  # there are several: begin with the one that is ours
+            self._meta_addresses = found
+            self._meta_turn = found.index(before) if before in found and not first else 0
 
     def learn_chains(self, chains: Sequence[Chain]) -> None:
         """Take over newer chain entries that came with a refusal."""
@@ -166,14 +177,26 @@ class Cluster:
             if node.kind == NODE_KIND_META
         }
         self._meta_nodes = {node: addresses[0] for node, addresses in nodes.items() if addresses}
-        found = [address for addresses in nodes.values() for address in addresses]
+        servers = list(nodes)
+        if (
+            len(servers) > 1
+        ):  # any of them knows all names: each client stays with one, and they take them in another order
+            for server in servers:
+                self._meta_order.setdefault(server, self.env.random())
+            servers.sort(key=lambda server: (server not in self.replicas.local, self._meta_order[server]))
+        found = [address for server in servers for address in nodes[server]]
         # How we came here stays a way back: what a server calls itself may not be reachable from everywhere.
-        return [a for a in self.seeds if a not in found] + found
+        others = [a for a in self.seeds if a not in found]
+        return found + others if len(servers) > 1 else others + found
 
     def meta_address(self) -> str:
         """The metadata server to ask now."""
         addresses = self._meta_addresses
         return addresses[self._meta_turn % len(addresses)]
+
+    def manager_address(self) -> str:
+        """The metadata server to ask now about the cluster and our lease: of several, the one that leads."""
+        return self._managers[0] if self._managers else self.meta_address()
 
     def owner_address(self, inode: int) -> str:
         """The metadata server where all who lock an inode, or append to it, meet: what is asked there conflicts with nobody."""
@@ -204,10 +227,23 @@ class Cluster:
         if not isinstance(failure.detail, Chain):
             await self.refresh_after(failure)
 
+    async def recover_from(self, failure: StatusError, address: str) -> None:
+        """As `recover`, after this metadata server was asked. The one that we stay with is left only for its own failures."""
+        if address != self.meta_address() and failure.status in _NEXT_ADDRESS_AFTER - {Status.NOT_PRIMARY}:
+            self._managers = [manager for manager in self._managers if manager != address]
+            await self.refresh_after(failure)
+        else:
+            await self.recover(failure)
+
     def note(self, failure: StatusError, node: int = 0) -> None:
         """As `recover`, without asking anybody."""
         if failure.status in _NEXT_ADDRESS_AFTER:
-            if node:
+            if failure.status is Status.NOT_PRIMARY:
+                named = failure.detail if isinstance(failure.detail, list) else []
+                self._managers = [address for address in named if self.env.reachable(address)]
+                if not self._managers:
+                    self._turn_meta()  # it knows of none: another one may
+            elif node:
                 self._node_turns[node] = self._node_turns.get(node, 0) + 1
                 self._node_cache.pop(node, None)
             else:
@@ -251,12 +287,17 @@ class Cluster:
                 # Under the new identity its number means another request, and nobody would know that it is a repetition.
                 text = f"the client's lease ran out during {method.name}: it may have been carried out; look, and repeat it"
                 raise error(Status.MAYBE_COMMITTED, text)
+            address = self._address_for(method, 0 if patience.failures else inode)
             try:
-                address = self.owner_address(inode) if inode and not patience.failures else self.meta_address()
                 return await self.env.call(Call(address, method, request, patience.attempt()))
             except StatusError as failure:
                 await patience.again(failure)
-                await self.recover(failure)
+                await self.recover_from(failure, address)
+
+    def _address_for(self, method: Method, inode: int) -> str:
+        if method.service == CLUSTER.name:
+            return self.manager_address()
+        return self.owner_address(inode) if inode else self.meta_address()
 
     async def change(self, method: Method, request: Any, patience: Patience | None = None, *, inode: int = 0) -> Any:
         """`meta` for a request that changes something: its request id makes every repetition count once."""

@@ -16,7 +16,9 @@ from ...proto.gen.meta_pb2 import CloseRequest, Place, TruncateRequest
 from ...proto.layout import file_bytes_max
 from ...proto.rpc import META
 from . import locks
+from .allocate import allocate
 from .attributes import Stat, stat_of
+from .clone import copy_range
 from .locks import LockInfo, Span
 from .reading import OFFSET_MAX, Reader
 from .writes import sync_chains
@@ -44,14 +46,14 @@ class Handle(Reader):
         await self._write(view, offset)
         return len(view)
 
-    async def _write(self, view: memoryview, offset: int) -> int:
-        """Write; where it ended. Waits for buffers that other files hold."""
+    async def _write(self, view: memoryview, offset: int, *, exact: bool = False) -> int:
+        """Write (`exact`: here, in append mode too); where it ended. Waits for buffers that other files hold."""
         if not len(view) and offset >= 0:
             return offset
         patience = None
         while True:
             try:
-                return await self._write_once(view, offset)
+                return await self._write_once(view, offset, exact)
             except StatusError as failure:
                 if failure.status is not Status.BUSY:
                     raise
@@ -59,10 +61,14 @@ class Handle(Reader):
                 if not (await self.core.shed() or self.core.cluster.drop_lookahead()):
                     await patience.again(failure)
 
-    async def _write_once(self, view: memoryview, offset: int) -> int:
+    async def _write_once(self, view: memoryview, offset: int, exact: bool) -> int:
         file = self.file
         async with file.lock:
-            if self.append:
+            if file.error is not None:
+                # Earlier bytes are lost, so these cannot make the file whole. `flush` or `close` takes the error away. Without this, a
+                # long copy would go on for hours, and wait in vain for each of its pieces.
+                raise file.error
+            if self.append and not exact:
                 if not file.unsettled:
                     await file.fetch()
                 offset = file.length
@@ -95,6 +101,16 @@ class Handle(Reader):
             file.take(reply.attributes)
             file.generation += 1
         return length
+
+    async def allocate(self, mode: int, offset: int, length: int) -> None:
+        """fallocate(2): mode 0 and KEEP_SIZE make sure that there is room, PUNCH_HOLE and ZERO_RANGE make zeros. Raises UNSUPPORTED for
+        modes that move data."""
+        await allocate(self, mode, offset, length)
+
+    async def copy_from(self, source: Reader, start: int, offset: int, length: int) -> int:
+        """copy_file_range(2): `length` bytes of `source` from `start` on, to `offset` of this file, shared where chunks can be; how many
+        there were."""
+        return await copy_range(source, start, self, offset, length)
 
     # --- getting it out ---------------------------------------------------------------------------------------------------------------
 

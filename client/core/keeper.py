@@ -70,16 +70,14 @@ class Keeper:
             reported=report.mark,
             renewal=self._renewals,
         )
-        timeout = core.options.scaled(RENEW_TIMEOUT_SECONDS)
+        timeout, address = core.options.scaled(RENEW_TIMEOUT_SECONDS), cluster.manager_address()
         try:
-            reply: RenewClientReply = await self._env.call(
-                Call(cluster.meta_address(), CLUSTER.RenewClient, request, timeout)
-            )
+            reply: RenewClientReply = await self._env.call(Call(address, CLUSTER.RenewClient, request, timeout))
         except StatusError as failure:
             if failure.status is Status.SESSION_ENDED:
                 await core.lose_lease(lease)
             elif failure.status is not Status.CANCELLED:
-                await cluster.recover(failure)
+                await cluster.recover_from(failure, address)
             return
         held.mark = reply.mark or held.mark
         self._asked = bool(reply.report_ms)

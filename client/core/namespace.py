@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,15 +13,19 @@ from ...proto.gen.meta_pb2 import (
     REMOVE_KIND_RMDIR,
     REMOVE_KIND_TREE,
     REMOVE_KIND_UNLINK,
+    AccessRequest,
     CreateRequest,
     FindRequest,
+    GetXattrRequest,
     LinkRequest,
+    ListXattrsRequest,
     NewEntry,
-    Place,
     ReadDirectoryRequest,
     RemoveRequest,
+    RemoveXattrRequest,
     RenameRequest,
     SetAttributesRequest,
+    SetXattrRequest,
     StatFsRequest,
     StatRequest,
 )
@@ -32,6 +37,18 @@ from .paths import PathLike, encode, place, text
 
 BATCH_MAX = 1000  # names of one request: a transaction of the smallest engine holds them
 PAGE_ENTRIES = 4096  # of a listing
+
+FILE_TYPES = {  # what mknod makes
+    stat.S_IFREG: common_pb2.FILE_TYPE_REGULAR,
+    stat.S_IFIFO: common_pb2.FILE_TYPE_FIFO,
+    stat.S_IFSOCK: common_pb2.FILE_TYPE_SOCKET,
+    stat.S_IFCHR: common_pb2.FILE_TYPE_CHARACTER,
+    stat.S_IFBLK: common_pb2.FILE_TYPE_BLOCK,
+}
+
+_NO_ACCESS = frozenset(
+    (Status.PERMISSION_DENIED, Status.NOT_FOUND, Status.NOT_DIRECTORY, Status.SYMLINK_LOOP, Status.NAME_TOO_LONG)
+)
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -113,25 +130,33 @@ class Namespace(Keeping):
     # --- changing -----------------------------------------------------------------------------------------------------------------
 
     async def mkdir(self, path: PathLike, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False) -> Stat:
-        entry = NewEntry(place=place(path), type=common_pb2.FILE_TYPE_DIRECTORY, mode=mode & ~self.umask)
+        entry = NewEntry(place=place(path), type=common_pb2.FILE_TYPE_DIRECTORY, mode=mode & 0o7777)
         return await self._create(path, entry, parents=parents, exist_ok=exist_ok)
 
     async def symlink(self, target: PathLike, path: PathLike) -> Stat:
         entry = NewEntry(place=place(path), type=common_pb2.FILE_TYPE_SYMLINK, mode=0o777, target=encode(target))
         return await self._create(path, entry)
 
+    async def mknod(self, path: PathLike, mode: int = 0o600, device: int = 0) -> Stat:
+        kind = FILE_TYPES.get(stat.S_IFMT(mode) or stat.S_IFREG)
+        if kind is None:
+            raise error(Status.INVALID, f"mode {mode:o}: mknod makes files, FIFOs, sockets and devices", text(path))
+        entry = NewEntry(place=place(path), type=kind, mode=mode & 0o7777, rdev=device)
+        return await self._create(path, entry)
+
     async def _create(self, path: PathLike, entry: NewEntry, *, parents: bool = False, exist_ok: bool = False) -> Stat:
-        request = CreateRequest(entries=(entry,), parents=parents, exist_ok=exist_ok)
+        request = CreateRequest(entries=(entry,), parents=parents, exist_ok=exist_ok, umask=self.umask)
         reply = await self._changed(META.Create, request, path)
         if reply.statuses[0]:
             raise failed(reply.statuses[0], path)
         return stat_of(reply.attributes[0])
 
     async def create_many(self, paths: Iterable[PathLike], mode: int = 0o666) -> list[Stat | StatusError]:
-        given, bits = list(paths), mode & ~self.umask
+        given, bits = list(paths), mode & 0o7777
         requests = [
             CreateRequest(
-                entries=[NewEntry(place=place(p), type=common_pb2.FILE_TYPE_REGULAR, mode=bits) for p in part]
+                entries=[NewEntry(place=place(p), type=common_pb2.FILE_TYPE_REGULAR, mode=bits) for p in part],
+                umask=self.umask,
             )
             for part in batches(given)
         ]
@@ -168,8 +193,8 @@ class Namespace(Keeping):
         request = RenameRequest(source=place(source), target=place(target), flags=flags)
         await self._changed(META.Rename, request, f"{text(source)} -> {text(target)}")
 
-    async def link(self, source: PathLike, target: PathLike) -> None:
-        request = LinkRequest(source=place(source), target=place(target))
+    async def link(self, source: PathLike, target: PathLike, *, follow: bool = False) -> None:
+        request = LinkRequest(source=place(source), target=place(target), follow=follow)
         await self._changed(META.Link, request, f"{text(source)} -> {text(target)}")
 
     async def chmod(self, path: PathLike, mode: int, *, follow: bool = True) -> None:
@@ -197,8 +222,41 @@ class Namespace(Keeping):
         await self._set(path, SetAttributesRequest(follow=True, chunk_size=chunk_size, stripe=stripe))
 
     async def _set(self, path: PathLike, request: SetAttributesRequest) -> None:
-        request.place.path = place(path).path
+        request.place.CopyFrom(place(path))
         await self._changed(META.SetAttributes, request, path)
+
+    # --- extended attributes and permissions ----------------------------------------------------------------------------------------
+
+    async def getxattr(self, path: PathLike, name: str | bytes, *, follow: bool = True) -> bytes:
+        request = GetXattrRequest(place=place(path), follow=follow, name=encode(name))
+        return bytes((await self._named(META.GetXattr, request, path)).value)
+
+    async def listxattr(self, path: PathLike, *, follow: bool = True) -> list[str]:
+        reply = await self._named(META.ListXattrs, ListXattrsRequest(place=place(path), follow=follow), path)
+        return [name.decode("utf-8", "surrogateescape") for name in reply.names]
+
+    async def setxattr(
+        self, path: PathLike, name: str | bytes, value: bytes, flags: int = 0, *, follow: bool = True
+    ) -> None:
+        request = SetXattrRequest(place=place(path), follow=follow, name=encode(name), value=bytes(value), flags=flags)
+        await self._changed(META.SetXattr, request, path)
+
+    async def removexattr(self, path: PathLike, name: str | bytes, *, follow: bool = True) -> None:
+        request = RemoveXattrRequest(place=place(path), follow=follow, name=encode(name))
+        await self._changed(META.RemoveXattr, request, path)
+
+    async def check_access(self, path: PathLike, mask: int, *, follow: bool = True) -> None:
+        """Raise what forbids all of R_OK 4, W_OK 2, X_OK 1 in the mask."""
+        await self._named(META.Access, AccessRequest(place=place(path), follow=follow, mask=mask), path)
+
+    async def access(self, path: PathLike, mask: int, *, follow: bool = True) -> bool:
+        try:
+            await self.check_access(path, mask, follow=follow)
+        except StatusError as failure:
+            if failure.status in _NO_ACCESS:
+                return False
+            raise
+        return True
 
     # --- requests -----------------------------------------------------------------------------------------------------------------
 
@@ -247,8 +305,3 @@ def failed(code: int, path: PathLike) -> StatusError:
 def with_path(failure: StatusError, path: PathLike) -> StatusError:
     """The same failure, naming the path as the built-in functions do."""
     return error(failure.status, failure.strerror or "", text(path), failure.detail)
-
-
-def at(inode: int) -> Place:
-    """The place of an inode itself."""
-    return Place(parent=inode)

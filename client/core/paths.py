@@ -19,14 +19,14 @@ class _Fspath(Protocol):
     def __fspath__(self) -> str | bytes: ...
 
 
-PathLike = str | bytes | _Fspath
+PathLike = str | bytes | _Fspath | Place  # a Place is as it travels: relative to an inode, or an inode itself
 
 
 def encode(path: PathLike) -> bytes:
-    """The bytes of a path as they are. Raises TypeError for what is no path, INVALID for a NUL."""
+    """The bytes of a path as they are. Raises TypeError for what is no path (a `Place` is none), INVALID for a NUL."""
     if not isinstance(path, (str, bytes)):
         try:
-            path = path.__fspath__()
+            path = path.__fspath__()  # type: ignore[union-attr]  # whatever it is, it has one or is refused
         except AttributeError:
             raise TypeError(f"a path must be str, bytes or os.PathLike, not {type(path).__name__}") from None
     try:
@@ -53,12 +53,19 @@ def normal(path: PathLike) -> bytes:
 
 def place(path: PathLike) -> Place:
     """Where a path is, for a request."""
-    return Place(path=normal(path))
+    return path if isinstance(path, Place) else Place(path=normal(path))
+
+
+def at(inode: int, name: bytes = b"") -> Place:
+    """The place of an inode itself, or of a name in that directory."""
+    return Place(parent=inode, path=name)
 
 
 def text(name: PathLike) -> str:
     """A path or name for people and for callers: `str` in any case."""
     if isinstance(name, str):
         return name
+    if isinstance(name, Place):
+        return f"inode {name.parent:x}" + ("/" + text(name.path) if name.path else "")
     raw = name if isinstance(name, bytes) else encode(name)
     return raw.decode("utf-8", "surrogateescape")

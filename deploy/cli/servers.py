@@ -19,6 +19,12 @@ _NODES_HELP = "Storage processes. More than before: new ones join. Default: as m
 _REPLICAS_HELP = "Copies of each chunk, each on another node. Default: 1. Cannot change later."
 _TARGETS_HELP = "Targets that a node begins with. Default: as many as replicas."
 
+_METAS_HELP = "Metadata servers; more than one needs a --kv that they can share. Default: as many as there are, or one."
+_KV_HELP = (
+    "Where the metadata lie. Default: in the data directory (RocksDB). Several servers share postgresql://user@host/database "
+    "(PostgreSQL, CockroachDB, YugabyteDB; the password in PGPASSFILE) or fdb:///path/of/fdb.cluster (experimental)."
+)
+
 _Data = Annotated[str, typer.Option("--data", help=_DATA_HELP, show_default=False)]
 _Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
 
@@ -29,6 +35,8 @@ def up(
     nodes: Annotated[int | None, typer.Option(help=_NODES_HELP, show_default=False)] = None,
     replicas: Annotated[int | None, typer.Option(help=_REPLICAS_HELP, show_default=False)] = None,
     targets: Annotated[int | None, typer.Option(help=_TARGETS_HELP, show_default=False)] = None,
+    metas: Annotated[int | None, typer.Option(help=_METAS_HELP, show_default=False)] = None,
+    kv: Annotated[str, typer.Option(help=_KV_HELP, metavar="URL", show_default=False)] = "",
     port: Annotated[int, typer.Option(help=_PORT_HELP, show_default=False)] = -1,
     host: Annotated[str, typer.Option(help="Address to serve TCP on. Default: 127.0.0.1.", show_default=False)] = "",
     capacity: Annotated[str, typer.Option(help=_CAPACITY_HELP, show_default=False)] = "",
@@ -67,6 +75,8 @@ def up(
         replicas=replicas,
         targets=targets,
         trash=parse_duration(trash) if trash else None,
+        metas=metas,
+        kv=kv or None,
         log_level=log_level,
     )
     begin = time.monotonic()

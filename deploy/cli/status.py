@@ -65,7 +65,7 @@ def collect(data: str = "") -> dict[str, Any]:
         local = existing(data)
         found.update(local.status())
         url = local.url
-        if not found["servers"][0]["pid"]:
+        if not any(server["pid"] for server in found["servers"] if server["name"] in local.metas):
             return found
     try:
         found.update(_ask(url))
@@ -104,9 +104,10 @@ def _ask(url: str) -> dict[str, Any]:
 
 def nodes_of(reply: StatusReply) -> list[dict[str, Any]]:
     """Servers as the manager knows them."""
-    from ...proto.gen.cluster_pb2 import NODE_KIND_STORAGE, NodeKind
+    from ...proto.gen.cluster_pb2 import NODE_KIND_META, NODE_KIND_STORAGE, NodeKind
 
     silent = set(reply.silent_nodes)
+    several = sum(node.kind == NODE_KIND_META for node in reply.routing.nodes) > 1
     return [
         {
             "node": node.id,
@@ -116,6 +117,8 @@ def nodes_of(reply: StatusReply) -> list[dict[str, Any]]:
             if node.id in silent and node.kind == NODE_KIND_STORAGE
             else "draining"
             if node.draining
+            else "leads"
+            if several and reply.primary.endswith(f"(node {node.id})")
             else "up",
             "software": node.software,
             "host": node.host,
@@ -235,7 +238,7 @@ def _node_table(nodes: list[dict[str, Any]]) -> Table:
 
     table = Table("node", "name", "state", "rack", Column("addresses", overflow="fold"), box=None)
     for node in nodes:
-        colour = {"up": "green", "draining": "yellow"}.get(node["state"], "red")
+        colour = {"up": "green", "leads": "green", "draining": "yellow"}.get(node["state"], "red")
         state = f"[{colour}]{node['state']}[/]"
         table.add_row(str(node["node"]), node["name"], state, node["rack"], "\n".join(node["addresses"]))
     return table

@@ -1,8 +1,8 @@
 """An engine from its URL.
 
 `rocksdb:///absolute/path` is embedded, the default of `emberfs up`. Over the others any number of metadata servers serve one namespace:
-`postgresql://user@host:port/database` (PostgreSQL, CockroachDB, YugabyteDB; the rest as libpq has it, a password best in PGPASSFILE)
-and, experimental, `fdb:///path/of/fdb.cluster?prefix=text` (FoundationDB). `memory:` is for tests; nothing survives.
+`postgresql://user@host:port/database` (PostgreSQL, CockroachDB, YugabyteDB; the rest as libpq has it, a password in PGPASSFILE or
+PGPASSWORD) and, experimental, `fdb:///path/of/fdb.cluster?prefix=text` (FoundationDB). `memory:` is for tests; nothing survives.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ def open_engine(url: str, *, on_failure: Callable[[StatusError], None] | None = 
 
         return RocksEngine(path, time.monotonic, on_failure=on_failure)
     if parts.scheme in {"postgres", "postgresql"}:
+        if parts.password or "password" in parse_qs(parts.query):
+            message = "no passwords in the URL of a store, where others see it: put it into PGPASSFILE or PGPASSWORD"
+            raise error(Status.INVALID, message)
         try:
             from .postgres import PostgresEngine
         except ImportError as missing:

@@ -75,7 +75,7 @@ class Layout(_message.Message):
     def __init__(self, redundancy: _Optional[_Union[Redundancy, str]] = ..., chunk_size: _Optional[int] = ..., table: _Optional[int] = ..., table_version: _Optional[int] = ..., base: _Optional[int] = ..., stripe: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class Attributes(_message.Message):
-    __slots__ = ("inode", "type", "mode", "uid", "gid", "nlink", "length", "atime_ns", "mtime_ns", "ctime_ns", "birth_ns", "change", "truncate_version", "sparse", "rdev", "parent", "layout", "target", "extended")
+    __slots__ = ("inode", "type", "mode", "uid", "gid", "nlink", "length", "atime_ns", "mtime_ns", "ctime_ns", "birth_ns", "change", "truncate_version", "sparse", "rdev", "parent", "layout", "target", "extended", "inlined", "content")
     INODE_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +95,8 @@ class Attributes(_message.Message):
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     EXTENDED_FIELD_NUMBER: _ClassVar[int]
+    INLINED_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
     inode: int
     type: FileType
     mode: int
@@ -114,7 +116,9 @@ class Attributes(_message.Message):
     layout: Layout
     target: bytes
     extended: bool
-    def __init__(self, inode: _Optional[int] = ..., type: _Optional[_Union[FileType, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., nlink: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., birth_ns: _Optional[int] = ..., change: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., rdev: _Optional[int] = ..., parent: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., target: _Optional[bytes] = ..., extended: bool = ...) -> None: ...
+    inlined: bool
+    content: bytes
+    def __init__(self, inode: _Optional[int] = ..., type: _Optional[_Union[FileType, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., nlink: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., birth_ns: _Optional[int] = ..., change: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., rdev: _Optional[int] = ..., parent: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., target: _Optional[bytes] = ..., extended: bool = ..., inlined: bool = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class ChainMember(_message.Message):
     __slots__ = ("target", "node", "state", "incarnation")

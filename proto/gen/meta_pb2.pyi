@@ -68,14 +68,16 @@ class Place(_message.Message):
     def __init__(self, parent: _Optional[int] = ..., path: _Optional[bytes] = ...) -> None: ...
 
 class StatRequest(_message.Message):
-    __slots__ = ("caller", "places", "follow")
+    __slots__ = ("caller", "places", "follow", "content")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     places: _containers.RepeatedCompositeFieldContainer[Place]
     follow: bool
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., follow: bool = ...) -> None: ...
+    content: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., follow: bool = ..., content: bool = ...) -> None: ...
 
 class StatReply(_message.Message):
     __slots__ = ("statuses", "attributes")
@@ -112,23 +114,25 @@ class OpenRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., flags: _Optional[int] = ..., mode: _Optional[int] = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ..., parents: bool = ..., unnamed: bool = ..., capability: _Optional[bytes] = ..., umask: _Optional[int] = ...) -> None: ...
 
 class OpenReply(_message.Message):
-    __slots__ = ("attributes", "created", "session", "capability", "capability_ms", "length_max")
+    __slots__ = ("attributes", "created", "session", "capability", "capability_ms", "length_max", "inline_max")
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_MS_FIELD_NUMBER: _ClassVar[int]
     LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
+    INLINE_MAX_FIELD_NUMBER: _ClassVar[int]
     attributes: _common_pb2.Attributes
     created: bool
     session: int
     capability: bytes
     capability_ms: int
     length_max: int
-    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., created: bool = ..., session: _Optional[int] = ..., capability: _Optional[bytes] = ..., capability_ms: _Optional[int] = ..., length_max: _Optional[int] = ...) -> None: ...
+    inline_max: int
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., created: bool = ..., session: _Optional[int] = ..., capability: _Optional[bytes] = ..., capability_ms: _Optional[int] = ..., length_max: _Optional[int] = ..., inline_max: _Optional[int] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
-    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "mtime_ns", "discard", "token")
+    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "mtime_ns", "discard", "token", "inlined")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
@@ -139,6 +143,7 @@ class CloseRequest(_message.Message):
     MTIME_NS_FIELD_NUMBER: _ClassVar[int]
     DISCARD_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    INLINED_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     inode: int
     session: int
@@ -149,7 +154,8 @@ class CloseRequest(_message.Message):
     mtime_ns: int
     discard: bool
     token: bool
-    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., mtime_ns: _Optional[int] = ..., discard: bool = ..., token: bool = ...) -> None: ...
+    inlined: InlineWrites
+    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., mtime_ns: _Optional[int] = ..., discard: bool = ..., token: bool = ..., inlined: _Optional[_Union[InlineWrites, _Mapping]] = ...) -> None: ...
 
 class CloseReply(_message.Message):
     __slots__ = ("attributes", "length_max")
@@ -160,7 +166,7 @@ class CloseReply(_message.Message):
     def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., length_max: _Optional[int] = ...) -> None: ...
 
 class SyncFileRequest(_message.Message):
-    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "durable")
+    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "durable", "inlined")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
@@ -169,6 +175,7 @@ class SyncFileRequest(_message.Message):
     TRUNCATE_VERSION_FIELD_NUMBER: _ClassVar[int]
     SPARSE_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
+    INLINED_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     inode: int
     session: int
@@ -177,7 +184,8 @@ class SyncFileRequest(_message.Message):
     truncate_version: int
     sparse: bool
     durable: bool
-    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., durable: bool = ...) -> None: ...
+    inlined: InlineWrites
+    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., durable: bool = ..., inlined: _Optional[_Union[InlineWrites, _Mapping]] = ...) -> None: ...
 
 class SyncFileReply(_message.Message):
     __slots__ = ("attributes", "length_max")
@@ -204,7 +212,7 @@ class CreateRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[NewEntry, _Mapping]]] = ..., parents: bool = ..., exist_ok: bool = ..., umask: _Optional[int] = ...) -> None: ...
 
 class NewEntry(_message.Message):
-    __slots__ = ("place", "type", "mode", "target", "rdev", "chunk_size", "stripe")
+    __slots__ = ("place", "type", "mode", "target", "rdev", "chunk_size", "stripe", "content")
     PLACE_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
@@ -212,6 +220,7 @@ class NewEntry(_message.Message):
     RDEV_FIELD_NUMBER: _ClassVar[int]
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     STRIPE_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
     place: Place
     type: _common_pb2.FileType
     mode: int
@@ -219,7 +228,8 @@ class NewEntry(_message.Message):
     rdev: int
     chunk_size: int
     stripe: int
-    def __init__(self, place: _Optional[_Union[Place, _Mapping]] = ..., type: _Optional[_Union[_common_pb2.FileType, str]] = ..., mode: _Optional[int] = ..., target: _Optional[bytes] = ..., rdev: _Optional[int] = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ...) -> None: ...
+    content: bytes
+    def __init__(self, place: _Optional[_Union[Place, _Mapping]] = ..., type: _Optional[_Union[_common_pb2.FileType, str]] = ..., mode: _Optional[int] = ..., target: _Optional[bytes] = ..., rdev: _Optional[int] = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class CreateReply(_message.Message):
     __slots__ = ("statuses", "attributes")
@@ -840,3 +850,27 @@ class ListQuotasReply(_message.Message):
     QUOTAS_FIELD_NUMBER: _ClassVar[int]
     quotas: _containers.RepeatedCompositeFieldContainer[Quota]
     def __init__(self, quotas: _Optional[_Iterable[_Union[Quota, _Mapping]]] = ...) -> None: ...
+
+class GrowRequest(_message.Message):
+    __slots__ = ("request_id", "inode", "session")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    request_id: int
+    inode: int
+    session: int
+    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ...) -> None: ...
+
+class GrowReply(_message.Message):
+    __slots__ = ("attributes",)
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    attributes: _common_pb2.Attributes
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
+
+class InlineWrites(_message.Message):
+    __slots__ = ("offsets", "pieces")
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    PIECES_FIELD_NUMBER: _ClassVar[int]
+    offsets: _containers.RepeatedScalarFieldContainer[int]
+    pieces: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, offsets: _Optional[_Iterable[int]] = ..., pieces: _Optional[_Iterable[bytes]] = ...) -> None: ...

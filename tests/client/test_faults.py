@@ -123,6 +123,25 @@ def test_an_error_of_write_back_is_reported_once(world: World) -> None:
     assert client.read_bytes("/f") == b"a" * 10, "the length says what arrived"
 
 
+def test_a_long_write_ends_with_the_first_error_of_what_it_wrote_before(world: World) -> None:
+    client = world.client(write_back=2 * MIB)
+    world.storage.statuses.extend([Status.NO_SPACE] * 1000)
+    file = client.open("/f", "wb")
+    with pytest.raises(OSError) as told:
+        for _ in range(1000):
+            file.write(b"x" * MIB)
+    sent = world.storage.requests.count("write")
+    assert told.value.errno == 28 and sent < 20
+    with pytest.raises(OSError, match="no space"):
+        file.write(b"y")  # until somebody has asked for it
+    assert world.storage.requests.count("write") == sent
+    with pytest.raises(OSError, match="no space"):
+        file.flush()
+    world.storage.statuses.clear()
+    file.write(b"z")
+    file.close()
+
+
 def test_close_reports_what_went_wrong_and_closes(world: World) -> None:
     client = world.client()
     file = client.open("/f", "wb")

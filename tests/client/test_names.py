@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
+import struct
+
 import pytest
 
 from emberfs.client.blocking import Client
+from emberfs.client.core.paths import at
 from emberfs.proto.errors import StatusError
+
+NOBODY = 0xFFFFFFFF  # the id in entries of an ACL that name nobody
 
 
 def test_a_tree_is_made_listed_and_removed(client: Client) -> None:
@@ -87,3 +95,80 @@ def test_any_bytes_are_a_name(client: Client) -> None:
     client.write_bytes("/\u00e4\n\U0001f980", b"2")
     names = client.listdir("/")
     assert sorted(client.read_bytes("/" + name) for name in names) == [b"1", b"2"]
+
+
+def test_extended_attributes_and_acls(client: Client) -> None:
+    client.write_bytes("/f", b"x")
+    assert not client.stat("/f").extended
+    client.setxattr("/f", "user.origin", b"here")
+    client.setxattr("/f", "user.origin", b"there", os.XATTR_REPLACE)
+    with pytest.raises(FileExistsError):
+        client.setxattr("/f", "user.origin", b"", os.XATTR_CREATE)
+    assert client.getxattr("/f", b"user.origin") == b"there"
+    assert client.stat("/f").extended
+    # owner rw, user 7 r, group none, mask r, others none
+    acl = struct.pack("<I" + "HHI" * 5, 2, 1, 6, NOBODY, 2, 4, 7, 4, 0, NOBODY, 16, 4, NOBODY, 32, 0, NOBODY)
+    client.setxattr("/f", "system.posix_acl_access", acl)
+    assert client.stat("/f").mode == 0o640
+    client.chmod("/f", 0o660)
+    assert (
+        client.getxattr("/f", "system.posix_acl_access") == acl[:30] + b"\x06" + acl[31:]
+    )  # the mask is the mode's group bits
+    assert client.listxattr("/f") == ["system.posix_acl_access", "user.origin"]
+    client.removexattr("/f", "user.origin")
+    with pytest.raises(OSError, match="no attribute") as caught:
+        client.getxattr("/f", "user.origin")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENODATA, "/f")
+
+
+def test_a_default_acl_takes_the_place_of_the_umask(client: Client) -> None:
+    client.mkdir("/d")
+    default = struct.pack("<I" + "HHI" * 3, 2, 1, 7, NOBODY, 4, 7, NOBODY, 32, 0, NOBODY)
+    client.setxattr("/d", "system.posix_acl_default", default)
+    client.core.umask = 0o077
+    assert client.mkdir("/plain").mode == 0o700
+    assert client.mkdir("/d/sub").mode == 0o770
+    with client.open("/d/f", "wb") as file:
+        file.write(b"x")
+    assert client.stat("/d/f").mode == 0o660
+    assert client.getxattr("/d/sub", "system.posix_acl_default") == default
+
+
+def test_special_files_and_access(client: Client) -> None:
+    made = client.mknod("/pipe", stat.S_IFIFO | 0o640)
+    assert (made.type, made.mode) == ("fifo", 0o640 & ~client.core.umask)
+    assert client.mknod("/null", stat.S_IFCHR | 0o600, os.makedev(1, 3)).rdev == os.makedev(1, 3)
+    assert client.mknod("/plain").is_file
+    with pytest.raises(OSError, match="mknod makes") as caught:
+        client.mknod("/d", stat.S_IFDIR)
+    assert caught.value.errno == errno.EINVAL
+    assert client.access("/plain", os.R_OK | os.W_OK)
+    assert not client.access("/plain", os.X_OK)
+    assert not client.access("/none", 0)
+
+
+def test_an_unnamed_file_gets_its_name_by_a_link(client: Client) -> None:
+    with client.open("/", "wb", unnamed=True) as file:
+        file.write(b"first")
+        client.link(file, "/named")
+        assert client.read_bytes("/named") == b"first"
+        file.write(b" and more")
+        client.link(file, "/again")
+    assert client.read_bytes("/again") == b"first and more"
+    client.symlink("named", "/soft")
+    client.link("/soft", "/hard", follow=True)
+    assert client.stat("/named").nlink == 3
+
+
+def test_inodes_are_places_too(client: Client) -> None:
+    top = client.mkdir("/d").inode
+    client.write_bytes(at(top, b"f"), b"abc")
+    number = client.stat("/d/f").inode
+    client.rename(at(top, b"f"), "/g")
+    assert client.read_bytes(at(number)) == b"abc"
+    client.chmod(at(number), 0o600)
+    client.truncate(at(number), 1)
+    assert (client.stat("/g").mode, client.stat("/g").size) == (0o600, 1)
+    with pytest.raises(FileNotFoundError) as caught:
+        client.stat(at(top, b"f"))
+    assert caught.value.filename == f"inode {top:x}/f"
