@@ -158,12 +158,15 @@ class Tokens:
             request = AppendRequest(inode=number, action=TOKEN_ACTION_GIVE)
             await self._core.cluster.change(META.Append, request, inode=number)
             return
-        token = file.token
-        if token is not None:
-            token.wanted = True  # whoever appends next may be faster than we are
-            left = token.turn_ends - self._env.now()
-            if left > 0:
-                await self._env.sleep(left)
+        if (token := file.token) is None:
+            async with file.lock:  # the grant may have been answered a moment ago: then it is being taken in
+                if (token := file.token) is None:
+                    await self.give(file)
+                    return
+        token.wanted = True  # whoever appends next may be faster than we are
+        left = token.turn_ends - self._env.now()
+        if left > 0:
+            await self._env.sleep(left)
         async with file.lock:
             if file.token is token:
                 await self.give(file)

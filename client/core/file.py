@@ -2,8 +2,8 @@
 
 Other clients see a write after `flush`, `fsync` or `close` (close-to-open).
 
-Appending (`a` modes): the end of the file is this client's view of it, refreshed from the server before the first append after a
-flush. Several handles and threads of one client never overwrite each other's appends; two clients that append at the same time may.
+Appending (`a` modes): a write goes to the end of the file, wherever other clients and handles have moved it by then, in one piece
+(`append.py`).
 """
 
 from __future__ import annotations
@@ -69,8 +69,7 @@ class Handle(Reader):
                 # long copy would go on for hours, and wait in vain for each of its pieces.
                 raise file.error
             if self.append and not exact:
-                if not file.unsettled:
-                    await file.fetch()
+                await self.core.tokens.have(file, self.session)
                 offset = file.length
             if offset < 0 or offset + len(view) > file_bytes_max(file.chunk_size):
                 status = Status.INVALID if offset < 0 else Status.FILE_TOO_BIG
@@ -231,7 +230,10 @@ class Handle(Reader):
                 truncate_version=file.truncate_version,
                 sparse=file.sparse,
                 discard=discard and self.unnamed,
+                token=file.token is not None and file.sessions == [self.session],
             )
+            if request.token:
+                self.core.tokens.forget(file)
             try:
                 self.ending = True
                 reply = await self.core.cluster.change(META.Close, request)

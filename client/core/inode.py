@@ -28,6 +28,7 @@ from .cluster import Cluster
 from .options import O_RDONLY, O_RDWR, O_WRONLY
 
 if TYPE_CHECKING:
+    from .append import Token
     from .writeback import WriteBack
 
 ACCESS = 3  # mask of the access mode in open flags
@@ -66,6 +67,7 @@ class Inode:
         "stale_end",
         "stale_version",
         "synced",
+        "token",
         "truncate_version",
         "unsettled",
         "unsettled_since",
@@ -101,6 +103,7 @@ class Inode:
         self.stale_end = 0  # end of what was written after a truncate that this inode has not heard of yet,
         self.stale_version = 0  # and the truncate version that it was written under
         self.write_back: WriteBack | None = None
+        self.token: Token | None = None  # this client may append
         self.locks: dict[
             tuple[int, int], list[Piece[int]]
         ] = {}  # (kind, owner) -> ranges that this client holds, with the type

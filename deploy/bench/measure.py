@@ -73,10 +73,12 @@ def spreads(value: float, baseline: float | None) -> dict[str, Any]:
 
 
 def in_turns(ways: Sequence[Callable[[], float]], rounds: int) -> list[Median]:
-    """Run each way once per round, all in turn, so that a slow minute hits all of them; the median of each."""
+    """Run each way once per round, all in turn, so that a slow minute hits all of them; every other round backwards, so that none
+    always comes behind the same one. The median of each."""
     results: list[list[float]] = [[] for _ in ways]
-    for _ in range(rounds):
-        for way, kept in zip(ways, results, strict=True):
+    for number in range(rounds):
+        order = list(zip(ways, results, strict=True))
+        for way, kept in reversed(order) if number % 2 else order:
             kept.append(way())
     return [Median(kept) for kept in results]
 

@@ -9,8 +9,8 @@ from ....proto.errors import Status, error
 from ....proto.gen import meta_pb2
 from ... import keys
 from ...kv.engine import Transaction
+from .. import extended, locks
 from .. import inode as inodes
-from .. import locks
 from ..access import READ, WRITE, require
 from ..attempt import Attempt, layout_of
 from ..locks import Lock, Table
@@ -97,6 +97,8 @@ async def _check(attempt: Attempt, request: meta_pb2.LockRequest, reply: meta_pb
     # As in fcntl(2) an exclusive lock of a range takes the right to write; flock(2) asks for none beyond having it open.
     writing = request.kind == locks.POSIX and request.type == locks.EXCLUSIVE
     if not _has_open(attempt, request, os.O_WRONLY if writing else os.O_RDONLY):
+        if inode.flags & inodes.ANY_ACL:
+            await extended.load_acls(attempt.txn, inode, snapshot=True)
         require(inode, attempt.caller, WRITE if writing else READ)
     reply.attributes.CopyFrom(inodes.attributes(inode))
 
