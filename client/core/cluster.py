@@ -157,13 +157,15 @@ class Cluster:
         self._learn_meta()
 
     def _learn_meta(self) -> None:
-        """Take over where the metadata servers are, and stay with the one that we ask, if it is still there."""
+        """Take over where the metadata servers are; of several, stay with the one that we ask."""
         before, knew_several = self.meta_address(), bool(self._meta_order)
-        found = self._find_meta()
-        if found != self._meta_addresses:
-            first = bool(self._meta_order) and not knew_several  # there are several: begin with the one that is ours
-            self._meta_addresses = found
-            self._meta_turn = found.index(before) if before in found and not first else 0
+        self._meta_addresses = self._find_meta()
+        if not knew_several:
+            self._meta_turn = (
+                0 if self._meta_order else self._meta_turn
+            )  # there are several: begin with the one that is ours
+        elif before in self._meta_addresses:
+            self._meta_turn = self._meta_addresses.index(before)
 
     def learn_chains(self, chains: Sequence[Chain]) -> None:
         """Take over newer chain entries that came with a refusal."""
