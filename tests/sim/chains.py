@@ -15,15 +15,14 @@ from emberfs.proto.ids import FIRST_INODE
 from . import knobs as drawing
 from .checks import check_replicas
 from .clients import Chunk, ChunkClient, File
-from .cluster import ChainCluster
+from .cluster import LIVENESS_SECONDS, ChainCluster
 from .environment import Simulation
 from .history import CELLS_MAX
-from .knobs import Knobs
+from .knobs import Knobs, Mix
 from .linear import check
 from .loop import Host
 from .trouble import Troublemaker
 
-IDLE_SECONDS = 3.0  # between two operations of a client that has done all it had to, while there is still trouble
 REPAIR_SECONDS = 60.0  # for a damaged chunk that somebody has found
 END_SECONDS = 300.0  # for the clients to end after everything was healed
 UNDECIDED_TRACE = "not decided"
@@ -44,7 +43,7 @@ class Actor:
         knobs, done = self._cluster.knobs, 0
         await self._client.refresh()
         while done < knobs.operations or not self.over:
-            pause = knobs.pause_seconds if done < knobs.operations else IDLE_SECONDS
+            pause = knobs.pause_seconds if done < knobs.operations else knobs.idle_seconds
             await self._loop.sleep(self._chance.uniform(0, pause))
             await self._step()
             done += 1
@@ -52,16 +51,16 @@ class Actor:
     async def _step(self) -> None:
         chance, client = self._chance, self._client
         chunk = chance.choice(self._chunks)
-        dice = chance.random()
-        if dice < 0.45 or chunk.file.dead:
+        (what,) = chance.choices(Mix._fields, self._cluster.knobs.mix)
+        if what == "read" or chunk.file.dead:
             first = chance.randrange(CELLS_MAX) if chance.random() < 0.2 else 0
             await client.read(chunk, first, CELLS_MAX)
-        elif dice < 0.82:
+        elif what == "write":
             first = chance.randrange(CELLS_MAX)
             await client.write(chunk, first, chance.randint(first + 1, CELLS_MAX))
-        elif dice < 0.92:
+        elif what == "truncate":
             await client.truncate(chunk, chance.choice([0, 0, 1, CELLS_MAX]))
-        elif dice < 0.98:
+        elif what == "sync":
             await client.sync(self._chunks, chunk.file.chain)
         else:
             await self._remove(chunk)
@@ -95,6 +94,9 @@ async def chains(simulation: Simulation, knobs: Knobs | None = None) -> None:
     while not all(task.done for task in tasks):
         assert simulation.loop.time < until, "a client does not come to an end"
         await simulation.loop.sleep(0.5)
+    await cluster.until_whole(
+        LIVENESS_SECONDS
+    )  # what still waited when everything was healed may have cost a member its place
     for node in cluster.nodes:
         await node.scrub()
     await _read_all(cluster, _client(cluster, simulation.host("reader")), chunks)

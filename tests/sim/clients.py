@@ -31,8 +31,7 @@ CHUNK_BYTES = 64 << 10  # of every file: the least that there is
 PATIENCE_SECONDS = 40.0  # of one operation
 PAUSE_SECONDS_MAX = 0.3  # between two tries
 REFRESH_SECONDS = 2.0
-PROBE = 0.1  # share of reads that ask any member, whether it serves or not: it has to refuse
-NEAREST = 0.7  # share of reads up to which one replica is preferred: who learns of changes late
+NEAREST = 0.65  # share of the other reads that prefer one replica: who learns of changes late
 
 # The table of statuses says "not retryable" of these, and yet another replica, or the same one later, may do better.
 _AGAIN = {Status.DEADLINE, Status.CHECKSUM, Status.IO_ERROR, Status.NO_SPACE, Status.READ_ONLY, Status.LOST_DATA}
@@ -93,6 +92,7 @@ class ChunkClient:
         self._seen = seen
         self._cell_bytes = knobs.cell_bytes
         self._attempt = knobs.attempt_seconds
+        self._probe = knobs.probe
         self._sequences: dict[int, int] = {}
         self._unanswered: dict[str, list[Operation]] = {}  # chunk -> updates that may still happen
         self._avoid = 0  # target that failed us last
@@ -287,12 +287,11 @@ class ChunkClient:
             raise error(Status.UNAVAILABLE, f"nobody serves chain {chain}")
         if from_tail:
             return serving[-1]
-        dice = self.env.random()
-        if dice < PROBE:
+        if self.env.random() < self._probe:
             everybody = [Replica(member.target, member.node) for member in self.table.chain(chain).members]
-            return everybody[int(dice / PROBE * len(everybody))]
+            return everybody[int(self.env.random() * len(everybody))]
         others = [replica for replica in serving if replica.target != self._avoid] or serving
-        if dice < NEAREST:
+        if self.env.random() < NEAREST:
             return others[self._nearest % len(others)]
         return others[int(self.env.random() * len(others))]
 

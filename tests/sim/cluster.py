@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 from emberfs.meta.cluster.chain import LASTSRV, SERVING
-from emberfs.meta.cluster.manager import Manager
+from emberfs.meta.cluster.routing import Book
 from emberfs.meta.kv.memory import MemoryEngine
 from emberfs.proto.env import Call
 from emberfs.proto.errors import Status, StatusError
-from emberfs.proto.gen.cluster_pb2 import ChainMembers, ChangeChainRequest, CreateChainsRequest
+from emberfs.proto.gen.cluster_pb2 import ChainMembers, ChangeChainRequest, CreateChainsRequest, SetTargetRequest
 from emberfs.proto.gen.common_pb2 import Chain
 from emberfs.proto.rpc import CLUSTER
 from emberfs.storage.target import Target
@@ -19,7 +19,7 @@ from emberfs.storage.target import Target
 from .clients import Seen
 from .environment import Simulation
 from .history import Event, Histories, What
-from .knobs import Knobs
+from .knobs import Knobs, Trouble
 from .loop import Host
 from .network import Weather
 from .nodes import ManagerNode, StorageNode
@@ -27,7 +27,7 @@ from .watch import ChainWatch, VersionWatch
 
 START_SECONDS = 60.0  # until all nodes have registered and serve
 LIVENESS_SECONDS = (
-    250.0  # after everything was healed, until all chains are whole again: the last step of a sync waits for 120
+    600.0  # after everything was healed: a link that failed again and again is tried after 400, a sync may last 120
 )
 ASK_SECONDS = 40.0  # of one request of an administrator: some wait until a member has stopped
 ASK_TRIES = 20
@@ -58,6 +58,8 @@ class ChainCluster:
             host.clock_rate, host.clock_offset = knobs.clock_rates[i], knobs.clock_offsets[i]
         for manager in self.managers:
             manager.told = self._told
+        for node in self.nodes:
+            node.answered = self._answered
         self.chains: list[int] = []
         self._complete: dict[int, set[int]] = {}  # chain -> who served beside a disk that was replaced
 
@@ -126,6 +128,10 @@ class ChainCluster:
         assert failure is not None
         raise failure
 
+    async def disable(self, target: int, disabled: bool) -> None:
+        """Raises the last refusal."""
+        await self.ask(CLUSTER.SetTarget, SetTargetRequest(target=target, disabled=disabled))
+
     async def _until(self, reached: Any, seconds: float, what: str) -> None:
         loop = self.simulation.loop
         until = loop.time + seconds
@@ -144,10 +150,21 @@ class ChainCluster:
         for node in self.nodes:
             node.host.thaw()
             node.calm(self.knobs.disk_seconds)
+            node.stall = 0.0
+        await self._enable()
         for chain in self.chains:
             await self._revive(chain)
         await self._mend_chains()
         await self.until_whole(LIVENESS_SECONDS)
+
+    async def _enable(self) -> None:
+        """What an administrator has disabled."""
+        weather = self.knobs.weather
+        if Trouble.DISABLE in self.knobs.troubles:  # such a request may come a second time
+            await self.simulation.loop.sleep(weather.slow_seconds + weather.echo_seconds)
+        await self._until(lambda: self.book() is not None, START_SECONDS, "a manager is there")
+        for target in sorted(self.book().disabled):
+            await self.disable(target, False)
 
     async def until_whole(self, seconds: float) -> None:
         await self._until(self._whole, seconds, "all members SERVING")
@@ -225,8 +242,8 @@ class ChainCluster:
         return self.node_named(node).targets[0]
 
     def book(self) -> Any:
-        """The records of the manager that leads, as far as one does."""
-        books = [manager.manager.book for manager in self.managers if manager.manager is not None]
+        """The newest records that a manager has, as far as one runs."""
+        books: list[Book] = [manager.book for manager in self.managers if manager.book is not None]
         return max(books, key=lambda book: book.state.version, default=None)
 
     def chain(self, chain: int) -> Chain:
@@ -262,9 +279,10 @@ class ChainCluster:
 
     # Watching.
 
-    def _told(self, at: ManagerNode, manager: Manager) -> None:
-        """A manager has changed the routing: the watchers see it, and the nodes are told as their subscriptions would tell them."""
-        self.watch.changed(manager.book.chains.values())
+    def _told(self, at: ManagerNode) -> None:
+        """A manager has heard of a change of the routing: the watchers see it; nodes are told as their subscriptions would tell them."""
+        if at.book is not None:
+            self.watch.changed(at.book.chains.values())
         network, loop = self.simulation.network, self.simulation.loop
         for node in self.nodes:
             if network.is_cut(at.host, node.host) or network.happens(network.weather.loss):
@@ -275,6 +293,13 @@ class ChainCluster:
     def _hint(node: StorageNode) -> None:
         if node.running:
             node.host.spawn(node.hear(), f"{node.host.name} hears", loud=True)
+
+    def _answered(self, target: Target) -> None:
+        """A target has answered a client's read."""
+        entry = target.replica.chain
+        books = self.book()
+        known = [books.chains[entry.id]] if books is not None and entry is not None and entry.id in books.chains else []
+        self.watch.answered(target.id, entry, known)
 
     def _lost(self, chain: int) -> None:
         self.simulation.loop.trace(f"chain {chain} is served by who has lost what was not synced")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import enum
 import random
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from .network import Weather
 
@@ -32,6 +33,7 @@ class Trouble(enum.Enum):
     FREEZE_MANAGER = "freeze manager"
     KILL_MANAGER = "kill manager"
     CUT_ONE = "cut one"  # a node from some others, one way or both
+    CUT_NEIGHBOURS = "cut neighbours"  # one node from another one, while everybody else reaches both
     CUT_MANAGER = "cut manager"  # a node from the managers, while clients and other nodes reach it
     CUT_CLIENT = "cut client"
     DISK_ERROR = "disk error"  # of one of the next effects
@@ -39,6 +41,23 @@ class Trouble(enum.Enum):
     REPLACE = "replace"  # one node's disk, by an empty one
     FLIP = "flip"  # a bit on one node's disk
     SLOW = "slow"  # a node's disk and processor, for a while
+    DISABLE = "disable"  # a target, by an administrator, for a while
+
+
+class Mix(NamedTuple):
+    """How often clients do what, against each other."""
+
+    read: int
+    write: int
+    truncate: int
+    sync: int
+    remove: int = 2  # all of a file
+
+
+MIXED = Mix(45, 37, 10, 6)
+READERS = Mix(80, 15, 3, 2)
+WRITERS = Mix(20, 70, 5, 5)
+CUTTERS = Mix(30, 35, 33, 2)  # chunks come and go
 
 
 @dataclass(frozen=True)
@@ -52,13 +71,19 @@ class Knobs:
     chunks_per_file: int
     cell_bytes: int
     operations: int  # of each client
+    mix: Mix
+    probe: float  # share of reads that ask any member, whether it serves or not: it has to refuse
     pause_seconds: float  # between two of them, at most
+    idle_seconds: float  # the same, for who has done all of them while there is still trouble
     attempt_seconds: float  # that a client waits for an answer before it tries again
     weather: Weather
     power: Power
     troubles: tuple[Trouble, ...]  # in this order
     quiet_seconds: float  # between two troubles, at most
+    down_seconds: float  # until a process is started again, at most
     disk_seconds: float  # of one job of the disks, at most
+    stall: float  # share of these jobs that take up to `stall_seconds` instead
+    stall_seconds: float
     cold: bool  # nothing is in the page cache: reads wait for the disk
     clock_rates: tuple[float, ...]  # of nodes, then managers
     clock_offsets: tuple[float, ...]
@@ -85,13 +110,19 @@ def draw(chance: random.Random) -> Knobs:
         chunks_per_file=chance.choice([1, 1, 2]),
         cell_bytes=chance.choice([64, 1024, 4096, 6000]),
         operations=chance.choice([10, 15, 20, 30]),
+        mix=chance.choice([MIXED, MIXED, READERS, WRITERS, CUTTERS]),
+        probe=chance.choice([0.0, 0.1, 0.1, 0.5]),
         pause_seconds=chance.choice([0.05, 0.5, 2.0]),
+        idle_seconds=chance.choice([1.0, 3.0, 3.0]),
         attempt_seconds=chance.choice([2.0, 4.0, 30.0]),
         weather=_draw_weather(chance),
         power=power,
         troubles=_draw_troubles(chance, power, replicas),
         quiet_seconds=chance.choice([0.5, 2.0, 6.0]),
+        down_seconds=chance.choice([0.1, 2.0, 12.0, 12.0]),
         disk_seconds=chance.choice([0.0005, 0.005, 0.05]),
+        stall=chance.choice([0.0, 0.0, 0.0, 0.02, 0.1, 0.3]),
+        stall_seconds=chance.choice([0.5, 3.0, 25.0]),
         cold=chance.random() < 0.4,
         clock_rates=tuple(1 + chance.uniform(-CLOCK_RATE_SPREAD, CLOCK_RATE_SPREAD) for _ in range(hosts)),
         clock_offsets=tuple(chance.uniform(0, CLOCK_OFFSET_SECONDS_MAX) for _ in range(hosts)),
@@ -104,9 +135,10 @@ def _draw_weather(chance: random.Random) -> Weather:
         return Weather()
     return Weather(
         slow=chance.choice([0.0, 0.02, 0.1, 0.3]),
-        slow_seconds=chance.choice([0.1, 0.5, 3.0, 8.0]),
+        slow_seconds=chance.choice([0.1, 0.5, 3.0, 8.0, 25.0]),
         loss=chance.choice([0.0, 0.02, 0.05]),
         duplication=chance.choice([0.0, 0.02, 0.1, 0.3]),
+        echo_seconds=chance.choice([0.0, 0.0, 3.0, 20.0]),
     )
 
 
@@ -119,4 +151,4 @@ def _draw_troubles(chance: random.Random, power: Power, replicas: int) -> tuple[
         chosen += [Trouble.POWER] * len(chosen)
     if Trouble.FLIP in chosen:  # where one copy is damaged, the others have to be there to repair it
         chosen = [kind for kind in chosen if kind not in (Trouble.POWER, Trouble.KILL_ALL, Trouble.REPLACE)]
-    return tuple(chance.choice(chosen) for _ in range(chance.choice([1, 2, 3, 4, 6])))
+    return tuple(chance.choice(chosen) for _ in range(chance.choice([1, 2, 3, 4, 6, 10])))

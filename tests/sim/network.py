@@ -14,7 +14,7 @@ from typing import Any
 from emberfs.proto.env import Call
 from emberfs.proto.errors import Status, StatusError, error
 from emberfs.proto.region import parts
-from emberfs.proto.rpc import Bulk, PeerInfo, Service
+from emberfs.proto.rpc import Bulk, PeerInfo, Service, served
 from emberfs.proto.transport.buffers import Buffers
 from emberfs.proto.transport.tcp import Scratch
 
@@ -35,6 +35,7 @@ class Weather:
     loss: float = 0.0  # of requests, and of replies
     breaks: float = 0.5  # share of the losses that the caller hears of, as a broken connection
     duplication: float = 0.0  # of requests
+    echo_seconds: float = 0.0  # that the second copy takes besides, at most
 
 
 CALM = Weather()
@@ -45,7 +46,7 @@ class Server:
     def __init__(self, host: Host, services: Sequence[Service]) -> None:
         self.host = host
         self.incarnation = host.incarnation
-        self.methods = {m.number: getattr(service, m.handler) for service in services for m in service.spec.methods}
+        self.methods = {method.number: handler for service in services for method, handler in served(service)}
 
     @property
     def alive(self) -> bool:
@@ -58,6 +59,7 @@ class SimulatedContext:
     def __init__(self, exchange: Exchange, peer: PeerInfo, host: Host) -> None:
         self.peer = peer
         self.cancelled = False
+        self.stopping = False
         self.filled: Scratch | None = None
         self._exchange = exchange
         self._host = host
@@ -225,11 +227,16 @@ class Exchange:
             self._break("the server is gone")
             return
         self._incarnation = server.incarnation
-        for _ in range(2 if network.happens(network.weather.duplication) else 1):
-            if network.happens(network.weather.loss):
-                self._lose("request lost")
-            elif not network.holds(self):
-                loop.call_at(loop.time + network.delay(), self._arrive)
+        self._send(0.0)
+        if network.happens(network.weather.duplication):
+            self._send(loop.random.uniform(0, network.weather.echo_seconds))
+
+    def _send(self, late: float) -> None:
+        network, loop = self.network, self.network.loop
+        if network.happens(network.weather.loss):
+            self._lose("request lost")
+        elif not network.holds(self):
+            loop.call_at(loop.time + late + network.delay(), self._arrive)
 
     def send_held(self) -> None:
         """It goes on its way now, whether anybody still waits for the answer or not."""

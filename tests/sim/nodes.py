@@ -10,14 +10,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from emberfs.meta.cluster.election import Candidate, Term
 from emberfs.meta.cluster.manager import Manager
-from emberfs.meta.cluster.seat import Seat
+from emberfs.meta.cluster.routing import Book
 from emberfs.meta.cluster.service import ClusterService
+from emberfs.meta.cluster.shared import Shared
 from emberfs.meta.kv.memory import MemoryEngine
-from emberfs.proto.errors import Status, StatusError, error
+from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen.cluster_pb2 import NODE_KIND_STORAGE, RenewClientReply, RenewClientRequest
+from emberfs.proto.gen.storage_pb2 import ReadReply, ReadRequest
 from emberfs.proto.routing import Change, RoutingTable
+from emberfs.proto.rpc import Context
 from emberfs.storage.engine.engine import ChunkEngine
 from emberfs.storage.lease import Lease
 from emberfs.storage.membership import Membership, Reported
@@ -58,6 +60,21 @@ class Log:
         return self
 
 
+class WatchedService(StorageService):
+    """Tells who has answered a client's read, in the moment in which the answer leaves."""
+
+    answered: Callable[[Target], None]
+
+    async def read(self, request: ReadRequest, context: Context) -> ReadReply:
+        reply = await super().read(request, context)
+        if not request.version:
+            for chain, status in zip(request.chain, reply.status, strict=True):
+                target = self._target(chain)
+                if status in (Status.OK, Status.CHUNK_NOT_FOUND) and target is not None:
+                    self.answered(target)
+        return reply
+
+
 class StorageNode:
     """A machine with disks, on which one storage process runs or does not."""
 
@@ -67,6 +84,9 @@ class StorageNode:
         chance = simulation.random
         self.platters = [Platters(chance, self._died, knobs.capacity, cold=knobs.cold) for _ in range(targets)]
         self.disk_seconds = knobs.disk_seconds  # of one blocking job, at most
+        self.stall = knobs.stall  # share of them that take longer
+        self.stall_seconds = knobs.stall_seconds
+        self.answered: Callable[[Target], None] = lambda _: None  # told of each answer to a client's read
         self.when_died: Callable[[], None] = lambda: None  # called once, when the process ended at an effect of a disk
         self.targets: list[Target] = []  # of the process that runs
         self.scrubbers: list[Scrubber] = []
@@ -136,7 +156,8 @@ class StorageNode:
             log.error("a target cannot be opened", error=failed)
             self.kill()
             return
-        service = StorageService(routing, targets, env, log, lease)
+        service = WatchedService(routing, targets, env, log, lease)
+        service.answered = self.answered
         self.targets, self.service, self.routing = targets, service, routing
 
         def changed(change: Change) -> None:
@@ -153,7 +174,7 @@ class StorageNode:
         node.id, node.kind, node.name, node.host = self.number, NODE_KIND_STORAGE, host.name, host.name
         node.process = simulation.random.getrandbits(63) | 1
         node.addresses.append(simulation.network.serve(host, [service]))
-        membership.targets = lambda: [Reported(target.entry(), target.replica.chain) for target in targets]
+        membership.targets = lambda: [Reported(t.entry(), t.replica.chain, t.unreached()) for t in targets]
         try:
             await membership.register()
         except StatusError as refused:
@@ -193,8 +214,14 @@ class StorageNode:
 
     def _blocking(self, env: SimulatedEnvironment) -> Callable[..., Awaitable[Any]]:
         async def blocking(function: Callable[..., Any], *arguments: Any) -> Any:
-            await env.sleep(env.random() * self.disk_seconds)
-            return function(*arguments)
+            stalls = self.stall and env.random() < self.stall
+            seconds = env.random() * (self.stall_seconds if stalls else self.disk_seconds)
+            if env.random() < 0.5:  # the disk was slow, or the thread to say that it is done
+                await env.sleep(seconds)
+                return function(*arguments)
+            result = function(*arguments)
+            await env.sleep(seconds)
+            return result
 
         return blocking
 
@@ -217,23 +244,33 @@ class NoSessions:
     async def session_clients(self) -> Sequence[bytes]:
         return []
 
+    async def take_charge(self) -> None:
+        """There is no background work."""
+
 
 class ManagerNode:
-    """A machine on which one of the managers runs. The KV engine outlives it. Several of them elect one that leads."""
+    """A machine on which one of the managers runs. The KV engine outlives it. Several of them elect one that leads; the others
+    follow its records, and answer from them who asks for routing."""
 
     def __init__(self, simulation: Simulation, name: str, engine: MemoryEngine, *, elected: bool) -> None:
         self.simulation = simulation
         self.host = simulation.host(name)
         self.engine = engine
         self.elected = elected
-        self.manager: Manager | None = None
+        self.office: Manager | Shared | None = None
         self.running = False
         self.address = f"local:{name}"
-        self.told: Callable[[ManagerNode, Manager], None] = lambda *_: None  # called after each change of the routing
-        self._seat: Seat | None = None
+        self.told: Callable[[ManagerNode], None] = lambda _: (
+            None
+        )  # called after each change of the routing that it knows
+
+    @property
+    def book(self) -> Book | None:
+        """The records as it has them."""
+        return self.office.book if self.office is not None else None
 
     def kill(self) -> None:
-        self.manager, self._seat, self.running = None, None, False
+        self.office, self.running = None, False
         self.host.crash()
 
     def start(self) -> None:
@@ -241,32 +278,19 @@ class ManagerNode:
         self.running = True
         self.host.spawn(self._serve(), f"{self.host.name} serves", loud=True)
 
-    @property
-    def leading(self) -> Manager:
-        """The manager that may act here. Raises NOT_PRIMARY, UNAVAILABLE while it starts."""
-        if self._seat is not None:
-            return self._seat.leading
-        if self.manager is None:
-            raise error(Status.UNAVAILABLE, "the manager is starting")
-        return self.manager
-
     async def _serve(self) -> None:
-        env = self.simulation.environment(self.host, POOL_BYTES)
+        simulation, entropy = self.simulation, self.simulation.random.randbytes
+        env = simulation.environment(self.host, POOL_BYTES)
 
         async def counts() -> tuple[int, int]:
             return 0, 0
 
-        async def begin(term: Term | None) -> Manager:
-            manager = await Manager.open(self.engine, env, entropy=self.simulation.random.randbytes, term=term)
-            manager.listeners.append(lambda _: self.told(self, manager))
-            await manager.start(NoSessions())
-            self.manager = manager
-            return manager
-
         if self.elected:
-            process = self.simulation.random.getrandbits(63) | 1
-            self._seat = Seat(Candidate(self.engine, env, process, [self.address]), env, begin)
-            env.spawn(self._seat.run, "election")
+            shared = self.office = await Shared.open(self.engine, env, entropy=entropy)
+            shared.listeners.append(lambda _: self.told(self))
+            shared.start(simulation.random.getrandbits(63) | 1, [self.address], NoSessions())
         else:
-            await begin(None)
-        self.simulation.network.serve(self.host, [ClusterService(self, counts, self.host.name, 0)])
+            manager = self.office = await Manager.open(self.engine, env, entropy=entropy)
+            manager.listeners.append(lambda _: self.told(self))
+            await manager.start(NoSessions())
+        simulation.network.serve(self.host, [ClusterService(self.office, counts, self.host.name, 0)])

@@ -65,13 +65,16 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @plant
 def no_chain_version_check() -> Iterator[None]:
-    """Requests that name another chain version are served."""
-    may_read = Replica.may_read
+    """Requests that name another chain version are served: a client's, and what comes late from a predecessor."""
+    may_read, gate = Replica.may_read, Replica._gate
 
-    def careless(self: Replica, chain_version: int, now: float) -> Status:
+    def read(self: Replica, chain_version: int, now: float) -> Status:
         return may_read(self, self.chain.version if self.chain is not None else chain_version, now)
 
-    with replaced(Replica, "may_read", careless):
+    def admit(self: Replica, chain_version: int, sender: int) -> Status:
+        return gate(self, self.chain.version if self.chain is not None else chain_version, sender)
+
+    with replaced(Replica, "may_read", read), replaced(Replica, "_gate", admit):
         yield
 
 

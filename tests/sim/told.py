@@ -36,7 +36,7 @@ from .clients import Chunk, ChunkClient, File
 from .cluster import LIVENESS_SECONDS, ChainCluster
 from .environment import Simulation
 from .history import cells_of
-from .knobs import Knobs, Power
+from .knobs import MIXED, Knobs, Power
 from .linear import check
 from .loop import Host, Task
 from .network import Weather
@@ -59,13 +59,19 @@ def fair_knobs(nodes: int, replicas: int, managers: int = 1) -> Knobs:
         chunks_per_file=1,
         cell_bytes=CELL_BYTES,
         operations=0,
+        mix=MIXED,
+        probe=0.0,
         pause_seconds=0.0,
+        idle_seconds=0.0,
         attempt_seconds=ATTEMPT_SECONDS,
         weather=Weather(),
         power=Power.NEVER,
         troubles=(),
         quiet_seconds=0.0,
+        down_seconds=0.0,
         disk_seconds=0.001,
+        stall=0.0,
+        stall_seconds=0.0,
         cold=False,
         clock_rates=(1.0,) * (nodes + managers),
         clock_offsets=(0.0,) * (nodes + managers),

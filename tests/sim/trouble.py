@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from emberfs.proto.errors import StatusError
 
 from .cluster import ChainCluster
 from .knobs import Knobs, Power, Trouble
 from .loop import Host, Task
 from .nodes import ManagerNode, StorageNode
 
-DOWN_SECONDS_MAX = 12.0  # before a process is started again: longer than a lease at times
 LONG_SECONDS = 25.0  # of a stop or a cut at most: several leases
 EFFECTS_MAX = 30  # of a disk until it strikes
 STRIKE_SECONDS = 3.0  # that we wait for that effect
@@ -40,6 +42,7 @@ class Troublemaker:
             Trouble.FREEZE_MANAGER: self._freeze_manager,
             Trouble.KILL_MANAGER: self._kill_manager,
             Trouble.CUT_ONE: self._cut_one,
+            Trouble.CUT_NEIGHBOURS: self._cut_neighbours,
             Trouble.CUT_MANAGER: self._cut_manager,
             Trouble.CUT_CLIENT: self._cut_client,
             Trouble.DISK_ERROR: self._disk_error,
@@ -47,6 +50,7 @@ class Troublemaker:
             Trouble.REPLACE: self._replace,
             Trouble.FLIP: self._flip,
             Trouble.SLOW: self._slow,
+            Trouble.DISABLE: self._disable,
         }
 
     async def run(self) -> None:
@@ -117,7 +121,7 @@ class Troublemaker:
         await self._restart(node)
 
     async def _restart(self, node: StorageNode) -> None:
-        await self._sleep(self._chance.choice([0.1, 2.0, DOWN_SECONDS_MAX]))
+        await self._sleep(self._knobs.down_seconds)
         if not node.running:
             node.start()
 
@@ -148,7 +152,7 @@ class Troublemaker:
         manager = self._manager()
         if manager.running:
             manager.kill()
-        await self._sleep(self._chance.choice([0.5, 3.0, DOWN_SECONDS_MAX]))
+        await self._sleep(self._knobs.down_seconds)
         if not manager.running:
             manager.start()
 
@@ -167,6 +171,12 @@ class Troublemaker:
         node = self._node()
         others = [host for host in self._cluster.hosts if host is not node.host]
         await self._cut([node.host], self._some([*others, *self._clients]))
+
+    async def _cut_neighbours(self) -> None:
+        node = self._node()
+        others = [other.host for other in self._cluster.nodes if other is not node]
+        if others:
+            await self._cut([node.host], [self._chance.choice(others)])
 
     async def _cut_manager(self) -> None:
         await self._cut([self._node().host], [manager.host for manager in self._cluster.managers])
@@ -217,3 +227,15 @@ class Troublemaker:
         node.disk_seconds = self._knobs.disk_seconds * SLOW_FACTOR
         await self._some_time()
         node.calm(self._knobs.disk_seconds)
+
+    # Administrators.
+
+    async def _disable(self) -> None:
+        """A target leaves its chains at once, without a restart; its process has to finish what it is at."""
+        targets = [target.id for target in self._node().targets if target.id]
+        if targets:
+            target = self._chance.choice(targets)
+            with suppress(StatusError):  # no manager answers; `heal` enables what is still disabled
+                await self._cluster.disable(target, True)
+                await self._some_time()
+                await self._cluster.disable(target, False)

@@ -69,6 +69,15 @@ class ChainWatch:
                     self._lost(chain.id)
                 self._incomplete.discard(member.incarnation)
 
+    def answered(self, target: int, entry: Chain | None, known: Iterable[Chain]) -> None:
+        """A target has answered a read by `entry`. Whatever it has heard: the newest entry that there is says that it is SERVING. `known`:
+        what the manager has of this chain."""
+        assert entry is not None, f"target {target} answers a read and is in no chain"
+        noted = self._newest.get(entry.id)
+        newest = max([entry, *known, *([noted] if noted is not None else [])], key=lambda chain: chain.version)
+        serving = [member.target for member in newest.members if member.state == SERVING]
+        assert target in serving, f"target {target} answers a read by version {entry.version}, which is over:\n{newest}"
+
 
 class VersionWatch:
     """Committed versions of chunks on one disk rise while its target is SERVING, and the same version has the same content."""
