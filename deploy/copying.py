@@ -11,15 +11,18 @@ import os
 import posixpath
 import stat as bits
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from ..proto.env import drive
 
 if TYPE_CHECKING:
     from ..client.blocking import Client
 
 JOBS_DEFAULT = 4
+IN_VAIN_MAX = 8  # files in a row that got no answer in time: each further one would only wait as long
 BLOCK_BYTES = 4 << 20  # moved at a time; each thread has one buffer of this size
 
 
@@ -233,6 +236,16 @@ class Copy(_IntoCluster):
         self.finish(item)
 
 
+class Clone(_IntoCluster):
+    """Within the cluster, without moving data: both files share what they have until one of them is written."""
+
+    title = "clone"
+
+    def file(self, item: Item, progress: Progress) -> None:
+        drive(self.client.core.clone(item.source, item.target, exclusive=self.exclusive, progress=progress.add))
+        self.finish(item)
+
+
 class Get(Way):
     """From the cluster to this machine. A file is written beside its target and renamed when it is complete."""
 
@@ -285,8 +298,14 @@ def carry_out(plan: Plan, way: Way, jobs: int = JOBS_DEFAULT, progress: Progress
     def wanted(items: list[Item]) -> list[Item]:
         return [item for item in items if not lost or not item.target.startswith(tuple(f"{path}/" for path in lost))]
 
-    for item, failed in _in_parallel(way, wanted(plan.files), jobs, told):
-        failures.append(_sentence(item, failed))
+    in_vain = 0
+    with contextlib.closing(_in_parallel(way, wanted(plan.files), jobs, told)) as files:
+        for item, failed in files:
+            in_vain = in_vain + 1 if isinstance(failed, TimeoutError) else 0
+            if failed is not None:
+                failures.append(_sentence(item, failed))
+            if in_vain == IN_VAIN_MAX:
+                return [*failures, f"no answer for {in_vain} files in a row: the rest was not tried"]
     _attempt(failures, wanted(plan.symlinks), way.symlink)
     _attempt(failures, [item for item in reversed(plan.directories) if item.target not in lost], way.finish)
     return failures
@@ -306,8 +325,10 @@ def _attempt(failures: list[str], items: list[Item], act: Any) -> list[str]:
     return lost
 
 
-def _in_parallel(way: Way, items: list[Item], jobs: int, progress: Progress) -> Iterator[tuple[Item, OSError]]:
-    """Copy files with several threads; those that failed, as they fail. Ctrl-C lets running ones end and starts no more."""
+def _in_parallel(
+    way: Way, items: list[Item], jobs: int, progress: Progress
+) -> Generator[tuple[Item, OSError | None], None, None]:
+    """Copy files with several threads; each as it ends, with what it failed with. Ctrl-C lets running ones end and starts no more."""
 
     def one(item: Item) -> None:
         way.file(item, progress)
@@ -321,6 +342,8 @@ def _in_parallel(way: Way, items: list[Item], jobs: int, progress: Progress) -> 
                 done.result()
             except OSError as failed:
                 yield running[done], failed
+            else:
+                yield running[done], None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -181,9 +181,17 @@ class _Range(NamedTuple):
 
 
 async def copy_range(
-    source: Reader, start: int, target: Handle, begin: int, length: int, progress: Progress | None = None
+    source: Reader,
+    start: int,
+    target: Handle,
+    begin: int,
+    length: int,
+    progress: Progress | None = None,
+    *,
+    any_layout: bool = False,
 ) -> int:
     """Make `length` bytes from `begin` on of the target what the source has from `start` on, as copy_file_range(2); how many there were.
+    An empty target takes the source's layout if that has the chunk size and stripe that were chosen for the target, or `any_layout`.
     Raises INVALID (ranges of one file that overlap), BAD_HANDLE (an append handle), StatusError."""
     await source._ready(reading=True)
     await target._ready(writing=True)
@@ -199,7 +207,7 @@ async def copy_range(
         return 0
     wanted = _Range(source.file, start, target.file, begin, count)
     tell = progress or (lambda count: None)
-    shared = await _share(source, target, wanted, tell)
+    shared = await _share(source, target, wanted, tell, any_layout)
     if not shared:
         return await _copy(source, start, target, begin, count, tell)
     low, high = shared
@@ -210,7 +218,9 @@ async def copy_range(
     return done + await _copy(source, high, target, begin + done, count - done, tell)
 
 
-async def _share(source: Reader, target: Handle, wanted: _Range, tell: Progress) -> tuple[int, int] | None:
+async def _share(
+    source: Reader, target: Handle, wanted: _Range, tell: Progress, any_layout: bool
+) -> tuple[int, int] | None:
     """Share what chunks can be shared of a range: which bytes of the source these were; None where nothing was."""
     first, last = wanted.chunks()
     if first == last:
@@ -222,7 +232,7 @@ async def _share(source: Reader, target: Handle, wanted: _Range, tell: Progress)
         if file.write_back is not None:
             await file.write_back.drain()
         target._raise_error()
-        if not await _agree(target, origin):
+        if not await _agree(target, origin, any_layout):
             return None
         for begin in range(first, last, WINDOW_CHUNKS):
             end = min(begin + WINDOW_CHUNKS, last)
@@ -240,12 +250,14 @@ async def _share(source: Reader, target: Handle, wanted: _Range, tell: Progress)
     return low, high
 
 
-async def _agree(target: Handle, origin: Inode) -> bool:
+async def _agree(target: Handle, origin: Inode, any_layout: bool) -> bool:
     """Whether the chunks of both files lie on the same chains, after an empty target has taken the source's layout."""
     file = target.file
     if file.chunk_size == origin.chunk_size and list(file.chains) == list(origin.chains):
         return True
-    if file.length:
+    chosen, other = file.layout, origin.layout
+    alike = (chosen.chunk_size, chosen.stripe) == (other.chunk_size, other.stripe)
+    if file.length or not (alike or any_layout):
         return False
     request = CloneFileRequest(source=origin.id, target=file.id, session=target.session)
     reply = await target.core.cluster.change(META.Clone, request)
@@ -312,7 +324,7 @@ async def clone_file(
         mode = (there or found).mode & 0o777
         writer = await core.open(_directory_of(target), _NEW, permissions=mode, unnamed=True)
         try:
-            await copy_range(reader, 0, writer, 0, reader.size, progress)
+            await copy_range(reader, 0, writer, 0, reader.size, progress, any_layout=True)
             if there is not None and mode & core.umask:
                 request = SetAttributesRequest(place=Place(parent=writer.file.id), mode=mode)
                 await core.cluster.change(META.SetAttributes, request)

@@ -47,6 +47,7 @@ COMMANDS = {
     "put": ("transfer", "Files"),
     "get": ("transfer", "Files"),
     "cp": ("transfer", "Files"),
+    "clone": ("transfer", "Files"),
     "mkdir": ("changes", "Files"),
     "mv": ("changes", "Files"),
     "rm": ("changes", "Files"),

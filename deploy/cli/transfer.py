@@ -1,4 +1,4 @@
-"""Moving bytes: cat, put, get, cp. The work is done by deploy/transfer.py; here is what the user typed."""
+"""Moving bytes: cat, put, get, cp, clone. The work is done by deploy/transfer.py; here is what the user typed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from ...proto.errors import StatusError
 from .. import copying
-from .output import Failed, complain, progress
+from .output import Failed, complain, progress, write_json
 from .paths import cluster_of, destination, expand, is_directory
 
 _Recursive = Annotated[bool, typer.Option("-r", "--recursive", help="Directories with all that is below them.")]
@@ -110,10 +110,43 @@ def cp(
         _carry_out(plan, copying.Copy(client, preserve=preserve, exclusive=keep), jobs)
 
 
-def _carry_out(plan: copying.Plan, way: copying.Way, jobs: int) -> None:
+def clone(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Paths or patterns in the cluster.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A path in the cluster, or a directory to clone into.")
+    ],
+    recursive: _Recursive = False,
+    preserve: _Preserve = False,
+    keep: _Keep = False,
+    jobs: _Jobs = copying.JOBS_DEFAULT,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON for machines: what was cloned.")] = False,
+) -> None:
+    """Clone files, or directories with -r: at once, and without taking space until one of the two is written.
+
+    A clone has the chunk size and stripe of its source. An existing file is replaced when the clone is complete.
+    """
+    with cluster_of([*sources, target]) as (client, [*typed, goal]):
+        wanted = expand(client, typed)
+        goals = destination(wanted, goal, is_directory(client, goal))
+        plan = copying.Plan()
+        for source, path in zip(wanted, goals, strict=True):
+            copying.plan_remote(plan, client, source, path, recursive)
+        _carry_out(plan, copying.Clone(client, preserve=preserve, exclusive=keep), jobs, as_json)
+
+
+def _carry_out(plan: copying.Plan, way: copying.Way, jobs: int, as_json: bool = False) -> None:
     """Copy all; what could not be copied is told, the rest is done."""
     with progress(way.title, plan.size, len(plan.files)) as shown:
         failures = plan.failures + copying.carry_out(plan, way, jobs, shown)
+    if as_json:
+        write_json(
+            {
+                "files": len(plan.files),
+                "directories": len(plan.directories),
+                "bytes": plan.size,
+                "failures": failures,
+            }
+        )
     for failure in failures:
         complain(failure)
     if failures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat as bits
@@ -88,6 +89,20 @@ class TestCopying:
         run("cp", "-r", f"{home}/tree", f"{home}/copy")
         run("get", "-r", f"{home}/copy", str(tmp_path / "back"))
         same(tree, tmp_path / "back")
+
+    def test_clones(self, run: Command, home: str, tree: Path, tmp_path: Path) -> None:
+        run("put", "-r", str(tree), home)
+        told = json.loads(run("clone", "-r", "--json", f"{home}/tree", f"{home}/copy").out)
+        assert told["failures"] == []
+        assert told["files"] > 0
+        run("rm", "-r", f"{home}/tree")
+        run("get", "-r", f"{home}/copy", str(tmp_path / "back"))
+        same(tree, tmp_path / "back")
+        assert "add -r" in run.fail(1, "clone", f"{home}/copy", f"{home}/other")
+        run("clone", f"{home}/copy/a/small", home)
+        run.fail(1, "clone", "-n", f"{home}/copy/a/small", home)
+        run("clone", f"{home}/copy/a/small", home)
+        assert run("cat", f"{home}/small").out == b"hello\n"
 
     def test_no_replace(self, run: Command, home: str, tree: Path) -> None:
         small = str(tree / "a" / "small")
