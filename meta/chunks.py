@@ -265,11 +265,28 @@ class StorageChunks:
 
         _raise_first([a.failure for a in await self._run(STORAGE.Sync, chains, build)])
 
+    async def write_first(self, inode: int, layout: Layout, data: bytes, truncate_version: int) -> None:
+        """See the seam."""
+        chain = self._chains(layout)[0]
+        await self._write_chunk(chain, inode, 0, data, layout.chunk_size, truncate_version)
+
     # Chunks that are no file's (meta/backup.py).
 
     async def write_piece(self, number: int, index: int, chain: int, data: bytes) -> None:
         """A whole chunk of the system's own, of at most POOL_BYTES of the environment. Raises what the chain's head answers."""
-        channel = channel_of(number, index)
+        await self._write_chunk(chain, number, index, data, PIECE_CHUNK_BYTES, tenant=SYSTEM_TENANT)
+
+    async def _write_chunk(
+        self,
+        chain: int,
+        inode: int,
+        index: int,
+        data: bytes,
+        chunk_size: int,
+        truncate_version: int = 0,
+        tenant: int = 0,
+    ) -> None:
+        channel = channel_of(inode, index)
         slice_ = self._env.pool.take(len(data))
         try:
             slice_.view[:] = data
@@ -280,16 +297,16 @@ class StorageChunks:
                     return WriteRequest(
                         chain=[chain],
                         chain_version=versions,
-                        inode=[number],
+                        inode=[inode],
                         index=[index],
                         offset=[0],
                         length=[len(data)],
                         checksum=[crc32c(data)],
                         channel=[channel],
                         sequence=[sequence],
-                        truncate_version=[0],
-                        chunk_size=[PIECE_CHUNK_BYTES],
-                        tenant=SYSTEM_TENANT,
+                        truncate_version=[truncate_version],
+                        chunk_size=[chunk_size],
+                        tenant=tenant,
                     )
 
                 _raise_first([a.failure for a in await self._run(STORAGE.Write, [chain], build, [slice_])])

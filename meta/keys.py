@@ -50,6 +50,9 @@ TRSH expires:u64 inode:u64 → parent, removed_ns, remover, name (namespace/tras
 QUOT kind:1 id:u64 → limits (namespace/quota.py)    kind: QuotaKind; id: a directory's inode, uid or gid
 USED kind:1 id:u64 column:1 → counter*   column b: bytes, i: inodes
     What has a name and belongs to the user or group, or to the project of that directory (the `project` column of INOD). Repair: recount.
+INLN inode:u64 → version:u8 bytes (namespace/inline.py)    the content of a small file
+    Exists while the inode's INLINE flag is set, and is as long as it says. No chunk of the file counts.
+    Repair: the length is as the record says; a flag without one goes, and with it the length.
 TRIM inode:u64 → old length, new length, truncate version (namespace/trim.py)
     The inode was cut and chunks behind the new end may still be there. Exists exactly while the inode's TRIMMING flag is set.
     The length does not grow meanwhile. Repair: finish it.
@@ -112,6 +115,7 @@ INODES_USED = b"STATinodes"
 NEXT = b"NEXT"
 NEXT_INODE = b"NEXTinode"
 BACKUP = b"BKUP"
+INLINE = b"INLN"
 
 VERSIONSTAMP_BYTES = 10
 
@@ -250,6 +254,10 @@ def split_quota_key(key: bytes) -> tuple[int, int]:
 
 def used_key(kind: int, number: int, column: bytes) -> bytes:
     return _SCOPE.pack(USED, kind, number) + column
+
+
+def inline_key(inode: int) -> bytes:
+    return _ONE.pack(INLINE, inode)
 
 
 def trim_key(inode: int) -> bytes:

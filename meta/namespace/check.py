@@ -16,7 +16,7 @@ from ...proto.ids import ROOT_INODE
 from .. import keys
 from ..kv.engine import Engine, Pair
 from . import acl as acls
-from . import append, deadlock, gc, idempotency, locks, quota, session, trash, trim
+from . import append, deadlock, gc, idempotency, inline, locks, quota, session, trash, trim
 from . import dentry as dentries
 from . import inode as inodes
 from .inode import Inode
@@ -69,6 +69,7 @@ async def survey(engine: Engine) -> Facts:
     _check_links(facts)
     _check_tree(facts)
     await _check_counters(engine, facts)
+    await _check_inlined(engine, facts)
     await _check_quotas(engine, facts)
     await _check_sessions(engine, facts)
     await _check_trims(engine, facts)
@@ -225,6 +226,21 @@ async def _check_counters(engine: Engine, facts: Facts) -> None:
                     keys.inode_key(number),
                     f"directory {number:x} counts {counted.get((number, column), 0)} {name} and has {actual}",
                 )
+
+
+async def _check_inlined(engine: Engine, facts: Facts) -> None:
+    flagged = {number for number, inode in facts.inodes.items() if inode.flags & inodes.INLINE}
+    async for key, value in _rows(engine, keys.INLINE):
+        number = keys.inode_of(key)
+        if number not in facts.inodes:
+            facts.report("content without inode", key, f"inode {number:x} does not exist")
+        elif number not in flagged:
+            facts.report("content without flag", key, f"inode {number:x} does not say that it is inlined")
+        elif (there := len(inline.unpack(value))) != (length := facts.inodes[number].length):
+            facts.report("wrong content", key, f"inode {number:x} is {length} bytes long and has {there}")
+        flagged.discard(number)
+    for number in sorted(flagged):
+        facts.report("flag without content", keys.inode_key(number), f"inode {number:x} has no bytes beside it")
 
 
 async def _check_quotas(engine: Engine, facts: Facts) -> None:

@@ -236,8 +236,8 @@ async def settle_session(namespace: Namespace, number: int, session_number: int)
         if record is None or opened is None:
             return True
         inode = inodes.unpack(number, record)
-        if not _may_have_a_name(inode):
-            return True  # nobody will open it by name again
+        if not _may_have_a_name(inode) or inode.flags & inodes.INLINE:
+            return True  # nobody will open it by name again; or what it wrote was settled, or never came
         if inode.truncate_version != version or inode.flags & inodes.TRIMMING:
             return False
         mode = inode.mode

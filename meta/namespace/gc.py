@@ -186,7 +186,10 @@ class Collector:
             txn.delete(keys.trim_key(inode.id))
         if inode.flags & inodes.EXTENDED:
             extended.erase(txn, inode.id)
-        if inode.layout is not None:
+        inlined = inode.flags & inodes.INLINE
+        if inlined:
+            txn.delete(keys.inline_key(inode.id))
+        if inode.layout is not None and not (inlined and not inode.truncate_version):  # else it never had a chunk
             txn.put_versionstamped(keys.DEAD_CHUNKS, keys.dead_suffix(inode.id), pack_layout(inode.layout))
 
     # the queue of trees

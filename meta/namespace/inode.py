@@ -42,6 +42,7 @@ class Flag(enum.IntFlag):
     XATTRS = 8  # XATR records may exist
     ACL = 16  # an access ACL exists
     DEFAULT_ACL = 32  # of a directory: a default ACL exists
+    INLINE = 64  # its bytes lie in an INLN record
     TRASH = 1024  # lies in the trash: a TRSH record exists
 
 
@@ -54,6 +55,7 @@ ACL = int(Flag.ACL)
 DEFAULT_ACL = int(Flag.DEFAULT_ACL)
 ANY_ACL = ACL | DEFAULT_ACL
 EXTENDED = XATTRS | ANY_ACL  # something lies beside the record that goes with the inode
+INLINE = int(Flag.INLINE)
 TRASH = int(Flag.TRASH)
 
 _HEAD_FORMAT = ">BBHHIIIQqqqqQIQ"
@@ -218,6 +220,7 @@ def attributes(inode: Inode) -> common_pb2.Attributes:
         truncate_version=inode.truncate_version,
         sparse=bool(inode.flags & SPARSE),
         extended=bool(inode.flags & EXTENDED),
+        inlined=bool(inode.flags & INLINE),
     )
     if inode.layout is not None:
         made.layout.CopyFrom(layout_message(inode.layout))

@@ -52,6 +52,7 @@ class Namespace:
         *,
         random_u64: Callable[[], int] = new_u64,
         trash_seconds: int = 0,
+        inline_max: Callable[[], int] = lambda: 0,
     ) -> None:
         self.engine = engine
         self.chunks = chunks
@@ -61,6 +62,7 @@ class Namespace:
         self.random_u64 = random_u64
         self.time_scale = time_scale()
         self.trash_seconds = trash_seconds  # that what is removed is kept, where its directory does not say
+        self.inline_max = inline_max  # bytes of files that lie beside their inodes
         self.closing = False
         self.in_charge: Callable[[], bool] = lambda: True  # of the background work: of several servers only one is
         self.memory = Memory()

@@ -15,6 +15,7 @@ from .. import keys
 from ..kv import retry
 from ..kv.engine import Engine, Transaction
 from . import dentry as dentries
+from . import inline
 from . import inode as inodes
 from .allocate import INODES_PER_RANGE
 from .check import Facts, Problem, survey
@@ -152,6 +153,17 @@ class Repair:
         inode.flags &= ~inodes.TRASH
         txn.put(problem.key, inode.pack())
 
+    async def right_content(self, txn: Transaction, problem: Problem) -> None:
+        inode = await _inode(txn, keys.inode_of(problem.key))
+        inode.length = len(await inline.content(txn, inode))
+        txn.put(keys.inode_key(inode.id), inode.pack())
+
+    async def no_content(self, txn: Transaction, problem: Problem) -> None:
+        inode = await _inode(txn, keys.inode_of(problem.key))
+        inode.flags &= ~inodes.INLINE
+        inode.length = 0
+        txn.put(problem.key, inode.pack())
+
     # counters
 
     async def recount(self, txn: Transaction, problem: Problem) -> None:
@@ -192,6 +204,10 @@ MENDS: dict[str, Mend] = {
     "session without inode": Repair.drop_key,
     "trim without flag": Repair.finish_trim,
     "flag without trim": Repair.no_trim,
+    "content without inode": Repair.drop_key,
+    "content without flag": Repair.drop_key,
+    "wrong content": Repair.right_content,
+    "flag without content": Repair.no_content,
     "wrong count": Repair.recount,
     "quota without directory": Repair.drop_key,
     "wrong usage": Repair.right_usage,

@@ -55,6 +55,9 @@ class Chunks(Protocol):
     async def remove(self, files: Sequence[DeadFile]) -> list[StatusError | None]:
         """Remove all chunks of these files; per file None, or why some are left (it is asked again later)."""
 
+    async def write_first(self, inode: int, layout: Layout, data: bytes, truncate_version: int) -> None:
+        """Make chunk 0, which is not there, hold these bytes."""
+
     async def query_last(self, inode: int, layout: Layout, truncate_version: int) -> int:
         """The end of the last chunk in bytes of the file, over all chains of the stripe; 0 when there is none. Chunks that were
         written under an older truncate version do not count."""

@@ -148,6 +148,11 @@ class MetaService:
         reply, _ = await self._namespace.change(META.SetAttributes, attributes.set_attributes, task, request)
         return reply
 
+    async def grow(self, request: meta_pb2.GrowRequest, context: Context) -> meta_pb2.GrowReply:
+        task = self._owner_task(context)
+        reply, _ = await self._namespace.change(META.Grow, close.grow, task, request)
+        return reply
+
     async def truncate(self, request: meta_pb2.TruncateRequest, context: Context) -> meta_pb2.TruncateReply:
         task = self._task(context, request)
         reply, repeated = await self._namespace.change(META.Truncate, truncate.truncate, task, request)

@@ -84,8 +84,10 @@ async def cut(attempt: Attempt, inode: Inode, length: int) -> None:
         raise FinishTrim(inode.id)
     if length > inode.length and inode.nlink:
         await quota.require(attempt, quota.owner_of(inode), 0, length - inode.length)
+    if inode.flags & inodes.INLINE:
+        await _cut_inlined(attempt, inode, length)
     # An open writer may have gone beyond the settled length: then even a longer file has chunks behind its new end.
-    if length < inode.length or await session.any_writer(attempt.txn, inode.id):
+    elif length < inode.length or await session.any_writer(attempt.txn, inode.id):
         inode.truncate_version += 1
         inode.flags |= inodes.TRIMMING
         attempt.txn.put(keys.trim_key(inode.id), Trim(inode.length, length, inode.truncate_version).pack())
@@ -99,6 +101,16 @@ async def cut(attempt: Attempt, inode: Inode, length: int) -> None:
     if not attempt.caller.is_root:
         inode.mode = without_set_ids(inode.mode, member=attempt.caller.member_of(inode.gid))
     attempt.put(inode)
+
+
+async def _cut_inlined(attempt: Attempt, inode: Inode, length: int) -> None:
+    from . import inline  # it needs what is here, too
+
+    if length:
+        await inline.resize(attempt, inode, length)
+    else:
+        inline.drop(attempt.txn, inode)
+        quota.resize(attempt.txn, inode, 0)
 
 
 async def finish(namespace: Namespace, number: int) -> None:
@@ -127,6 +139,8 @@ async def measure(namespace: Namespace, number: int) -> tuple[int, int]:
     """(truncate version, end of the last chunk) of a file, from its chunks. Raises STALE_HANDLE when the inode is gone."""
     found = await namespace.engine.begin().get(keys.inode_key(number), snapshot=True)
     inode = inodes.existing(number, found)
+    if inode.flags & inodes.INLINE:
+        return inode.truncate_version, inode.length
     if inode.flags & inodes.TRIMMING:
         await finish(namespace, number)
     end = await namespace.chunks.query_last(number, layout_of(inode), inode.truncate_version)

@@ -12,6 +12,7 @@ from .. import inode as inodes
 from .. import quota, session
 from ..access import without_set_ids
 from ..attempt import Attempt
+from ..inline import Grow
 from ..trim import FinishTrim, check_length
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10  # linux/falloc.h
@@ -31,6 +32,8 @@ async def allocate(attempt: Attempt, request: meta_pb2.AllocateRequest) -> meta_
         raise error(Status.INVALID, "fallocate of 0 bytes")
     inode, _ = await attempt.regular(request.inode)
     await session.require(attempt.txn, inode.id, request.session, attempt.client)
+    if inode.flags & inodes.INLINE:
+        raise Grow(inode.id)
     end = request.offset + request.length
     check_length(inode, end)
     missing = end - max(request.offset, inode.length)

@@ -10,6 +10,7 @@ from .. import inode as inodes
 from .. import session
 from ..append import Held, Token
 from ..attempt import Attempt, layout_of
+from ..inline import Grow
 from ..trim import FinishTrim
 from .close import require_open, settle
 
@@ -35,6 +36,8 @@ async def _take(attempt: Attempt, request: meta_pb2.AppendRequest) -> meta_pb2.A
     layout_of(inode)
     if inode.flags & inodes.TRIMMING:
         raise FinishTrim(inode.id)
+    if inode.flags & inodes.INLINE:
+        raise Grow(inode.id)  # what is appended goes to chunks
     attempt.txn.put(key, Token(attempt.client, request.session, wanted=False).pack())
     return meta_pb2.AppendReply(attributes=inodes.attributes(inode))
 

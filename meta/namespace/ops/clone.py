@@ -25,6 +25,9 @@ async def clone(attempt: Attempt, request: meta_pb2.CloneFileRequest) -> meta_pb
     for inode in (source, target):
         if inode.flags & inodes.TRIMMING:
             raise FinishTrim(inode.id)  # what is cut must not be shared, nor come later where something was shared
+    if (source.flags | target.flags) & inodes.INLINE:
+        found = (inodes.attributes(source), inodes.attributes(target))
+        return meta_pb2.CloneFileReply(shares=False, source=found[0], target=found[1])
     shares = own == layout
     if not shares and await _is_new(attempt, target):
         target.layout = layout

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ....proto.errors import Status, error
 from ....proto.gen import common_pb2, meta_pb2
 from ... import keys
-from .. import append, quota, session
+from .. import append, inline, quota, session
 from .. import inode as inodes
 from ..attempt import Attempt
 from ..inode import Inode
@@ -22,7 +22,7 @@ async def close(attempt: Attempt, request: meta_pb2.CloseRequest) -> meta_pb2.Cl
         return meta_pb2.CloseReply(attributes=await _unwritten(attempt, request))
     inode, opened = await require_open(attempt, request)
     if request.written:
-        settle(attempt, inode, request, opened, request.mtime_ns)
+        await settle_any(attempt, inode, request, opened, request.mtime_ns)
     if request.token:
         await append.release(attempt, inode.id)
     attempt.txn.delete(keys.session_key(inode.id, request.session))
@@ -35,7 +35,7 @@ async def sync_file(attempt: Attempt, request: meta_pb2.SyncFileRequest) -> meta
         return meta_pb2.SyncFileReply(attributes=await _unwritten(attempt, request))
     inode, opened = await require_open(attempt, request)
     if request.written:
-        settle(attempt, inode, request, opened, 0)
+        await settle_any(attempt, inode, request, opened, 0)
     length_max = await quota.length_max(attempt, inode)
     return meta_pb2.SyncFileReply(attributes=inodes.attributes(inode), length_max=length_max)
 
@@ -57,6 +57,15 @@ async def _unwritten(attempt: Attempt, request: _Request) -> common_pb2.Attribut
     return await attempt.visible_attributes(await attempt.inode(request.inode))
 
 
+async def settle_any(attempt: Attempt, inode: Inode, request: _Request, opened: Session, mtime_ns: int) -> None:
+    """`settle`, or take over the bytes of an inlined file. Raises NOT_INLINE too."""
+    if not request.HasField("inlined"):
+        settle(attempt, inode, request, opened, mtime_ns)
+        return
+    await inline.write(attempt, inode, request.inlined)
+    _written(attempt, inode, opened, mtime_ns)
+
+
 def settle(
     attempt: Attempt,
     inode: Inode,
@@ -66,6 +75,9 @@ def settle(
 ) -> None:
     """The length becomes the highest end that anybody reported. A hint from before a truncate must not regrow the file: the chunks
     say where it ends. Raises the detours for both, FILE_TOO_BIG, and PROTOCOL for a truncate version from the future."""
+    if inode.flags & inodes.INLINE:  # nothing of it is in chunks, so there is only a time to be set
+        _written(attempt, inode, opened, mtime_ns)
+        return
     end, sparse = request.length, request.sparse
     if request.truncate_version > inode.truncate_version:
         raise error(
@@ -84,7 +96,20 @@ def settle(
         quota.resize(attempt.txn, inode, end)
     if sparse:
         inode.flags |= inodes.SPARSE
+    _written(attempt, inode, opened, mtime_ns)
+
+
+def _written(attempt: Attempt, inode: Inode, opened: Session, mtime_ns: int) -> None:
     session.lose_privileges(attempt.txn, inode, opened)
     inode.mtime_ns = mtime_ns or attempt.now_ns
     inode.touched(attempt.now_ns)
     attempt.put(inode)
+
+
+async def grow(attempt: Attempt, request: meta_pb2.GrowRequest) -> meta_pb2.GrowReply:
+    """From now on the bytes of a file lie in chunks. Raises SESSION_ENDED, BAD_HANDLE, STALE_HANDLE, and what storage raises."""
+    inode = await attempt.inode(request.inode)
+    await session.require(attempt.txn, inode.id, request.session, attempt.client)
+    if inode.flags & inodes.INLINE:
+        raise inline.Grow(inode.id)
+    return meta_pb2.GrowReply(attributes=inodes.attributes(inode))

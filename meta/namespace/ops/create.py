@@ -11,7 +11,7 @@ from ....proto.layout import CHUNK_BYTES_DEFAULT, STRIPE_MAX, check_chunk_size
 from ... import keys
 from .. import acl as acls
 from .. import dentry as dentries
-from .. import extended, path, quota
+from .. import extended, inline, path, quota
 from .. import inode as inodes
 from ..access import EXECUTE, SGID, STICKY, WRITE, Credentials, require
 from ..acl import Acl
@@ -50,6 +50,7 @@ class Recipe(NamedTuple):
     target: bytes = b""
     rdev: int = 0
     umask: int = 0
+    content: bytes = b""  # of a regular file
 
 
 async def make(attempt: Attempt, parent: Directory, name: bytes, entry: Recipe) -> Inode:
@@ -59,9 +60,12 @@ async def make(attempt: Attempt, parent: Directory, name: bytes, entry: Recipe) 
     if entry.type in DEVICES and not attempt.caller.is_root:
         raise error(Status.NOT_PERMITTED, "only root may make device files")
     _, gid = inherited(parent, entry.type, entry.mode, attempt.caller)
-    await quota.require(attempt, quota.Owned(attempt.caller.uid, gid, parent.project), 1, 0)
+    await quota.require(attempt, quota.Owned(attempt.caller.uid, gid, parent.project), 1, len(entry.content))
     inode = await make_inode(attempt, parent, entry, nlink=1)
     quota.appeared(attempt.txn, inode)
+    if entry.content:
+        inline.put(attempt.txn, inode, entry.content)
+        attempt.put(inode)
     dentries.insert(attempt.txn, parent.id, name, Dentry(inode.type, inode.id), attempt.now_ns)
     if inode.is_directory:
         attempt.directory_added()
@@ -179,8 +183,15 @@ async def create(attempt: Attempt, request: meta_pb2.CreateRequest) -> meta_pb2.
 
 async def _create_one(attempt: Attempt, entry: NewEntry, request: meta_pb2.CreateRequest) -> Inode:
     kind = int(entry.type)
-    recipe = Recipe(kind, entry.mode, entry.chunk_size, entry.stripe, entry.target, entry.rdev, request.umask)
+    recipe = Recipe(
+        kind, entry.mode, entry.chunk_size, entry.stripe, entry.target, entry.rdev, request.umask, entry.content
+    )
     check_entry(recipe)
+    if entry.content and (kind != inodes.REGULAR or len(entry.content) > attempt.namespace.inline_max()):
+        raise error(
+            Status.TOO_LARGE,
+            f"{len(entry.content)} bytes of content: {attempt.namespace.inline_max()} fit beside an inode",
+        )
     if request.parents:
         await make_parents(attempt, entry.place, mode_of_parents(kind, entry.mode), request.umask)
     found = await path.locate(attempt, entry.place)

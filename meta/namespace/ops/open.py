@@ -8,8 +8,8 @@ from ....proto.capability import Rights
 from ....proto.errors import Status, error
 from ....proto.gen import meta_pb2
 from ... import keys
+from .. import inline, path, quota, session, trim
 from .. import inode as inodes
-from .. import path, quota, session, trim
 from ..access import EXECUTE, READ, WRITE, require, require_owner
 from ..attempt import DEAD_RECORD, UNNAMED_RECORD, Attempt
 from ..inode import Inode
@@ -74,6 +74,10 @@ async def _open_or_create(attempt: Attempt, request: meta_pb2.OpenRequest) -> me
 
 async def _opened(attempt: Attempt, inode: Inode, *, writing: bool, created: bool = False) -> meta_pb2.OpenReply:
     reply = meta_pb2.OpenReply(attributes=inodes.attributes(inode), created=created)
+    if inode.flags & inodes.INLINE:
+        reply.attributes.content = await inline.content(attempt.txn, inode, snapshot=attempt.reading)
+    if writing and (created or inode.flags & inodes.INLINE or await inline.may_begin(attempt, inode, sessions=0)):
+        reply.inline_max = attempt.namespace.inline_max()
     if writing:
         reply.session = _start_session(attempt, inode)
         length_max = await quota.length_max(attempt, inode)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ....proto.errors import Status, StatusError, error
 from ....proto.gen import common_pb2, meta_pb2
 from ... import keys
+from .. import inline, path
 from .. import inode as inodes
-from .. import path
-from ..access import EXECUTE, READ, WRITE, require
+from ..access import EXECUTE, READ, WRITE, permits, require
 from ..attempt import Attempt
 from ..inode import Inode
 
+REPLY_BYTES_MAX = 8 << 20  # of contents in one reply
 BATCH_MAX = 1024  # places of one request
 FIRST_OF_PEERS = 50  # statuses from here on are about servers, not about one entry of a batch
 
@@ -42,6 +45,8 @@ async def stat(attempt: Attempt, request: meta_pb2.StatRequest) -> meta_pb2.Stat
         else:
             reply.statuses.append(0)
             reply.attributes.append(inodes.attributes(await attempt.visible(inode)))
+            if request.content:
+                await _add_contents(attempt, [inode], reply.attributes)
         return reply
     statuses: list[int] = []
     found: list[Inode] = []
@@ -54,7 +59,26 @@ async def stat(attempt: Attempt, request: meta_pb2.StatRequest) -> meta_pb2.Stat
     rows = iter(await attempt.visible_many(found))
     reply.statuses.extend(statuses)
     reply.attributes.extend(common_pb2.Attributes() if status else inodes.attributes(next(rows)) for status in statuses)
+    if request.content:
+        await _add_contents(attempt, found, [each for each in reply.attributes if each.inode])
     return reply
+
+
+async def _add_contents(attempt: Attempt, found: list[Inode], rows: Sequence[common_pb2.Attributes]) -> None:
+    """The bytes of those that are inlined and that the caller may read, up to REPLY_BYTES_MAX in all."""
+    small = [
+        (inode, row)
+        for inode, row in zip(found, rows, strict=True)
+        if inode.flags & inodes.INLINE and permits(inode, attempt.caller, READ)
+    ]
+    values = await attempt.txn.get_many([keys.inline_key(inode.id) for inode, _ in small], snapshot=True)
+    room = REPLY_BYTES_MAX
+    for (_, row), value in zip(small, values, strict=True):
+        if value is not None and len(value) <= room:
+            row.content = inline.unpack(value)
+            room -= len(value)
+        elif value is not None:
+            row.inlined = False  # to be opened for its bytes
 
 
 async def access(attempt: Attempt, request: meta_pb2.AccessRequest) -> meta_pb2.AccessReply:

@@ -192,8 +192,8 @@ async def test_random_changes_always_add_up(seed: int) -> None:
                 lambda: world.set(one, uid=chance.randrange(3), gid=chance.randrange(3)),
                 lambda: limit(world, chance.choice(folders[1:]).rstrip("/"), bytes_max=chance.choice((0, 20_000))),
                 lambda: limit(world, chance.choice(folders[1:]).rstrip("/"), remove=True),
-                lambda: world.namespace.recounter.step(),
-                lambda: world.collect(),
+                world.namespace.recounter.step,
+                world.collect,
             )
         )
         try:

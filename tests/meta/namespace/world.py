@@ -56,6 +56,7 @@ class MemoryChunks:
 
     ends: dict[int, int] = field(default_factory=dict)
     versions: dict[int, int] = field(default_factory=dict)
+    first: dict[int, bytes] = field(default_factory=dict)  # what grew out of inodes
     removed: list[int] = field(default_factory=list)
     trims: list[tuple[int, int, int]] = field(default_factory=list)  # inode, new length, truncate version
     down: bool = False
@@ -86,6 +87,11 @@ class MemoryChunks:
             self.removed.append(dead.inode)
             self.ends.pop(dead.inode, None)
         return [None] * len(files)
+
+    async def write_first(self, inode: int, layout: Layout, data: bytes, truncate_version: int) -> None:
+        self._check()
+        self.write(inode, len(data), truncate_version)
+        self.first[inode] = data
 
     async def query_last(self, inode: int, layout: Layout, truncate_version: int) -> int:
         self._check()
