@@ -16,6 +16,7 @@ from ...proto.gen import common_pb2
 from ...proto.gen.cluster_pb2 import EndClientRequest, StatusReply, StatusRequest
 from ...proto.gen.meta_pb2 import OpenReply, OpenRequest, PublishRequest, SyncNamespaceRequest, TruncateRequest
 from ...proto.rpc import CLUSTER, META
+from .acting import Acting
 from .append import Tokens
 from .attributes import Stat
 from .budget import Budget
@@ -67,6 +68,10 @@ class Core(Namespace):
         self.keeper = Keeper(self)
         self.tokens = Tokens(self)
 
+    def acting_for(self, uid: int, gid: int, groups: Sequence[int] = (), umask: int = 0) -> Acting:
+        """This client as another user sees it."""
+        return Acting(self, uid, gid, groups, umask)
+
     async def connect(self) -> None:
         """The first contact. Raises UNAVAILABLE, WRONG_CLUSTER, UNAUTHENTICATED."""
         await self.cluster.connect()
@@ -93,18 +98,21 @@ class Core(Namespace):
         permissions: int = 0o666,
         parents: bool = False,
         unnamed: bool = False,
+        acting: Acting | None = None,
     ) -> Handle:
+        """Open for whom this client is, or for the user that it is `acting` for."""
         if mode.flags & O_TRUNC:
             await self._write_out(path)
         request = OpenRequest(
             place=place(path),
             flags=mode.flags,
             mode=permissions & 0o7777,
-            umask=self.umask,
+            umask=acting.umask if acting is not None else self.umask,
             chunk_size=chunk_size or 0,
             stripe=stripe or 0,
             parents=parents,
             unnamed=unnamed,
+            caller=acting.caller if acting is not None else None,
         )
         try:
             return await self._open(request, buffered=buffered, name=text(path))
@@ -306,10 +314,11 @@ class Core(Namespace):
         except StatusError as failure:
             raise failure if failure.filename else with_path(failure, target) from None
 
-    async def truncate(self, path: PathLike, length: int) -> None:
+    async def truncate(self, path: PathLike, length: int, *, acting: Acting | None = None) -> None:
         if not 0 <= length < 1 << 63:
             raise error(Status.INVALID, f"cannot truncate to {length} bytes", text(path))
-        request = TruncateRequest(place=place(path), length=length)
+        caller = acting.caller if acting is not None else None
+        request = TruncateRequest(place=place(path), length=length, caller=caller)
         written = await self._written_here(path)
         if written is not None:
             # As if through a handle: no write of another thread comes in between, half before the truncate and half after it.

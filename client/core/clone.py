@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...proto.env import Call
-from ...proto.errors import Status, error
+from ...proto.errors import Status, StatusError, error
 from ...proto.gen.meta_pb2 import CloneFileRequest, Place, SetAttributesRequest
 from ...proto.gen.storage_pb2 import CloneRequest
 from ...proto.rpc import META, STORAGE
@@ -207,7 +207,12 @@ async def copy_range(
         return 0
     wanted = _Range(source.file, start, target.file, begin, count)
     tell = progress or (lambda count: None)
-    shared = await _share(source, target, wanted, tell, any_layout)
+    try:
+        shared = await _share(source, target, wanted, tell, any_layout)
+    except StatusError as failure:
+        if failure.status is not Status.UNSUPPORTED:  # a server of before there were clones
+            raise
+        shared = None
     if not shared:
         return await _copy(source, start, target, begin, count, tell)
     low, high = shared

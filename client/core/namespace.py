@@ -8,7 +8,7 @@ from typing import Any
 
 from ...proto.errors import Status, StatusError, error, status_of
 from ...proto.gen import common_pb2
-from ...proto.gen.common_pb2 import Attributes
+from ...proto.gen.common_pb2 import Attributes, Caller
 from ...proto.gen.meta_pb2 import (
     REMOVE_KIND_RMDIR,
     REMOVE_KIND_TREE,
@@ -59,11 +59,12 @@ class Namespace(Keeping):
 
     cluster: Cluster
     umask: int
+    caller: Caller | None = None  # for whom; None: for whom the connection is
 
     # --- looking ------------------------------------------------------------------------------------------------------------------
 
     async def stat(self, path: PathLike, *, follow: bool = True) -> Stat:
-        reply = await self.cluster.meta(META.Stat, StatRequest(places=(place(path),), follow=follow))
+        reply = await self._ask(META.Stat, StatRequest(places=(place(path),), follow=follow))
         if reply.statuses[0]:
             raise failed(reply.statuses[0], path)
         return self.seen(stat_of(reply.attributes[0]))
@@ -125,7 +126,7 @@ class Namespace(Keeping):
         return found.target
 
     async def statfs(self) -> StatFs:
-        return statfs_of(await self.cluster.meta(META.StatFs, StatFsRequest()))
+        return statfs_of(await self._ask(META.StatFs, StatFsRequest()))
 
     # --- changing -----------------------------------------------------------------------------------------------------------------
 
@@ -260,17 +261,27 @@ class Namespace(Keeping):
 
     # --- requests -----------------------------------------------------------------------------------------------------------------
 
+    async def _ask(self, method: Any, request: Any) -> Any:
+        if self.caller is not None:
+            request.caller.CopyFrom(self.caller)
+        return await self.cluster.meta(method, request)
+
+    async def _change(self, method: Any, request: Any) -> Any:
+        if self.caller is not None:
+            request.caller.CopyFrom(self.caller)
+        return await self.cluster.change(method, request)
+
     async def _named(self, method: Any, request: Any, path: PathLike) -> Any:
         """Ask; an error carries the path."""
         try:
-            return await self.cluster.meta(method, request)
+            return await self._ask(method, request)
         except StatusError as failure:
             raise with_path(failure, path) from None
 
     async def _changed(self, method: Any, request: Any, path: PathLike) -> Any:
         """Change; an error carries the path."""
         try:
-            return await self.cluster.change(method, request)
+            return await self._change(method, request)
         except StatusError as failure:
             raise with_path(failure, path) from None
 
@@ -278,10 +289,7 @@ class Namespace(Keeping):
         """Send batches one after the other; per path its attributes (True where the reply has none) or its error."""
         results: list[Any] = []
         for request in requests:
-            if method is META.Stat:
-                reply = await self.cluster.meta(method, request)
-            else:
-                reply = await self.cluster.change(method, request)
+            reply = await (self._ask if method is META.Stat else self._change)(method, request)
             first = len(results)
             found = reply.attributes if method is not META.Remove else None
             for i, status in enumerate(reply.statuses):

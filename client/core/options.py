@@ -27,7 +27,7 @@ class Options:
     timeout: float = 30.0  # for one operation, with all its retries
     connect_timeout: float = 2.0  # for the first contact: longer than a restart's gap, short enough to wait for
     readahead: int = 4 << 20  # of one file read in sequence; 0: none. More does not fit the caches
-    write_back: int = 8 << 20  # of one file that is not acknowledged yet; 0: every write waits for storage
+    write_back: int = 16 << 20  # of one file that is not acknowledged yet; 0: every write waits for storage
     memory: int = 256 << 20  # all transfer buffers of this client together
     name: str = ""  # for people, in `emberfs status`
     rack: str = field(default_factory=own_rack)  # where this machine is, as storage servers say with --rack

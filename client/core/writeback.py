@@ -22,7 +22,7 @@ BLOCK_BYTES_FIRST = 64 << 10  # small files never need more
 SEND_BYTES = (
     4 << 20
 )  # as much is sent in one request, if the chunks are smaller: each costs every member of a chain the same
-STREAM_BYTES = 4 << 20  # in flight within one long write, even if none may stay behind
+STREAM_BYTES = 8 << 20  # in flight within one long write, even if none may stay behind
 
 
 class Block:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, LiteralString
 from urllib.parse import urlsplit
@@ -34,6 +34,7 @@ class Connection:
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         self._connection = connection
         self.spoken = False
+        self.holder: object = None  # the task that it is lent to
 
     @property
     def usable(self) -> bool:
@@ -87,6 +88,7 @@ class Connections:
         self._all: set[Connection] = set()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._lent = 0
+        self._holders: Counter[object] = Counter()
         self._sweep: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -109,20 +111,28 @@ class Connections:
         raise AssertionError
 
     async def take(self) -> Connection:
-        """One for reading. Raises CONFLICT when none comes free: whoever holds one and waits for another must let go."""
-        if self._lent >= READERS_MAX:
+        """One for reading. Raises CONFLICT when none comes free for a while. A task that has one already, and needs the result of another
+        transaction to finish, does not wait: that might be for itself."""
+        holder = asyncio.current_task()
+        if self._lent >= READERS_MAX and holder not in self._holders:
             await self._wait()
         self._lent += 1
+        self._holders[holder] += 1
         try:
-            while self._idle:
-                connection = self._idle.pop()
-                if connection.usable:
-                    return connection
-                self._all.discard(connection)
-            return await self.connect("SET idle_in_transaction_session_timeout = '15s'")
+            connection = self._unused() or await self.connect("SET idle_in_transaction_session_timeout = '15s'")
         except BaseException:
-            self._free()
+            self._free(holder)
             raise
+        connection.holder = holder
+        return connection
+
+    def _unused(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+            self._all.discard(connection)
+        return None
 
     def give(self, connection: Connection) -> None:
         """Back; its transaction may still be open."""
@@ -132,7 +142,8 @@ class Connections:
                 self._sweep = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._begin_sweep)
         else:
             self._all.discard(connection)
-        self._free()
+        holder, connection.holder = connection.holder, None
+        self._free(holder)
 
     async def close(self) -> None:
         if self._sweep is not None:
@@ -169,9 +180,12 @@ class Connections:
             if turn in self._waiting:
                 self._waiting.remove(turn)
 
-    def _free(self) -> None:
+    def _free(self, holder: object) -> None:
         self._lent -= 1
-        while self._waiting:
+        self._holders[holder] -= 1
+        if not self._holders[holder]:
+            del self._holders[holder]
+        while self._waiting and self._lent < READERS_MAX:
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)

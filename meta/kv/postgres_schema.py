@@ -68,5 +68,7 @@ async def _make(connection: Connection) -> None:
     )  # YugabyteDB would spread the rows by hash; the others do not know the word here
     for statement in _TABLES:
         # Another server may be making the same table, which the system's own tables refuse; then it is there.
-        with suppress(errors.UniqueViolation, errors.DuplicateTable, errors.SerializationFailure):
+        with suppress(
+            errors.UniqueViolation, errors.DuplicateTable, errors.DuplicateObject, errors.SerializationFailure
+        ):
             await connection.run([(statement.format(order=order, format=FORMAT), ())])

@@ -328,7 +328,11 @@ async def _check_acls(engine: Engine, facts: Facts) -> None:
         if (number, flag) not in flagged:
             facts.report("ACL without flag", key, f"inode {number:x} does not exist or does not say that it has an ACL")
         flagged.discard((number, flag))
-        found = acls.unpack(value)
+        try:
+            found = acls.unpack(value)
+        except StatusError as damage:
+            facts.report("damaged ACL", key, f"inode {number:x}: {damage}")
+            continue
         if flag == inodes.ACL and not found.says_more_than_mode:
             facts.report("ACL without mask", key, f"the mode of inode {number:x} says the same")
     for number, flag in sorted(flagged):

@@ -114,9 +114,10 @@ async def child(attempt: Attempt, parent: Directory, name: bytes) -> Dentry | No
     return entry
 
 
-async def locate(attempt: Attempt, place: Place, *, follow: bool = False) -> Found:
+async def locate(attempt: Attempt, place: Place, *, follow: bool = False, creating: bool = False) -> Found:
     """Resolve a place up to its last name. With `follow` a symlink there is followed too, to the name it points at in the end, which
-    need not exist. Raises what is wrong on the way: NOT_FOUND, NOT_DIRECTORY, PERMISSION_DENIED, SYMLINK_LOOP, NAME_TOO_LONG…"""
+    need not exist. With `creating`, for a file, a last name with a '/' behind it is refused with IS_DIRECTORY. Raises what is wrong
+    on the way: NOT_FOUND, NOT_DIRECTORY, PERMISSION_DENIED, SYMLINK_LOOP, NAME_TOO_LONG…"""
     path = place.path
     start = place.parent or ROOT
     check_path(path)
@@ -130,10 +131,10 @@ async def locate(attempt: Attempt, place: Place, *, follow: bool = False) -> Fou
             entry = await child(attempt, parent, name)
             if entry is None or entry.type != inodes.SYMLINK or not follow:
                 return Found(parent, name, entry, slash=False)
-    return await _walk(attempt, await directory(attempt, start), path, follow=follow)
+    return await _walk(attempt, await directory(attempt, start), path, follow=follow, creating=creating)
 
 
-async def _walk(attempt: Attempt, start: Directory, path: bytes, *, follow: bool) -> Found:
+async def _walk(attempt: Attempt, start: Directory, path: bytes, *, follow: bool, creating: bool) -> Found:
     current = start
     slash = path.endswith(b"/")
     head = path.rpartition(b"/")[0]
@@ -151,13 +152,17 @@ async def _walk(attempt: Attempt, start: Directory, path: bytes, *, follow: bool
         if not stack and not links and head and not slash and len(head) <= WALK_BYTES_MAX:
             attempt.view.trim()
             attempt.view.walks[attempt.caller, start.id, head] = current.id
+        if creating and slash and not stack:
+            raise error(Status.IS_DIRECTORY, f"{name!r} with a '/' behind it cannot be created as a file")
         entry = await child(attempt, current, name)
         if entry is not None and entry.type == inodes.SYMLINK and (stack or follow):
             links += 1
             if links > SYMLINKS_MAX:
                 raise error(Status.SYMLINK_LOOP, f"more than {SYMLINKS_MAX} symlinks on the way of {path[:64]!r}")
-            current, names = await _expand(attempt, current, entry.inode)
-            stack.extend(names)
+            target = (await attempt.inode(entry.inode)).target
+            slash = slash or (not stack and target.endswith(b"/"))
+            current = await _start_of(attempt, current, target)
+            stack.extend(name for name in reversed(target.split(b"/")) if name)
             continue
         if not stack:
             return Found(current, name, entry, slash)
@@ -169,15 +174,12 @@ async def _walk(attempt: Attempt, start: Directory, path: bytes, *, follow: bool
     return _itself(current, slash=slash)
 
 
-async def _expand(attempt: Attempt, current: Directory, symlink: int) -> tuple[Directory, list[bytes]]:
-    # Where the target of a symlink starts, and its names, last first. An absolute one starts at the root of the file system.
-    target = (await attempt.inode(symlink)).target
+async def _start_of(attempt: Attempt, current: Directory, target: bytes) -> Directory:
+    # Where the target of a symlink starts. An absolute one starts at the root of the file system.
     if not target:
-        raise error(Status.NOT_FOUND, f"symlink {symlink:x} has an empty target")
+        raise error(Status.NOT_FOUND, f"a symlink in directory {current.id:x} has an empty target")
     check_path(target)
-    if target.startswith(b"/"):
-        current = await directory(attempt, ROOT)
-    return current, [name for name in reversed(target.split(b"/")) if name]
+    return await directory(attempt, ROOT) if target.startswith(b"/") else current
 
 
 def _itself(current: Directory, *, slash: bool, dots: bytes = b"") -> Found:

@@ -164,6 +164,21 @@ class Repair:
         inode.length = 0
         txn.put(problem.key, inode.pack())
 
+    async def flag_attributes(self, txn: Transaction, problem: Problem) -> None:
+        inode = await _inode(txn, keys.inode_of(problem.key))
+        inode.flags |= inodes.XATTRS
+        txn.put(keys.inode_key(inode.id), inode.pack())
+
+    async def no_acl(self, txn: Transaction, problem: Problem) -> None:
+        """Nobody knows any more what the mask was for: the group's bits go with the ACL, so that it gains nothing."""
+        inode = await _inode(txn, keys.inode_of(problem.key))
+        if problem.key == keys.acl_key(inode.id):
+            inode.flags &= ~inodes.ACL
+            inode.mode &= ~0o070
+        else:
+            inode.flags &= ~inodes.DEFAULT_ACL
+        txn.put(keys.inode_key(inode.id), inode.pack())
+
     # counters
 
     async def recount(self, txn: Transaction, problem: Problem) -> None:
@@ -208,6 +223,12 @@ MENDS: dict[str, Mend] = {
     "content without flag": Repair.drop_key,
     "wrong content": Repair.right_content,
     "flag without content": Repair.no_content,
+    "attribute without inode": Repair.drop_key,
+    "attribute without flag": Repair.flag_attributes,
+    "damaged ACL": Repair.drop_key,
+    "ACL without flag": Repair.drop_key,
+    "ACL without mask": Repair.drop_key,
+    "flag without ACL": Repair.no_acl,
     "wrong count": Repair.recount,
     "quota without directory": Repair.drop_key,
     "wrong usage": Repair.right_usage,

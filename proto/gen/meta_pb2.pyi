@@ -114,7 +114,7 @@ class OpenRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., flags: _Optional[int] = ..., mode: _Optional[int] = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ..., parents: bool = ..., unnamed: bool = ..., capability: _Optional[bytes] = ..., umask: _Optional[int] = ...) -> None: ...
 
 class OpenReply(_message.Message):
-    __slots__ = ("attributes", "created", "session", "capability", "capability_ms", "length_max", "inline_max")
+    __slots__ = ("attributes", "created", "session", "capability", "capability_ms", "length_max", "inline_max", "atime_due")
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +122,7 @@ class OpenReply(_message.Message):
     CAPABILITY_MS_FIELD_NUMBER: _ClassVar[int]
     LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
     INLINE_MAX_FIELD_NUMBER: _ClassVar[int]
+    ATIME_DUE_FIELD_NUMBER: _ClassVar[int]
     attributes: _common_pb2.Attributes
     created: bool
     session: int
@@ -129,7 +130,8 @@ class OpenReply(_message.Message):
     capability_ms: int
     length_max: int
     inline_max: int
-    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., created: bool = ..., session: _Optional[int] = ..., capability: _Optional[bytes] = ..., capability_ms: _Optional[int] = ..., length_max: _Optional[int] = ..., inline_max: _Optional[int] = ...) -> None: ...
+    atime_due: bool
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., created: bool = ..., session: _Optional[int] = ..., capability: _Optional[bytes] = ..., capability_ms: _Optional[int] = ..., length_max: _Optional[int] = ..., inline_max: _Optional[int] = ..., atime_due: bool = ...) -> None: ...
 
 class CloseRequest(_message.Message):
     __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "mtime_ns", "discard", "token", "inlined")
@@ -874,3 +876,17 @@ class InlineWrites(_message.Message):
     offsets: _containers.RepeatedScalarFieldContainer[int]
     pieces: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, offsets: _Optional[_Iterable[int]] = ..., pieces: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class ReadTimesRequest(_message.Message):
+    __slots__ = ("caller", "request_id", "inodes")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    request_id: int
+    inodes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., inodes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ReadTimesReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -25,6 +25,7 @@ class Chunk:
     truncate_version: int = 0
     version: int = 0
     size: int = 1 << 20
+    chain: int = 0
 
 
 class MemoryStorage:
@@ -147,10 +148,66 @@ class MemoryStorage:
             chunk.data.extend(bytes(offset - len(chunk.data)))
         chunk.data[offset : offset + len(piece)] = piece
         chunk.truncate_version, chunk.size = request.truncate_version[i], request.chunk_size[i]
+        chunk.chain = request.chain[i]
         chunk.version += 1
         self.applied.append((request.inode[i], request.index[i], offset))
         self.seen[key] = (sequence, 0)
         return 0
+
+    async def clone(self, request: pb.CloneRequest, context: Context) -> pb.CloneReply:
+        await self._enter("clone")
+        reply = pb.CloneReply()
+        for i in range(len(request.inode)):
+            status = self._clone(request, i, context.peer.client)
+            made = self.chunks.get((request.inode[i], request.index[i]))
+            reply.status.append(status)
+            reply.commit_version.append(made.version if made else 0)
+            reply.chunk_length.append(len(made.data) if made else 0)
+        reply.chains.extend(self._newer(reply.status))
+        if self.raises_after:
+            raise self.raises_after.popleft()
+        return reply
+
+    def _clone(self, request: pb.CloneRequest, i: int, client: bytes) -> int:
+        status = self._check(request, i)
+        key, sequence = (client, request.channel[i]), request.sequence[i]
+        last, result = self.seen.get(key, (0, 0))
+        if status or sequence <= last:
+            return status or (result if sequence == last else Status.DUPLICATE)
+        if request.truncate_version[i] < self.floors.get(request.inode[i], 0):
+            return Status.STALE_TRUNCATE_VERSION
+        if request.source_truncate_version[i] < self.floors.get(request.source_inode[i], 0):
+            return Status.STALE_TRUNCATE_VERSION
+        self.seen[key] = (sequence, 0)
+        made = request.inode[i], request.index[i]
+        source = self.chunks.get((request.source_inode[i], request.source_index[i]))
+        self.applied.append((*made, 0))
+        old = self.chunks.pop(made, None)
+        if source is not None and request.source_inode[i]:
+            data = source.data[: request.length[i]]
+            version = old.version if old else 0
+            self.chunks[made] = Chunk(
+                bytearray(data), request.truncate_version[i], version + 1, source.size, request.chain[i]
+            )
+        return 0
+
+    async def extents(self, request: pb.ExtentsRequest, context: Context) -> pb.ExtentsReply:
+        await self._enter("extents")
+        reply = pb.ExtentsReply()
+        for i, inode in enumerate(request.inode):
+            wanted = range(request.first[i], request.last[i])
+            found = sorted(
+                (index, len(chunk.data))
+                for (owner, index), chunk in self.chunks.items()
+                if owner == inode and index in wanted and chunk.chain == request.chain[i]
+            )
+            reply.status.append(self._check(request, i))
+            reply.chunks.append(len(found))
+            reply.more.append(False)
+            reply.index.extend([index for index, _ in found])
+            reply.length.extend([length for _, length in found])
+        reply.chains.extend(self._newer(reply.status))
+        return reply
 
     async def truncate(self, request: pb.TruncateChunkRequest, context: Context) -> pb.TruncateChunkReply:
         reply = pb.TruncateChunkReply()

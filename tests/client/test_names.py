@@ -10,7 +10,9 @@ import struct
 import pytest
 
 from emberfs.client.blocking import Client
+from emberfs.client.core.options import parse_mode
 from emberfs.client.core.paths import at
+from emberfs.proto.env import drive
 from emberfs.proto.errors import StatusError
 
 NOBODY = 0xFFFFFFFF  # the id in entries of an ACL that name nobody
@@ -172,3 +174,30 @@ def test_inodes_are_places_too(client: Client) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         client.stat(at(top, b"f"))
     assert caught.value.filename == f"inode {top:x}/f"
+
+
+def test_one_client_acts_for_many_users(client: Client) -> None:
+    core = client.core
+    alice, bob = core.acting_for(1001, 1001, umask=0o077), core.acting_for(1002, 1002, (1001,), umask=0)
+    client.mkdir("/home")
+    client.chmod("/home", 0o1777)
+    made = drive(alice.mkdir("/home/alice"))
+    assert (made.uid, made.gid, made.mode) == (1001, 1001, 0o700)
+    file = drive(alice.open("/home/alice/f", parse_mode("wb"), permissions=0o666))
+    drive(file.write(b"hers"))
+    drive(file.close())
+    assert client.stat("/home/alice/f").mode == 0o600
+    for refused in (bob.stat("/home/alice/f"), bob.listdir("/home/alice"), bob.rename("/home/alice", "/home/bob")):
+        with pytest.raises(PermissionError):
+            drive(refused)
+    drive(alice.chmod("/home/alice", 0o750))
+    drive(alice.chmod("/home/alice/f", 0o640))
+    reader = drive(bob.open("/home/alice/f", parse_mode("rb")))  # as a member of the group
+    assert drive(reader.read(-1)) == b"hers"
+    drive(reader.close())
+    for refused in (bob.open("/home/alice/f", parse_mode("ab")), bob.truncate("/home/alice/f", 0)):
+        with pytest.raises(PermissionError):
+            drive(refused)
+    assert drive(bob.access("/home/alice/f", os.R_OK)) and not drive(bob.access("/home/alice/f", os.W_OK))
+    drive(alice.truncate("/home/alice/f", 2))
+    assert client.read_bytes("/home/alice/f") == b"he"

@@ -70,13 +70,23 @@ class ChainWatch:
                 self._incomplete.discard(member.incarnation)
 
     def answered(self, target: int, entry: Chain | None, known: Iterable[Chain]) -> None:
-        """A target has answered a read by `entry`. Whatever it has heard: the newest entry that there is says that it is SERVING. `known`:
-        what the manager has of this chain."""
+        """A target has answered a read by `entry`. Whatever it has heard: the newest entry that there is says that it is SERVING, or it was
+        cut off and became SYNCING since, and nothing is acknowledged that has not gone through it. `known`: what the manager has of
+        this chain."""
         assert entry is not None, f"target {target} answers a read and is in no chain"
         noted = self._newest.get(entry.id)
         newest = max([entry, *known, *([noted] if noted is not None else [])], key=lambda chain: chain.version)
-        serving = [member.target for member in newest.members if member.state == SERVING]
-        assert target in serving, f"target {target} answers a read by version {entry.version}, which is over:\n{newest}"
+        later = [self.entries.get((entry.id, version)) for version in range(entry.version + 1, newest.version)]
+        states = [
+            _state(chain, target) for chain in (entry, *(Chain.FromString(data) for data in later if data), newest)
+        ]
+        while len(states) > 1 and states[-1] == SYNCING:
+            states.pop()
+        assert set(states) == {SERVING}, f"target {target} answers by version {entry.version}, which is over:\n{newest}"
+
+
+def _state(chain: Chain, target: int) -> int:
+    return next((member.state for member in chain.members if member.target == target), 0)
 
 
 class VersionWatch:

@@ -53,20 +53,14 @@ async def open_file(attempt: Attempt, request: meta_pb2.OpenRequest) -> meta_pb2
 
 async def _open_or_create(attempt: Attempt, request: meta_pb2.OpenRequest) -> meta_pb2.OpenReply:
     flags = request.flags
-    if request.place.path.endswith(b"/"):
-        found = await path.locate(attempt, request.place)  # what is wrong on the way comes first
-        if found.name:
-            raise error(Status.IS_DIRECTORY, "a path that ends in '/' cannot be created as a file")
     if request.parents:
         await make_parents(attempt, request.place, mode_of_parents(inodes.REGULAR, request.mode), request.umask)
     exclusive = flags & os.O_EXCL
-    found = await path.locate(attempt, request.place, follow=not (exclusive or flags & os.O_NOFOLLOW))
+    found = await path.locate(attempt, request.place, follow=not (exclusive or flags & os.O_NOFOLLOW), creating=True)
     if found.entry is not None:
         if exclusive:
             raise error(Status.EXISTS, f"{found.name.decode('utf-8', 'backslashreplace')!r} exists")
         return await _open_existing(attempt, await attempt.inode(found.entry.inode), flags)
-    if found.slash:  # a dangling symlink to "name/"
-        raise error(Status.IS_DIRECTORY, "a path that ends in '/' cannot be created as a file")
     inode = await make(attempt, found.parent, found.name, _recipe(request))
     # Whoever makes a file may use it as he asked, whatever mode he gave it.
     return await _opened(attempt, inode, writing=writes(flags), created=True)

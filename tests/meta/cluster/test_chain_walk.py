@@ -50,6 +50,7 @@ class Walk(RuleBasedStateMachine):
         self.lost_with_disks: set[int] = set()
         self.writes = 0
         self.on_the_way: list[tuple[int, Report]] = []
+        self.cut_off: set[int] = set()
 
     def pick(self, data: st.DataObject) -> int:
         return data.draw(st.sampled_from(sorted(self.servers)), label="target")
@@ -182,8 +183,14 @@ class Walk(RuleBasedStateMachine):
             alive = server.running and server.lease and not server.new
             lease = Lease.HELD if alive else Lease.OVERDUE if late and data.draw(st.booleans()) else Lease.OVER
             server.lease = server.lease and lease is not Lease.OVER
-            reports[target] = self.report_of(target)._replace(lease=lease)
+            cut = target in self.cut_off
+            reports[target] = self.report_of(target)._replace(lease=lease, cut=cut)
         self.move(reports)
+
+    @rule(data=st.data())
+    def a_cut(self, data: st.DataObject) -> None:
+        """Somebody says that this one gives no answer, or that it does again."""
+        self.cut_off ^= {self.pick(data)}
 
     @rule(data=st.data())
     def routing_arrives(self, data: st.DataObject) -> None:
@@ -224,6 +231,14 @@ class Walk(RuleBasedStateMachine):
             ):
                 missing = self.acknowledged - server.held - self.lost_with_disks
                 assert not missing, (member.target, missing)
+
+    @invariant()
+    def nobody_answers_reads_without_every_acknowledged_write(self) -> None:
+        """Whatever entry of the chain it knows: a member that is moved for a cut has a lease, and has not heard of it yet."""
+        for target, server in self.servers.items():
+            if self.takes(target, server.chain) and server.state(target) == TARGET_STATE_SERVING:
+                missing = self.acknowledged - server.held - self.lost_with_disks
+                assert not missing, (target, missing)
 
     @invariant()
     def somebody_may_serve(self) -> None:

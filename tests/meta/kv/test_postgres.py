@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,13 +167,30 @@ async def test_many_transactions_at_once_share_connections_and_commits(another: 
     assert connections <= READERS_MAX + 2
 
 
-async def test_holding_every_connection_and_asking_for_one_more_is_refused(another: Open) -> None:
+async def test_whoever_waits_too_long_for_a_connection_is_refused(another: Open) -> None:
     engine = another()
     held = [await reading(engine) for _ in range(READERS_MAX)]
     with refuses(Status.CONFLICT):
-        await engine.begin().get(b"a")
+        await asyncio.create_task(engine.begin().get(b"a"))  # type: ignore[arg-type]
     await held.pop().commit()
-    assert await engine.begin().get(b"a") is None
+    assert await asyncio.create_task(engine.begin().get(b"a")) is None  # type: ignore[arg-type]
+
+
+async def test_a_task_that_needs_a_second_transaction_does_not_wait_for_itself(another: Open) -> None:
+    engine = another()
+
+    async def nested(number: int) -> None:
+        outer = await reading(engine)
+        inner = engine.begin()
+        await inner.get(b"n")
+        inner.add(b"n", 1)
+        with suppress(StatusError):  # each has read what the others change
+            await inner.commit()
+        outer.put(b"%d" % number, b"")
+        await outer.commit()
+
+    await asyncio.gather(*(nested(number) for number in range(3 * READERS_MAX)))
+    assert len(await everything(engine)) == 3 * READERS_MAX + 1
 
 
 async def _kill_backends(url: str, which: str) -> int:

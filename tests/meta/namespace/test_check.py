@@ -9,6 +9,7 @@ import pytest
 
 from emberfs.meta import keys
 from emberfs.meta.kv.engine import Transaction
+from emberfs.meta.namespace import acl as acls
 from emberfs.meta.namespace import inode as inodes
 from emberfs.meta.namespace.check import check
 from emberfs.proto.errors import Status, StatusError
@@ -70,6 +71,8 @@ async def count_wrong(txn: Transaction, at: dict[str, int]) -> None:
     txn.add(keys.INODES_USED, -1)
 
 
+ACL = acls.Acl(7, 5, 0, 5)
+
 DAMAGES: list[tuple[str, Damage, set[str]]] = [
     ("a lost name", drop(lambda at: keys.dentry_key(1, b"f")), {"wrong link count", "wrong count"}),
     ("a lost inode", drop(lambda at: keys.inode_key(at["/f"])), {"name without inode", "wrong count", "wrong usage"}),
@@ -86,6 +89,18 @@ DAMAGES: list[tuple[str, Damage, set[str]]] = [
         "a damaged inode",
         put(lambda at: keys.inode_key(at["/f"]), b"\x01\x01"),
         {"damaged inode", "name without inode", "wrong count", "wrong usage"},
+    ),
+    ("an attribute of nothing", put(lambda at: keys.xattr_key(99, b"user.x"), b""), {"attribute without inode"}),
+    ("an attribute without flag", put(lambda at: keys.xattr_key(at["/f"], b"user.x"), b""), {"attribute without flag"}),
+    ("an ACL of nothing", put(lambda at: keys.acl_key(99), acls.pack(ACL)), {"ACL without flag"}),
+    ("an ACL without flag", put(lambda at: keys.default_acl_key(at["/d"]), acls.pack(ACL)), {"ACL without flag"}),
+    ("a flag without ACL", alter("/f", flags=inodes.ACL), {"flag without ACL"}),
+    ("a flag without default ACL", alter("/d", flags=inodes.DEFAULT_ACL), {"flag without ACL"}),
+    ("a damaged ACL", put(lambda at: keys.acl_key(at["/f"]), b"\x01"), {"damaged ACL", "ACL without flag"}),
+    (
+        "an ACL that is a mode",
+        put(lambda at: keys.acl_key(at["/f"]), acls.pack(ACL._replace(mask=None))),
+        {"ACL without mask", "ACL without flag"},
     ),
     ("a reused number", drop(lambda at: keys.NEXT_INODE), {"inode from the future"}),
     (

@@ -48,7 +48,7 @@ class Model:
         self.root = Node(DIRECTORY)
         self.root.parent = self.root
 
-    def walk(self, path: str, *, follow: bool) -> tuple[Node, str, Node | None, bool, str]:
+    def walk(self, path: str, *, follow: bool, creating: bool = False) -> tuple[Node, str, Node | None, bool, str]:
         """(directory, name, what is there, trailing slash, the dots that the path ended in); the name is empty for a directory itself."""
         current = self.root
         slash = path.endswith("/")
@@ -61,11 +61,14 @@ class Model:
                 if not todo:
                     return current, "", current, slash, name
                 continue
+            if creating and slash and not todo:
+                fail(Status.IS_DIRECTORY)
             node = current.children.get(name)
             if node is not None and node.kind == SYMLINK and (todo or follow):
                 links += 1
                 if links > SYMLINKS_MAX:
                     fail(Status.SYMLINK_LOOP)
+                slash = slash or (not todo and node.target.endswith("/"))
                 todo += [part for part in reversed(node.target.split("/")) if part]
                 current = self.root if node.target.startswith("/") else current
                 continue
@@ -95,13 +98,8 @@ class Model:
         parent.children[name] = Node(kind, target=target, parent=parent if kind == DIRECTORY else None)
 
     def write(self, path: str, length: int) -> None:
-        if path.endswith("/"):
-            self.walk(path, follow=False)
-            fail(Status.IS_DIRECTORY)
-        parent, name, node, slash, _ = self.walk(path, follow=True)
+        parent, name, node, _, _ = self.walk(path, follow=True, creating=True)
         if node is None:
-            if slash:
-                fail(Status.IS_DIRECTORY)
             node = parent.children[name] = Node(FILE)
         if node.kind == DIRECTORY:
             fail(Status.IS_DIRECTORY)

@@ -421,6 +421,48 @@ QUICK = settings(
 )
 
 
+LONG, TOO_LONG = "n" * 255, "n" * 256
+W, C = os.O_WRONLY, os.O_CREAT | os.O_WRONLY
+CORNERS: list[tuple[Any, ...]] = [
+    ("mkdir", "/e", 0o755, 0),
+    ("open", "/f", C, 0o644, 0, 3),
+    *(("symlink", path, to) for path, to in (("/l", "f/"), ("/d", "nothing/"), ("/m", "l"), ("/n", "e/"), ("/o", "f"))),
+    ("symlink", "/loop", "loop/"),
+    *(("stat", path, True) for path in ("/l", "/m", "/n", "/o/", "/loop", f"/{TOO_LONG}", f"/no/{TOO_LONG}")),
+    *(
+        ("open", path, C, 0o644, 0, 0)
+        for path in ("/l", "/d", "/m", "/n", "/o/", "/loop", "/e/.", f"/{TOO_LONG}", "/no/")
+    ),
+    *(("open", path, C | os.O_EXCL, 0o644, 0, 0) for path in ("/l", "/d", "/e/", "/e/.", "/e/..", "/f/")),
+    *(("open", path, os.O_RDONLY, 0, 0, 0) for path in ("/l", "/n", "/loop")),
+    *(("open", path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, 0, 0, 0) for path in ("/l", "/n", "/n/", "/f")),
+    ("truncate", "/l", 1),
+    ("chmod", "/l", 0o600),
+    ("link", "/l", "/x", True),
+    ("mkdir", "/d", 0o755, 0),
+    ("mkdir", "/d/", 0o755, 0),
+    ("rename", "/o/", "/z", 0),
+    ("rename", "/n/", "/z", 0),
+    ("rename", "/f", f"/e/{TOO_LONG}", 0),
+    ("access", "/m", 0),
+    ("mkdir", f"/{LONG}", 0o755, 0),
+    ("unlink", f"/f/{TOO_LONG}"),
+    ("symlink", "/long", "n" * 4095),
+    ("stat", "/long", True),
+    ("stat", "/" + "e/../" * 800 + "f", True),
+    *(("symlink", f"/s{i}", f"s{i + 1}" if i < 41 else "f") for i in range(42)),
+    *(("stat", f"/s{i}", True) for i in (0, 1, 2, 3)),  # 42 to 39 symlinks
+]
+
+
+@pytest.mark.usefixtures("oracle")
+def test_corners_of_paths() -> None:
+    Both.local.call(ROOT, "reset", 0o777)
+    ours = Ours(0o777)
+    for corner in CORNERS:
+        assert outcome(ours, ALICE, *corner) == outcome(Both.local, ALICE, *corner), corner
+
+
 @pytest.mark.usefixtures("oracle")
 def test_as_the_local_file_system() -> None:
     run_state_machine_as_test(Both, settings=QUICK)

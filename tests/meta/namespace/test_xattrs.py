@@ -16,7 +16,6 @@ from emberfs.meta import keys
 from emberfs.meta.namespace import acl as acls
 from emberfs.meta.namespace.access import ROOT, Credentials
 from emberfs.meta.namespace.acl import Acl
-from emberfs.meta.namespace.check import check
 from emberfs.meta.namespace.ops.xattr import ACCESS_ACL, DEFAULT_ACL, INODE_BYTES_MAX
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2
@@ -188,34 +187,6 @@ async def test_what_no_directory_could_have_remembered(world: World) -> None:
     await put(world, "/d", b"user.x", b"1")
     await world.rmdir("/d")
     assert await left(world) == []
-
-
-async def test_the_checker_sees_what_is_wrong(world: World) -> None:
-    number = (await world.touch("/f")).inode
-    broken = [
-        (keys.xattr_key(number, b"user.x"), b"", "attribute without flag"),
-        (keys.xattr_key(999, b"user.x"), b"", "attribute without inode"),
-        (keys.acl_key(number), acls.pack(NAMED), "ACL without flag"),
-        (keys.default_acl_key(999), acls.pack(NAMED), "ACL without flag"),
-    ]
-    for key, value, kind in broken:
-        txn = world.engine.begin()
-        txn.put(key, value)
-        await txn.commit()
-        assert [problem.kind for problem in await check(world.engine)] == [kind]
-        txn = world.engine.begin()
-        txn.delete(key)
-        await txn.commit()
-    await put(world, "/f", ACCESS_ACL, acls.to_kernel(NAMED))
-    txn = world.engine.begin()
-    txn.put(keys.acl_key(number), acls.pack(PLAIN))
-    await txn.commit()
-    assert [problem.kind for problem in await check(world.engine)] == ["ACL without mask"]
-    txn = world.engine.begin()
-    txn.delete(keys.acl_key(number))
-    await txn.commit()
-    assert [problem.kind for problem in await check(world.engine)] == ["flag without ACL"]
-    await put(world, "/f", ACCESS_ACL, acls.to_kernel(NAMED))
 
 
 async def test_a_repeated_request_sets_nothing_twice(world: World) -> None:

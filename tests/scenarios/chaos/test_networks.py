@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ CUT_SECONDS_MAX = 30.0  # in a soak
 SHORT_S = 2.0  # of an operation that is to fail
 LONG_S = 60.0
 READERS = 6  # each prefers some replica
+CUTS = ((0, 1, False), (1, 0, True), (1, 2, False))
 
 
 @pytest.fixture
@@ -174,6 +176,37 @@ def test_a_member_that_the_manager_cannot_reach(
             with network.inside(HostsCluster.OPERATOR):
                 await_whole_chains(cluster.url)
             assert [read_once(reader) for reader in readers] == [b"1"] * READERS
+        cluster.stop()
+    finally:
+        cluster.abandon()
+
+
+@pytest.mark.timeout(400)
+def test_members_that_are_cut_off_from_each_other(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manager and the clients reach both, so nobody's lease runs out. While the cut lasts writes are acknowledged all the same, and no
+    read is older; when it is over all members serve again."""
+    monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.2")
+    cluster = begun(network, tmp_path, monkeypatch, targets=1)
+    try:
+        write_anew(cluster, "wb", b"0" * 1000)
+        with ExitStack() as stack:
+            with network.inside(CLIENT):
+                patience = LONG_S / time_scale()
+                clients = [stack.enter_context(emberfs.connect(cluster.url, timeout=patience)) for _ in range(READERS)]
+                files = [stack.enter_context(client.open("/file", "r+b", buffering=0)) for client in clients]
+            # Places in the chain, and whether only what the first one sends to the second one is lost.
+            for letter, (first, second, one_way) in zip(b"123", CUTS, strict=True):
+                data = bytes([letter])
+                before = serving(cluster)
+                with network.cut(before[first], before[second], one_way=one_way):
+                    files[0].pwrite(data * 1000, 0)
+                    assert [read_once(file) for file in files] == [data] * READERS
+                    after = serving(cluster)
+                    assert (before[first], before[second]) not in pairwise(after), f"{before} {after}"
+                await_whole_chains(cluster.url)
+                assert [read_once(file) for file in files] == [data] * READERS
         cluster.stop()
     finally:
         cluster.abandon()
