@@ -16,7 +16,7 @@ from ...proto.errors import Status, error
 from ...proto.layout import file_bytes_max
 from .. import keys
 from ..kv.engine import Transaction
-from . import extended, quota, session
+from . import append, extended, quota, session
 from . import inode as inodes
 from .access import without_set_ids
 from .attempt import Attempt, Detour, Task, layout_of
@@ -84,6 +84,7 @@ async def cut(attempt: Attempt, inode: Inode, length: int) -> None:
         raise FinishTrim(inode.id)
     if length > inode.length and inode.nlink:
         await quota.require(attempt, quota.owner_of(inode), 0, length - inode.length)
+    await append.require_quiet(attempt, inode.id)
     # An open writer may have gone beyond the settled length: then even a longer file has chunks behind its new end.
     if length < inode.length or await session.any_writer(attempt.txn, inode.id):
         inode.truncate_version += 1
