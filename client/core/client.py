@@ -18,6 +18,7 @@ from ...proto.gen.meta_pb2 import OpenReply, OpenRequest, PublishRequest, SyncNa
 from ...proto.rpc import CLUSTER, META
 from .acting import Acting
 from .append import Tokens
+from .atimes import ReadTimes
 from .attributes import Stat
 from .budget import Budget
 from .channels import Channels
@@ -66,6 +67,7 @@ class Core(Namespace):
         self.lease = Lease(self.env)
         self.held = Held(self.inodes)
         self.keeper = Keeper(self)
+        self.read_times = ReadTimes(self)
         self.tokens = Tokens(self)
 
     def acting_for(self, uid: int, gid: int, groups: Sequence[int] = (), umask: int = 0) -> Acting:
@@ -392,6 +394,7 @@ class Core(Namespace):
                     await self.flush_inode(inode)
             except StatusError as broken:
                 failure = failure or broken
+        await self.read_times.tell()
         self.closed = True
         try:
             if self.keeper.started:

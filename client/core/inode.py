@@ -44,6 +44,7 @@ class Inode:
 
     __slots__ = (
         "arrived_end",
+        "atime_due",
         "capability_read",
         "capability_write",
         "chains",
@@ -90,6 +91,7 @@ class Inode:
         self.truncate_version = attributes.truncate_version
         self.sparse = attributes.sparse
         self.change = attributes.change
+        self.atime_due = False  # the server wants to know when the file is read
         self.capability_read = b""
         self.capability_write = b""
         self.sessions: list[int] = []  # of writers, the newest last
@@ -117,6 +119,7 @@ class Inode:
             self.take_limit(reply)
         if access in (O_RDONLY, O_RDWR):
             self.capability_read = reply.capability
+            self.atime_due = self.atime_due or reply.atime_due
         if access in (O_WRONLY, O_RDWR):
             self.capability_write = reply.capability
             self.sessions.append(reply.session)

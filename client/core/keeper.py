@@ -1,8 +1,8 @@
 """The keeper: one background worker for each connected client, with connections of its own.
 
 A blocking client runs only inside its calls; while its caller computes for minutes, the keeper renews the one lease, reports which
-inodes are open for reading, applies routing changes and writes out what has been dirty for long. It touches only the table of inodes,
-each under its lock. It starts with the first open file and ends with the client. What waits for storage, or for an inode's lock, is done
+inodes are open for reading, applies routing changes, tells what was read and writes out what has been dirty for long. It touches
+only the table of inodes, each under its lock. It starts with the first open file and ends with the client. What waits for storage, or for an inode's lock, is done
 by a second, short-lived worker.
 """
 
@@ -90,12 +90,16 @@ class Keeper:
     def _anything_old(self) -> bool:
         moment = self._env.now() - self._core.options.scaled(DIRTY_SECONDS_MAX)
         inodes = list(self._core.inodes.values())
-        return bool(self._core.orphans) or any(inode.unsettled and inode.unsettled_since < moment for inode in inodes)
+        if self._core.orphans or self._core.read_times.due:
+            return True
+        return any(inode.unsettled and inode.unsettled_since < moment for inode in inodes)
 
     async def _write_out(self) -> None:
         try:
             await self._close_orphans()
             await self._flush_old(self._env.now() - self._core.options.scaled(DIRTY_SECONDS_MAX))
+            if self._core.read_times.due:
+                await self._core.read_times.tell()
         finally:
             self._writing_out = False
 

@@ -11,7 +11,6 @@ child has none.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -188,13 +187,15 @@ async def _undo(core: Core, file: Inode, span: Span, held: list[Piece[int]], ask
         pieces = overlaid(pieces, start, end, type_)
     if span.kind == FLOCK:
         file.note_lock(span.kind, span.owner, span.start, span.end, None)
-    with suppress(StatusError):  # then it goes at the latest when the file is closed, or with the client
+    try:
         for start, end, type_ in pieces:
             part = Span(span.kind, span.owner, start, 0 if end == OFFSET_END else end - start)
             request = _request(file, part, type_, asked.pid)
             if type_ == UNLOCK:
                 request.withdraw = asked.wait
             await core.cluster.change(META.Lock, request, core.cluster.patience(UNDO_SECONDS_MAX), inode=file.id)
+    except StatusError:  # then it goes when the file is closed, or with the client
+        file.note_lock(span.kind, span.owner, span.start, span.end, asked.type)
 
 
 def checked_span(handle: Reader, start: int, length: int, owner: int) -> Span:

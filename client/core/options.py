@@ -29,6 +29,7 @@ class Options:
     readahead: int = 4 << 20  # of one file read in sequence; 0: none. More does not fit the caches
     write_back: int = 16 << 20  # of one file that is not acknowledged yet; 0: every write waits for storage
     memory: int = 256 << 20  # all transfer buffers of this client together
+    atime: bool = True  # tell the server which files were read (relatime)
     name: str = ""  # for people, in `emberfs status`
     rack: str = field(default_factory=own_rack)  # where this machine is, as storage servers say with --rack
 

@@ -288,6 +288,8 @@ class Reader:
         if self.ending:
             async with self.file.lock:
                 await self._renew_session()
+        if reading and self.file.atime_due and self.core.options.atime:
+            self.core.read_times.note(self.file)
 
     def _raise_error(self) -> None:
         failure = self.file.take_error()

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import struct
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import keys
-from .attempt import Attempt
+from .attempt import Attempt, Detour, Task
+
+if TYPE_CHECKING:
+    from .namespace import Namespace
 
 VERSION = 1
 
@@ -42,6 +45,29 @@ class Held(Exception):
     def __init__(self, token: Token) -> None:
         super().__init__()
         self.token = token
+
+
+class Recall(Detour):
+    """A file is to be cut while another client appends to it: what that has in its buffers goes first, where it was meant for."""
+
+    def __init__(self, inode: int, token: Token) -> None:
+        super().__init__(inode)
+        self.inode = inode
+        self.token = token
+
+    async def take(self, namespace: Namespace, task: Task) -> None:
+        if not await namespace.appending.recalled(self.inode, self.token):
+            task.unheard.add(self.inode)  # it is stopped, or gone: a cut does not wait for that
+
+
+async def require_quiet(attempt: Attempt, inode: int) -> None:
+    """Raise the detour while another client has the inode's token."""
+    found = await attempt.txn.get(keys.append_key(inode))
+    if found is None or inode in attempt.task.unheard:
+        return
+    token = unpack(found)
+    if token.client != attempt.client:
+        raise Recall(inode, token)
 
 
 async def release(attempt: Attempt, inode: int) -> None:

@@ -18,13 +18,29 @@ from .append import Held, Token, unpack
 from .attempt import Task
 from .clients import settle_session
 from .ops.append import append
+from .seams import Clock
 from .waiters import Waiters
 
 if TYPE_CHECKING:
     from .namespace import Namespace
 
+RECALL_SECONDS_MAX = 2.0  # scaled: that cutting a file waits for a client that appends to it
 PAGE = 1000  # records per read
 WATCHED_MAX = 1000  # inodes whose marks one request looks at; a holder of more is slow to hear from other servers
+
+
+class Recalling:
+    """In place of a request's context: a server that waits for itself."""
+
+    cancelled = False
+    stopping = False
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self._clock = clock
+        self._end = clock.now() + seconds
+
+    def remaining(self) -> float:
+        return self._end - self._clock.now()
 
 
 class Appending:
@@ -61,6 +77,24 @@ class Appending:
             if line and granted:
                 self._tell(task.client, request.inode)
             elif line:
+                self.waiters.wake(line[0])
+
+    async def recalled(self, inode: int, token: Token) -> bool:
+        """Have a token given back, and wait for that; False if that takes longer than the holder may need."""
+        request = Recalling(self._namespace.clock, RECALL_SECONDS_MAX * self._namespace.time_scale)
+        waiter = self.waiters.join(inode, None, request)
+        line = self.waiters.line(inode)
+        try:
+            await self._recall(inode, token, marking=True)
+            key = keys.append_key(inode)
+            while await self.waiters.wait(waiter):
+                found = await self._namespace.engine.begin().get(key, snapshot=True)
+                if found is None or unpack(found)._replace(wanted=False) != token._replace(wanted=False):
+                    return True
+            return False
+        finally:
+            self.waiters.leave(waiter)
+            if line:
                 self.waiters.wake(line[0])
 
     async def _try(self, task: Task, request: meta_pb2.AppendRequest) -> meta_pb2.AppendReply:

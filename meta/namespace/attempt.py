@@ -49,6 +49,7 @@ class Task:
     measured: dict[int, tuple[int, int]] = field(
         default_factory=dict
     )  # inode -> (truncate version, end of its last chunk)
+    unheard: set[int] = field(default_factory=set)  # inodes whose append token was not given back when it was asked for
 
     def has_open(self, inode: int, rights: int) -> bool:
         """Whether these rights (`proto.capability.Rights`) on an inode were granted before."""

@@ -18,7 +18,7 @@ from ...proto.rpc import META, Context
 from .. import keys
 from ..kv.engine import Transaction
 from . import deadlock, locks
-from .attempt import Task
+from .attempt import Attempt, Task
 from .locks import Lock, Table
 from .ops import lock as ops
 from .waiters import Waiters
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .namespace import Namespace
 
 PAGE = 1000  # records per read
+WITHDRAWN_MAX = 20_000  # waits that are remembered as given up; the oldest is forgotten
 
 
 class Locking:
@@ -35,10 +36,13 @@ class Locking:
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
         self.waiters = Waiters(namespace.clock, namespace.time_scale, lambda: namespace.closing)
+        self._withdrawn: dict[tuple[bytes, int, int], None] = {}  # (client, owner, wait), in order
 
     async def lock(self, task: Task, request: meta_pb2.LockRequest, context: Context) -> meta_pb2.LockReply:
         """Grant or release a lock; `waiting` in the reply says that it is still taken. Raises WOULD_BLOCK when it is taken and the
-        request does not wait, DEADLOCK, NO_LOCKS."""
+        request does not wait, DEADLOCK, NO_LOCKS, CANCELLED for a wait that was withdrawn."""
+        if request.withdraw:
+            self._withdraw(task.client, request)
         try:
             return await self._try(task, request)
         except ops.Blocked as blocked:
@@ -51,8 +55,25 @@ class Locking:
         return await self._wait(task, request, context)
 
     async def _try(self, task: Task, request: meta_pb2.LockRequest) -> meta_pb2.LockReply:
-        reply, _ = await self._namespace.change(META.Lock, ops.lock, task, request)
+        wait = (task.client, request.owner, request.wait)
+
+        async def operation(attempt: Attempt, request: meta_pb2.LockRequest) -> meta_pb2.LockReply:
+            # Looked at in each attempt: the withdrawal may overtake the request, or come while it commits.
+            if wait in self._withdrawn:
+                raise error(Status.CANCELLED, "the client gave this wait up")
+            return await ops.lock(attempt, request)
+
+        reply, _ = await self._namespace.change(META.Lock, operation, task, request)
         return reply
+
+    def _withdraw(self, client: bytes, request: meta_pb2.LockRequest) -> None:
+        """From now on this wait is granted nothing: what its client does next must not be undone by it."""
+        if len(self._withdrawn) >= WITHDRAWN_MAX:
+            del self._withdrawn[next(iter(self._withdrawn))]
+        self._withdrawn[client, request.owner, request.withdraw] = None
+        for waiter in self.waiters.line(request.inode):
+            if waiter.what.whose == (client, request.owner):
+                self.waiters.wake(waiter)
 
     async def _wait(self, task: Task, request: meta_pb2.LockRequest, context: Context) -> meta_pb2.LockReply:
         wanted = ops.wanted(task.client, request)

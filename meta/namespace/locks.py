@@ -52,7 +52,7 @@ class Lock(NamedTuple):
         """Whether two owners cannot have both."""
         return (
             self.kind == other.kind
-            and (self.type == EXCLUSIVE or other.type == EXCLUSIVE)
+            and EXCLUSIVE in (self.type, other.type)
             and self.start < other.end
             and other.start < self.end
             and self.whose != other.whose

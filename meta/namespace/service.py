@@ -15,6 +15,7 @@ from .inode import REGULAR
 from .namespace import Namespace
 from .ops import (
     allocate,
+    atime,
     attributes,
     clone,
     close,
@@ -232,6 +233,11 @@ class MetaService:
     async def remove_xattr(self, request: meta_pb2.RemoveXattrRequest, context: Context) -> meta_pb2.RemoveXattrReply:
         task = self._task(context, request)
         reply, _ = await self._namespace.change(META.RemoveXattr, xattr.remove_xattr, task, request)
+        return reply
+
+    async def read_times(self, request: meta_pb2.ReadTimesRequest, context: Context) -> meta_pb2.ReadTimesReply:
+        task = self._task(context, request)
+        reply, _ = await self._namespace.change(META.ReadTimes, atime.read_times, task, request)
         return reply
 
     async def access(self, request: meta_pb2.AccessRequest, context: Context) -> meta_pb2.AccessReply:

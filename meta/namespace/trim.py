@@ -16,7 +16,7 @@ from ...proto.errors import Status, error
 from ...proto.layout import file_bytes_max
 from .. import keys
 from ..kv.engine import Transaction
-from . import extended, quota, session
+from . import append, extended, quota, session
 from . import inode as inodes
 from .access import without_set_ids
 from .attempt import Attempt, Detour, Task, layout_of
@@ -84,10 +84,13 @@ async def cut(attempt: Attempt, inode: Inode, length: int) -> None:
         raise FinishTrim(inode.id)
     if length > inode.length and inode.nlink:
         await quota.require(attempt, quota.owner_of(inode), 0, length - inode.length)
+    await append.require_quiet(attempt, inode.id)
     if inode.flags & inodes.INLINE:
-        await _cut_inlined(attempt, inode, length)
-    # An open writer may have gone beyond the settled length: then even a longer file has chunks behind its new end.
-    elif length < inode.length or await session.any_writer(attempt.txn, inode.id):
+        trims = await _cut_inlined(attempt, inode, length)
+    else:
+        # An open writer may have gone beyond the settled length: then even a longer file has chunks behind its new end.
+        trims = length < inode.length or await session.any_writer(attempt.txn, inode.id)
+    if trims:
         inode.truncate_version += 1
         inode.flags |= inodes.TRIMMING
         attempt.txn.put(keys.trim_key(inode.id), Trim(inode.length, length, inode.truncate_version).pack())
@@ -103,14 +106,15 @@ async def cut(attempt: Attempt, inode: Inode, length: int) -> None:
     attempt.put(inode)
 
 
-async def _cut_inlined(attempt: Attempt, inode: Inode, length: int) -> None:
+async def _cut_inlined(attempt: Attempt, inode: Inode, length: int) -> bool:
+    """Whether chunks are to be trimmed: those that a growth left that failed. They must not show in what the file becomes now."""
     from . import inline  # it needs what is here, too
 
     if length:
         await inline.resize(attempt, inode, length)
-    else:
-        inline.drop(attempt.txn, inode)
-        quota.resize(attempt.txn, inode, 0)
+        return False
+    inline.drop(attempt.txn, inode)
+    return inode.truncate_version > 0
 
 
 async def finish(namespace: Namespace, number: int) -> None:

@@ -8,10 +8,9 @@ lives as long as there are any; it also notices who was given up.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Protocol
 
 from ...proto.errors import Status, error
-from ...proto.rpc import Context
 from .seams import Clock
 
 WAITERS_MAX = 20_000  # of a server; beyond, requests are answered BUSY
@@ -21,12 +20,22 @@ TICK_SECONDS = 0.05  # how late it is noticed that a request was given up, scale
 ANSWER_SECONDS = 0.25  # kept of a request's time for the answer, scaled
 
 
+class Patience(Protocol):
+    """What is asked of the context of a request that waits (proto/rpc.py)."""
+
+    @property
+    def cancelled(self) -> bool: ...
+    @property
+    def stopping(self) -> bool: ...
+    def remaining(self) -> float: ...
+
+
 class Waiter:
     """One request that waits for something about `key`. `what` is what it wants, for those who choose whom to wake."""
 
     __slots__ = ("context", "key", "look_at", "over_at", "turn", "what")
 
-    def __init__(self, key: Hashable, what: Any, context: Context, turn: Any, over_at: float) -> None:
+    def __init__(self, key: Hashable, what: Any, context: Patience, turn: Any, over_at: float) -> None:
         self.key = key
         self.what = what
         self.context = context
@@ -46,7 +55,7 @@ class Waiters:
         self.count = 0  # of all who wait
         self._ticking = False
 
-    def join(self, key: Hashable, what: Any, context: Context) -> Waiter:
+    def join(self, key: Hashable, what: Any, context: Patience) -> Waiter:
         """Get in line. Raises BUSY when too many wait."""
         if self.count >= WAITERS_MAX:
             raise error(Status.BUSY, f"over {WAITERS_MAX} requests wait at this server; try again later")

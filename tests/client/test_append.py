@@ -131,6 +131,32 @@ def test_who_appends_after_a_flush_sees_where_others_have_moved_the_end(world: W
     assert second.read_bytes("/log") == b"aXYZ!"
 
 
+def test_a_truncate_comes_after_what_was_appended_before_it(world: World) -> None:
+    """As logs are rotated: copied, then cut, while their writers go on."""
+    first, second = world.client(), world.client()
+    with first.open("/log", "ab") as a:
+        a.write(b"old")
+        second.truncate("/log", 0)
+        a.write(b"new ")
+        second.open("/log", "wb").close()
+        a.write(b"newest")
+        second.truncate("/log", 3)
+        a.flush()
+        first.truncate("/log", 2)  # its own token is no obstacle
+        a.write(b"!")
+    assert second.read_bytes("/log") == b"ne!"
+
+
+def test_a_truncate_does_not_wait_for_ever(world: World) -> None:
+    first, second = world.client(), world.client()
+    a = first.open("/log", "ab")
+    a.write(b"old")
+    first.core.tokens = Tokens(first.core)  # deaf, as one that was stopped
+    second.truncate("/log", 10)
+    a.close()
+    assert second.stat("/log").size == 10
+
+
 def test_a_client_that_is_gone_while_it_appends(world: World) -> None:
     """Its length is settled from the chunks before the next one may append."""
     first, second = world.client(), world.client()

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from emberfs.client.blocking import Client
+from emberfs.client.blocking import Client, Stat
 from emberfs.proto.env import drive
 from emberfs.proto.errors import Status, StatusError
 
@@ -316,3 +316,28 @@ def test_many_files_share_the_memory(world: World) -> None:
         file.close()
     for i in range(30):
         assert client.read_bytes(f"/f{i}") == bytes([i]) * 2_100_000
+
+
+def test_reading_moves_the_access_time_as_relatime_does(client: Client) -> None:
+    client.write_bytes("/f", b"abc")
+    made = client.stat("/f")
+
+    def told() -> Stat:
+        drive(client.core.read_times.tell())
+        return client.stat("/f")
+
+    with client.open("/f") as file:
+        assert told().atime_ns == made.atime_ns  # nobody has read it yet
+        file.read()
+    read = told()
+    assert read.atime_ns > made.atime_ns
+    assert (read.mtime_ns, read.ctime_ns, read.change) == (made.mtime_ns, made.ctime_ns, made.change)
+    assert client.read_bytes("/f") == b"abc"
+    assert told().atime_ns == read.atime_ns  # it was read since its last change
+    client.chmod("/f", 0o600)
+    client.read_bytes("/f")
+    assert told().atime_ns > read.atime_ns
+    client.utime("/f", atime_ns=client.stat("/f").ctime_ns + 3600 * 10**9, mtime_ns=4)
+    before = client.stat("/f")
+    client.read_bytes("/f")
+    assert told().atime_ns == before.atime_ns

@@ -142,6 +142,41 @@ def test_a_deadlock_of_processes(cluster: Any, path: str, count: int) -> None:
     assert [child.wait() for child in children] == [0] * count
 
 
+def test_a_wait_that_a_signal_ends(cluster: Any, path: str) -> None:
+    """As F_SETLKW with EINTR: what was held before is held, and the wait is granted nothing later."""
+
+    class Alarm(Exception):
+        pass
+
+    def ring(number: int, frame: object) -> None:
+        raise Alarm
+
+    def work(child: Child) -> None:
+        signal.signal(signal.SIGALRM, ring)
+        with connected(cluster) as client, client.open(path, "r+b") as file:
+            file.lock(10, 5, exclusive=False)
+            for call in (lambda: file.lock(0, 100), lambda: file.flock("exclusive")):
+                signal.setitimer(signal.ITIMER_REAL, 0.2)
+                with pytest.raises(Alarm):
+                    call()
+            child.say()
+            assert child.hear() == b"."
+            file.lock(0, 100)
+
+    with connected(cluster) as client, client.open(path, "r+b") as file:
+        file.lock(0, 5)
+        file.flock("shared")
+        interrupted = Child(work)
+        assert interrupted.hear() == b"."
+        file.unlock()
+        file.flock("exclusive", blocking=False)
+        found = file.test_lock()
+        assert found is not None
+        assert (found.exclusive, found.start, found.length) == (False, 10, 5)
+        interrupted.say()
+        assert interrupted.wait() == 0
+
+
 def test_locks_stay_with_the_parent_over_a_fork(cluster: Any, path: str) -> None:
     with connected(cluster) as client, client.open(path, "r+b") as file:
         file.lock(0, 10)

@@ -14,6 +14,7 @@ from ..access import EXECUTE, READ, WRITE, require, require_owner
 from ..attempt import DEAD_RECORD, UNNAMED_RECORD, Attempt
 from ..inode import Inode
 from ..session import Session
+from .atime import is_due
 from .create import Recipe, check_defaults, make, make_inode, make_parents, mode_of_parents
 
 _RIGHTS = {os.O_RDONLY: READ, os.O_WRONLY: WRITE, os.O_RDWR: READ | WRITE}
@@ -126,7 +127,9 @@ async def _open_existing(attempt: Attempt, inode: Inode, flags: int) -> meta_pb2
         await trim.cut(attempt, inode, 0)
     elif writing and inode.flags & inodes.TRIMMING:
         raise trim.FinishTrim(inode.id)  # before anybody writes where chunks are going
-    return await _opened(attempt, inode, writing=writing)
+    reply = await _opened(attempt, inode, writing=writing)
+    reply.atime_due = flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_NOATIME and is_due(inode, attempt.now_ns)
+    return reply
 
 
 def _check_noatime(attempt: Attempt, inode: Inode, flags: int) -> None:

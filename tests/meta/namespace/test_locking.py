@@ -265,6 +265,26 @@ async def test_a_wait_that_was_given_up_leaves_nothing_behind(served: Locks) -> 
     assert stopped.value.status is Status.UNAVAILABLE
 
 
+async def test_a_withdrawn_wait_is_granted_nothing_even_if_it_comes_later(served: Locks) -> None:
+    """The connection that carried the request is gone, and may be read after the one that brings the withdrawal."""
+    inode, _ = await numbers(served)
+    await served.lock(B, inode, POSIX, SHARED, at=(5, 5), owner=1)
+    await served.lock(A, inode, POSIX, EXCLUSIVE, at=(0, 5), owner=1)
+    waiting = asyncio.create_task(served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=4))
+    await served.until_waiting(1)
+    await served.lock(B, inode, POSIX, UNLOCK, at=(0, 5), owner=1, withdraw=4)
+    with pytest.raises(StatusError) as gone:
+        await asyncio.wait_for(waiting, 0.5)
+    assert gone.value.status is Status.CANCELLED
+    await served.lock(A, inode, POSIX, UNLOCK, owner=1)
+    with pytest.raises(StatusError) as late:
+        await served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=4)
+    assert late.value.status is Status.CANCELLED
+    assert [(held.type, held.start, held.end) for held in await served.table(inode)] == [(locks.SHARED, 5, 10)]
+    assert await served.waits() == 0
+    await served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=5)
+
+
 async def test_locks_outlive_the_server_and_hold_at_another_one(served: Locks) -> None:
     inode, _ = await numbers(served)
     await served.lock(A, inode, POSIX, EXCLUSIVE, at=(0, 5), owner=1)
