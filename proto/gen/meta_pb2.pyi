@@ -40,6 +40,16 @@ class QuotaKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     QUOTA_KIND_DIRECTORY: _ClassVar[QuotaKind]
     QUOTA_KIND_USER: _ClassVar[QuotaKind]
     QUOTA_KIND_GROUP: _ClassVar[QuotaKind]
+
+class EventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EVENT_KIND_UNSPECIFIED: _ClassVar[EventKind]
+    EVENT_KIND_CREATED: _ClassVar[EventKind]
+    EVENT_KIND_REMOVED: _ClassVar[EventKind]
+    EVENT_KIND_RENAMED: _ClassVar[EventKind]
+    EVENT_KIND_LINKED: _ClassVar[EventKind]
+    EVENT_KIND_CHANGED: _ClassVar[EventKind]
+    EVENT_KIND_WRITTEN: _ClassVar[EventKind]
 REMOVE_KIND_UNSPECIFIED: RemoveKind
 REMOVE_KIND_UNLINK: RemoveKind
 REMOVE_KIND_RMDIR: RemoveKind
@@ -58,6 +68,13 @@ QUOTA_KIND_UNSPECIFIED: QuotaKind
 QUOTA_KIND_DIRECTORY: QuotaKind
 QUOTA_KIND_USER: QuotaKind
 QUOTA_KIND_GROUP: QuotaKind
+EVENT_KIND_UNSPECIFIED: EventKind
+EVENT_KIND_CREATED: EventKind
+EVENT_KIND_REMOVED: EventKind
+EVENT_KIND_RENAMED: EventKind
+EVENT_KIND_LINKED: EventKind
+EVENT_KIND_CHANGED: EventKind
+EVENT_KIND_WRITTEN: EventKind
 
 class Place(_message.Message):
     __slots__ = ("parent", "path")
@@ -262,24 +279,30 @@ class RemoveReply(_message.Message):
     def __init__(self, statuses: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RenameRequest(_message.Message):
-    __slots__ = ("caller", "request_id", "source", "target", "flags")
+    __slots__ = ("caller", "request_id", "source", "target", "flags", "sources", "targets")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     FLAGS_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     request_id: int
     source: Place
     target: Place
     flags: int
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., source: _Optional[_Union[Place, _Mapping]] = ..., target: _Optional[_Union[Place, _Mapping]] = ..., flags: _Optional[int] = ...) -> None: ...
+    sources: _containers.RepeatedCompositeFieldContainer[Place]
+    targets: _containers.RepeatedCompositeFieldContainer[Place]
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., source: _Optional[_Union[Place, _Mapping]] = ..., target: _Optional[_Union[Place, _Mapping]] = ..., flags: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Place, _Mapping]]] = ...) -> None: ...
 
 class RenameReply(_message.Message):
-    __slots__ = ("attributes",)
+    __slots__ = ("attributes", "statuses")
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    STATUSES_FIELD_NUMBER: _ClassVar[int]
     attributes: _common_pb2.Attributes
-    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
+    statuses: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., statuses: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LinkRequest(_message.Message):
     __slots__ = ("caller", "request_id", "source", "target", "follow")
@@ -890,3 +913,41 @@ class ReadTimesRequest(_message.Message):
 class ReadTimesReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("kind", "inode", "time_ns", "path", "target")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    TIME_NS_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    kind: EventKind
+    inode: int
+    time_ns: int
+    path: bytes
+    target: bytes
+    def __init__(self, kind: _Optional[_Union[EventKind, str]] = ..., inode: _Optional[int] = ..., time_ns: _Optional[int] = ..., path: _Optional[bytes] = ..., target: _Optional[bytes] = ...) -> None: ...
+
+class ReadEventsRequest(_message.Message):
+    __slots__ = ("caller", "place", "cookie", "entries_max", "wait_ms")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    COOKIE_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_MAX_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    place: Place
+    cookie: bytes
+    entries_max: int
+    wait_ms: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., cookie: _Optional[bytes] = ..., entries_max: _Optional[int] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+
+class ReadEventsReply(_message.Message):
+    __slots__ = ("events", "cookie", "lost")
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    COOKIE_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[Event]
+    cookie: bytes
+    lost: bool
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., cookie: _Optional[bytes] = ..., lost: bool = ...) -> None: ...
