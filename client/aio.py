@@ -24,7 +24,7 @@ from .core.allocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from .core.attributes import Stat, StatFs
 from .core.client import Core
 from .core.file import Handle
-from .core.keeping import Quota, TrashEntry
+from .core.keeping import Event, Quota, TrashEntry
 from .core.locks import THIS_PROCESS, LockInfo
 from .core.options import Options, parse_mode
 from .core.paths import PathLike, text
@@ -112,6 +112,16 @@ class Client:
 
     async def keep_removed(self, path: PathLike, seconds: int | None) -> None:
         await self.core.keep_removed(path, seconds)
+
+    async def events(self, path: PathLike = "/", *, wait: float = 20.0) -> AsyncIterator[Event | None]:
+        cookie = (await self.core.events_page(path, b"", 0)).cookie
+        while True:
+            page = await self.core.events_page(path, cookie, wait)
+            cookie = page.cookie
+            if page.lost or not page.events:
+                yield None
+            for event in page.events:
+                yield event
 
     async def quotas(self) -> list[Quota]:
         return await self.core.quotas()

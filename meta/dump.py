@@ -42,7 +42,7 @@ LINE_BYTES_MAX = 1 << 20  # longer ones were not written by us
 GZIP_LEVEL = 3
 NICE = 10  # of the process that dumps for a server
 
-QUEUES = (keys.DEAD_FILE, keys.DEAD_TREE, keys.DEAD_CHUNKS)  # letters, then a versionstamp
+QUEUES = (keys.DEAD_FILE, keys.DEAD_TREE, keys.DEAD_CHUNKS, keys.EVENT)  # letters, then a versionstamp
 
 Progress = Callable[[int], None]  # rows so far
 
@@ -262,7 +262,7 @@ def _put(txn: Transaction, key: bytes, value: bytes) -> None:
     if letters is not None:
         txn.put_versionstamped(letters, key[len(letters) + keys.VERSIONSTAMP_BYTES :], value)
     else:
-        txn.put(key, b"" if key.startswith(keys.READER) else value)
+        txn.put(key, b"" if key.startswith(keys.READER) or key == keys.EVENTS_FLOOR else value)
 
 
 async def require_whole(engine: Engine) -> None:

@@ -50,6 +50,7 @@ TRSH expires:u64 inode:u64 → parent, removed_ns, remover, name (namespace/tras
 QUOT kind:1 id:u64 → limits (namespace/quota.py)    kind: QuotaKind; id: a directory's inode, uid or gid
 USED kind:1 id:u64 column:1 → counter*   column b: bytes, i: inodes
     What has a name and belongs to the user or group, or to the project of that directory (the `project` column of INOD). Repair: recount.
+EVNT versionstamp:10 place:u16 → an event (namespace/events.py), while somebody watches
 INLN inode:u64 → version:u8 bytes (namespace/inline.py)    the content of a small file
     Exists while the inode's INLINE flag is set, and is as long as it says. No chunk of the file counts.
     Repair: the length is as the record says; a flag without one goes, and with it the length.
@@ -70,7 +71,9 @@ DIRV → counter*
     removal, chmod, chown, ACLs, first extended attribute of a directory. Every transaction reads it; what was learned about
     directories holds for one value of it.
 BKUP number:u64 → JSON (meta/backup.py)   a copy of the metadata in the chunks of one chain. Repair: delete one that is not whole.
-META "format" → version of this key space; "clean" → the last server to write closed it in order; "loading" → a dump is being loaded
+META "format" → version of this key space; "clean" → the last server to write closed it in order; "events" → counter*: until when
+    events are logged (seconds since the epoch); "eventfloor" → the key up to which the log was cut; "eventlog" → counter*: how often it was
+    begun anew; "loading" → a dump is being loaded
     (meta/dump.py), and this store is no use until it is in.
 
 Letters that are kept for what comes: INLN inode (bytes of a small file), LOCK inode, QUOT and USED scope
@@ -116,6 +119,10 @@ NEXT = b"NEXT"
 NEXT_INODE = b"NEXTinode"
 BACKUP = b"BKUP"
 INLINE = b"INLN"
+EVENT = b"EVNT"
+EVENTS_UNTIL = b"METAevents"
+EVENTS_FLOOR = b"METAeventfloor"
+EVENT_LOG = b"METAeventlog"
 
 VERSIONSTAMP_BYTES = 10
 

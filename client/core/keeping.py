@@ -1,4 +1,4 @@
-"""The trash and quotas: what is kept after it was removed, and how much may be kept at all."""
+"""The trash, quotas and events: what is kept after it was removed, how much may be kept at all, and what happens."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from ...proto.gen.meta_pb2 import (
     ListQuotasRequest,
     ListTrashRequest,
     PurgeTrashRequest,
+    ReadEventsRequest,
     RestoreTrashRequest,
     SetAttributesRequest,
     SetQuotaRequest,
 )
+from ...proto.gen.meta_pb2 import Event as EventMessage
 from ...proto.gen.meta_pb2 import Quota as QuotaMessage
 from ...proto.gen.meta_pb2 import TrashEntry as EntryMessage
 from ...proto.rpc import META
@@ -26,8 +28,17 @@ from .cluster import Cluster
 from .paths import PathLike, place, text
 
 PAGE_ENTRIES = 1024
+EVENTS_ANSWER_SECONDS = 10.0  # beyond the wait
 KEEP_SECONDS_MAX = (1 << 32) - 2
 
+_EVENTS: dict[int, Literal["created", "removed", "renamed", "linked", "changed", "written"]] = {
+    1: "created",
+    2: "removed",
+    3: "renamed",
+    4: "linked",
+    5: "changed",
+    6: "written",
+}
 _NAMES: dict[int, Literal["directory", "user", "group"]] = {
     int(QUOTA_KIND_DIRECTORY): "directory",
     int(QUOTA_KIND_USER): "user",
@@ -60,6 +71,24 @@ class Quota:
     bytes_used: int
     inodes_used: int
     counting: bool  # what was there before is still being counted
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened. What is written or changed is known by its inode alone: it may have many names."""
+
+    kind: Literal["created", "removed", "renamed", "linked", "changed", "written"]
+    inode: int
+    time_ns: int
+    path: str  # empty where it is not known
+    target: str  # the new path of a rename
+
+
+@dataclass(frozen=True, slots=True)
+class EventsPage:
+    events: list[Event]
+    cookie: bytes  # to go on from
+    lost: bool  # some events were not there any more: look at everything anew
 
 
 class Keeping:
@@ -106,6 +135,14 @@ class Keeping:
         request = SetAttributesRequest(place=place(path), follow=True, trash=0 if seconds is None else seconds + 1)
         await self.cluster.change(META.SetAttributes, request)
 
+    async def events_page(self, path: PathLike, cookie: bytes, wait: float) -> EventsPage:
+        """What happened in a directory and below it since the last page (an empty cookie: from now on); waits up to `wait` seconds for the
+        first event."""
+        request = ReadEventsRequest(place=place(path), cookie=cookie, wait_ms=int(wait * 1000))
+        patience = self.cluster.patience(wait + EVENTS_ANSWER_SECONDS)
+        reply = await self.cluster.meta(META.ReadEvents, request, patience)
+        return EventsPage([_event(message) for message in reply.events], reply.cookie, reply.lost)
+
     async def quotas(self) -> list[Quota]:
         """All that the caller may see."""
         reply = await self.cluster.meta(META.ListQuotas, ListQuotasRequest())
@@ -142,6 +179,11 @@ def _split(entry: str) -> tuple[int, int]:
         return int(expires, 16), int(inode, 16)
     except ValueError as bad:
         raise error(Status.INVALID, f"{entry!r} is no entry of the trash: 'emberfs trash list' shows them") from bad
+
+
+def _event(message: EventMessage) -> Event:
+    names = [part.decode("utf-8", "surrogateescape") for part in (message.path, message.target)]
+    return Event(_EVENTS.get(int(message.kind), "changed"), message.inode, message.time_ns, names[0], names[1])
 
 
 def _entry(message: EntryMessage) -> TrashEntry:

@@ -53,6 +53,7 @@ COMMANDS = {
     "rm": ("changes", "Files"),
     "trash": ("trash", "Files"),
     "quota": ("quota", "Files"),
+    "events": ("events", "Files"),
 }
 
 

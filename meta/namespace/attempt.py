@@ -64,6 +64,7 @@ class Attempt:
         "after",
         "caller",
         "client",
+        "events",
         "forever",
         "namespace",
         "now_ns",
@@ -83,8 +84,15 @@ class Attempt:
         self.reading = reading
         self.now_ns = namespace.clock.wall_ns()
         self.after: list[Callable[[], Coroutine[Any, Any, None]]] = []  # to be awaited once committed, before the reply
+        self.events: list[tuple[Any, ...]] | None = None  # what watchers are to be told; None: nobody watches
         self.forever = False  # what is removed does not go into the trash
         self._private = False
+
+    def tell(self, kind: int, inode: int, *where: int | bytes) -> None:
+        """Watchers hear of this when it is committed; `where` as the columns of `events.Event`: parent, name, and of a rename the new
+        ones."""
+        if self.events is not None:
+            self.events.append((kind, inode, self.now_ns, *where))
 
     # directories
 

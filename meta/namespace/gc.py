@@ -40,6 +40,7 @@ ROUND_SECONDS = 10.0  # between the beginnings of two rounds through the queue o
 SHORT_ROUND_SECONDS = 1.0  # the same, when space is short:
 SHORT_PART = 0.05  # less than this part of some target is free
 GIVE_WAY_SECONDS = 2.0  # between pieces of the trash that go before their time, as space is short
+EVENTS_SECONDS = 30.0  # between looks for old events
 PENDING_MAX = 10_000  # records of each queue that are counted for people
 CHUNKS_VERSION = 1
 
@@ -73,6 +74,7 @@ class Collector:
         self._round = float("-inf")  # when it began
         self.space_is_short = False
         self._emptier = Emptier(namespace)
+        self._events_cut = float("-inf")
         self._given_way = float("-inf")  # when the trash last gave way
         # Where each queue begins, as far as this server knows: a scan from its letters on would cross the tombstones of
         # everything that ever was in it. New records only ever come behind.
@@ -99,10 +101,19 @@ class Collector:
         worked = False
         await self._begin_round()
         worked |= await self._empty_trash()
+        worked |= await self._cut_events()
         for piece in (self._dismantle, self._free_files, self._remove_chunks):
             worked |= await piece()
             await self._namespace.clock.sleep(0)  # requests come in between
         return worked
+
+    async def _cut_events(self) -> bool:
+        now = self._namespace.clock.now()
+        if now - self._events_cut < EVENTS_SECONDS * self._namespace.time_scale:
+            return False
+        if not (more := await self._namespace.events.cut()):
+            self._events_cut = now
+        return more
 
     async def _empty_trash(self) -> bool:
         # Where space is short, more only when the last of it is free: its files wait for their readers, and the storage servers'

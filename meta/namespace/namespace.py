@@ -15,7 +15,7 @@ from ...proto.settings import time_scale
 from .. import keys
 from ..kv import retry
 from ..kv.engine import Engine, Pair, Transaction
-from . import idempotency, quota
+from . import events, idempotency, quota
 from . import inode as inodes
 from .allocate import INODES_PER_RANGE, PLACES_PER_RANGE, RangeAllocator
 from .appending import Appending
@@ -71,6 +71,7 @@ class Namespace:
         self.collector = Collector(self)
         self.locking = Locking(self)
         self.recounter = Recounter(self)
+        self.events = events.Events(self)
         self.appending = Appending(self)
         self.clients = Clients(self)
 
@@ -180,11 +181,12 @@ class Namespace:
             keys.DIRECTORY_VERSION,
             keys.ended_client_key(task.client),
             keys.acknowledged_key(task.client),
+            keys.EVENTS_UNTIL,
         ]
         shared = True  # whether to use what others have learned about directories
 
         async def work(txn: Transaction) -> tuple[_Reply, bool, Attempt | None]:
-            done, version, ended, acknowledged = await txn.get_many(asked)
+            done, version, ended, acknowledged, events_until = await txn.get_many(asked)
             if ended is not None:
                 raise gone()
             if done is not None and request_id:
@@ -194,6 +196,8 @@ class Namespace:
             nonlocal shared
             view = self.memory.view(keys.counter(version)) if shared else View(keys.counter(version))
             attempt = Attempt(self, txn, task, view, reading=False)
+            if events_until is not None and events.is_on(events_until, attempt.now_ns):
+                attempt.events = []
             try:
                 reply = await operation(attempt, request)
             except StatusError as failure:
@@ -205,6 +209,8 @@ class Namespace:
             if request_id:
                 done_now = idempotency.Done(method.number, attempt.now_ns, reply.SerializeToString())
                 idempotency.write(txn, key, done_now)
+            if attempt.events:
+                events.write(txn, [events.Event(*each) for each in attempt.events])
             return reply, False, attempt
 
         for _ in range(DETOURS_MAX):

@@ -243,6 +243,12 @@ class MetaService:
     async def access(self, request: meta_pb2.AccessRequest, context: Context) -> meta_pb2.AccessReply:
         return await self._namespace.read(stat.access, self._task(context, request), request)
 
+    async def read_events(self, request: meta_pb2.ReadEventsRequest, context: Context) -> meta_pb2.ReadEventsReply:
+        task = self._task(context, request)
+        if not task.caller.is_root and not context.peer.identity.trusted:
+            raise error(Status.NOT_PERMITTED, "only root, or the user of the servers, may watch what everybody does")
+        return await self._namespace.events.read(request, task, context)
+
     async def sync_namespace(
         self, request: meta_pb2.SyncNamespaceRequest, context: Context
     ) -> meta_pb2.SyncNamespaceReply:

@@ -20,6 +20,7 @@ from . import append, extended, quota, session
 from . import inode as inodes
 from .access import without_set_ids
 from .attempt import Attempt, Detour, Task, layout_of
+from .happenings import WRITTEN
 from .inode import Inode
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ async def cut(attempt: Attempt, inode: Inode, length: int) -> None:
         attempt.after.append(partial(finish, attempt.namespace, inode.id))
     if length > inode.length:
         inode.flags |= inodes.SPARSE
+    attempt.tell(WRITTEN, inode.id)
     quota.resize(attempt.txn, inode, length)
     inode.mtime_ns = attempt.now_ns
     inode.touched(attempt.now_ns)

@@ -8,6 +8,7 @@ from .. import extended, path, quota
 from .. import inode as inodes
 from ..access import SGID, WRITE, permits, require_owner, without_set_ids
 from ..attempt import Attempt
+from ..happenings import CHANGED
 from ..inode import Inode
 from .create import check_defaults
 
@@ -29,6 +30,7 @@ async def set_attributes(attempt: Attempt, request: meta_pb2.SetAttributesReques
         await quota.require(attempt, quota.owner_of(inode), 1, inode.length)
         quota.changed_hands(attempt.txn, inode, owned)
     end_change(attempt, inode)
+    attempt.tell(CHANGED, inode.id)
     if inode.is_directory and before != _known_of(inode):
         attempt.directory_changed()
     return meta_pb2.SetAttributesReply(attributes=await attempt.visible_attributes(inode))

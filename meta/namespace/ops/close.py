@@ -8,6 +8,7 @@ from ... import keys
 from .. import append, inline, quota, session
 from .. import inode as inodes
 from ..attempt import Attempt
+from ..happenings import WRITTEN
 from ..inode import Inode
 from ..session import Session
 from ..trim import FinishTrim, Measure, check_length
@@ -57,7 +58,13 @@ async def _unwritten(attempt: Attempt, request: _Request) -> common_pb2.Attribut
     return await attempt.visible_attributes(await attempt.inode(request.inode))
 
 
-async def settle_any(attempt: Attempt, inode: Inode, request: _Request, opened: Session, mtime_ns: int) -> None:
+async def settle_any(
+    attempt: Attempt,
+    inode: Inode,
+    request: meta_pb2.CloseRequest | meta_pb2.SyncFileRequest,
+    opened: Session,
+    mtime_ns: int,
+) -> None:
     """`settle`, or take over the bytes of an inlined file. Raises NOT_INLINE too."""
     if not request.HasField("inlined"):
         settle(attempt, inode, request, opened, mtime_ns)
@@ -100,6 +107,7 @@ def settle(
 
 
 def _written(attempt: Attempt, inode: Inode, opened: Session, mtime_ns: int) -> None:
+    attempt.tell(WRITTEN, inode.id)
     session.lose_privileges(attempt.txn, inode, opened)
     inode.mtime_ns = mtime_ns or attempt.now_ns
     inode.touched(attempt.now_ns)

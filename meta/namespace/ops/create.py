@@ -18,6 +18,7 @@ from ..acl import Acl
 from ..attempt import Attempt
 from ..dentry import Dentry
 from ..directories import Directory
+from ..happenings import CREATED
 from ..inode import Inode
 from .stat import check_batch, status_of_entry
 
@@ -67,6 +68,7 @@ async def make(attempt: Attempt, parent: Directory, name: bytes, entry: Recipe) 
         inline.put(attempt.txn, inode, entry.content)
         attempt.put(inode)
     dentries.insert(attempt.txn, parent.id, name, Dentry(inode.type, inode.id), attempt.now_ns)
+    attempt.tell(CREATED, inode.id, parent.id, name)
     if inode.is_directory:
         attempt.directory_added()
     return inode

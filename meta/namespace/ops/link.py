@@ -11,6 +11,7 @@ from ..access import EXECUTE, WRITE, require, require_linkable, require_owner, r
 from ..attempt import Attempt
 from ..dentry import Dentry
 from ..directories import Directory
+from ..happenings import LINKED
 from ..inode import Inode
 from ..path import Found
 from .remove import drop_name
@@ -41,6 +42,7 @@ async def give_name(attempt: Attempt, target: Found, inode: Inode) -> None:
     if inode.nlink >= inodes.LINKS_MAX:
         raise error(Status.TOO_MANY_LINKS, f"inode {inode.id:x} has {inode.nlink} names; there can be no more")
     dentries.insert(attempt.txn, target.parent.id, target.name, Dentry(inode.type, inode.id), attempt.now_ns)
+    attempt.tell(LINKED, inode.id, target.parent.id, target.name)
     await _count_name(attempt, inode, target.parent)
 
 
@@ -93,5 +95,6 @@ async def _replace(attempt: Attempt, target: Found, entry: Dentry, inode: Inode,
     if old.is_directory:
         raise error(Status.IS_DIRECTORY, f"{shown!r} is a directory; a file cannot replace it")
     dentries.substitute(attempt.txn, target.parent.id, target.name, entry, Dentry(inode.type, inode.id), attempt.now_ns)
+    attempt.tell(LINKED, inode.id, target.parent.id, target.name)
     drop_name(attempt, old, target)
     await _count_name(attempt, inode, target.parent)

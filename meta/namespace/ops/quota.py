@@ -9,7 +9,7 @@ from ... import keys
 from .. import path, quota
 from ..attempt import Attempt
 from ..quota import DIRECTORY, GROUP, QUOTAS_MAX, USER, Limits, Quotas, Scope
-from .trash import way_to
+from ..ways import way_to
 
 LIMIT_MAX = (1 << 63) - 1
 

@@ -12,6 +12,7 @@ from ..access import EXECUTE, READ, STICKY, WRITE, require, require_removable
 from ..attempt import Attempt
 from ..dentry import Dentry
 from ..directories import Directory
+from ..happenings import REMOVED
 from ..inode import Inode
 from ..path import Found
 from .stat import check_batch, status_of_entry
@@ -55,6 +56,7 @@ async def unlink(attempt: Attempt, found: Found) -> None:
     if inode.is_directory:
         raise error(Status.IS_DIRECTORY, f"{found.name!r} is a directory: use rmdir")
     dentries.remove(attempt.txn, found.parent.id, found.name, entry, attempt.now_ns)
+    attempt.tell(REMOVED, inode.id, found.parent.id, found.name)
     drop_name(attempt, inode, found)
 
 
@@ -110,6 +112,7 @@ async def require_empty(attempt: Attempt, number: int) -> None:
 def take_out(attempt: Attempt, found: Found, victim: Directory) -> None:
     """Remove the name of a directory; everybody forgets where it was."""
     dentries.remove(attempt.txn, found.parent.id, found.name, Dentry(inodes.DIRECTORY, victim.id), attempt.now_ns)
+    attempt.tell(REMOVED, victim.id, found.parent.id, found.name)
     attempt.directory_changed()
 
 

@@ -2,38 +2,62 @@
 
 from __future__ import annotations
 
-from ....proto.errors import Status, error
+from ....proto.errors import Status, StatusError, error
 from ....proto.gen import meta_pb2
+from ....proto.gen.meta_pb2 import Place
 from .. import dentry as dentries
 from .. import path, quota
 from ..access import EXECUTE, WRITE, require, require_removable
 from ..attempt import Attempt
 from ..dentry import Dentry
 from ..directories import Directory
+from ..happenings import RENAMED
 from ..inode import Inode
 from ..path import Found
 from .attributes import begin_change, end_change
 from .remove import drop_name, erase_directory, require_empty
+from .stat import check_batch, status_of_entry
 
 NOREPLACE = 1
 EXCHANGE = 2
 
 
 async def rename(attempt: Attempt, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply:
-    """Move a name. The checks come in the order of Linux. Raises what is wrong with either side: INVALID for a directory that
-    would move below itself, NOT_EMPTY, IS_DIRECTORY, NOT_DIRECTORY, EXISTS, BUSY_RESOURCE…"""
+    """Move a name, or each of a batch. The checks come in the order of Linux. Raises what is wrong with either side: INVALID for a
+    directory that would move below itself, NOT_EMPTY, IS_DIRECTORY, NOT_DIRECTORY, EXISTS, BUSY_RESOURCE…"""
     flags = request.flags
     if flags & ~(NOREPLACE | EXCHANGE) or flags == NOREPLACE | EXCHANGE:
         raise error(Status.INVALID, f"rename flags {flags}: 0, NOREPLACE (1) or EXCHANGE (2)")
-    source = await path.locate(attempt, request.source)
-    target = await path.locate(attempt, request.target)
+    if request.sources:
+        return await _rename_many(attempt, request)
+    moved = await _rename_one(attempt, request.source, request.target, flags)
+    return meta_pb2.RenameReply(attributes=await attempt.visible_attributes(moved))
+
+
+async def _rename_many(attempt: Attempt, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply:
+    check_batch(len(request.sources), "names")
+    if len(request.targets) != len(request.sources) or request.flags == EXCHANGE:
+        raise error(Status.INVALID, "a batch of renames has as many targets as sources, and exchanges nothing")
+    reply = meta_pb2.RenameReply()
+    for source, target in zip(request.sources, request.targets, strict=True):
+        try:
+            await _rename_one(attempt, source, target, request.flags)
+            reply.statuses.append(0)
+        except StatusError as failure:
+            reply.statuses.append(status_of_entry(failure))
+    return reply
+
+
+async def _rename_one(attempt: Attempt, old: Place, new: Place, flags: int) -> Inode:
+    source = await path.locate(attempt, old)
+    target = await path.locate(attempt, new)
     _check_names(source, target, flags)
     moved = await _moved(attempt, source)
     if flags == EXCHANGE:
         await _exchange(attempt, source, target, moved)
     else:
         await _move(attempt, source, target, moved, noreplace=flags == NOREPLACE)
-    return meta_pb2.RenameReply(attributes=await attempt.visible_attributes(moved))
+    return moved
 
 
 def _check_names(source: Found, target: Found, flags: int) -> None:
@@ -88,6 +112,7 @@ async def _carry_out(attempt: Attempt, source: Found, target: Found, moved: Inod
     assert source.entry is not None
     txn, now_ns = attempt.txn, attempt.now_ns
     dentries.remove(txn, source.parent.id, source.name, source.entry, now_ns)
+    attempt.tell(RENAMED, moved.id, source.parent.id, source.name, target.parent.id, target.name)
     if target.entry is None or replaced is None:
         dentries.insert(txn, target.parent.id, target.name, source.entry, now_ns)
     else:
@@ -136,6 +161,8 @@ async def _exchange(attempt: Attempt, source: Found, target: Found, moved: Inode
 
 def _swap(attempt: Attempt, source: Found, target: Found, first: Dentry, second: Dentry) -> None:
     dentries.substitute(attempt.txn, source.parent.id, source.name, first, second, attempt.now_ns)
+    attempt.tell(RENAMED, first.inode, source.parent.id, source.name, target.parent.id, target.name)
+    attempt.tell(RENAMED, second.inode, target.parent.id, target.name, source.parent.id, source.name)
     dentries.substitute(attempt.txn, target.parent.id, target.name, second, first, attempt.now_ns)
 
 

@@ -12,13 +12,14 @@ from .. import path, quota, trash
 from ..access import EXECUTE, WRITE, require
 from ..attempt import Attempt
 from ..dentry import Dentry
+from ..happenings import LINKED
 from ..inode import Inode
 from ..path import Found
 from ..trash import Removed
+from ..ways import way_to
 from .stat import check_batch, status_of_entry
 
 ENTRIES_MAX = 1024  # of a page
-NAMES_MAX = 4096  # of a directory that are looked through for a name
 
 
 async def list_trash(attempt: Attempt, request: meta_pb2.ListTrashRequest) -> meta_pb2.ListTrashReply:
@@ -58,28 +59,6 @@ def _entry(key: bytes, inode: Inode, removed: Removed, way: bytes) -> TrashEntry
     )
 
 
-async def way_to(attempt: Attempt, number: int) -> bytes:
-    """The path of a directory for people; where a name is not found among the first NAMES_MAX, its number stands for it."""
-    names: list[bytes] = []
-    while number != path.ROOT:
-        try:
-            inode = await attempt.inode(number)
-        except StatusError:
-            return b"/".join([b"(removed directory %x)" % number, *reversed(names)])
-        if not inode.parent:
-            return b"/".join([b"(removed directory %x)" % number, *reversed(names)])
-        names.append(await _name_of(attempt, inode))
-        number = inode.parent
-    return b"/" + b"/".join(reversed(names))
-
-
-async def _name_of(attempt: Attempt, inode: Inode) -> bytes:
-    for key, value in await attempt.txn.scan(*keys.dentry_range(inode.parent), NAMES_MAX, snapshot=True):
-        if dentries.unpack(value).inode == inode.id:
-            return key[keys.DENTRY_NAME_AT :]
-    return b"(%x)" % inode.id
-
-
 async def restore_trash(attempt: Attempt, request: meta_pb2.RestoreTrashRequest) -> meta_pb2.RestoreTrashReply:
     """Give an entry a name again: in the place that is named, or where it was. Raises NOT_FOUND (no such entry, or its directory is
     gone), EXISTS, NOT_PERMITTED, PERMISSION_DENIED."""
@@ -101,6 +80,7 @@ async def restore_trash(attempt: Attempt, request: meta_pb2.RestoreTrashRequest)
 async def _bring_back(attempt: Attempt, key: bytes, inode: Inode, target: Found) -> None:
     trash.take_out(attempt.txn, key, inode)
     dentries.insert(attempt.txn, target.parent.id, target.name, Dentry(inode.type, inode.id), attempt.now_ns)
+    attempt.tell(LINKED, inode.id, target.parent.id, target.name)
     if inode.is_directory:
         await quota.enter(attempt, inode, target.parent)  # it has counted all the time
         inode.parent = target.parent.id
