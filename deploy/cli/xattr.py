@@ -54,8 +54,8 @@ def xattr(
     elif len(names) == 1 and values:
         say(_text(*values.popitem()))
     else:
-        for name, value in values.items():
-            say(f"{name_out(name)}={printable(_text(name, value))}")
+        for name, found in values.items():
+            say(f"{name_out(name)}={printable(_text(name, found))}")
 
 
 def _encoded(name: str, value: str) -> bytes:
