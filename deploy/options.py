@@ -50,12 +50,6 @@ class ClusterOptions:
             raise error(Status.INVALID, f"at most {NODES_MAX} nodes of {TARGETS_MAX} targets run on one machine")
         if not 1 <= self.metas <= METAS_MAX:
             raise error(Status.INVALID, f"{self.metas} metadata servers: must be from 1 to {METAS_MAX}")
-        if self.metas > 1 and not is_shared(self.kv):
-            raise error(
-                Status.INVALID,
-                f"{self.metas} metadata servers need a store that they can share: name one with --kv, as in "
-                "--kv postgresql://user@host/database",
-            )
         if 0 < self.nodes < self.replicas:
             raise error(
                 Status.INVALID,
@@ -82,10 +76,18 @@ def merged(kept: Mapping[str, Any] | None, nodes: int, asked: Mapping[str, Any])
     """The options of a cluster after `up` was asked for these: those kept with what was asked over them. `kept`: None for a new
     cluster; `nodes`: how many it has. Raises INVALID for what an existing cluster cannot become."""
     if kept is None:
-        return ClusterOptions(**asked)
-    before = ClusterOptions(**kept)
-    _check_changes(before, nodes, asked)
-    return replace(before, **{"nodes": nodes, **asked})
+        made = ClusterOptions(**asked)
+    else:
+        before = ClusterOptions(**kept)
+        _check_changes(before, nodes, asked)
+        made = replace(before, **{"nodes": nodes, **asked})
+    if made.metas > 1 and not is_shared(made.kv):
+        raise error(
+            Status.INVALID,
+            f"{made.metas} metadata servers need a store that they can share: name one with --kv, as in "
+            "--kv postgresql://user@host/database",
+        )
+    return made
 
 
 def _check_changes(before: ClusterOptions, nodes: int, asked: Mapping[str, Any]) -> None:

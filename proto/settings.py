@@ -19,6 +19,9 @@ CLUSTER_FILE = (
     "cluster.json"  # in a data directory, written by `emberfs up`: {"cluster", "addresses", "secret_file", "version"}
 )
 PORT_DEFAULT = 9440
+CLIENT_LEASE_SECONDS = 60.0
+CLIENT_LEASE_SECONDS_MIN = 3.0  # below, one lost renewal costs the lease
+CLIENT_LEASE_SECONDS_MAX = 3600.0
 SECRET_BYTES_MIN = 16
 SECRET_BYTES_MAX = 4096
 
@@ -31,6 +34,20 @@ def time_scale() -> float:
         raise error(
             Status.INVALID, f"EMBERFS_TIME_SCALE={os.environ['EMBERFS_TIME_SCALE']!r}: must be a number"
         ) from bad
+
+
+def client_lease() -> float:
+    """EMBERFS_CLIENT_LEASE: seconds, before the time scale, after which the metadata server takes a silent client for gone: its locks are
+    free then, its unlinked files go, and what it was writing is settled. Raises INVALID for less than 3 or more than 3600."""
+    found = os.environ.get("EMBERFS_CLIENT_LEASE", "")
+    try:
+        seconds = float(found) if found else CLIENT_LEASE_SECONDS
+    except ValueError:
+        seconds = 0.0
+    if not CLIENT_LEASE_SECONDS_MIN <= seconds <= CLIENT_LEASE_SECONDS_MAX:
+        limits = f"{CLIENT_LEASE_SECONDS_MIN:g} to {CLIENT_LEASE_SECONDS_MAX:g}"
+        raise error(Status.INVALID, f"EMBERFS_CLIENT_LEASE={found!r}: must be a number of seconds, {limits}")
+    return seconds
 
 
 def own_rack() -> str:

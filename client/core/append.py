@@ -135,6 +135,7 @@ class Tokens:
                     if failure.status in (Status.CANCELLED, Status.SESSION_ENDED):
                         return
                     # Where the tokens are watched from now on is seen anew: the server may be gone.
+                    await core.cluster.recover_from(failure, address)
                     await self._env.sleep(scaled(WATCH_PAUSE_SECONDS))
                     if any(core.cluster.owner_address(number) != address for number in held):
                         return

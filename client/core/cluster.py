@@ -22,6 +22,7 @@ from .replicas import Replicas
 from .retry import ATTEMPT_SECONDS, Patience
 
 REFRESH_SECONDS = 2.0  # a look at the routing between two attempts waits at most so long
+OWNER_REST_SECONDS = 5.0  # in which a metadata server that did not answer is not asked first; what it owns, the next one does
 REFRESH_PAUSE_SECONDS = 0.1  # between two looks in the background
 HEAD_CONNECT_SECONDS = 0.5  # for a new connection to the head of several: it may be stopped, and another one lead soon
 
@@ -38,6 +39,8 @@ _REFRESH_AFTER = frozenset(
         Status.NOT_PRIMARY,
     }
 )
+# After these a metadata server owns no inodes for a while.
+_SILENT = frozenset({Status.UNAVAILABLE, Status.MAYBE_COMMITTED, Status.DEADLINE})
 # After these another address of the same server, or another server, may do better.
 _NEXT_ADDRESS_AFTER = frozenset({Status.UNAVAILABLE, Status.MAYBE_COMMITTED, Status.DEADLINE, Status.NOT_PRIMARY})
 
@@ -55,6 +58,7 @@ class Cluster:
         self._meta_turn = 0
         self._meta_order: dict[int, float] = {}  # metadata server -> where it stands: clients spread over them
         self._managers: list[str] = []  # where the elected one is, as others say; empty: wherever we ask for names
+        self._owners_resting: dict[str, float] = {}  # address -> until when
         self._meta_nodes: dict[int, str] = {}  # metadata servers -> how to reach them
         self._node_turns: dict[int, int] = {}
         self._node_cache: dict[int, str] = {}
@@ -204,7 +208,9 @@ class Cluster:
         """The metadata server where all who lock an inode, or append to it, meet: what is asked there conflicts with nobody."""
         if len(self._meta_nodes) < 2:
             return self.meta_address()
-        return self._meta_nodes[owner_of(inode, self._meta_nodes)]
+        now, resting = self.env.now(), self._owners_resting
+        nodes = [node for node, address in self._meta_nodes.items() if resting.get(address, 0.0) <= now]
+        return self._meta_nodes[owner_of(inode, nodes)] if nodes else self.meta_address()
 
     def _turn_meta(self) -> None:
         self._meta_turn += 1
@@ -231,6 +237,8 @@ class Cluster:
 
     async def recover_from(self, failure: StatusError, address: str) -> None:
         """As `recover`, after this metadata server was asked. The one that we stay with is left only for its own failures."""
+        if failure.status in _SILENT:
+            self._owners_resting[address] = self.env.now() + self.options.scaled(OWNER_REST_SECONDS)
         if address != self.meta_address() and failure.status in _NEXT_ADDRESS_AFTER - {Status.NOT_PRIMARY}:
             self._managers = [manager for manager in self._managers if manager != address]
             await self.refresh_after(failure)

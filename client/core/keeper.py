@@ -2,8 +2,8 @@
 
 A blocking client runs only inside its calls; while its caller computes for minutes, the keeper renews the one lease, reports which
 inodes are open for reading, applies routing changes, tells what was read and writes out what has been dirty for long. It touches
-only the table of inodes, each under its lock. It starts with the first open file and ends with the client. What waits for storage, or for an inode's lock, is done
-by a second, short-lived worker.
+only the table of inodes, each under its lock. It starts with the first open file and ends with the client. What waits for storage, or
+for an inode's lock, is done by a second, short-lived worker.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ...proto.errors import Status, StatusError
 from ...proto.gen.cluster_pb2 import RenewClientReply, RenewClientRequest
 from ...proto.rpc import CLUSTER
 from .inode import Inode
-from .lease import RENEW_SECONDS
+from .lease import RENEWALS_PER_LEASE
 
 if TYPE_CHECKING:
     from .client import Core
@@ -81,7 +81,7 @@ class Keeper:
             return
         held.mark = reply.mark or held.mark
         self._asked = bool(reply.report_ms)
-        self._renewal_due = sent + (reply.report_ms / 1000 or core.options.scaled(RENEW_SECONDS))
+        self._renewal_due = sent + (reply.report_ms or reply.lease_ms / RENEWALS_PER_LEASE) / 1000
         if lease.over or not lease.renewed(sent, reply.lease_ms, reply.epoch):
             await core.lose_lease(lease)
         if reply.HasField("routing"):

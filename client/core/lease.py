@@ -12,7 +12,7 @@ from ...proto.errors import Status, StatusError, error
 from ...proto.settings import time_scale
 
 LEASE_SECONDS = 60.0  # until the first renewal tells better
-RENEW_SECONDS = 10.0
+RENEWALS_PER_LEASE = 6
 DRIFT = 0.9
 
 

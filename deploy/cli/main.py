@@ -51,6 +51,7 @@ COMMANDS = {
     "mkdir": ("changes", "Files"),
     "mv": ("changes", "Files"),
     "rm": ("changes", "Files"),
+    "xattr": ("xattr", "Files"),
     "trash": ("trash", "Files"),
     "quota": ("quota", "Files"),
     "events": ("events", "Files"),

@@ -8,12 +8,12 @@ from typing import Protocol
 
 from ...proto.errors import Status, error
 from ...proto.gen.cluster_pb2 import RenewClientReply, RenewClientRequest
+from ...proto.settings import client_lease
 from .lease import Leases
 from .routing import Book, Draft
 from .store import Store
 from .writer import Writer
 
-CLIENT_LEASE_SECONDS = 60.0  # scaled; renewed six times as often by the client's keeper
 CHECKS_PER_LEASE = 12  # a lease that ran out is noticed that much later at most
 CLIENTS_MAX = 100_000  # with a lease, or ended and not forgotten yet
 
@@ -35,7 +35,7 @@ class Clients:
     """Who has a lease. `sessions` is there from `load` on; time is handed in (seconds on CLOCK_BOOTTIME)."""
 
     def __init__(self, writer: Writer, store: Store, scale: float) -> None:
-        self.leases = Leases(CLIENT_LEASE_SECONDS * scale)
+        self.leases = Leases(client_lease() * scale)  # renewed six times as often by the client's keeper
         self._writer = writer
         self._store = store
         self._epochs: dict[bytes, int] = {}  # client -> capability epoch in which its lease began

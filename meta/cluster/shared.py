@@ -25,8 +25,9 @@ from ...proto.env import Call
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import Node, RegisterNodeRequest, RenewClientRequest, Routing, Target
 from ...proto.rpc import CLUSTER, Method
+from ...proto.settings import client_lease
 from ..kv.engine import Engine
-from .clients import CLIENT_LEASE_SECONDS, Sessions
+from .clients import Sessions
 from .election import Candidate, Term
 from .grants import Grants
 from .lease import Leases
@@ -219,7 +220,7 @@ class Shared(Grants):
                     self._space = now
 
     async def _keep_lease(self) -> None:
-        pause = CLIENT_LEASE_SECONDS / RENEWALS_PER_LEASE * self._scale
+        pause = client_lease() / RENEWALS_PER_LEASE * self._scale
         while True:
             if not self.leads:
                 try:

@@ -116,10 +116,11 @@ def from_kernel(value: bytes) -> Acl | None:
     rows = list(_KERNEL_ENTRY.iter_unpack(value[_KERNEL_HEAD.size :]))
     if len(rows) > ENTRIES_MAX:
         raise error(Status.NO_SPACE, f"an ACL of {len(rows)} entries: at most {ENTRIES_MAX}")
-    return _parsed(rows) if rows else None
+    return from_rows(rows) if rows else None
 
 
-def _parsed(rows: list[tuple[int, int, int]]) -> Acl:
+def from_rows(rows: list[tuple[int, int, int]]) -> Acl:
+    """The ACL of entries (tag, permissions, id). Raises INVALID."""
     # The order of tags is part of the form; that of ids within one tag is not, but nobody may be named twice.
     tags = [tag for tag, _, _ in rows]
     if tags != sorted(tags) or any(bits > 7 for _, bits, _ in rows):

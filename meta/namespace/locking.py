@@ -43,16 +43,16 @@ class Locking:
         request does not wait, DEADLOCK, NO_LOCKS, CANCELLED for a wait that was withdrawn."""
         if request.withdraw:
             self._withdraw(task.client, request)
+        if request.wait:
+            return await self._wait(task, request, context)
         try:
             return await self._try(task, request)
         except ops.Blocked as blocked:
-            obstacle = blocked.obstacle
-            if locks.of_owner(blocked.table, locks.FLOCK, (task.client, request.owner)) and request.kind == locks.FLOCK:
-                # As flock(2): a lock that cannot be converted at once is lost. Two that wait to convert theirs would wait for ever.
-                await self._let_go(request.inode, ops.wanted(task.client, request))
-        if not request.wait:
-            raise error(Status.WOULD_BLOCK, f"inode {request.inode:x} is locked by pid {obstacle.pid} of another owner")
-        return await self._wait(task, request, context)
+            await self._lose(task, request, blocked)
+            held = blocked.obstacle
+            raise error(
+                Status.WOULD_BLOCK, f"inode {request.inode:x} is locked by pid {held.pid} of another owner"
+            ) from None
 
     async def _try(self, task: Task, request: meta_pb2.LockRequest) -> meta_pb2.LockReply:
         wait = (task.client, request.owner, request.wait)
@@ -77,16 +77,20 @@ class Locking:
 
     async def _wait(self, task: Task, request: meta_pb2.LockRequest, context: Context) -> meta_pb2.LockReply:
         wanted = ops.wanted(task.client, request)
-        waiter = self.waiters.join(request.inode, wanted, context)
+        waiter = self.waiters.join(request.inode, wanted, context)  # first, so that nobody lets go unheard
         recorded = granted = False
         try:
-            if request.kind == locks.POSIX:
-                recorded = await self._record(request, wanted)
             while True:
-                with suppress(ops.Blocked):
+                try:
                     reply = await self._try(task, request)
                     granted = True
                     return reply
+                except ops.Blocked as blocked:
+                    await self._lose(task, request, blocked)
+                if request.kind == locks.POSIX and not recorded:
+                    recorded = await self._record(request, wanted)
+                    if not recorded:
+                        continue  # it has become free
                 if not await self.waiters.wait(waiter):
                     return meta_pb2.LockReply(waiting=True)
         finally:
@@ -94,6 +98,12 @@ class Locking:
             if not granted:
                 with suppress(StatusError):  # a record that stays is withdrawn by the client, or goes with it
                     await self._gave_up(request, wanted, recorded=recorded)
+
+    async def _lose(self, task: Task, request: meta_pb2.LockRequest, blocked: ops.Blocked) -> None:
+        """As flock(2): a lock that cannot be converted at once is lost. Two that wait to convert theirs would wait for ever."""
+        owner = (task.client, request.owner)
+        if request.kind == locks.FLOCK and locks.of_owner(blocked.table, locks.FLOCK, owner):
+            await self._let_go(request.inode, ops.wanted(task.client, request))
 
     async def _record(self, request: meta_pb2.LockRequest, wanted: Lock) -> bool:
         """Say in the engine what is waited for; False if nothing is in the way any more. Raises DEADLOCK."""

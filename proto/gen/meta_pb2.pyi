@@ -489,18 +489,20 @@ class SyncNamespaceReply(_message.Message):
     def __init__(self) -> None: ...
 
 class CloneFileRequest(_message.Message):
-    __slots__ = ("caller", "request_id", "source", "target", "session")
+    __slots__ = ("caller", "request_id", "source", "target", "session", "keep_layout")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    KEEP_LAYOUT_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     request_id: int
     source: int
     target: int
     session: int
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., source: _Optional[int] = ..., target: _Optional[int] = ..., session: _Optional[int] = ...) -> None: ...
+    keep_layout: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., source: _Optional[int] = ..., target: _Optional[int] = ..., session: _Optional[int] = ..., keep_layout: bool = ...) -> None: ...
 
 class CloneFileReply(_message.Message):
     __slots__ = ("shares", "source", "target")

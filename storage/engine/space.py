@@ -33,7 +33,7 @@ DISK_RESERVE_BYTES = (
 )  # of the disk, kept for the index: without it not even a remove would work; 1/16 in a small target
 DISK_RESERVE_PART = 16
 FILES_MAX = 1 << 20  # block files of one class
-EXTEND_BYTES_MAX = 8 << 20  # by which a block file grows at once
+EXTEND_BYTES_MAX = 32 << 20  # by which a block file grows at once: on the loop, and behind whoever writes to it
 RESERVE_PART = 64  # 1/64 of the capacity is kept from new chunks, for overwrites of those that are there
 RESERVE_BYTES_MAX = 256 << 20
 

@@ -18,8 +18,7 @@ from emberfs_cluster import running_cluster
 
 import emberfs
 
-LEASE_SCALE = "0.15"  # a lease of nine seconds
-PATIENCE = 300.0  # of an operation, before the scale
+LEASE_SECONDS = "5"
 
 
 class Child:
@@ -63,7 +62,7 @@ class Child:
 
 @contextlib.contextmanager
 def connected(cluster: Any) -> Iterator[Any]:
-    with emberfs.connect(cluster.url, timeout=PATIENCE) as client:
+    with emberfs.connect(cluster.url) as client:
         yield client
 
 
@@ -284,13 +283,13 @@ def check_records(content: bytes, writers: int, count: int, size: int) -> None:
         following[who] += 1
 
 
-# With short leases; these come last, since the scale stays set to the end of the module
+# With short leases
 
 
 @pytest.fixture(scope="module")
 def short_leases() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EMBERFS_TIME_SCALE", LEASE_SCALE)
+        patch.setenv("EMBERFS_CLIENT_LEASE", LEASE_SECONDS)
         with running_cluster() as running:
             yield running
 
@@ -326,7 +325,7 @@ def test_a_killed_writer_leaves_a_file_of_the_right_length(short_leases: Any) ->
     piece = random.Random(5).randbytes(100_000)
 
     def write_on(child: Child) -> None:
-        with emberfs.connect(running.url, timeout=PATIENCE, write_back=0) as client:
+        with emberfs.connect(running.url, write_back=0) as client:
             file = client.open("/f", "wb")
             while True:
                 file.write(piece)

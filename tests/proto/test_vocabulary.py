@@ -103,6 +103,16 @@ class TestUrls:
         with pytest.raises(StatusError, match="must be a number"):
             settings.time_scale()
 
+    def test_client_lease(self, monkeypatch):
+        monkeypatch.delenv("EMBERFS_CLIENT_LEASE", raising=False)
+        assert settings.client_lease() == 60
+        monkeypatch.setenv("EMBERFS_CLIENT_LEASE", "4.5")
+        assert settings.client_lease() == 4.5
+        for bad in ("1", "4000", "long"):
+            monkeypatch.setenv("EMBERFS_CLIENT_LEASE", bad)
+            with pytest.raises(StatusError, match="EMBERFS_CLIENT_LEASE"):
+                settings.client_lease()
+
 
 def test_boot_id_is_the_kernels():
     assert len(ids.boot_id()) == 36

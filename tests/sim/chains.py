@@ -8,6 +8,7 @@ same versions, and the history of every chunk is checked.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from emberfs.proto.errors import StatusError
 from emberfs.proto.ids import FIRST_INODE
@@ -75,8 +76,10 @@ class Actor:
                 await self._client.remove(one)
 
 
-async def chains(simulation: Simulation, knobs: Knobs | None = None) -> None:
-    """One run. What it is about is drawn from the seed, unless it is told."""
+async def chains(
+    simulation: Simulation, knobs: Knobs | None = None, also: Callable[[ChainCluster], None] = lambda _: None
+) -> None:
+    """One run. What it is about is drawn from the seed, unless it is told. `also` is called at its end."""
     knobs = knobs or drawing.draw(random.Random(simulation.seed))
     simulation.about = str(knobs)
     cluster = await ChainCluster(simulation, knobs).start()
@@ -109,6 +112,7 @@ async def chains(simulation: Simulation, knobs: Knobs | None = None) -> None:
     for history in cluster.histories.by_chunk.values():
         if not check(history):
             simulation.loop.trace(f"{UNDECIDED_TRACE}: {history.name}")
+    also(cluster)
 
 
 def _chunks(cluster: ChainCluster) -> list[Chunk]:

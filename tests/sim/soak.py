@@ -12,11 +12,13 @@ import structlog
 
 from . import planted
 from .chains import chains
+from .cuts import cuts
 from .environment import Story, run_seed
 from .stories import files_under_faults, namespace_under_faults
 
 STORIES: dict[str, Story] = {
     "chains": chains,
+    "cuts": cuts,
     "namespace": namespace_under_faults,
     "files": files_under_faults,
 }

@@ -20,6 +20,7 @@ from emberfs.proto.env import Call, drive
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import cluster_pb2, storage_pb2
 from emberfs.proto.gen.common_pb2 import TARGET_STATE_SERVING, TARGET_STATE_SYNCING, Chain
+from emberfs.proto.ids import ChunkId
 from emberfs.proto.rpc import CLUSTER, STORAGE
 from emberfs.storage.engine.target import open_target
 
@@ -114,7 +115,8 @@ def assert_replicas_equal(cluster: LocalCluster) -> int:
         found.append(holdings(engine))
         engine.close()
     for other in found[1:]:
-        assert other["chunks"].keys() == found[0]["chunks"].keys()
+        differ = other["chunks"].keys() ^ found[0]["chunks"].keys()
+        assert not differ, [str(ChunkId.unpack(chunk)) for chunk in sorted(differ)]
         for chunk, held in found[0]["chunks"].items():
             assert other["chunks"][chunk] == held, f"chunk {chunk.hex()}"
         assert other["receipts"] == found[0]["receipts"]
@@ -142,6 +144,12 @@ class Files:
         if path not in self.model or what < 0.2:
             self.model[path] = bytearray(chance.randbytes(chance.randrange(1, size_max)))
             self.client.write_bytes(path, bytes(self.model[path]))
+        elif what < 0.35:
+            source = chance.choice(sorted(self.model))
+            if source != path:
+                with self.client.open(source) as taken, self.client.open(path, "wb") as file:
+                    file.copy_from(taken, 0, 0, taken.size)  # shares chunks
+                self.model[path] = bytearray(self.model[source])
         elif what < 0.7:
             model = self.model[path]
             offset, data = chance.randrange(len(model)), chance.randbytes(chance.choice([10, 5000, 300_000]))

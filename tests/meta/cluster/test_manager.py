@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from emberfs.meta.cluster.clients import CLIENT_LEASE_SECONDS
 from emberfs.meta.cluster.manager import NODE_LEASE_SECONDS, Manager
 from emberfs.meta.cluster.service import ClusterService
 from emberfs.meta.kv.engine import Engine
@@ -33,6 +32,7 @@ from emberfs.proto.gen.cluster_pb2 import (
 from emberfs.proto.gen.common_pb2 import TARGET_STATE_LASTSRV, TARGET_STATE_SERVING
 from emberfs.proto.routing import RoutingTable
 from emberfs.proto.rpc import Identity, PeerInfo
+from emberfs.proto.settings import CLIENT_LEASE_SECONDS
 
 ALICE, BOB = b"a" * 16, b"b" * 16
 

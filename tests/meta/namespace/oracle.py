@@ -149,19 +149,23 @@ class Calls:
         os.chmod("/", mode)
 
     def probe(self) -> bool:
-        """Whether times tell any two changes apart, between which they were looked at. Raises OSError where extended attributes or ACLs
-        are missing."""
+        """Whether times move as ext4's do on newer kernels: any two changes differ, if one looked in between, and what changes nothing
+        moves nothing. Raises OSError where extended attributes or ACLs are missing."""
         os.setxattr("/", "user.probe", b"")
         os.setxattr("/", "trusted.probe", b"")
         os.setxattr(
-            "/", "system.posix_acl_access", bytes.fromhex("02000000 01000700ffffffff 04000700ffffffff 20000700ffffffff")
+            "/", "system.posix_acl_access", bytes.fromhex("0200000001000700ffffffff04000700ffffffff20000700ffffffff")
         )
-        seen = set()
-        for i in range(TIMES_PROBED):
-            os.chmod("/", 0o777 - (i & 1))
-            seen.add(os.stat("/").st_ctime_ns)
+        seen: set[tuple[int, int]] = set()
+        for _ in range(TIMES_PROBED):
+            os.mkdir("/probe")
+            seen.add(_mtime_and_ctime("/"))
+            os.rmdir("/probe")
+            seen.add(_mtime_and_ctime("/"))
+        os.removexattr("/", "system.posix_acl_default")
+        seen.add(_mtime_and_ctime("/"))
         self.reset(0o777)
-        return len(seen) == TIMES_PROBED
+        return len(seen) == 2 * TIMES_PROBED
 
     def tree(self) -> list[dict[str, Any]]:
         """Everything there is, depth first in the order of names, the directory itself first."""
@@ -192,6 +196,11 @@ class Calls:
 
         visit("/")
         return rows
+
+
+def _mtime_and_ctime(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_mtime_ns, found.st_ctime_ns
 
 
 class Local:

@@ -4,6 +4,7 @@ same tree - names, types, modes, owners, links, lengths, extended attributes, AC
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -29,14 +30,21 @@ NAMES = ["a", "b", "c"]
 
 
 class Ours:
-    """The same operations on a namespace. Raises StatusError, which is an OSError."""
+    """The same operations on a namespace of two servers, which take turns: what one remembers of directories, the other changes. Raises
+    StatusError, which is an OSError."""
 
     def __init__(self, mode: int) -> None:
-        self.world = World()
-        drive(self.world.start())
+        first = World()
+        second = World(first.engine, first.clock, first.chunks)
+        second.client = b"client-000000002"
+        for world in (first, second):
+            drive(world.start())
+        self.world = first
+        self._turns = itertools.cycle((first, second))
         drive(self.world.set("/", mode=mode))
 
     def call(self, user: Credentials, operation: str, *args: Any) -> Any:
+        self.world = next(self._turns)
         return drive(getattr(self, operation)(user, *args))
 
     async def mkdir(self, user: Credentials, path: str, mode: int, umask: int) -> None:
