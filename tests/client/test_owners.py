@@ -32,6 +32,11 @@ class Servers(World):
         self.network.serve("meta-2", [MetaService(self.second)])
         await self._register(NODE_KIND_META, "local:meta-2", [])
 
+    def stop(self) -> None:
+        for client in self.clients:  # what it keeps open at this server ends, too
+            self.loop.call_soon_threadsafe(self.second.client_ended, client.core.env.client)
+        super().stop()
+
     async def _stop(self) -> None:
         await self.second.close()
         await super()._stop()
