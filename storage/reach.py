@@ -12,7 +12,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -58,7 +58,7 @@ class Reach:
         self._looked = env.now()
         self._asked: dict[int, float] = {}  # target -> when
         self._failed: set[int] = set()  # targets that did not answer when they were asked
-        self._said: Sequence[int] = ()
+        self._said: tuple[int, ...] = ()
 
     def sent(self, batch: int, version: int) -> None:
         """A forward of this batch goes out under this version of the chain."""
@@ -71,7 +71,7 @@ class Reach:
         """With whatever result."""
         self._since.pop(batch, None)
 
-    def unreached(self) -> Sequence[int]:
+    def unreached(self) -> tuple[int, ...]:
         """Targets that the manager should hear of, under the machine's present version of the chain."""
         replica, now = self._replica(), self._env.now()
         self._begin(replica.chain.version if replica.chain is not None else 0)
@@ -80,7 +80,7 @@ class Reach:
         found = self._failed - {replica.successor}
         if replica.successor and self._waited(now) >= self._patience(replica):
             found.add(replica.successor)
-        return sorted(found)
+        return tuple(sorted(found))
 
     def _patience(self, replica: Replica) -> float:
         """For how many leases the receiver may keep us waiting."""
