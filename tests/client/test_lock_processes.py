@@ -283,6 +283,37 @@ def check_records(content: bytes, writers: int, count: int, size: int) -> None:
         following[who] += 1
 
 
+def test_appends_and_locks_while_the_metadata_server_is_killed(fresh_cluster: Any) -> None:
+    """kill -9 in the middle of grants, waits and settlements: every record is there once, and no lock is held by two."""
+
+    def append(child: Child) -> None:
+        who = child.hear()
+        with connected(fresh_cluster) as client, client.open("/log", "ab") as log, client.open("/n", "r+b") as counter:
+            for number in range(60):
+                log.write(record(int(who), number, 200))
+                if number % 7 == 0:
+                    log.flush()
+                counter.lock()
+                counter.pwrite(b"%d" % (int(counter.pread(20, 0)) + 1), 0)
+                counter.unlock()
+                child.say()
+
+    with connected(fresh_cluster) as client:
+        client.write_bytes("/n", b"0")
+    children = [Child(append) for _ in range(3)]
+    for who, child in enumerate(children):
+        child.say(b"%d" % who)
+    for _ in range(3):
+        for _ in range(15):
+            assert children[0].hear() == b"."
+        fresh_cluster.kill("meta")
+        fresh_cluster.restart("meta")
+    assert [child.wait() for child in children] == [0] * 3
+    with connected(fresh_cluster) as client:
+        assert client.read_bytes("/n") == b"180"
+        check_records(client.read_bytes("/log"), 3, 60, 200)
+
+
 # With short leases
 
 
