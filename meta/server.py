@@ -39,7 +39,7 @@ from .dump import require_whole
 from .kv import retry
 from .kv.engine import Engine
 from .kv.open import is_shared, open_engine
-from .namespace import trash
+from .namespace import inline, trash
 from .namespace.namespace import Namespace
 from .namespace.seams import Space
 from .namespace.service import MetaService
@@ -66,6 +66,13 @@ def options() -> argparse.ArgumentParser:
         type=int,
         default=trash.SECONDS_DEFAULT,
         help="keep what is removed for so long, where a directory does not say (default: a day; 0: not at all)",
+    )
+    made.add_argument(
+        "--inline",
+        metavar="BYTES",
+        type=int,
+        help=f"keep files of up to so many bytes beside their inodes (default: {inline.BYTES_DEFAULT}; 0 where chunks have several "
+        "copies and the metadata's store has one)",
     )
     made.add_argument(
         "--grpc", metavar="HOST:PORT", action="append", default=[], help="serve gRPC for other tools there"
@@ -96,8 +103,17 @@ class MetaServer:
         self._data = data
         self._table = RoutingTable()  # for our own access to chunks
         chunks = StorageChunks(env, self._table, self._space, ends=manager)
-        self.namespace = Namespace(engine, chunks, manager, manager, env, trash_seconds=process.options.trash)
+        self.namespace = Namespace(
+            engine,
+            chunks,
+            manager,
+            manager,
+            env,
+            trash_seconds=process.options.trash,
+            inline_max=self._inline_max,
+        )
         self._env = env
+        self._engine = engine
         self._backups = None
         if isinstance(engine, Frozen):
             self._backups = Backups(engine, chunks, self._chains, env, data.path, manager.cluster)
@@ -112,6 +128,16 @@ class MetaServer:
     def _space(self) -> Space:
         usage = self.manager.space()
         return Space(usage.capacity, max(0, usage.capacity - usage.used), self.manager.free_part_min())
+
+    def _inline_max(self) -> int:
+        """Small files are as safe as others: where the store has one copy and chains have several, they lie in chunks unless asked for."""
+        asked = self._process.options.inline
+        if asked is not None:
+            return min(int(asked), inline.BYTES_MAX)
+        if not isinstance(self._engine, Frozen):
+            return inline.BYTES_DEFAULT
+        newest = self.manager.book.tables.get(TABLE_OF_FILES)
+        return inline.BYTES_DEFAULT if newest is not None and newest.replicas <= 1 else 0
 
     def _chains(self) -> list[int]:
         """Those that new files are laid out over."""

@@ -45,7 +45,7 @@ async def allocate(handle: Handle, mode: int, offset: int, length: int) -> None:
     if edges:
         async with file.lock:
             if file.write_back is not None:
-                await file.write_back.drain()
+                await file.write_back.empty()
         handle._raise_error()
 
 

@@ -229,7 +229,7 @@ class Core(Namespace):
         inode = min(dirty, key=lambda i: i.unsettled_since)
         async with inode.lock:
             if inode.write_back is not None:
-                await inode.write_back.drain()
+                await inode.write_back.empty()
         return True
 
     async def release_inode(self, inode: Inode, *, reader: bool) -> None:

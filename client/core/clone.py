@@ -235,7 +235,8 @@ async def _share(
     low, high = max(first * size, wanted.start), min(last * size, wanted.start + wanted.length)
     async with file.lock:
         if file.write_back is not None:
-            await file.write_back.drain()
+            await file.write_back.empty()
+        file.inline_max = 0  # chunks come to it
         target._raise_error()
         if not await _agree(target, origin, any_layout):
             return None

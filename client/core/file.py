@@ -12,7 +12,7 @@ from typing import Any
 
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.common_pb2 import Attributes
-from ...proto.gen.meta_pb2 import CloseRequest, Place, TruncateRequest
+from ...proto.gen.meta_pb2 import CloseReply, CloseRequest, Place, TruncateRequest
 from ...proto.layout import file_bytes_max
 from ...proto.rpc import META
 from . import locks
@@ -69,6 +69,9 @@ class Handle(Reader):
                 # long copy would go on for hours, and wait in vain for each of its pieces.
                 raise file.error
             if self.append and not exact:
+                if file.inline_max and file.write_back is not None:
+                    await file.write_back.empty()
+                file.inline_max = 0  # what is appended goes to chunks
                 await self.core.tokens.have(file, self.session)
                 offset = file.length
             if offset < 0 or offset + len(view) > file_bytes_max(file.chunk_size):
@@ -79,7 +82,7 @@ class Handle(Reader):
             await write_back.write(view, offset)
             file.wrote(offset, offset + len(view))
             if not self.buffered or not self.core.options.write_back:
-                await write_back.drain()
+                await write_back.empty()
                 self._raise_error()
         return offset + len(view)
 
@@ -130,7 +133,9 @@ class Handle(Reader):
             if file.write_back is not None:
                 await file.write_back.drain()
             self._raise_error()
-            if not file.synced:
+            if file.write_back is not None and file.write_back.small:
+                await file.settle()  # to chunks, if the server will not have it
+            if not file.synced and not file.inlined:
                 await sync_chains(self.core.cluster, file.chains)
             await file.settle(durable=True)
             file.synced = True
@@ -222,6 +227,7 @@ class Handle(Reader):
             if file.stale_end:
                 await file.fetch()
             failure = file.take_error()
+            small = file.write_back.small_pieces() if file.write_back is not None else None
             request = CloseRequest(
                 inode=file.id,
                 session=self.session,
@@ -231,12 +237,13 @@ class Handle(Reader):
                 sparse=file.sparse,
                 discard=discard and self.unnamed,
                 token=file.token is not None and file.sessions == [self.session],
+                inlined=small,
             )
             if request.token:
                 self.core.tokens.forget(file)
             try:
                 self.ending = True
-                reply = await self.core.cluster.change(META.Close, request)
+                reply = await self._close_small(request) if small is not None else await self._ask_close(request)
                 self._last = stat_of(reply.attributes)
                 if request.written:
                     file.settled(reply.attributes)
@@ -246,6 +253,27 @@ class Handle(Reader):
                 file.sessions.remove(self.session)
         if failure is not None and not discard:
             raise failure
+
+    async def _ask_close(self, request: CloseRequest) -> CloseReply:
+        return await self.core.cluster.change(META.Close, request)  # type: ignore[no-any-return]
+
+    async def _close_small(self, request: CloseRequest) -> CloseReply:
+        """Close with the bytes of a small file, or without, after these went to chunks."""
+        file = self.file
+        file.inlining = True
+        try:
+            reply = await self._ask_close(request)
+        except StatusError as failure:
+            if failure.status is not Status.NOT_INLINE:
+                raise
+            await file.not_inline()
+            request.ClearField("inlined")
+            request.ClearField("request_id")
+            request.length, request.truncate_version, request.sparse = file.hint_end, file.truncate_version, file.sparse
+            return await self._ask_close(request)
+        if file.write_back is not None:
+            file.write_back.discard()
+        return reply
 
     async def stat(self) -> Stat:
         """The attributes, after what was written here was published."""

@@ -14,6 +14,7 @@ from ...proto.errors import Status, StatusError, error
 from ...proto.gen.common_pb2 import Attributes, Layout
 from ...proto.gen.meta_pb2 import (
     CloseRequest,
+    GrowRequest,
     OpenReply,
     OpenRequest,
     Place,
@@ -51,11 +52,15 @@ class Inode:
         "change",
         "chunk_size",
         "cluster",
+        "content",
         "error",
         "failed",
         "generation",
         "handles",
         "id",
+        "inline_max",
+        "inlined",
+        "inlining",
         "layout",
         "length",
         "length_max",
@@ -91,6 +96,10 @@ class Inode:
         self.truncate_version = attributes.truncate_version
         self.sparse = attributes.sparse
         self.change = attributes.change
+        self.inlined = attributes.inlined  # the bytes lie beside the inode, at the metadata server
+        self.content: bytes | None = _content_of(attributes)  # these, as of `change`; None: to be asked for
+        self.inlining = False  # a settlement was sent that may have brought them there
+        self.inline_max = 0  # up to which what is written here may be settled beside the inode
         self.atime_due = False  # the server wants to know when the file is read
         self.capability_read = b""
         self.capability_write = b""
@@ -122,6 +131,8 @@ class Inode:
             self.atime_due = self.atime_due or reply.atime_due
         if access in (O_WRONLY, O_RDWR):
             self.capability_write = reply.capability
+            if not self.sessions:
+                self.inline_max = reply.inline_max
             self.sessions.append(reply.session)
         self.take(reply.attributes)
 
@@ -130,6 +141,10 @@ class Inode:
         visible, unless a truncate came after it."""
         if attributes.change < self.change:
             return
+        self.inlined = attributes.inlined
+        if attributes.change != self.change or not self.inlined:
+            self.content = None
+        self.content = _content_of(attributes) if self.content is None else self.content
         if attributes.truncate_version != self.truncate_version:
             self.truncate_version = attributes.truncate_version
             # What was settled or sent before the truncate is cut; what came after it stays.
@@ -225,6 +240,7 @@ class Inode:
             return
         if self.stale_end:
             await self.fetch()
+        small = self.write_back.small_pieces() if self.write_back is not None else None
         request = SyncFileRequest(
             inode=self.id,
             session=self.sessions[-1] if self.sessions else 0,
@@ -233,10 +249,46 @@ class Inode:
             truncate_version=self.truncate_version,
             sparse=self.sparse,
             durable=durable,
+            inlined=small,
         )
-        reply = await self.cluster.change(META.SyncFile, request)
+        self.inlining = self.inlining or small is not None
+        try:
+            reply = await self.cluster.change(META.SyncFile, request)
+        except StatusError as failure:
+            if failure.status is not Status.NOT_INLINE:
+                raise
+            await self.not_inline()
+            await self.settle(durable=durable)
+            return
+        if small is not None and self.write_back is not None:
+            self.write_back.discard()
         self.take_limit(reply)
         self.settled(reply.attributes)
+
+    async def not_inline(self) -> None:
+        """The server does not take what is small: it goes to chunks after all. Raises why it did not arrive there."""
+        self.inline_max = 0
+        await self.fetch()
+        if self.write_back is not None:
+            await self.write_back.drain()
+        if self.error is not None:
+            raise self.error
+
+    async def grow(self) -> None:
+        """Have the server move the bytes into chunks, as more is written than fits beside the inode."""
+        session = self.sessions[-1] if self.sessions else 0
+        reply = await self.cluster.change(META.Grow, GrowRequest(inode=self.id, session=session))
+        self.take(reply.attributes)
+        self.inlining = False
+
+    async def small_content(self) -> bytes | None:
+        """The bytes of an inlined file, asked for if they are not known; None where it lies in chunks by now."""
+        while self.inlined:
+            if self.content is not None:
+                return self.content
+            request = OpenRequest(place=Place(parent=self.id), flags=O_RDONLY, capability=self.capability_read)
+            self.take((await self.cluster.meta(META.Open, request)).attributes)
+        return None
 
     def settled(self, attributes: Attributes) -> None:
         """The server has taken over what was written. Only its own words count from here on."""
@@ -244,6 +296,8 @@ class Inode:
         self.written_end = self.arrived_end = 0
         # Our own write changed `change`: that is no reason to drop what was read ahead.
         self.change = attributes.change
+        self.content = None
+        self.inlining = False
         self.take(attributes)
 
     async def renew_capability(self, *, writing: bool) -> None:
@@ -258,6 +312,12 @@ class Inode:
             await self.cluster.change(META.Close, CloseRequest(inode=self.id, session=reply.session))
         else:
             self.capability_read = reply.capability
+
+
+def _content_of(attributes: Attributes) -> bytes | None:
+    """The bytes that came with attributes of an inlined file."""
+    content = attributes.content
+    return content if attributes.inlined and len(content) == attributes.length else None
 
 
 def gone(inode: int, code: int) -> StatusError:

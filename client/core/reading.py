@@ -155,6 +155,8 @@ class Reader:
         if end == position:
             views += [view[position:position]] * len(lengths)
             return end
+        if self.file.inlined and await self._small_batch(offsets, lengths, view[position:end], views):
+            return end
         columns = _columns(self.file, offsets, lengths)
         fetch = await Fetch(self.file.cluster, columns).complete()
         try:
@@ -168,6 +170,17 @@ class Reader:
             pieces = [piece[: self._there(offset, length)] for piece, offset, length in places]
         views += pieces
         return end
+
+    async def _small_batch(
+        self, offsets: list[int], lengths: list[int], view: memoryview, views: list[memoryview]
+    ) -> bool:
+        output = Into(view)
+        for offset, length in zip(offsets, lengths, strict=True):
+            begin = output.position
+            if not await self._inlined(offset, length, output):
+                return False
+            views.append(view[begin : output.position])
+        return True
 
     async def _bytes(self, offset: int, count: int) -> bytes:
         output = io.BytesIO()
@@ -187,6 +200,8 @@ class Reader:
         if not count:
             return
         await self._arrived(offset, offset + count)
+        if await self._inlined(offset, count, output):
+            return
         cluster = self.file.cluster
         patience = cluster.patience()
         fetch = await read_piece(self.file, offset, count, output, patience)
@@ -202,7 +217,17 @@ class Reader:
     async def _sequential(self, offset: int, count: int, output: Output) -> None:
         if count:
             await self._arrived(offset, offset + count)
-            await self.stream.read(offset, count, output)
+            if not await self._inlined(offset, count, output):
+                await self.stream.read(offset, count, output)
+
+    async def _inlined(self, offset: int, count: int, output: Output) -> bool:
+        """Read a small file from beside its inode, if it lies there."""
+        if not self.file.inlined:
+            return False
+        content = await self.file.small_content()
+        if content is not None:
+            output.write(memoryview(content)[offset : offset + count])
+        return content is not None
 
     def _available(self, offset: int, size: int) -> int:
         """How many bytes of `size` (negative: all) lie between `offset` and the end of the file."""
@@ -226,7 +251,7 @@ class Reader:
         write_back = self.file.write_back
         if write_back is not None and write_back.overlaps(offset, end):
             async with self.file.lock:
-                await write_back.drain()
+                await write_back.empty()
             if self.file.error is not None:
                 raise self.file.error
 
@@ -234,12 +259,16 @@ class Reader:
         """Where data begins at or behind `offset`, as SEEK_DATA of lseek(2); the position stays. Raises NO_DEVICE (ENXIO)."""
         await self._ready()
         await self._arrived(0, self.file.length)
+        if self.file.inlined and 0 <= offset < self.file.length:
+            return offset  # beside the inode there are no holes
         return await data_from(self.file, offset)
 
     async def hole_from(self, offset: int) -> int:
         """Where a hole begins at or behind `offset`, at the file's end at the latest, as SEEK_HOLE. Raises NO_DEVICE (ENXIO)."""
         await self._ready()
         await self._arrived(0, self.file.length)
+        if self.file.inlined and 0 <= offset < self.file.length:
+            return self.file.length
         return await hole_from(self.file, offset)
 
     # --- position ---------------------------------------------------------------------------------------------------------------------

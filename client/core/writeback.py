@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from ...proto.errors import Status, StatusError
+from ...proto.gen.meta_pb2 import InlineWrites
 from ...proto.region import Slice
 from .budget import Budget
 from .channels import Channels
@@ -87,6 +88,24 @@ class WriteBack:
         """Where the last byte that was not sent yet ends in the file."""
         return max((block.base + block.end for block in list(self._blocks.values())), default=0)
 
+    @property
+    def small(self) -> bool:
+        """Whether what is dirty is kept for the next settlement, which brings it beside the inode instead of into chunks."""
+        limit = self.file.inline_max
+        if not limit or self._batches or not self._blocks:
+            return False
+        return all(block.base + block.end <= limit for block in self._blocks.values())
+
+    def small_pieces(self) -> InlineWrites | None:
+        """What the settlement takes over; `discard` it then."""
+        if not self.small:
+            return None
+        blocks = [block for block in self._blocks.values() if block.start < block.end]
+        return InlineWrites(
+            offsets=[block.base + block.start for block in blocks],
+            pieces=[bytes(block.slice.view[block.start : block.end]) for block in blocks],
+        )
+
     # --- writing ----------------------------------------------------------------------------------------------------------------------
 
     async def write(self, data: memoryview, offset: int) -> None:
@@ -104,18 +123,24 @@ class WriteBack:
 
     async def _bound(self, limit: int) -> None:
         """Wait for the oldest until at most `limit` bytes have not arrived."""
-        while self._in_flight() + self._dirty() > limit:
+        while self._in_flight() + self._dirty() > limit and not self.small:
             if not self._batches:
                 await self._send(list(self._blocks.values()))
             await self._settle_oldest()
 
     async def drain(self) -> None:
-        """Send everything and wait until it arrived or failed (the inode's `error` says so)."""
-        if not self.pending:
+        """Send everything and wait until it arrived or failed (the inode's `error` says so); what is `small` stays for the settlement."""
+        if not self.pending or self.small:
             return
         await self._send(list(self._blocks.values()))
         while self._batches:
             await self._settle_oldest()
+
+    async def empty(self) -> None:
+        """`drain`, and publish what is small. Raises what a settlement raises."""
+        await self.drain()
+        if self.small:
+            await self.file.settle()
 
     def discard(self) -> None:
         """Drop what was not sent."""
@@ -143,7 +168,7 @@ class WriteBack:
         """The block at `base`, ready to take [start, end)."""
         block = self._blocks.get(base)
         if block is not None and not block.touches(start, end):
-            await self._send([block])
+            await (self.empty() if self.small else self._send([block]))
             block = None
         if block is not None and end <= block.slice.length:
             return block
@@ -167,7 +192,7 @@ class WriteBack:
             except StatusError as failure:
                 if failure.status is not Status.BUSY or not self.pending:
                     raise
-                await self.drain()
+                await self.empty()
 
     def _free(self, slice_: Slice) -> None:
         self._budget.give(slice_)
@@ -180,6 +205,9 @@ class WriteBack:
 
     async def _send(self, blocks: list[Block]) -> None:
         """Hand blocks over to batches; one update a channel in each."""
+        self.file.inline_max = 0  # what goes to chunks is not small any more, and never will be
+        if self.file.inlined or self.file.inlining:
+            await self.file.grow()
         for earlier in list(self._batches):
             await earlier.begin()  # where that was interrupted or cancelled: what is older must not arrive later
         while blocks:

@@ -8,7 +8,7 @@ Nothing survives the process.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from . import limits
@@ -60,6 +60,10 @@ class MemoryTransaction:
         self._version = engine.version
         self._began = engine.now()
         self._operations: list[_Operation] = []
+        self._of_key: dict[
+            bytes, list[_Operation]
+        ] = {}  # those of single keys; while there are no others, they are enough
+        self._ranges = False  # there are others
         self._stamped: list[tuple[bytes, bytes, bytes]] = []
         self._read: list[Pair] = []
         self._keys_read: set[bytes] = set()  # those of `_read` that are single keys; each counts once
@@ -158,14 +162,18 @@ class MemoryTransaction:
 
     def _value(self, key: bytes) -> bytes | None:
         value = self._engine.at(key, self._version)
-        for operation in self._operations:
-            if operation.covers(key):
-                value = operation.change(value)
+        for operation in self._covering(key):
+            value = operation.change(value)
         return value
+
+    def _covering(self, key: bytes) -> Iterable[_Operation]:
+        if not self._ranges:
+            return self._of_key.get(key, ())
+        return (operation for operation in self._operations if operation.covers(key))
 
     def _is_own(self, key: bytes) -> bool:
         """Whether a write of this transaction has set the value whatever it was."""
-        return any(op.covers(key) and not op.blind for op in self._operations)
+        return any(not op.blind for op in self._covering(key))
 
     def _read_key(self, key: bytes) -> None:
         if key not in self._keys_read:
@@ -174,7 +182,12 @@ class MemoryTransaction:
             self._size += len(key)
 
     def _write(self, begin: bytes, end: bytes, change: Change, size: int, blind: bool = False) -> None:
-        self._operations.append(_Operation(begin, end, change, blind))
+        operation = _Operation(begin, end, change, blind)
+        self._operations.append(operation)
+        if end == begin + b"\0":
+            self._of_key.setdefault(begin, []).append(operation)
+        else:
+            self._ranges = True
         self._size += size
 
     def _check_age(self) -> None:

@@ -82,7 +82,9 @@ def settle(
 ) -> None:
     """The length becomes the highest end that anybody reported. A hint from before a truncate must not regrow the file: the chunks
     say where it ends. Raises the detours for both, FILE_TOO_BIG, and PROTOCOL for a truncate version from the future."""
-    if inode.flags & inodes.INLINE:  # nothing of it is in chunks, so there is only a time to be set
+    if inode.flags & inodes.INLINE:
+        if request.length > inode.length:
+            raise error(Status.PROTOCOL, f"inode {inode.id:x} is inlined, and was written to chunks without a Grow")
         _written(attempt, inode, opened, mtime_ns)
         return
     end, sparse = request.length, request.sparse
