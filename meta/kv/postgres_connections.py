@@ -14,7 +14,7 @@ from psycopg import errors
 from ...proto.errors import Status, StatusError, error
 
 READERS_MAX = 24  # transactions that read at the same time; a server of PostgreSQL's default size has 100 connections
-WAIT_SECONDS_MAX = 1.0  # for one of them
+WAIT_SECONDS_MAX = 4.0  # for one of them: less than a transaction may take
 IDLE_SECONDS = (
     0.2  # after which the snapshot of a connection that nobody uses is let go: it holds up the server's vacuum
 )
