@@ -295,7 +295,35 @@ async def _clones(wanted: _Range, first: int, last: int, high: int) -> tuple[lis
 
 
 async def _copy(source: Reader, start: int, target: Handle, begin: int, count: int, tell: Progress) -> int:
-    """Through this client; how many bytes there were."""
+    """Through this client, holes as holes where the target has nothing yet; how many bytes there were."""
+    if not source.file.sparse or begin < target.file.length:
+        return await _move(source, start, target, begin, count, tell)
+    at, end = start, start + count
+    while at < end:
+        data, hole = await _piece(source, at, end)
+        tell(data - at)
+        got = await _move(source, data, target, begin + data - start, hole - data, tell)
+        if data + got < hole:
+            return data + got - start  # it was cut meanwhile
+        at = hole
+    if target.file.length < begin + count:
+        await target.truncate(begin + count)  # it ends with a hole
+    return count
+
+
+async def _piece(source: Reader, at: int, end: int) -> tuple[int, int]:
+    """The next piece of data [start, end) at or behind `at`, empty at the end where there is none."""
+    try:
+        data = await source.data_from(at)
+    except StatusError as failure:
+        if failure.status is not Status.NO_DEVICE:
+            raise
+        return end, end
+    return min(data, end), min(await source.hole_from(data), end)
+
+
+async def _move(source: Reader, start: int, target: Handle, begin: int, count: int, tell: Progress) -> int:
+    """Read and write; how many bytes there were."""
     done = 0
     buffer = memoryview(bytearray(min(COPY_BYTES, count)))
     while done < count:
