@@ -22,7 +22,9 @@ from .replicas import Replicas
 from .retry import ATTEMPT_SECONDS, Patience
 
 REFRESH_SECONDS = 2.0  # a look at the routing between two attempts waits at most so long
-OWNER_REST_SECONDS = 5.0  # in which a metadata server that did not answer is not asked first; what it owns, the next one does
+OWNER_REST_SECONDS = (
+    5.0  # in which a metadata server that did not answer is not asked first; what it owns, the next one does
+)
 REFRESH_PAUSE_SECONDS = 0.1  # between two looks in the background
 HEAD_CONNECT_SECONDS = 0.5  # for a new connection to the head of several: it may be stopped, and another one lead soon
 
