@@ -40,6 +40,8 @@ def _fold(target: Target, chunk: bytes, version: int, data: bytearray) -> None:
     info = target.engine.info(chunk)
     if info is None or info.version != version or info.pending or not info.patches:
         return
+    if target.engine.is_shared(chunk):
+        return  # a clone: one slot of its own would take more space, not less
     size = 1 << 20 if info.unit == UNIT_SMALL else SLOT_BYTES_MAX
     same = (info.truncate_version, info.chain_version, info.version)
     update = chunks.Update(chunks.Kind.REPLACE, chunk, 0, data, info.checksum, size, *same)

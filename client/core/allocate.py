@@ -32,8 +32,7 @@ async def allocate(handle: Handle, mode: int, offset: int, length: int) -> None:
     file = handle.file
     edges: list[tuple[int, int]] = []
     async with file.lock:
-        if file.write_back is not None:
-            await file.write_back.drain()
+        await handle.core.flush_inode(file)
         handle._raise_error()
         request = AllocateRequest(inode=file.id, session=handle.session, mode=mode, offset=offset, length=length)
         file.take((await handle.core.cluster.change(META.Allocate, request)).attributes)

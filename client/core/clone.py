@@ -199,7 +199,10 @@ async def copy_range(
         raise error(Status.BAD_HANDLE, f"{target.name} is open for appending: nothing can be copied to a place in it")
     if min(start, begin, length) < 0:
         raise error(Status.INVALID, f"copying {length} bytes from {start} to {begin}: none may be negative")
-    await source._arrived(0, source.file.length)
+    if source.file.unsettled:
+        async with source.file.lock:
+            await source.core.flush_inode(source.file)
+        source._raise_error()
     count = min(length, max(0, source.file.length - start))
     if source.file is target.file and start < begin + count and begin < start + count:
         raise error(Status.INVALID, f"{target.name}: the ranges overlap")
@@ -234,8 +237,7 @@ async def _share(
     size = origin.chunk_size
     low, high = max(first * size, wanted.start), min(last * size, wanted.start + wanted.length)
     async with file.lock:
-        if file.write_back is not None:
-            await file.write_back.empty()
+        await core.flush_inode(file)
         file.inline_max = 0  # chunks come to it
         target._raise_error()
         if not await _agree(target, origin, any_layout):
@@ -257,20 +259,20 @@ async def _share(
 
 
 async def _agree(target: Handle, origin: Inode, any_layout: bool) -> bool:
-    """Whether the chunks of both files lie on the same chains, after an empty target has taken the source's layout."""
-    file = target.file
-    if file.chunk_size == origin.chunk_size and list(file.chains) == list(origin.chains):
-        return True
+    """Whether the chunks of both files lie on the same chains, perhaps after an empty target has taken the source's layout. Both are known
+    as the server has them afterwards."""
+    file, core = target.file, target.core
     chosen, other = file.layout, origin.layout
     alike = (chosen.chunk_size, chosen.stripe) == (other.chunk_size, other.stripe)
-    if file.length or not (alike or any_layout):
-        return False
     request = CloneFileRequest(source=origin.id, target=file.id, session=target.session)
-    reply = await target.core.cluster.change(META.Clone, request)
-    if reply.shares:
-        await target.core.know_table(reply.target.layout)
-        file.take(reply.target)
-    return bool(reply.shares)
+    request.keep_layout = bool(file.length) or not (alike or any_layout)
+    reply = await core.cluster.change(META.Clone, request)
+    await core.know_table(reply.target.layout)
+    origin.take(reply.source)
+    file.take(reply.target)
+    # Different layouts may come to the same chains, where there are few.
+    same = file.chunk_size == origin.chunk_size and list(file.chains) == list(origin.chains)
+    return bool(reply.shares) or (same and not (reply.source.inlined or reply.target.inlined))
 
 
 async def _clones(wanted: _Range, first: int, last: int, high: int) -> tuple[list[ChunkClone], bool] | None:
@@ -294,7 +296,35 @@ async def _clones(wanted: _Range, first: int, last: int, high: int) -> tuple[lis
 
 
 async def _copy(source: Reader, start: int, target: Handle, begin: int, count: int, tell: Progress) -> int:
-    """Through this client; how many bytes there were."""
+    """Through this client, holes as holes where the target has nothing yet; how many bytes there were."""
+    if not source.file.sparse or begin < target.file.length:
+        return await _move(source, start, target, begin, count, tell)
+    at, end = start, start + count
+    while at < end:
+        data, hole = await _piece(source, at, end)
+        tell(data - at)
+        got = await _move(source, data, target, begin + data - start, hole - data, tell)
+        if data + got < hole:
+            return data + got - start  # it was cut meanwhile
+        at = hole
+    if target.file.length < begin + count:
+        await target.truncate(begin + count)  # it ends with a hole
+    return count
+
+
+async def _piece(source: Reader, at: int, end: int) -> tuple[int, int]:
+    """The next piece of data [start, end) at or behind `at`, empty at the end where there is none."""
+    try:
+        data = await source.data_from(at)
+    except StatusError as failure:
+        if failure.status is not Status.NO_DEVICE:
+            raise
+        return end, end
+    return min(data, end), min(await source.hole_from(data), end)
+
+
+async def _move(source: Reader, start: int, target: Handle, begin: int, count: int, tell: Progress) -> int:
+    """Read and write; how many bytes there were."""
     done = 0
     buffer = memoryview(bytearray(min(COPY_BYTES, count)))
     while done < count:
@@ -324,9 +354,6 @@ async def clone_file(
             raise error(Status.EXISTS, "", text(target))
         if there is not None and there.inode == found.inode:
             raise error(Status.INVALID, f"{text(source)} and {text(target)} are the same file", text(target))
-        if reader.file.unsettled:
-            async with reader.file.lock:
-                await core.flush_inode(reader.file)
         mode = (there or found).mode & 0o777
         writer = await core.open(_directory_of(target), _NEW, permissions=mode, unnamed=True)
         try:

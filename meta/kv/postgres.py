@@ -172,6 +172,10 @@ class PostgresEngine:
 
     async def open_snapshot(self, query: Statement) -> tuple[Connection, int, Rows]:
         """A connection in a new transaction, the version that this one sees, and the rows of its first query."""
+        if asyncio.current_task() is None:
+            await asyncio.sleep(
+                0
+            )  # a request's first step is run by the server itself; it goes on in a task, which others need
         await self.committer()
         while True:
             connection = await self.connections.take()

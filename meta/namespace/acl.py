@@ -108,11 +108,13 @@ def to_kernel(acl: Acl) -> bytes:
 def from_kernel(value: bytes) -> Acl | None:
     """The ACL of such a value; None for one without entries, which removes it. Raises INVALID for what is no ACL, UNSUPPORTED for
     another version, NO_SPACE for more than ENTRIES_MAX entries."""
-    if len(value) < _KERNEL_HEAD.size or (len(value) - _KERNEL_HEAD.size) % _KERNEL_ENTRY.size:
+    if len(value) < _KERNEL_HEAD.size:
         raise _invalid(f"{len(value)} bytes are no list of entries")
     (version,) = _KERNEL_HEAD.unpack_from(value)
     if version != KERNEL_VERSION:
         raise error(Status.UNSUPPORTED, f"an ACL of version {version}: only {KERNEL_VERSION} is known")
+    if (len(value) - _KERNEL_HEAD.size) % _KERNEL_ENTRY.size:
+        raise _invalid(f"{len(value)} bytes are no list of entries")
     rows = list(_KERNEL_ENTRY.iter_unpack(value[_KERNEL_HEAD.size :]))
     if len(rows) > ENTRIES_MAX:
         raise error(Status.NO_SPACE, f"an ACL of {len(rows)} entries: at most {ENTRIES_MAX}")

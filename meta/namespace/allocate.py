@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...proto.env import Promise
 from .. import keys
 from ..kv import retry
 from ..kv.engine import Engine, Transaction
@@ -29,17 +30,32 @@ class RangeAllocator:
         self._durable = durable
         self._next = 0
         self._end = 0
+        self._reserving = False
+        self._waiting: list[Promise[None]] = []  # those who want a number while a range is on its way
 
     async def take(self) -> int:
         """A number that nobody else gets."""
-        if self._next >= self._end:
-            begin = await self.reserve()
-            # Somebody else's range may have arrived while we waited. It is used first, and ours is dropped: numbers are plenty.
-            if self._next >= self._end:
-                self._next, self._end = begin, begin + self._size
+        while self._next >= self._end:
+            if self._reserving:  # one asks for all: several would only conflict with each other
+                arrival: Promise[None] = self._clock.promise()
+                self._waiting.append(arrival)
+                await arrival
+            else:
+                await self._refill()
         number = self._next
         self._next = number + 1
         return number
+
+    async def _refill(self) -> None:
+        self._reserving = True
+        try:
+            begin = await self.reserve()
+            self._next, self._end = begin, begin + self._size
+        finally:
+            self._reserving = False
+            waiting, self._waiting = self._waiting, []
+            for arrival in waiting:  # after a failure one of them asks again
+                arrival.set(None)
 
     async def reserve(self) -> int:
         """Take a range out of the engine for good; its first number."""

@@ -381,6 +381,11 @@ class ChunkEngine:
         row = self._rows.get(chunk)
         return chunk_info(chunk, row) if row is not None else None
 
+    def is_shared(self, chunk: bytes) -> bool:
+        """Whether other chunks refer to the base slot of the committed content, too."""
+        row = self._rows.get(chunk)
+        return row is not None and row.committed is not None and self.space.is_shared(row.committed.slot)
+
     def content(self, chunk: bytes, version: Version) -> State | None:
         """What the chunk is under this version, pending or committed; None when that is not here (any more)."""
         row = self._rows.get(chunk)

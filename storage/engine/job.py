@@ -166,7 +166,9 @@ class Job:
         if length > old.length:
             return self._decide_write(length, length)
         self.touched = (length // old.unit, -(-length // old.unit))
-        if class_for(length) != class_for(slot_bytes(old.slot)) and length * SHRINK_PART < slot_bytes(old.slot):
+        room = slot_bytes(old.slot)
+        shrinks = class_for(length) != class_for(room) and length * SHRINK_PART < room
+        if shrinks and not self._space.is_shared(old.slot):  # a shared slot would stay, and one more would be taken
             return length, Shape.COPY, self._copy_state(length, length)
         patches = tuple(patch for patch in old.patches if patch.start < length)
         return length, Shape.NONE, self._new_state(length, old.slot, patches)
@@ -361,6 +363,11 @@ class Job:
         for part in parts:
             at = 0
             while at < part.nbytes:
+                if not filled and part.nbytes - at >= unit:
+                    end = part.nbytes - (part.nbytes - at) % unit
+                    crcs.extend(unit_crcs(part[at:end], unit))
+                    at = end
+                    continue
                 step = min(unit - filled, part.nbytes - at)
                 crc = crc32c(part[at : at + step], crc)
                 at += step

@@ -14,9 +14,10 @@ import pytest_asyncio
 from emberfs.proto.capability import Rights
 from emberfs.proto.errors import Status
 from emberfs.proto.gen import storage_pb2
-from emberfs.proto.ids import channel_of
+from emberfs.proto.ids import channel_of, chunk_key
 from emberfs.proto.rpc import STORAGE
 from emberfs.storage import clones
+from emberfs.storage.inspection import inspect
 
 from .members import CHUNK, OFFLINE, SERVING, SYNCING, Members
 from .test_replication import assert_equal, settled
@@ -228,3 +229,16 @@ async def test_what_is_there_is_listed_in_pages(world: World, monkeypatch: pytes
     assert (list(reply.chunks), list(reply.index), list(reply.more)) == ([1, 2], [4, 9, 10], [False, False])
     world.untrust()
     assert (await world.call(STORAGE.Extents, asked)).status == [Status.PERMISSION_DENIED] * 2
+
+
+async def test_a_clone_with_patches_is_not_folded_while_it_is_shared(world: World) -> None:
+    await world.write(bytes(300_000))
+    await world.write(b"patch", offset=5000, sequence=2)
+    await world.call(STORAGE.Clone, request())
+    target = world.open[0]
+    used = target.engine.space_info().used
+    for inode in (A, B):
+        assert await inspect(target, chunk_key(inode, 0), fold=True)
+    await target.checkpoint()
+    assert target.engine.space_info().used == used
+    assert target.engine.info(chunk_key(B, 0)).patches == 1

@@ -6,12 +6,13 @@ from ....proto.errors import Status, error
 from ....proto.gen import meta_pb2
 from .. import extended, path, quota
 from .. import inode as inodes
-from ..access import SGID, WRITE, permits, require_owner, without_set_ids
+from ..access import SGID, SUID, WRITE, permits, require_owner, without_set_ids
 from ..attempt import Attempt
 from ..happenings import CHANGED
 from ..inode import Inode
 from .create import check_defaults
 
+_WHERE = ("caller", "request_id", "place", "follow")  # the fields that say whose change it is and of what
 _DEFAULTS = ("chunk_size", "stripe", "trash")  # of a directory
 ID_MAX = (1 << 32) - 2  # 2^32 - 1 means "leave it" to chown(2)
 
@@ -57,6 +58,7 @@ def end_change(attempt: Attempt, inode: Inode) -> None:
 
 def _change_owner(attempt: Attempt, inode: Inode, request: meta_pb2.SetAttributesRequest) -> None:
     if not request.HasField("uid") and not request.HasField("gid"):
+        _change_owner_to_nobody(attempt, inode, request)
         return
     caller = attempt.caller
     uid = request.uid if request.HasField("uid") else inode.uid
@@ -73,6 +75,22 @@ def _change_owner(attempt: Attempt, inode: Inode, request: meta_pb2.SetAttribute
         member = caller.is_root or (caller.member_of(inode.gid) and caller.member_of(gid))
         inode.mode = without_set_ids(inode.mode, member=member)
     inode.uid, inode.gid = uid, gid
+
+
+def _change_owner_to_nobody(attempt: Attempt, inode: Inode, request: meta_pb2.SetAttributesRequest) -> None:
+    # A request that changes nothing is chown(2) with -1 and -1, which still takes set-id bits away.
+    if (
+        inode.is_directory
+        or not inode.mode & (SUID | SGID)
+        or any(f.name not in _WHERE for f, _ in request.ListFields())
+    ):
+        return
+    caller = attempt.caller
+    mode = without_set_ids(inode.mode, member=caller.is_root or caller.member_of(inode.gid))
+    if mode != inode.mode:
+        require_owner(inode, caller, "take its set-id bits away")
+        extended.lose_capability(attempt.txn, inode)
+        inode.mode = mode
 
 
 def _change_mode(attempt: Attempt, inode: Inode, request: meta_pb2.SetAttributesRequest) -> None:

@@ -13,6 +13,7 @@ from .. import inode as inodes
 from .. import session
 from ..attempt import Attempt
 from ..inode import Inode
+from ..seams import Layout
 from ..trim import FinishTrim
 
 
@@ -26,17 +27,21 @@ async def clone(attempt: Attempt, request: meta_pb2.CloneFileRequest) -> meta_pb
         if inode.flags & inodes.TRIMMING:
             raise FinishTrim(inode.id)  # what is cut must not be shared, nor come later where something was shared
     if (source.flags | target.flags) & inodes.INLINE:
-        found = (inodes.attributes(source), inodes.attributes(target))
-        return meta_pb2.CloneFileReply(shares=False, source=found[0], target=found[1])
-    shares = own == layout
-    if not shares and await _is_new(attempt, target):
-        target.layout = layout
-        target.truncate_version += 1
-        target.touched(attempt.now_ns)
-        attempt.put(target)
-        shares = True
+        shares = False  # what lies beside an inode is copied faster than it would come into a chunk
+    else:
+        shares = own == layout
+        if not shares and not request.keep_layout and await _is_new(attempt, target):
+            _take_layout(attempt, target, layout)
+            shares = True
     found = (inodes.attributes(source), inodes.attributes(target))
     return meta_pb2.CloneFileReply(shares=shares, source=found[0], target=found[1])
+
+
+def _take_layout(attempt: Attempt, target: Inode, layout: Layout) -> None:
+    target.layout = layout
+    target.truncate_version += 1
+    target.touched(attempt.now_ns)
+    attempt.put(target)
 
 
 async def _is_new(attempt: Attempt, target: Inode) -> bool:

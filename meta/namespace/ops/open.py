@@ -127,9 +127,25 @@ async def _open_existing(attempt: Attempt, inode: Inode, flags: int) -> meta_pb2
         await trim.cut(attempt, inode, 0)
     elif writing and inode.flags & inodes.TRIMMING:
         raise trim.FinishTrim(inode.id)  # before anybody writes where chunks are going
+    if writing:
+        _lose_privileges(attempt, inode)
     reply = await _opened(attempt, inode, writing=writing)
     reply.atime_due = flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_NOATIME and is_due(inode, attempt.now_ns)
     return reply
+
+
+def _lose_privileges(attempt: Attempt, inode: Inode) -> None:
+    # The first write takes set-id bits and capabilities away, and it is told only when the length is settled. Until then the program
+    # would run with them, and with what somebody else wrote. So a stranger's open takes them; from its owner, who gains nothing, the
+    # settlement does.
+    caller = attempt.caller
+    if caller.is_root or (caller.uid == inode.uid and caller.member_of(inode.gid)):
+        return
+    mode = inode.mode
+    session.lose_privileges(attempt.txn, inode, _session_of(attempt, inode))
+    if inode.mode != mode:
+        inode.touched(attempt.now_ns)
+        attempt.put(inode)
 
 
 def _check_noatime(attempt: Attempt, inode: Inode, flags: int) -> None:
@@ -139,7 +155,10 @@ def _check_noatime(attempt: Attempt, inode: Inode, flags: int) -> None:
 
 def _start_session(attempt: Attempt, inode: Inode) -> int:
     number = attempt.namespace.random_u64()
-    caller = attempt.caller
-    opened = Session(caller.uid, attempt.client, attempt.now_ns, caller.is_root or caller.member_of(inode.gid))
-    attempt.txn.put(keys.session_key(inode.id, number), session.pack(opened))
+    attempt.txn.put(keys.session_key(inode.id, number), session.pack(_session_of(attempt, inode)))
     return number
+
+
+def _session_of(attempt: Attempt, inode: Inode) -> Session:
+    caller = attempt.caller
+    return Session(caller.uid, attempt.client, attempt.now_ns, caller.is_root or caller.member_of(inode.gid))

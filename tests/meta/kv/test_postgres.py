@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("psycopg")
 
-from emberfs.meta.kv import retry
+from emberfs.meta.kv import postgres_connections, retry
 from emberfs.meta.kv.engine import Engine, Transaction
 from emberfs.meta.kv.postgres import PostgresEngine
 from emberfs.meta.kv.postgres_connections import READERS_MAX
@@ -167,7 +167,10 @@ async def test_many_transactions_at_once_share_connections_and_commits(another: 
     assert connections <= READERS_MAX + 2
 
 
-async def test_whoever_waits_too_long_for_a_connection_is_refused(another: Open) -> None:
+async def test_whoever_waits_too_long_for_a_connection_is_refused(
+    another: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_connections, "WAIT_SECONDS_MAX", 0.2)
     engine = another()
     held = [await reading(engine) for _ in range(READERS_MAX)]
     with refuses(Status.CONFLICT):

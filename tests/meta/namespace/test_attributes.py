@@ -37,7 +37,8 @@ GROUP = Credentials(ALICE.uid, ALICE.gid, (2000,))
         (CAROL, {"mtime_now": True, "atime_now": True}, Status.PERMISSION_DENIED),
         (ALICE, {"mtime_now": True, "atime_now": True}, {}),
         (ALICE, {"chunk_size": 1 << 16}, Status.NOT_DIRECTORY),
-        (BOB, {}, {}),
+        (BOB, {}, Status.NOT_PERMITTED),  # chown(-1, -1) takes set-id bits away
+        (ALICE, {}, {"mode": 0o755}),
     ],
 )
 async def test_change(world: World, who: Credentials, change: dict[str, Any], outcome: dict[str, int] | Status) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -284,6 +284,8 @@ class Both(RuleBasedStateMachine):
         written=st.sampled_from([0, 3, 10]),
     )
     def open(self, user: Credentials, path: str, access: int, extra: int, mode: int, umask: int, written: int) -> None:
+        # A stranger who opens for writing takes set-id bits away before he writes (ops/open.py), so here he writes.
+        written = max(written, 1) if user.uid else written
         self.same(user, "open", path, access | extra, mode, umask, written if access else 0)
 
     @rule(
@@ -424,9 +426,14 @@ def oracle() -> Iterator[None]:
             Both.local.close()
 
 
-QUICK = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
+# What fails is not made smaller: each try costs system calls, and the last step says what is wrong. Which operations come, the seed tells.
+ONCE: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": list(HealthCheck),
+    "phases": (Phase.generate,),
+    "report_multiple_bugs": False,
+}
+QUICK = settings(max_examples=60, stateful_step_count=40, derandomize=True, **ONCE)
 
 
 LONG, TOO_LONG = "n" * 255, "n" * 256
@@ -480,5 +487,5 @@ def test_as_the_local_file_system() -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("oracle")
 def test_as_the_local_file_system_for_long() -> None:
-    long = settings(max_examples=5000, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck))
+    long = settings(max_examples=5000, stateful_step_count=60, **ONCE)
     run_state_machine_as_test(Both, settings=long)

@@ -25,11 +25,11 @@ async def clone(world: World, source: Any, target: Any, client: bytes | None = N
     return await world.ask("clone", request, client=client)
 
 
-async def allocate(world: World, opened: Any, mode: int, offset: int, length: int, who: Any = None) -> Any:
+async def allocate(world: World, opened: Any, mode: int, offset: int, length: int) -> Any:
     request = meta_pb2.AllocateRequest(
         inode=opened.attributes.inode, session=opened.session, mode=mode, offset=offset, length=length
     )
-    return (await world.ask("allocate", request, *([who] if who else []))).attributes
+    return (await world.ask("allocate", request)).attributes
 
 
 async def refused(work: Any) -> Status:
@@ -49,6 +49,16 @@ async def test_an_empty_file_takes_the_layout_of_its_source(world: World) -> Non
     again = await clone(world, source, target)
     assert again.shares
     assert again.target.truncate_version == reply.target.truncate_version
+
+
+async def test_asking_changes_nothing(world: World) -> None:
+    source, target = await world.open("/a", CREATE), await world.open("/b", CREATE)
+    request = meta_pb2.CloneFileRequest(
+        source=source.attributes.inode, target=target.attributes.inode, session=target.session, keep_layout=True
+    )
+    reply = await world.ask("clone", request)
+    assert not reply.shares
+    assert reply.target == target.attributes
 
 
 async def test_a_file_with_content_keeps_its_layout(world: World) -> None:
@@ -120,8 +130,9 @@ async def test_what_allocate_refuses(world: World) -> None:
 
 
 async def test_set_id_bits_go_with_an_allocation_of_anybody_but_root(world: World) -> None:
-    file = await world.open("/f", CREATE, mode=0o6755)
+    file = await world.open("/f", CREATE, mode=0o6777)
     await allocate(world, file, 0, 0, 10)
-    assert (await world.stat("/f")).mode == 0o6755
-    await allocate(world, file, 0, 0, 20, ALICE)
-    assert (await world.stat("/f")).mode == 0o755
+    assert (await world.stat("/f")).mode == 0o6777
+    file = await world.open("/f", os.O_WRONLY, ALICE)
+    await allocate(world, file, 0, 0, 20)
+    assert (await world.stat("/f")).mode == 0o777

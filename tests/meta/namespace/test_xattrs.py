@@ -131,6 +131,24 @@ async def test_writing_takes_a_programs_capabilities_away(world: World) -> None:
         assert await names(world, "/f") == [b"security.other"]
 
 
+async def test_a_stranger_writes_to_no_privileged_program(world: World) -> None:
+    # What he writes counts before its length is settled: nobody may run it as the owner meanwhile.
+    await world.touch("/f", mode=0o777)
+    await world.set("/f", uid=ALICE.uid, gid=ALICE.gid, mode=0o6777)
+    await put(world, "/f", b"security.capability", b"cap")
+    mine = await world.open("/f", os.O_WRONLY, ALICE)
+    assert (mine.attributes.mode, await names(world, "/f")) == (0o6777, [b"security.capability"])
+    await world.close(mine)
+    before = await world.stat("/f")
+    await world.close(await world.open("/f", os.O_RDONLY, BOB))
+    assert (await world.stat("/f")).mode == 0o6777
+    his = await world.open("/f", os.O_WRONLY, BOB)
+    assert his.attributes.mode == 0o777
+    assert (await world.stat("/f")).ctime_ns > before.ctime_ns
+    assert await names(world, "/f") == []
+    await world.close(his)
+
+
 async def furnished(world: World, path: str) -> None:
     await put(world, path, b"trusted.x", b"1")
     found = await world.stat(path, follow=False)

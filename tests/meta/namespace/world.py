@@ -14,6 +14,7 @@ from emberfs.meta.namespace.namespace import Namespace
 from emberfs.meta.namespace.seams import DeadFile, Layout, Space
 from emberfs.meta.namespace.service import MetaService
 from emberfs.proto.capability import Grant
+from emberfs.proto.drivers.aio import AioPromise
 from emberfs.proto.errors import Status, StatusError, error
 from emberfs.proto.gen import meta_pb2
 from emberfs.proto.gen.common_pb2 import Attributes, Caller, FileType
@@ -45,6 +46,9 @@ class ManualClock:
 
     def random(self) -> float:
         return 0.5
+
+    def promise(self) -> AioPromise:
+        return AioPromise()
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Any:
         self.spawned.append(name)

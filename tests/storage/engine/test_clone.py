@@ -161,3 +161,14 @@ def test_shared_slots_are_counted_again_when_the_target_is_opened() -> None:
     engine.discard([key(2)])
     engine.checkpoint()
     assert engine.space_info().used == 0
+
+
+def test_a_shared_chunk_is_cut_where_it_lies() -> None:
+    engine = engine_with(SIZE)
+    engine.apply([clone(key(0), key(1))])
+    used = engine.space_info().used
+    engine.apply([Update(Kind.TRUNCATE, key(1), 100, chunk_size=CHUNK_SIZE)])
+    assert engine.space_info().used == used
+    assert content(engine, key(1)) == bytes([1]) * 100
+    assert content(engine, key(0)) == bytes([1]) * SIZE
+    check_invariants(engine)
