@@ -100,6 +100,9 @@ class CloneBatch(UpdateBatch[ChunkClone]):
         await super().look_again(update)
         if update.source is not None:
             update.source_truncate_version = (await update.source.ask()).truncate_version
+            if update.truncate_version != update.file.truncate_version:
+                end = update.index * update.file.chunk_size + update.length
+                update.file.came_after(update.truncate_version, end)
 
     async def renew_capability(self, update: ChunkClone) -> None:
         await super().renew_capability(update)

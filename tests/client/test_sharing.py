@@ -91,3 +91,17 @@ def test_holes_are_numbered_updates(world: World, client: Client, data: bytes) -
     assert (inode, 2) not in world.storage.chunks
     assert (inode, 3) not in world.storage.chunks
     assert client.read_bytes("/a") == expected
+
+
+def test_a_clone_that_another_clients_truncate_overtook_comes_after_it(
+    world: World, client: Client, data: bytes
+) -> None:
+    other = world.client()
+    with client.open("/a") as source, client.open("/b", "wb", chunk_size=CHUNK) as target:
+        target.copy_from(source, 0, 0, 2 * CHUNK)
+        target.flush()
+        other.truncate("/b", 5)
+        assert target.copy_from(source, 2 * CHUNK, 2 * CHUNK, CHUNK) == CHUNK
+    expected = data[:5] + bytes(2 * CHUNK - 5) + data[2 * CHUNK : 3 * CHUNK]
+    assert client.read_bytes("/b") == expected
+    assert other.read_bytes("/b") == expected
