@@ -38,7 +38,7 @@ DEADc versionstamp:10 inode:u64 → layout      the inode is gone, its chunks ar
 LOCK inode:u64 → the locks that are held (namespace/locks.py): kind, type, client, owner, range, pid
     No two of them conflict, none is empty, and an owner's ranges of one kind neither overlap nor touch where they say the same. Absent when
     nobody holds one. A client's go with its lease, after its sessions on the inode were settled. Repair: drop the locks of clients without a lease.
-LKWT client:16 owner:u64 wait:u64 → inode, type, range (namespace/deadlock.py)
+LKWT client:16 owner:u64 request:u64 → inode, type, range (namespace/deadlock.py)
     This owner waits for this POSIX lock: what deadlocks are looked for in. Goes when the wait ends, by a withdrawal of the client where
     its server died meanwhile, or with the client. Repair: delete; who still waits asks again, and writes it again.
 APND inode:u64 → client, session, wanted (namespace/append.py)

@@ -26,6 +26,9 @@ OWNER_REST_SECONDS = (
     5.0  # in which a metadata server that did not answer is not asked first; what it owns, the next one does
 )
 REFRESH_PAUSE_SECONDS = 0.1  # between two looks in the background
+SILENT_SECONDS = (
+    0.4  # without an answer of one of several metadata servers, ask whether it is there, and wait as long again
+)
 HEAD_CONNECT_SECONDS = 0.5  # for a new connection to the head of several: it may be stopped, and another one lead soon
 
 # After these the routing may say something new.
@@ -301,10 +304,26 @@ class Cluster:
                 raise error(Status.MAYBE_COMMITTED, text)
             address = self._address_for(method, 0 if patience.failures else inode)
             try:
-                return await self.env.call(Call(address, method, request, patience.attempt()))
+                return await self._answer(Call(address, method, request, patience.attempt()))
             except StatusError as failure:
                 await patience.again(failure)
                 await self.recover_from(failure, address)
+
+    async def _answer(self, call: Call) -> Any:
+        """The reply of a metadata server. One of several that says nothing for a while is asked whether it is there at all: another
+        one can carry the request out, and it counts once wherever it arrives."""
+        if len(self._meta_nodes) < 2:
+            return await self.env.call(call)
+        seconds = self.options.scaled(SILENT_SECONDS)
+        ticket = self.env.start(call)
+        try:
+            while await self.env.collect_any((ticket,), seconds) is None:
+                question = GetRoutingRequest(since=self.table.version)
+                await self.env.call(Call(call.address, CLUSTER.GetRouting, question, seconds))
+        except BaseException:
+            self.env.abandon(ticket)
+            raise
+        return await self.env.collect(ticket)
 
     def _address_for(self, method: Method, inode: int) -> str:
         if method.service == CLUSTER.name:

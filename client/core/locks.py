@@ -90,7 +90,7 @@ async def take(handle: Reader, span: Span, type_: int, *, pid: int = 0, blocking
         await publish(core, file)
     epoch, sent = core.epoch, core.env.now()
     request = _request(file, span, type_, pid)
-    request.wait = next(core.numbers) if blocking else 0
+    request.number, request.wait = next(core.numbers), blocking
     try:
         while True:
             sent = core.env.now()
@@ -192,7 +192,7 @@ async def _undo(core: Core, file: Inode, span: Span, held: list[Piece[int]], ask
             part = Span(span.kind, span.owner, start, 0 if end == OFFSET_END else end - start)
             request = _request(file, part, type_, asked.pid)
             if type_ == UNLOCK:
-                request.withdraw = asked.wait
+                request.withdraw = asked.number
             await core.cluster.change(META.Lock, request, core.cluster.patience(UNDO_SECONDS_MAX), inode=file.id)
     except StatusError:  # then it goes when the file is closed, or with the client
         file.note_lock(span.kind, span.owner, span.start, span.end, asked.type)

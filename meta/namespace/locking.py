@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .namespace import Namespace
 
 PAGE = 1000  # records per read
-WITHDRAWN_MAX = 20_000  # waits that are remembered as given up; the oldest is forgotten
+WITHDRAWN_MAX = 20_000  # requests that are remembered as given up; the oldest is forgotten
 
 
 class Locking:
@@ -36,11 +36,11 @@ class Locking:
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
         self.waiters = Waiters(namespace.clock, namespace.time_scale, lambda: namespace.closing)
-        self._withdrawn: dict[tuple[bytes, int, int], None] = {}  # (client, owner, wait), in order
+        self._withdrawn: dict[tuple[bytes, int, int], None] = {}  # (client, owner, number), in order
 
     async def lock(self, task: Task, request: meta_pb2.LockRequest, context: Context) -> meta_pb2.LockReply:
         """Grant or release a lock; `waiting` in the reply says that it is still taken. Raises WOULD_BLOCK when it is taken and the
-        request does not wait, DEADLOCK, NO_LOCKS, CANCELLED for a wait that was withdrawn."""
+        request does not wait, DEADLOCK, NO_LOCKS, CANCELLED for one that was withdrawn."""
         if request.withdraw:
             self._withdraw(task.client, request)
         if request.wait:
@@ -55,19 +55,19 @@ class Locking:
             ) from None
 
     async def _try(self, task: Task, request: meta_pb2.LockRequest) -> meta_pb2.LockReply:
-        wait = (task.client, request.owner, request.wait)
+        asked = (task.client, request.owner, request.number)
 
         async def operation(attempt: Attempt, request: meta_pb2.LockRequest) -> meta_pb2.LockReply:
             # Looked at in each attempt: the withdrawal may overtake the request, or come while it commits.
-            if wait in self._withdrawn:
-                raise error(Status.CANCELLED, "the client gave this wait up")
+            if asked in self._withdrawn:
+                raise error(Status.CANCELLED, "the client gave this request up")
             return await ops.lock(attempt, request)
 
         reply, _ = await self._namespace.change(META.Lock, operation, task, request)
         return reply
 
     def _withdraw(self, client: bytes, request: meta_pb2.LockRequest) -> None:
-        """From now on this wait is granted nothing: what its client does next must not be undone by it."""
+        """From now on this request is granted nothing: what its client does next must not be undone by it."""
         if len(self._withdrawn) >= WITHDRAWN_MAX:
             del self._withdrawn[next(iter(self._withdrawn))]
         self._withdrawn[client, request.owner, request.withdraw] = None
@@ -107,7 +107,7 @@ class Locking:
 
     async def _record(self, request: meta_pb2.LockRequest, wanted: Lock) -> bool:
         """Say in the engine what is waited for; False if nothing is in the way any more. Raises DEADLOCK."""
-        key = keys.lock_wait_key(wanted.client, wanted.owner, request.wait)
+        key = keys.lock_wait_key(wanted.client, wanted.owner, request.number)
 
         async def work(txn: Transaction) -> bool:
             table = locks.unpack(await txn.get(keys.lock_key(request.inode)))
@@ -122,7 +122,7 @@ class Locking:
         return await self._namespace.transact(work)
 
     async def _gave_up(self, request: meta_pb2.LockRequest, wanted: Lock, *, recorded: bool) -> None:
-        key = keys.lock_wait_key(wanted.client, wanted.owner, request.wait)
+        key = keys.lock_wait_key(wanted.client, wanted.owner, request.number)
 
         async def work(txn: Transaction) -> None:
             txn.delete(key)

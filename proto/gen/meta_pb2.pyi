@@ -633,7 +633,7 @@ class AccessReply(_message.Message):
     def __init__(self) -> None: ...
 
 class LockRequest(_message.Message):
-    __slots__ = ("caller", "request_id", "inode", "kind", "type", "owner", "start", "length", "pid", "wait", "withdraw", "capability")
+    __slots__ = ("caller", "request_id", "inode", "kind", "type", "owner", "start", "length", "pid", "number", "withdraw", "capability", "wait")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
@@ -643,9 +643,10 @@ class LockRequest(_message.Message):
     START_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
-    WAIT_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     WITHDRAW_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     request_id: int
     inode: int
@@ -655,10 +656,11 @@ class LockRequest(_message.Message):
     start: int
     length: int
     pid: int
-    wait: int
+    number: int
     withdraw: int
     capability: bytes
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., inode: _Optional[int] = ..., kind: _Optional[_Union[LockKind, str]] = ..., type: _Optional[_Union[LockType, str]] = ..., owner: _Optional[int] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., pid: _Optional[int] = ..., wait: _Optional[int] = ..., withdraw: _Optional[int] = ..., capability: _Optional[bytes] = ...) -> None: ...
+    wait: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., inode: _Optional[int] = ..., kind: _Optional[_Union[LockKind, str]] = ..., type: _Optional[_Union[LockType, str]] = ..., owner: _Optional[int] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., pid: _Optional[int] = ..., number: _Optional[int] = ..., withdraw: _Optional[int] = ..., capability: _Optional[bytes] = ..., wait: bool = ...) -> None: ...
 
 class LockReply(_message.Message):
     __slots__ = ("attributes", "waiting")

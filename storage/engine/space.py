@@ -215,6 +215,9 @@ class Space:
 
     def unshare(self, slot: int) -> None:
         """A row that was about to refer to the slot will not."""
+        if slot not in self._shared:  # those that did are gone for good meanwhile
+            self.release(slot)
+            return
         self._drop_reference(slot)
         if self._leaving.get(slot, 0) > self._shared.get(slot, 0):
             self.retired_bytes += CLASS_BYTES[slot >> 48]

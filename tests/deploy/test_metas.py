@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -169,6 +171,29 @@ async def test_clients_go_on_when_a_server_is_killed(make_cluster: Make, postgre
         for user in users:
             user.check(client)
     assert max(user.worst for user in users) < FAIL_OVER_SECONDS_MAX
+    await healthy(postgres_url)
+
+
+async def test_clients_go_on_when_a_server_hangs(make_cluster: Make, postgres_url: str) -> None:
+    """Its connections stay open, and it answers nothing; what it got before it stopped counts once when it goes on."""
+    cluster = make_cluster(kv=postgres_url, metas=2)
+    for name in cluster.metas:
+        with emberfs.connect(cluster.url) as client:
+            [address] = cluster.record["servers"][name]["addresses"]
+            stay_with(client, address)
+            client.mkdir(f"/{name}")
+            pid = cluster.servers[name].pid()
+            assert pid is not None
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                began = time.monotonic()
+                client.mkdir(f"/{name}/while")
+                assert time.monotonic() - began < FAIL_OVER_SECONDS_MAX
+                client.rename(f"/{name}/while", f"/{name}/renamed")
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            stay_with(client, address)
+            assert client.listdir(f"/{name}") == ["renamed"]
     await healthy(postgres_url)
 
 

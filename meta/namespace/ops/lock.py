@@ -58,8 +58,8 @@ async def lock(attempt: Attempt, request: meta_pb2.LockRequest) -> meta_pb2.Lock
     if made != table:
         put(attempt.txn, request.inode, made)
         attempt.after.append(partial(attempt.namespace.locking.changed, request.inode, made))
-    if (wait := request.wait or request.withdraw) and request.kind == locks.POSIX:
-        attempt.txn.delete(keys.lock_wait_key(attempt.client, request.owner, wait))
+    if (number := request.number if request.wait else request.withdraw) and request.kind == locks.POSIX:
+        attempt.txn.delete(keys.lock_wait_key(attempt.client, request.owner, number))
     return reply
 
 

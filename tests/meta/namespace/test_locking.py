@@ -88,7 +88,7 @@ async def test_who_waits_is_woken_when_the_lock_is_given_back(served: Locks) -> 
     with pytest.raises(StatusError) as taken:
         await served.lock(B, inode, POSIX, SHARED, at=(9, 1), owner=1)
     assert taken.value.status is Status.WOULD_BLOCK
-    waiting = asyncio.create_task(served.lock(B, inode, POSIX, SHARED, at=(9, 1), owner=1, wait=5))
+    waiting = asyncio.create_task(served.lock(B, inode, POSIX, SHARED, at=(9, 1), owner=1, wait=True, number=5))
     await served.until_waiting(1)
     await served.lock(A, inode, POSIX, UNLOCK, at=(5, 5), owner=1)
     reply = await asyncio.wait_for(waiting, 0.5)
@@ -105,7 +105,7 @@ async def test_the_line_is_served_in_its_order(served: Locks) -> None:
     order: list[int] = []
 
     async def take(number: int) -> None:
-        await served.lock(B, inode, FLOCK, EXCLUSIVE, owner=number, wait=number)
+        await served.lock(B, inode, FLOCK, EXCLUSIVE, owner=number, wait=True, number=number)
         order.append(number)
         await served.lock(B, inode, FLOCK, UNLOCK, owner=number)
 
@@ -124,10 +124,10 @@ async def test_a_deadlock_of_two_over_two_files(served: Locks) -> None:
     f, g = await numbers(served)
     await served.lock(A, f, POSIX, EXCLUSIVE, owner=1)
     await served.lock(B, g, POSIX, EXCLUSIVE, owner=1)
-    waiting = asyncio.create_task(served.lock(A, g, POSIX, EXCLUSIVE, owner=1, wait=1))
+    waiting = asyncio.create_task(served.lock(A, g, POSIX, EXCLUSIVE, owner=1, wait=True, number=1))
     await served.until_waiting(1)
     with pytest.raises(StatusError) as circle:
-        await served.lock(B, f, POSIX, SHARED, owner=1, wait=1)
+        await served.lock(B, f, POSIX, SHARED, owner=1, wait=True, number=1)
     assert circle.value.status is Status.DEADLOCK
     await served.lock(B, g, POSIX, UNLOCK, owner=1)
     await asyncio.wait_for(waiting, 0.5)
@@ -139,12 +139,12 @@ async def test_a_deadlock_of_three_and_of_two_who_want_more(served: Locks) -> No
     held = [(A, 0), (B, 10), (C, 20)]
     for client, at in held:
         await served.lock(client, f, POSIX, EXCLUSIVE, at=(at, 10), owner=3)
-    first = asyncio.create_task(served.lock(A, f, POSIX, SHARED, at=(10, 1), owner=3, wait=1))
+    first = asyncio.create_task(served.lock(A, f, POSIX, SHARED, at=(10, 1), owner=3, wait=True, number=1))
     await served.until_waiting(1)
-    second = asyncio.create_task(served.lock(B, f, POSIX, SHARED, at=(20, 1), owner=3, wait=1))
+    second = asyncio.create_task(served.lock(B, f, POSIX, SHARED, at=(20, 1), owner=3, wait=True, number=1))
     await served.until_waiting(2)
     with pytest.raises(StatusError) as circle:
-        await served.lock(C, f, POSIX, SHARED, at=(0, 1), owner=3, wait=1)
+        await served.lock(C, f, POSIX, SHARED, at=(0, 1), owner=3, wait=True, number=1)
     assert circle.value.status is Status.DEADLOCK
     await served.lock(C, f, POSIX, UNLOCK, owner=3)
     await asyncio.wait_for(second, 0.5)
@@ -153,10 +153,10 @@ async def test_a_deadlock_of_three_and_of_two_who_want_more(served: Locks) -> No
     # Two readers that both want to write wait for each other: the second one is told.
     await served.lock(A, g, POSIX, SHARED, owner=3)
     await served.lock(B, g, POSIX, SHARED, owner=3)
-    upgrade = asyncio.create_task(served.lock(A, g, POSIX, EXCLUSIVE, owner=3, wait=2))
+    upgrade = asyncio.create_task(served.lock(A, g, POSIX, EXCLUSIVE, owner=3, wait=True, number=2))
     await served.until_waiting(1)
     with pytest.raises(StatusError) as circle:
-        await served.lock(B, g, POSIX, EXCLUSIVE, owner=3, wait=2)
+        await served.lock(B, g, POSIX, EXCLUSIVE, owner=3, wait=True, number=2)
     assert circle.value.status is Status.DEADLOCK
     assert len(await served.table(g)) == 2, "who is refused keeps what he has"
     await served.lock(B, g, POSIX, UNLOCK, owner=3)
@@ -168,8 +168,8 @@ async def test_two_waits_that_close_a_circle_at_the_same_moment(served: Locks) -
     await served.lock(A, f, POSIX, EXCLUSIVE, owner=1)
     await served.lock(B, g, POSIX, EXCLUSIVE, owner=1)
     both = [
-        asyncio.create_task(served.lock(A, g, POSIX, EXCLUSIVE, owner=1, wait=1)),
-        asyncio.create_task(served.lock(B, f, POSIX, EXCLUSIVE, owner=1, wait=1)),
+        asyncio.create_task(served.lock(A, g, POSIX, EXCLUSIVE, owner=1, wait=True, number=1)),
+        asyncio.create_task(served.lock(B, f, POSIX, EXCLUSIVE, owner=1, wait=True, number=1)),
     ]
     done, _ = await asyncio.wait(both, timeout=2, return_when=asyncio.FIRST_COMPLETED)
     refused = done.pop().exception()
@@ -193,7 +193,7 @@ async def test_flocks_are_converted_by_letting_go_first(served: Locks) -> None:
     await served.lock(B, inode, FLOCK, EXCLUSIVE, owner=1)
     await served.lock(B, inode, FLOCK, SHARED, owner=1)
     await served.lock(A, inode, FLOCK, SHARED, owner=1)
-    both = [asyncio.create_task(served.lock(client, inode, FLOCK, EXCLUSIVE, owner=1, wait=9)) for client in (A, B)]
+    both = [asyncio.create_task(served.lock(client, inode, FLOCK, EXCLUSIVE, owner=1, wait=True, number=9)) for client in (A, B)]
     done, _ = await asyncio.wait(both, timeout=2, return_when=asyncio.FIRST_COMPLETED)
     winner = A if both[0] in done else B
     await served.lock(winner, inode, FLOCK, UNLOCK, owner=1)
@@ -233,7 +233,7 @@ async def test_the_locks_of_a_client_that_is_gone_are_free_once_its_writes_are_s
     inode = opened.attributes.inode
     await served.lock(A, inode, POSIX, EXCLUSIVE, owner=1)
     world.chunks.write(inode, 1000)
-    waiting = asyncio.create_task(served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=1))
+    waiting = asyncio.create_task(served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=True, number=1))
     await served.until_waiting(1)
     world.chunks.down = True
     world.namespace.client_ended(A)
@@ -252,12 +252,12 @@ async def test_the_locks_of_a_client_that_is_gone_are_free_once_its_writes_are_s
 async def test_a_wait_that_was_given_up_leaves_nothing_behind(served: Locks) -> None:
     inode, _ = await numbers(served)
     await served.lock(A, inode, POSIX, EXCLUSIVE, owner=1)
-    waiting = asyncio.create_task(served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=1))
+    waiting = asyncio.create_task(served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=True, number=1))
     await served.until_waiting(1)
     served.context.cancelled = True
     assert (await asyncio.wait_for(waiting, 1)).waiting
     assert await served.waits() == 0
-    waiting = asyncio.create_task(served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=1))
+    waiting = asyncio.create_task(served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=True, number=1))
     await served.until_waiting(1)
     served.context.stopping = True
     with pytest.raises(StatusError) as stopped:
@@ -270,7 +270,7 @@ async def test_a_withdrawn_wait_is_granted_nothing_even_if_it_comes_later(served
     inode, _ = await numbers(served)
     await served.lock(B, inode, POSIX, SHARED, at=(5, 5), owner=1)
     await served.lock(A, inode, POSIX, EXCLUSIVE, at=(0, 5), owner=1)
-    waiting = asyncio.create_task(served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=4))
+    waiting = asyncio.create_task(served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=True, number=4))
     await served.until_waiting(1)
     await served.lock(B, inode, POSIX, UNLOCK, at=(0, 5), owner=1, withdraw=4)
     with pytest.raises(StatusError) as gone:
@@ -278,11 +278,11 @@ async def test_a_withdrawn_wait_is_granted_nothing_even_if_it_comes_later(served
     assert gone.value.status is Status.CANCELLED
     await served.lock(A, inode, POSIX, UNLOCK, owner=1)
     with pytest.raises(StatusError) as late:
-        await served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=4)
+        await served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=True, number=4)
     assert late.value.status is Status.CANCELLED
     assert [(held.type, held.start, held.end) for held in await served.table(inode)] == [(locks.SHARED, 5, 10)]
     assert await served.waits() == 0
-    await served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=5)
+    await served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=True, number=5)
 
 
 async def test_locks_outlive_the_server_and_hold_at_another_one(served: Locks) -> None:
@@ -294,7 +294,7 @@ async def test_locks_outlive_the_server_and_hold_at_another_one(served: Locks) -
         await other.lock(B, inode, POSIX, EXCLUSIVE, owner=1)
     assert taken.value.status is Status.WOULD_BLOCK
     # Given back at the one, it is found free at the other by its look each second.
-    waiting = asyncio.create_task(other.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=1))
+    waiting = asyncio.create_task(other.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=True, number=1))
     await other.until_waiting(1)
     await served.lock(A, inode, POSIX, UNLOCK, owner=1)
     reply = await asyncio.wait_for(waiting, 3)

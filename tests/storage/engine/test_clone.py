@@ -126,10 +126,27 @@ def test_a_source_that_is_changed_meanwhile_is_refused_and_an_abandoned_clone_le
         engine.prepare(clone(key(0), key(1)))
     assert caught.value.status is Status.BUSY
     engine.commit([(key(0), job.version)])
+
+
+@pytest.mark.parametrize("passed", [False, True])
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_the_bytes_of_a_clone_that_has_begun_stay(passed: bool, abandoned: bool) -> None:
+    """The machine keeps the source in line; the engine does not rely on that."""
+    engine = engine_with(SIZE)
     begun = engine.prepare(clone(key(0), key(1)))
-    engine.apply([Update(Kind.REMOVE, key(0))])  # the machine keeps the line; the engine must keep the bytes
+    engine.apply([Update(Kind.REMOVE, key(0))])
     check_invariants(engine, [begun])
-    engine.abandon(begun)
+    if passed:
+        engine.checkpoint()
+        check_invariants(engine, [begun])
+    if abandoned:
+        engine.abandon(begun)
+    else:
+        begun.run()
+        engine.stage([begun], commit=True)
+        assert content(engine, key(1)) == bytes([1]) * SIZE
+        check_invariants(engine)
+        engine.apply([Update(Kind.REMOVE, key(1))])
     check_invariants(engine)
     engine.checkpoint()
     assert engine.space_info().used == 0
