@@ -150,7 +150,8 @@ class Store:
         values = await txn.get_many(keys, snapshot=True)
         found = {(Kind(chr(key[4])), key[5:]): value for key, value in zip(keys, values, strict=True)}
         rows = {key: _decode_row(key, value) for key, value in found.items() if value is not None}
-        return News(state, rows, found.keys() - rows.keys())
+        in_order = dict(sorted(rows.items(), key=lambda item: item[1].version))  # as a book keeps them
+        return News(state, in_order, found.keys() - rows.keys())
 
     async def leases(self) -> dict[bytes, int]:
         """Clients with a lease on record, with the epochs in which these began."""
