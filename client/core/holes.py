@@ -27,17 +27,18 @@ def _short(fetch: Fetch) -> list[int]:
 
 
 async def _was_written_since(fetch: Fetch, row: int) -> bool:
-    """Ask the server. True if the file was cut and has grown again: what was read is neither the old nor the new file."""
+    """Ask the server. True if the file was cut and has grown again, or was empty and has taken another layout: what was read is neither the
+    old nor the new file."""
     columns, cluster = fetch.columns, fetch.cluster
     file, index = columns.inode(row), columns.index[row]
-    known = file.truncate_version
+    known = (file.truncate_version, file.layout)
     attributes = await file.ask()
     async with file.lock:
         file.take(attributes)
     missing = index * file.chunk_size + columns.offset[row] + len(fetch.views[row])
     if attributes.sparse or (missing >= attributes.length and not file.unsettled):
         return False
-    if attributes.truncate_version != known:
+    if (attributes.truncate_version, attributes.layout) != known:
         return not file.unsettled
     chain = columns.chain(row)
     targets = [replica.target for replica in cluster.table.route(chain).serving]

@@ -151,10 +151,6 @@ class Inode:
             self.written_end = self.write_back.dirty_end() if self.write_back else 0
             self.arrived_end = 0
             self.generation += 1
-            if attributes.layout != self.layout:  # an empty file has taken the layout of another one
-                self.layout, self.chunk_size = attributes.layout, attributes.layout.chunk_size
-                self.chains = chains_of(self.cluster, attributes.layout)
-                self.write_back = None
         if self.stale_end and self.stale_version <= attributes.truncate_version:
             if self.stale_version == attributes.truncate_version:  # else yet another truncate has cut it
                 self.written_end = max(self.written_end, self.stale_end)
@@ -163,6 +159,10 @@ class Inode:
         if attributes.change != self.change:
             self.change = attributes.change
             self.generation += 1
+            if attributes.layout != self.layout:  # it was empty, and has taken the layout of another file
+                self.layout, self.chunk_size = attributes.layout, attributes.layout.chunk_size
+                self.chains = chains_of(self.cluster, attributes.layout)
+                self.write_back = None
         self.settled_length = attributes.length
         self.length = max(attributes.length, self.written_end)
         self.sparse = attributes.sparse or (self.sparse and self.unsettled)

@@ -1,8 +1,8 @@
 """Clone: two files whose chunks of one index lie on one chain, so that they can share them.
 
 What is shared, and how often, only the targets know (they count references to their slots); to the namespace a clone is a file like
-any other. It has the layout of its source, seed included: an empty file that nobody else writes to takes it over. Its truncate version
-rises with that, so that whoever has read the old layout looks again instead of missing chunks.
+any other. It has the layout of its source, seed included: an empty file that nobody else writes to takes it over. Readers that know the old
+layout miss chunks, ask again, and see the new one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ async def clone(attempt: Attempt, request: meta_pb2.CloneFileRequest) -> meta_pb
 
 def _take_layout(attempt: Attempt, target: Inode, layout: Layout) -> None:
     target.layout = layout
-    target.truncate_version += 1
     target.touched(attempt.now_ns)
     attempt.put(target)
 
