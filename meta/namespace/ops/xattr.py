@@ -12,6 +12,7 @@ from .. import extended, path
 from .. import inode as inodes
 from ..access import READ, SGID, STICKY, WRITE, Credentials, require, require_owner
 from ..attempt import Attempt
+from ..happenings import CHANGED
 from ..inode import Inode
 from .attributes import begin_change, end_change
 
@@ -100,7 +101,7 @@ async def remove_xattr(attempt: Attempt, request: meta_pb2.RemoveXattrRequest) -
     attempt.txn.delete(keys.xattr_key(inode.id, name))
     if len(rows) == 1:
         inode.flags &= ~inodes.XATTRS
-    end_change(attempt, inode)
+    _changed(attempt, inode)
     return meta_pb2.RemoveXattrReply(attributes=await attempt.visible_attributes(inode))
 
 
@@ -135,7 +136,12 @@ async def _put(attempt: Attempt, inode: Inode, rows: _Rows, name: bytes, value: 
         inode.flags |= inodes.XATTRS
         if inode.is_directory:
             attempt.directory_changed()  # rmdir knows from memory what goes with a directory
+    _changed(attempt, inode)
+
+
+def _changed(attempt: Attempt, inode: Inode) -> None:
     end_change(attempt, inode)
+    attempt.tell(CHANGED, inode.id)
 
 
 def _check_name(name: bytes) -> None:
@@ -220,7 +226,7 @@ async def _set_acl(attempt: Attempt, inode: Inode, name: bytes, acl: acls.Acl | 
         extended.put_default_acl(attempt.txn, inode, acl)
     else:
         _put_access(attempt, inode, acl)
-    end_change(attempt, inode)
+    _changed(attempt, inode)
     if inode.is_directory:
         attempt.directory_changed()
 

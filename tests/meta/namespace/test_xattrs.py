@@ -149,6 +149,17 @@ async def test_a_stranger_writes_to_no_privileged_program(world: World) -> None:
     await world.close(his)
 
 
+async def test_watchers_hear_of_it(world: World) -> None:
+    number = (await world.touch("/f")).inode
+    begin = (await world.ask("read_events", meta_pb2.ReadEventsRequest(place=place("/")))).cookie
+    await put(world, "/f", b"user.x", b"1")
+    await put(world, "/f", b"user.x", b"1")  # changes nothing
+    await put(world, "/f", ACCESS_ACL, acls.to_kernel(NAMED))
+    await drop(world, "/f", b"user.x")
+    heard = await world.ask("read_events", meta_pb2.ReadEventsRequest(place=place("/"), cookie=begin))
+    assert [(event.kind, event.inode) for event in heard.events] == [(meta_pb2.EVENT_KIND_CHANGED, number)] * 3
+
+
 async def furnished(world: World, path: str) -> None:
     await put(world, path, b"trusted.x", b"1")
     found = await world.stat(path, follow=False)
