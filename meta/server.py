@@ -243,6 +243,11 @@ def _default_engine(data: Path) -> str:
 def _measure(process: Process, server: MetaServer) -> None:
     manager = server.manager
     process.metrics.gauge("emberfs_clients", "Clients with a lease", lambda: len(manager.leases))
+    locking, appending = server.namespace.locking, server.namespace.appending
+    process.metrics.gauge("emberfs_lock_waits", "Requests that wait for a lock", lambda: locking.waiters.count)
+    process.metrics.gauge(
+        "emberfs_append_waits", "Requests that wait to append to a file", lambda: appending.waiters.count
+    )
     process.metrics.gauge("emberfs_routing_version", "Version of the routing", lambda: manager.book.state.version)
     process.metrics.gauge("emberfs_targets", "Targets", lambda: len(manager.book.targets))
     process.metrics.gauge("emberfs_bytes_used", "Bytes used on all targets", lambda: manager.space().used)

@@ -22,14 +22,14 @@ from ...proto.gen.meta_pb2 import (
     WatchTokensRequest,
 )
 from ...proto.rpc import META
+from ...proto.settings import CLIENT_LEASE_SECONDS
 from .inode import Inode, name_of
-from .lease import LEASE_SECONDS
 
 if TYPE_CHECKING:
     from .client import Core
 
 TURN_SECONDS = 0.005  # that a token is kept at least
-TAKE_SECONDS_MAX = 1.5 * LEASE_SECONDS  # scaled; a holder that is gone has been cleaned up after by then
+TAKE_SECONDS_MAX = 1.5 * CLIENT_LEASE_SECONDS  # scaled; a holder that is gone has been cleaned up after by then
 WATCH_SECONDS_MAX = 10.0  # scaled: one request to hear of those who wait; the server answers earlier
 WATCH_PAUSE_SECONDS = 0.2  # scaled: after one that failed
 IDLE_SECONDS = 10.0  # scaled: without a token the worker ends
@@ -140,6 +140,8 @@ class Tokens:
                     if any(core.cluster.owner_address(number) != address for number in held):
                         return
                     continue
+                if core.tokens is not self:
+                    return  # this identity is over, and what it held with it
                 for number in reply.wanted:
                     with suppress(
                         StatusError

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from ...proto.env import Environment
 from ...proto.errors import Status, StatusError, error
-from ...proto.settings import time_scale
+from ...proto.settings import client_lease, time_scale
 
-LEASE_SECONDS = 60.0  # until the first renewal tells better
 RENEWALS_PER_LEASE = 6
 DRIFT = 0.9
 
@@ -27,7 +26,7 @@ class Lease:
     def begin(self, sent: float) -> None:
         """A session begins with a request sent at `sent`: from now on a lease is needed."""
         if self.expires == float("inf"):
-            self.expires = sent + LEASE_SECONDS * time_scale() * DRIFT
+            self.expires = sent + client_lease() * time_scale() * DRIFT  # until the first renewal tells better
 
     def renewed(self, sent: float, lease_ms: int, epoch: int) -> bool:
         """A renewal that was sent at `sent` was granted. False when it belongs to another session: ours was over."""

@@ -128,7 +128,14 @@ async def give(handle: Reader, span: Span) -> None:
         await publish(core, file)
     except StatusError as broken:
         failure = broken
-    await core.cluster.change(META.Lock, _request(file, span, UNLOCK, 0), inode=file.id)
+    request = _request(file, span, UNLOCK, 0)
+    request.number = next(core.numbers)
+    try:
+        await core.cluster.change(META.Lock, request, inode=file.id)
+    except BaseException as broken:
+        if not isinstance(broken, StatusError) or broken.status not in _REFUSALS:
+            await _undo(core, file, span, [], request)  # not later, when the owner has locked it again
+        raise
     file.note_lock(span.kind, span.owner, span.start, span.end, None)
     if failure is not None:
         raise failure
