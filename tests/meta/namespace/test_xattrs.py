@@ -149,6 +149,19 @@ async def test_a_stranger_writes_to_no_privileged_program(world: World) -> None:
     await world.close(his)
 
 
+@pytest.mark.parametrize(("gid", "mode"), [(ALICE.gid, 0o2644), (2000, 0o644)])
+async def test_a_writer_that_dies_leaves_no_privileges(world: World, gid: int, mode: int) -> None:
+    # sgid without group execution stays for a member of the group.
+    await world.touch("/f")
+    await world.set("/f", uid=ALICE.uid, gid=gid, mode=0o6644)
+    client = b"dies------------"
+    opened = await world.open("/f", os.O_WRONLY, ALICE, client)
+    world.chunks.write(opened.attributes.inode, 5)
+    world.namespace.client_ended(client)
+    await world.namespace.clients.step()
+    assert ((await world.stat("/f")).mode, (await world.stat("/f")).length) == (mode, 5)
+
+
 async def test_watchers_hear_of_it(world: World) -> None:
     number = (await world.touch("/f")).inode
     begin = (await world.ask("read_events", meta_pb2.ReadEventsRequest(place=place("/")))).cookie
