@@ -91,3 +91,16 @@ async def settled(client: aio.Client) -> bool:
         while client.core.env.pool.held:
             await client.stat("/")
     return True
+
+
+async def test_attributes_access_and_links_of_open_files(client: aio.Client, folder: str) -> None:
+    async with await client.open(folder, "wb", unnamed=True) as file:
+        await file.write(b"x")
+        await client.link(file, f"{folder}/named")
+    await client.setxattr(f"{folder}/named", "user.a", b"1")
+    assert await client.listxattr(f"{folder}/named") == ["user.a"]
+    assert await client.getxattr(f"{folder}/named", "user.a") == b"1"
+    await client.removexattr(f"{folder}/named", "user.a")
+    assert await client.listxattr(f"{folder}/named") == []
+    assert await client.access(f"{folder}/named", 4) and not await client.access(f"{folder}/none", 0)
+    assert (await client.mknod(f"{folder}/pipe", 0o010600)).type == "fifo"
