@@ -36,7 +36,7 @@ class Actor:
         self._cluster = cluster
         self._client = client
         self._chunks = chunks
-        self._chance = cluster.simulation.random
+        self._chance = random.Random(f"{cluster.simulation.seed} {client.name}")  # as in trouble.py
         self._loop = cluster.simulation.loop
         self.over = False  # trouble is
 

@@ -123,7 +123,7 @@ def draw(chance: random.Random) -> Knobs:
         disk_seconds=chance.choice([0.0005, 0.005, 0.05]),
         stall=chance.choice([0.0, 0.0, 0.0, 0.02, 0.1, 0.3]),
         stall_seconds=chance.choice([0.5, 3.0, 25.0]),
-        cold=chance.random() < 0.4,
+        cold=chance.random() < 0.5,
         clock_rates=tuple(1 + chance.uniform(-CLOCK_RATE_SPREAD, CLOCK_RATE_SPREAD) for _ in range(hosts)),
         clock_offsets=tuple(chance.uniform(0, CLOCK_OFFSET_SECONDS_MAX) for _ in range(hosts)),
         capacity=chance.choice([1 << 20, 16 << 20, 16 << 20, 16 << 20]),

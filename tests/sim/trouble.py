@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -18,6 +19,7 @@ EFFECTS_MAX = 30  # of a disk until it strikes
 STRIKE_SECONDS = 3.0  # that we wait for that effect
 READ_ERRORS = 0.3
 SLOW_FACTOR = 40.0
+STALL = 0.3
 
 
 class Troublemaker:
@@ -27,7 +29,8 @@ class Troublemaker:
         self._cluster = cluster
         self._clients = clients
         self._simulation = cluster.simulation
-        self._chance = cluster.simulation.random
+        # Its own draws: what a seed is about stays, when the code draws more or less than it did.
+        self._chance = random.Random(f"{cluster.simulation.seed} trouble")
         self._knobs: Knobs = cluster.knobs
         self._replaced = False
         self._victim: StorageNode | None = None  # the one whose copies are damaged: nobody else is disturbed then
@@ -224,8 +227,12 @@ class Troublemaker:
 
     async def _slow(self) -> None:
         node = self._node()
-        node.disk_seconds = self._knobs.disk_seconds * SLOW_FACTOR
+        if self._chance.random() < 0.5:
+            node.disk_seconds = self._knobs.disk_seconds * SLOW_FACTOR
+        else:  # most of its jobs are as fast as ever
+            node.stall, node.stall_seconds = STALL, LONG_SECONDS
         await self._some_time()
+        node.stall, node.stall_seconds = self._knobs.stall, self._knobs.stall_seconds
         node.calm(self._knobs.disk_seconds)
 
     # Administrators.
