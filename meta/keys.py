@@ -24,6 +24,9 @@ READ client:16 → a key of the queue DEADf, or nothing (namespace/readers.py)
     records name. Exists before the client's first open for reading is answered; goes with the client.
 HOLD inode:u64 client:16 → (empty)
     The client reported that it holds the inode open for reading; nothing frees the chunks. Goes with a later report, or the client.
+HELD client:16 inode:u64 → (empty)
+    A HOLD record of this client that any server wrote when the inode, which has no name any more, was opened. Whoever takes the client's
+    next report learns of it here, and takes it away. Repair: delete with the client.
 IDEM client:16 request:u64 (piece:u16) → method, time, reply (namespace/idempotency.py)
     Written by the transaction that carried the request out. Goes when the client says that it has the reply, when the client is gone,
     or after an hour.
@@ -37,7 +40,8 @@ DEADc versionstamp:10 inode:u64 → layout      the inode is gone, its chunks ar
     name meanwhile; when that name went too, there is a later record. Repair: put what nothing names into its queue.
 LOCK inode:u64 → the locks that are held (namespace/locks.py): kind, type, client, owner, range, pid
     No two of them conflict, none is empty, and an owner's ranges of one kind neither overlap nor touch where they say the same. Absent when
-    nobody holds one. A client's go with its lease, after its sessions on the inode were settled. Repair: drop the locks of clients without a lease.
+    nobody holds one. A client's go with its lease, after its sessions on the inode were settled. Repair: drop the locks of clients
+    without a lease.
 LKWT client:16 owner:u64 request:u64 → inode, type, range (namespace/deadlock.py)
     This owner waits for this POSIX lock: what deadlocks are looked for in. Goes when the wait ends, by a withdrawal of the client where
     its server died meanwhile, or with the client. Repair: delete; who still waits asks again, and writes it again.
@@ -94,6 +98,7 @@ DIRECTORY_COUNTER = b"DCNT"
 SESSION = b"SESS"
 READER = b"READ"
 HOLD = b"HOLD"
+HELD = b"HELD"
 IDEMPOTENCY = b"IDEM"
 ACKNOWLEDGED = b"ACKN"
 ENDED_CLIENT = b"CLUSe"
@@ -198,6 +203,14 @@ def hold_range(inode: int) -> tuple[bytes, bytes]:
 def split_hold_key(key: bytes) -> tuple[int, bytes]:
     """(inode, client)."""
     return inode_of(key), key[_ONE.size :]
+
+
+def held_key(client: bytes, inode: int) -> bytes:
+    return HELD + client + _U64.pack(inode)
+
+
+def held_range(client: bytes) -> tuple[bytes, bytes]:
+    return HELD + client, HELD + client + b"\xff" * 9
 
 
 def idempotency_key(client: bytes, request: int) -> bytes:
