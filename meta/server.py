@@ -148,7 +148,10 @@ class MetaServer:
         """Tell our own storage access, and everybody who watches."""
         delta = self.manager.routing(self._table.version, server=True)
         if delta is not None:
-            self._table.apply(delta)
+            change = self._table.apply(delta)
+            if not self.namespace.in_charge():  # whoever is cleans up after them
+                for client in change.ended_clients:
+                    self.namespace.clients.readers.gone(client)
         body = self.manager.routing(before)
         if body is not None:
             self.hub.publish(ROUTING_TOPIC, body.version, body.SerializeToString())

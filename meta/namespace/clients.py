@@ -99,7 +99,7 @@ class Clients:
     async def with_records(self) -> list[bytes]:
         """The clients that have sessions here or may have files open for reading."""
         namespace = self._namespace
-        found = self.readers.clients() | await namespace.locking.clients() | await namespace.appending.clients()
+        found = await self.readers.clients() | await namespace.locking.clients() | await namespace.appending.clients()
         begin, end = keys.prefix_range(keys.SESSION)
         async for page in self._namespace.pages(begin, end, PAGE):
             found.update(session.unpack(value).client for _, value in page)

@@ -66,6 +66,7 @@ class Readers:
         self._namespace = namespace
         self._marks: dict[bytes, bytes] = {}
         self._holds: dict[bytes, frozenset[int]] = {}
+        self._learned: dict[bytes, list[bytes]] = {}  # HELD keys that are in `_holds` by now
 
     async def load(self) -> None:
         """Read the records (at start)."""
@@ -78,8 +79,11 @@ class Readers:
         async for page in self._namespace.pages(*keys.prefix_range(keys.READER), PAGE):
             self._marks.update((keys.reader_of(key), unpack(value)) for key, value in page)
 
-    def clients(self) -> set[bytes]:
-        """Those with records."""
+    async def clients(self) -> set[bytes]:
+        """Those with records, also those that other servers have admitted and that never reported."""
+        async for page in self._namespace.pages(*keys.prefix_range(keys.READER), PAGE):
+            for key, value in page:
+                self._marks.setdefault(keys.reader_of(key), unpack(value))
         return {*self._marks, *self._holds}
 
     async def covered(self) -> bytes:
@@ -127,6 +131,7 @@ class Readers:
                 raise error(Status.SESSION_ENDED, "this client's lease ran out; connect again under a new client id")
             inodes.existing(inode, record)
             txn.put(keys.hold_key(inode, client), b"")
+            txn.put(keys.held_key(client, inode), b"")  # another server may take the client's reports
 
         await self._namespace.transact(work)
         self._holds[client] = self._holds.get(client, frozenset()) | {inode}
@@ -139,7 +144,7 @@ class Readers:
         held = frozenset(reported[:HOLDS_PER_CLIENT_MAX])
         before = self._holds.get(client, frozenset())
         is_news = len(reported) <= HOLDS_PER_CLIENT_MAX and mark > self._marks.get(client, mark)
-        if held == before and not is_news:
+        if held == before and not is_news and client not in self._learned:
             return None
         return Change(client, held - before, before - held, mark if is_news else None)
 
@@ -148,11 +153,14 @@ class Readers:
             txn.put(keys.hold_key(inode, change.client), b"")
         for inode in change.dropped:
             txn.delete(keys.hold_key(inode, change.client))
+        for key in self._learned.get(change.client, ()):
+            txn.delete(key)
         if change.mark is not None:
             txn.put(keys.reader_key(change.client), pack(change.mark))
 
     def written(self, change: Change) -> None:
         """The transaction was committed."""
+        self._learned.pop(change.client, None)
         # Not what was reported, but what it changed: `hold` may have been there meanwhile.
         held = (self._holds.get(change.client, frozenset()) | change.added) - change.dropped
         self._holds.pop(change.client, None)
@@ -162,16 +170,20 @@ class Readers:
             self._marks[change.client] = change.mark
 
     async def learn(self, client: bytes) -> None:
-        """Whether another server has admitted the client."""
-        if client not in self._marks:
-            found = await self._namespace.engine.begin().get(keys.reader_key(client), snapshot=True)
-            if found is not None:
-                self._marks.setdefault(client, unpack(found))
+        """Before a client's report: what other servers have recorded of it meanwhile."""
+        txn = self._namespace.engine.begin()
+        if client not in self._marks and (found := await txn.get(keys.reader_key(client), snapshot=True)) is not None:
+            self._marks.setdefault(client, unpack(found))
+        held = await txn.scan(*keys.held_range(client), HOLDS_PER_CLIENT_MAX, snapshot=True)
+        if held:
+            self._learned[client] = [key for key, _ in held]
+            self._holds[client] = self._holds.get(client, frozenset()) | {keys.dead_inode(key) for key, _ in held}
 
     def gone(self, client: bytes) -> None:
         """Another server cleans up after it."""
         self._holds.pop(client, None)
         self._marks.pop(client, None)
+        self._learned.pop(client, None)
 
     async def answer(self, client: bytes) -> RenewClientReply:
         """What to tell a client whose report has been taken."""
@@ -190,12 +202,14 @@ class Readers:
 
     async def forget(self, client: bytes) -> None:
         """A client is gone: its records go."""
+        await self.learn(client)
         if client not in self._marks and client not in self._holds:
             return
         held = self._holds.get(client, frozenset())
 
         async def work(txn: Transaction) -> None:
             txn.delete(keys.reader_key(client))
+            txn.delete_range(*keys.held_range(client))
             for inode in held:
                 txn.delete(keys.hold_key(inode, client))
 

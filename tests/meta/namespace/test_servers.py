@@ -228,6 +228,51 @@ async def test_what_a_client_reads_by_one_server_waits_at_the_other(engine: Engi
     assert await check(engine) == []
 
 
+async def test_what_was_opened_without_a_name_is_let_go_by_whoever_takes_the_report(
+    engine: Engine, clock: ManualClock
+) -> None:
+    leader, follower = await servers(engine, clock)
+    reader, mark = follower.client, b""
+    number = (await leader.touch("/f")).inode
+    await follower.open("/f", READ)
+    await leader.unlink("/f")
+    await follower.namespace.clients.readers.hold(reader, number)
+
+    async def renew(renewal: int, *held: int) -> None:
+        nonlocal mark
+        report = RenewClientRequest(open_inodes=held, reported=mark, renewal=renewal)
+        mark = (await leader.namespace.renewed(reader, report)).mark or mark
+        clock.time += 30
+        for _ in range(3):
+            await leader.namespace.collector.step()
+
+    for renewal in range(1, 5):
+        await renew(renewal, number)
+        assert number not in leader.chunks.removed
+    for renewal in range(5, 9):
+        await renew(renewal)
+    assert number in leader.chunks.removed
+    assert await engine.begin().scan(*keys.prefix_range(keys.HELD), 9) == []
+    assert await engine.begin().scan(*keys.prefix_range(keys.HOLD), 9) == []
+    assert await check(engine) == []
+
+
+async def test_a_reader_of_another_server_that_never_reported_is_found(engine: Engine, clock: ManualClock) -> None:
+    leader, follower = await servers(engine, clock)
+    number = (await leader.touch("/f")).inode
+    await follower.open("/f", READ)
+    await leader.unlink("/f")
+    await follower.namespace.clients.readers.hold(follower.client, number)
+    assert follower.client in await leader.namespace.session_clients()
+    leader.namespace.client_ended(follower.client)
+    await leader.namespace.clients.step()
+    for letters in (keys.READER, keys.HOLD, keys.HELD):
+        assert await engine.begin().scan(*keys.prefix_range(letters), 9) == []
+    await leader.collect()
+    assert number in leader.chunks.removed
+    assert await check(engine) == []
+
+
 async def test_the_next_one_in_charge_goes_on_where_the_last_one_stopped(engine: Engine, clock: ManualClock) -> None:
     first, second = await servers(engine, clock)
     await first.mkdir("/t")
