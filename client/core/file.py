@@ -21,6 +21,7 @@ from .attributes import Stat, stat_of
 from .clone import copy_range
 from .locks import LockInfo, Span
 from .reading import OFFSET_MAX, Reader
+from .writeback import WriteBack
 from .writes import sync_chains
 
 _FLOCKS = {"shared": locks.SHARED, "exclusive": locks.EXCLUSIVE}
@@ -98,6 +99,7 @@ class Handle(Reader):
                 await file.write_back.drain()
             self._raise_error()
             await file.settle()
+            self._raise_error()  # of what was small, and went to chunks after all
             request = TruncateRequest(place=Place(parent=file.id), length=length, session=self.session)
             reply = await self.core.cluster.change(META.Truncate, request)
             file.take(reply.attributes)
@@ -135,6 +137,7 @@ class Handle(Reader):
             self._raise_error()
             if file.write_back is not None and file.write_back.small:
                 await file.settle()  # to chunks, if the server will not have it
+                self._raise_error()
             if not file.synced and not file.inlined:
                 await sync_chains(self.core.cluster, file.chains)
             await file.settle(durable=True)
@@ -221,9 +224,10 @@ class Handle(Reader):
         async with file.lock:
             await self._renew_session()
             if file.write_back is not None:
-                if discard and file.handles == 1:
+                if discard and file.handles == 1 and file.write_back.pending:
                     file.write_back.discard()
-                await file.write_back.drain()
+                    file.failed = True  # what was not sent does not count: the length is that of what arrived
+                await self._drain(file.write_back)
             if file.stale_end:
                 await file.fetch()
             failure = file.take_error()
@@ -249,10 +253,19 @@ class Handle(Reader):
                     file.settled(reply.attributes)
             except StatusError as broken:
                 failure = failure or broken
+            failure = failure or file.take_error()  # of what was small, and went to chunks after all
             if self.session in file.sessions:
                 file.sessions.remove(self.session)
         if failure is not None and not discard:
             raise failure
+
+    async def _drain(self, write_back: WriteBack) -> None:
+        """Send everything for the last time: what cannot even be sent is lost, and the session ends all the same."""
+        try:
+            await write_back.drain()
+        except StatusError as failure:
+            self.file.fail(failure)
+            write_back.discard()
 
     async def _ask_close(self, request: CloseRequest) -> CloseReply:
         return await self.core.cluster.change(META.Close, request)  # type: ignore[no-any-return]

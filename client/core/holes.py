@@ -36,6 +36,11 @@ async def _was_written_since(fetch: Fetch, row: int) -> bool:
     async with file.lock:
         file.take(attributes)
     missing = index * file.chunk_size + columns.offset[row] + len(fetch.views[row])
+    if file.inlined and (content := await file.small_content()) is not None:
+        # It was emptied, and what was written then lies beside its inode.
+        start = index * file.chunk_size + columns.offset[row]
+        fetch.views[row] = memoryview(content)[start : start + columns.length[row]]
+        return False
     if attributes.sparse or (missing >= attributes.length and not file.unsettled):
         return False
     if (attributes.truncate_version, attributes.layout) != known:

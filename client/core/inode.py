@@ -266,13 +266,11 @@ class Inode:
         self.settled(reply.attributes)
 
     async def not_inline(self) -> None:
-        """The server does not take what is small: it goes to chunks after all. Raises why it did not arrive there."""
+        """The server does not take what is small: it goes to chunks after all (`error` says why it did not arrive there)."""
         self.inline_max = 0
         await self.fetch()
         if self.write_back is not None:
             await self.write_back.drain()
-        if self.error is not None:
-            raise self.error
 
     async def grow(self) -> None:
         """Have the server move the bytes into chunks, as more is written than fits beside the inode."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 from ...proto.errors import Status, StatusError, error
 from .engine import (
     COUNTER_BYTES,
@@ -14,7 +16,8 @@ from .engine import (
 
 STAMP_BYTES = 10  # of a versionstamp: commit version (8, big-endian), order within it (2)
 _COUNTER_BITS = 8 * COUNTER_BYTES
-_COUNTER_MAX = (1 << (_COUNTER_BITS - 1)) - 1
+COUNTER_MAX = (1 << (_COUNTER_BITS - 1)) - 1
+_COUNTER = struct.Struct("<q")
 
 
 def key_refusal(key: bytes) -> StatusError | None:
@@ -50,27 +53,38 @@ def value_refusal(key: bytes, value: bytes) -> StatusError | None:
     return None
 
 
-def counter_refusal(key: bytes, number: int, smallest: int = -_COUNTER_MAX - 1) -> StatusError | None:
+def counter_refusal(key: bytes, number: int, smallest: int = -COUNTER_MAX - 1) -> StatusError | None:
     """Why this cannot be added to, or be the floor of, the counter at `key`: INVALID, or None."""
-    if smallest <= number <= _COUNTER_MAX:
+    if smallest <= number <= COUNTER_MAX:
         return None
-    return error(Status.INVALID, f"{number} for the counter {key[:16]!r}: from {smallest} to {_COUNTER_MAX}")
+    return error(Status.INVALID, f"{number} for the counter {key[:16]!r}: from {smallest} to {COUNTER_MAX}")
 
 
 def counter(value: bytes | None) -> int:
     """The number in a counter; absent is 0, a value of another length counts as its first 8 bytes, padded with zeros."""
+    if value is not None and len(value) == COUNTER_BYTES:
+        return _COUNTER.unpack(value)[0]  # type: ignore[no-any-return]
     return int.from_bytes((value or b"")[:COUNTER_BYTES].ljust(COUNTER_BYTES, b"\0"), "little", signed=True)
 
 
+def counter_value(number: int) -> bytes:
+    """The value of a counter that stands at `number`."""
+    return _COUNTER.pack(number)
+
+
+def wrapped(total: int) -> int:
+    """The sum of two counters as the machine would have it: around the end and back."""
+    return (total + COUNTER_MAX + 1 & (1 << _COUNTER_BITS) - 1) - COUNTER_MAX - 1
+
+
 def added(value: bytes | None, delta: int) -> bytes:
-    """A counter after `add`; it wraps around like the machine's."""
-    total = (counter(value) + delta) & ((1 << _COUNTER_BITS) - 1)
-    return total.to_bytes(COUNTER_BYTES, "little")
+    """A counter after `add`."""
+    return counter_value(wrapped(counter(value) + delta))
 
 
 def raised(value: bytes | None, floor: int) -> bytes:
     """A counter after `max`."""
-    return max(counter(value), floor).to_bytes(COUNTER_BYTES, "little", signed=True)
+    return counter_value(max(counter(value), floor))
 
 
 def stamp(version: int) -> bytes:

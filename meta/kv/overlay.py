@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 
 from ...proto.errors import StatusError
 from . import limits
-from .engine import TRANSACTION_BYTES_MAX, Pair
+from .engine import KEY_BYTES_MAX, KEYS_END, TRANSACTION_BYTES_MAX, Pair
 
 Blind = tuple[bool, int]  # (whether it is a `max` and not an `add`, its number)
 
@@ -52,15 +52,20 @@ class Overlay:
 
     # Writing.
 
+    # The limits are looked at one by one only where something may be wrong: these run ten times for every request.
+
     def put(self, key: bytes, value: bytes) -> None:
-        self._accept(limits.key_refusal(key) or limits.value_refusal(key, value))
-        self.size += len(key) + len(value)
+        size = len(key) + len(value)
+        if self.spent or size > KEY_BYTES_MAX or key >= KEYS_END:
+            self._accept(limits.key_refusal(key) or limits.value_refusal(key, value))
+        self.size += size
         self.writes[key] = value
         if self.blind:
             self.blind.pop(key, None)
 
     def delete(self, key: bytes) -> None:
-        self._accept(limits.key_refusal(key))
+        if self.spent or len(key) > KEY_BYTES_MAX or key >= KEYS_END:
+            self._accept(limits.key_refusal(key))
         self.size += len(key)
         self.writes[key] = None
         if self.blind:
@@ -77,21 +82,28 @@ class Overlay:
         self.cleared.append((begin, end))
 
     def add(self, key: bytes, delta: int) -> None:
-        self._accept(limits.key_refusal(key) or limits.counter_refusal(key, delta))
+        if self.spent or len(key) > KEY_BYTES_MAX or key >= KEYS_END or abs(delta) > limits.COUNTER_MAX:
+            self._accept(limits.key_refusal(key) or limits.counter_refusal(key, delta))
         self.change(key, (False, delta))
 
     def max(self, key: bytes, value: int) -> None:
-        self._accept(limits.key_refusal(key) or limits.counter_refusal(key, value, 0))
+        if self.spent or len(key) > KEY_BYTES_MAX or key >= KEYS_END or not 0 <= value <= limits.COUNTER_MAX:
+            self._accept(limits.key_refusal(key) or limits.counter_refusal(key, value, 0))
         self.change(key, (True, value))
 
     def change(self, key: bytes, change: Blind) -> None:
         """A blind change of a counter, which has been checked."""
         self.size += len(key) + 8
-        known = self.own(key)
-        if isinstance(known, Unknown):
-            self.blind.setdefault(key, []).append(change)
+        if key in self.writes:
+            self.writes[key] = _changed(self.writes[key], (change,))
+        elif self.cleared and self._is_cleared(key):
+            self.writes[key] = _changed(None, (change,))
+        elif (earlier := self.blind.get(key)) is None:
+            self.blind[key] = [change]
+        elif (both := _combined(earlier[-1], change)) is not None:
+            earlier[-1] = both
         else:
-            self.writes[key] = _changed(known, [change])
+            earlier.append(change)
 
     def put_versionstamped(self, prefix: bytes, suffix: bytes, value: bytes) -> None:
         key = prefix + bytes(limits.STAMP_BYTES) + suffix
@@ -146,6 +158,17 @@ class Overlay:
             self.size += len(key)
             self.read_keys.add(key)
         return known
+
+    def look_many(self, keys: Iterable[bytes], snapshot: bool) -> None:
+        """`look` for several keys, before this transaction has written anything: none of them has a value of its own."""
+        for key in keys:
+            if len(key) > KEY_BYTES_MAX or key >= KEYS_END:
+                self._accept(limits.key_refusal(key))
+        if not snapshot:
+            for key in keys:
+                if key not in self.read_keys:
+                    self.size += len(key)
+                    self.read_keys.add(key)
 
     def look_range(self, begin: bytes, end: bytes, limit: int) -> None:
         """Begin to scan."""
@@ -217,7 +240,18 @@ def replaced(
             yield missing, other
 
 
-def _changed(value: bytes | None, changes: list[Blind]) -> bytes:
-    for is_max, number in changes:
-        value = limits.raised(value, number) if is_max else limits.added(value, number)
-    return value or b""
+def _combined(earlier: Blind, later: Blind) -> Blind | None:
+    """Two blind changes of one counter as one, where that can be: a batch changes its directory's counters with every name."""
+    if earlier[0] != later[0]:
+        return None
+    if earlier[0]:
+        return (True, max(earlier[1], later[1]))
+    total = earlier[1] + later[1]
+    return (False, total) if abs(total) <= limits.COUNTER_MAX else None
+
+
+def _changed(value: bytes | None, changes: Iterable[Blind]) -> bytes:
+    number = limits.counter(value)
+    for is_max, by in changes:
+        number = max(number, by) if is_max else limits.wrapped(number + by)
+    return limits.counter_value(number)

@@ -55,11 +55,19 @@ class RocksTransaction(Overlay):
         self._began = began
 
     async def get(self, key: bytes, *, snapshot: bool = False) -> bytes | None:
-        return self._get(self._usable(), key, snapshot)
+        epoch = self._usable()
+        if self.writes or self.blind or self.cleared:
+            return self._get(epoch, key, snapshot)
+        self.look_many((key,), snapshot)
+        return self._engine.value(epoch, key)
 
     async def get_many(self, keys: list[bytes], *, snapshot: bool = False) -> list[bytes | None]:
         epoch = self._usable()
-        return [self._get(epoch, key, snapshot) for key in keys]
+        if self.writes or self.blind or self.cleared:
+            return [self._get(epoch, key, snapshot) for key in keys]
+        self.look_many(keys, snapshot)
+        value = self._engine.value
+        return [value(epoch, key) for key in keys]
 
     async def scan(
         self, begin: bytes, end: bytes, limit: int, *, reverse: bool = False, snapshot: bool = False

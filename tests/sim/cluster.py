@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -182,7 +183,8 @@ class ChainCluster:
             assert not any(m.state == LASTSRV and m.incarnation in here for m in members), self.describe()
             chosen = next(m.target for m in members if m.target in self._complete.get(chain, ()))
             loop.trace(f"target {chosen} shall revive chain {chain}")
-            await self.ask(CLUSTER.ChangeChain, ChangeChainRequest(chain=chain, revive=chosen))
+            with suppress(StatusError):  # somebody has begun to serve it just now
+                await self.ask(CLUSTER.ChangeChain, ChangeChainRequest(chain=chain, revive=chosen))
         await self._until(lambda: self._is_served(chain), LIVENESS_SECONDS, f"chain {chain} is served")
 
     def _is_served(self, chain: int) -> bool:
