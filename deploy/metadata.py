@@ -37,6 +37,7 @@ from .local import META, LocalCluster
 
 KV = "kv"  # the engine's directory in the metadata server's
 CHUNKS_PER_PAGE = 1000
+CHECKS = 3  # of a store that changes meanwhile
 
 _Result = TypeVar("_Result")
 
@@ -151,11 +152,16 @@ def _limited(source: IO[bytes], path: str) -> Iterator[bytes]:
 
 
 def check_engine(url: str) -> list[Problem]:
-    """Every broken invariant of the key space."""
+    """Every broken invariant of the key space. Raises CONFLICT where servers change it meanwhile, so that what was found may be nothing."""
 
     async def work() -> list[Problem]:
         async with opened(url) as engine:
-            return await check(engine)
+            for _ in range(CHECKS):
+                moment = await engine.begin().commit()
+                found = await check(engine)
+                if not found or await engine.begin().commit() == moment:
+                    return found
+        raise error(Status.CONFLICT, "the metadata changes while it is checked: stop the metadata servers, and check again")
 
     return run(work())
 

@@ -11,6 +11,7 @@ import pytest
 from emberfs.meta import dump, keys
 from emberfs.meta.kv.engine import Engine, Pair
 from emberfs.meta.kv.memory import MemoryEngine
+from emberfs.meta.kv.open import open_engine
 from emberfs.meta.kv.rocksdb import RocksEngine
 from emberfs.meta.namespace.check import check
 from emberfs.proto.errors import Status, StatusError
@@ -49,8 +50,10 @@ def lines(data: bytes) -> Iterator[bytes]:
     return iter(io.BytesIO(data))
 
 
-@pytest.fixture(params=["memory", "rocksdb"])
+@pytest.fixture(params=["memory", "rocksdb", "postgres"])
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
+    if request.param == "postgres":
+        return open_engine(request.getfixturevalue("postgres_url"))
     return MemoryEngine(lambda: 0.0) if request.param == "memory" else RocksEngine(str(tmp_path / "kv"), lambda: 0.0)
 
 
@@ -64,6 +67,7 @@ async def test_another_engine_holds_the_same(target: Engine) -> None:
         pair for pair in after if not queue[0] <= pair[0] < queue[1]
     ]
     assert await check(target) == []
+    assert (await dump.dump(target, io.BytesIO())).rows == len(after)
     moved = await World(target).start()
     moved.client = b"client-000000002"  # the first one's requests came along, too
     assert await moved.listdir("/") == ["d"]
