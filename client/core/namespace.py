@@ -37,6 +37,7 @@ from .paths import PathLike, encode, place, text
 
 BATCH_MAX = 1000  # names of one request: a transaction of the smallest engine holds them
 PAGE_ENTRIES = 4096  # of a listing
+FIRST_PAGE_ENTRIES = 1024  # of a listing that begins: who asks sees something soon
 
 FILE_TYPES = {  # what mknod makes
     stat.S_IFREG: common_pb2.FILE_TYPE_REGULAR,
@@ -88,17 +89,23 @@ class Namespace(Keeping):
 
     async def listdir(self, path: PathLike = "/") -> list[str]:
         names: list[str] = []
-        cookie, end = b"", False
-        while not end:
-            request = ReadDirectoryRequest(place=place(path), cookie=cookie, entries_max=PAGE_ENTRIES)
-            reply = await self._named(META.ReadDirectory, request, path)
-            names += [name.decode("utf-8", "surrogateescape") for name in reply.names]
-            cookie, end = reply.cookie, reply.end
+        cookie: bytes | None = b""
+        while cookie is not None:
+            page, cookie = await self.names_page(path, cookie)
+            names += page
         return names
+
+    async def names_page(self, path: PathLike, cookie: bytes) -> tuple[list[str], bytes | None]:
+        """A page of a directory's names, and the cookie of the next one (None: that was all)."""
+        entries_max = PAGE_ENTRIES if cookie else FIRST_PAGE_ENTRIES
+        request = ReadDirectoryRequest(place=place(path), cookie=cookie, entries_max=entries_max)
+        reply = await self._named(META.ReadDirectory, request, path)
+        return [name.decode("utf-8", "surrogateescape") for name in reply.names], None if reply.end else reply.cookie
 
     async def scandir_page(self, path: PathLike, cookie: bytes) -> tuple[list[tuple[str, Stat]], bytes | None]:
         """A page of a directory's entries, and the cookie of the next one (None: that was all)."""
-        request = ReadDirectoryRequest(place=place(path), cookie=cookie, entries_max=PAGE_ENTRIES, attributes=True)
+        entries_max = PAGE_ENTRIES if cookie else FIRST_PAGE_ENTRIES
+        request = ReadDirectoryRequest(place=place(path), cookie=cookie, entries_max=entries_max, attributes=True)
         reply = await self._named(META.ReadDirectory, request, path)
         return self._page(reply.names, reply)
 
