@@ -269,6 +269,7 @@ class StorageChunks:
         """See the seam."""
         chain = self._chains(layout)[0]
         await self._write_chunk(chain, inode, 0, data, layout.chunk_size, truncate_version)
+        await self.sync_chain(chain)
 
     # Chunks that are no file's (meta/backup.py).
 
@@ -382,11 +383,13 @@ class StorageChunks:
     ) -> tuple[list[Batch], list[int]]:
         """The requests to be sent, and the positions that nobody can take at the moment."""
         by_node: dict[tuple[int, str], list[int]] = {}
+        addresses: dict[int, str] = {}  # finding one asks the file system
         stuck = []
         for position in pending:
             try:
                 node = self._table.head(chains[position]).node
-                by_node.setdefault((node, self._address(node, attempt)), []).append(position)
+                address = addresses.get(node) or addresses.setdefault(node, self._address(node, attempt))
+                by_node.setdefault((node, address), []).append(position)
             except StatusError as nobody:
                 answers[position] = Answer(None, 0, nobody)
                 stuck.append(position)

@@ -10,8 +10,9 @@ from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import RenewClientReply, RenewClientRequest
 from .. import keys
 from ..kv.engine import Transaction
-from . import idempotency, quota, session, trim
+from . import events, idempotency, quota, session, trim
 from . import inode as inodes
+from .happenings import WRITTEN
 from .inode import Inode
 from .readers import Readers
 
@@ -248,6 +249,8 @@ async def settle_session(namespace: Namespace, number: int, session_number: int)
             inode.mtime_ns = namespace.clock.wall_ns()
             inode.touched(inode.mtime_ns)
             txn.put(keys.inode_key(number), inode.pack())
+            if events.is_on(await txn.get(keys.EVENTS_UNTIL), inode.mtime_ns):
+                events.write(txn, [events.Event(WRITTEN, number, inode.mtime_ns)])
         elif inode.mode != mode:
             inode.touched(namespace.clock.wall_ns())
             txn.put(keys.inode_key(number), inode.pack())

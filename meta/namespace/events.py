@@ -19,7 +19,7 @@ from .. import keys
 from ..kv.engine import Pair, Transaction
 from . import path
 from .attempt import Attempt, Task
-from .ways import way_to
+from .ways import Ways
 
 if TYPE_CHECKING:
     from .namespace import Namespace
@@ -83,7 +83,8 @@ class Events:
         await namespace.transact(self._keep_on)
         root = await self._place(request, task)
         log, position = await self._log(), request.cookie[4:]
-        if request.cookie[:4] != log or position < await self._floor():
+        known = request.cookie[:4] == log and position.startswith(keys.EVENT)
+        if not known or position < await self._floor():
             return meta_pb2.ReadEventsReply(lost=bool(request.cookie), cookie=log + await self._newest())
         reply = meta_pb2.ReadEventsReply(cookie=position)
         seconds = min(request.wait_ms / 1000, WAIT_SECONDS_MAX, context.remaining() / 2)
@@ -135,10 +136,10 @@ class Events:
             limit = min(asked.entries_max or PAGE, PAGE)
             end = keys.prefix_range(keys.EVENT)[1]
             page = await attempt.txn.scan(reply.cookie + b"\0", end, limit, snapshot=True)
-            ways = _Ways(attempt, root)
+            messages = _Messages(attempt, root)
             found = meta_pb2.ReadEventsReply(cookie=page[-1][0] if page else reply.cookie)
             for _, value in page:
-                event = await ways.message(unpack(value))
+                event = await messages.message(unpack(value))
                 if event is not None:
                     found.events.append(event)
             return found
@@ -167,14 +168,14 @@ class Events:
         return bool(await namespace.transact(work))
 
 
-class _Ways:
+class _Messages:
     """Paths of directories, each looked for once a page."""
 
     def __init__(self, attempt: Attempt, root: int) -> None:
         self._attempt = attempt
         self._root = root
         self._inside: dict[int, bool] = {}
-        self._paths: dict[int, bytes] = {}
+        self._ways = Ways(attempt)
 
     async def message(self, event: Event) -> meta_pb2.Event | None:
         """The event as its watcher is told it; None where it is not below his directory."""
@@ -205,6 +206,4 @@ class _Ways:
         return current.id != path.ROOT and await self._is_inside(current.parent)
 
     async def _path(self, directory: int, name: bytes) -> bytes:
-        if directory not in self._paths:
-            self._paths[directory] = await way_to(self._attempt, directory)
-        return self._paths[directory].rstrip(b"/") + b"/" + name
+        return (await self._ways.to(directory)).rstrip(b"/") + b"/" + name

@@ -94,6 +94,8 @@ class _Walk:
             start = begin
 
             async def work(txn: Transaction, start: bytes = start) -> tuple[list[Pair], list[int]]:
+                if not await self._is_wanted(txn):
+                    return [], []
                 page = await txn.scan(start, end, NAMES_PER_STEP)
                 numbers = list(dict.fromkeys(dentries.unpack(value).inode for _, value in page))
                 records = await txn.get_many([keys.inode_key(each) for each in numbers])
@@ -107,6 +109,12 @@ class _Walk:
             begin = page[-1][0] + b"\0"
             await self._namespace.clock.sleep(0)
         return deeper
+
+    async def _is_wanted(self, txn: Transaction) -> bool:
+        """Whether the quota is still there and being counted this way: another server, that is in charge now, may have finished it, and
+        removed what this one would bring back."""
+        record = await txn.get(keys.quota_key(DIRECTORY, self._project))
+        return record is not None and (limits := quota.unpack(record)).counting and limits.ending == self._ending
 
     async def _is_gone_through(self, txn: Transaction, inode: Inode) -> bool:
         """Mark one inode; whether it is a directory whose content belongs to the same project."""

@@ -191,12 +191,13 @@ def changed_hands(txn: Transaction, inode: Inode, before: Owned) -> None:
 # --- limits -------------------------------------------------------------------------------------------------------------------------
 
 
-async def require(attempt: Attempt, owned: Owned, inodes: int, length: int) -> None:
-    """Raise QUOTA_EXCEEDED unless so much more may count for these."""
+async def require(attempt: Attempt, owned: Owned, inodes: int, length: int, before: Owned | None = None) -> None:
+    """Raise QUOTA_EXCEEDED unless so much more may count for these. For whom it has counted `before`, it is not more."""
     known = await quotas(attempt)
     if not known.limits:
         return
-    scopes = known.scopes(*owned)
+    counting = known.scopes(*before) if before is not None else ()
+    scopes = [scope for scope in known.scopes(*owned) if scope not in counting]
     for scope, now in (await used(attempt.txn, known, scopes)).items():
         limits = known.limits[scope]
         if inodes > 0 and limits.inodes_max and now.inodes + inodes > limits.inodes_max:
@@ -234,8 +235,12 @@ async def enter(attempt: Attempt, inode: Inode, parent: Directory) -> None:
     """Something that has a name comes into another directory; the caller writes the inode. Raises CROSS_DEVICE where a directory, or a
     file with several names, would leave its project, and QUOTA_EXCEEDED."""
     around = inode.project
-    if inode.is_directory and inode.project == inode.id:
-        around = (await quotas(attempt)).limits.get((DIRECTORY, inode.id), Limits(0, 0)).parent
+    if inode.is_directory and around:
+        limits = (await quotas(attempt)).limits.get((DIRECTORY, around))
+        if limits is None:
+            around = 0  # that quota was removed while this lay in the trash, where nobody counts anew
+        elif around == inode.id:
+            around = limits.parent
     if around == parent.project:
         return
     if inode.is_directory or inode.nlink > 1:
@@ -244,7 +249,7 @@ async def enter(attempt: Attempt, inode: Inode, parent: Directory) -> None:
             f"inode {inode.id:x} counts for another directory's quota, and cannot be moved across: copy it (mv does)",
         )
     before = owner_of(inode)
-    await require(attempt, Owned(inode.uid, inode.gid, parent.project), 1, inode.length)
+    await require(attempt, Owned(inode.uid, inode.gid, parent.project), 1, inode.length, before)
     inode.project = parent.project
     changed_hands(attempt.txn, inode, before)
 

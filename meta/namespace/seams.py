@@ -56,7 +56,7 @@ class Chunks(Protocol):
         """Remove all chunks of these files; per file None, or why some are left (it is asked again later)."""
 
     async def write_first(self, inode: int, layout: Layout, data: bytes, truncate_version: int) -> None:
-        """Make chunk 0, which is not there, hold these bytes."""
+        """Make chunk 0, which is not there, hold these bytes, so that they survive power loss: their other copy goes next."""
 
     async def query_last(self, inode: int, layout: Layout, truncate_version: int) -> int:
         """The end of the last chunk in bytes of the file, over all chains of the stripe; 0 when there is none. Chunks that were

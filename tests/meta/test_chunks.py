@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,13 +97,30 @@ class Server:
             reply.length.append(mine.get(last, 0))
         return reply
 
+    def write(self, request: pb.WriteRequest) -> pb.WriteReply:
+        self.chunks[request.inode[0], request.index[0]] = (request.length[0], request.truncate_version[0])
+        self.synced = 0
+        return pb.WriteReply(status=[0])
+
     def sync(self, request: pb.SyncRequest) -> pb.SyncReply:
         self.synced += 1
         return pb.SyncReply(status=[0])
 
 
+class Buffers:
+    """A pool that has room for everything."""
+
+    def take(self, length: int) -> Any:
+        return SimpleNamespace(view=bytearray(length))
+
+    def give(self, slice_: Any) -> None:
+        pass
+
+
 class Network:
     """The environment: calls arrive at once, time passes only while somebody sleeps."""
+
+    pool = Buffers()
 
     def __init__(self) -> None:
         self.servers = {f"unix:/{c}": Server(c) for c in CHAINS}
@@ -181,6 +199,14 @@ def chunks(network: Network) -> StorageChunks:
         routing.chains.add().CopyFrom(server.chain)
     table.apply(routing)
     return StorageChunks(network, table, lambda: Space(10, 5), "here")
+
+
+async def test_what_grew_out_of_an_inode_survives_power_loss(network: Network, chunks: StorageChunks) -> None:
+    await chunks.write_first(FILE, LAYOUT, b"small", 2)
+    assert network.chunks(FILE) == {0: (5, 2)}
+    assert (
+        sum(server.synced for server in network.servers.values()) == 1
+    )  # after the write, and before its other copy goes
 
 
 async def test_truncate_cuts_one_chunk_and_removes_all_behind(network: Network, chunks: StorageChunks) -> None:

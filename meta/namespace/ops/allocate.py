@@ -11,6 +11,7 @@ from ....proto.gen import meta_pb2
 from .. import append, quota, session
 from .. import inode as inodes
 from ..attempt import Attempt
+from ..happenings import WRITTEN
 from ..inline import Grow
 from ..trim import FinishTrim, check_length
 
@@ -49,6 +50,7 @@ async def allocate(attempt: Attempt, request: meta_pb2.AllocateRequest) -> meta_
             await quota.require(attempt, quota.owner_of(inode), 0, end - inode.length)
         quota.resize(attempt.txn, inode, end)
     inode.flags |= inodes.SPARSE
+    attempt.tell(WRITTEN, inode.id)
     session.lose_privileges(attempt.txn, inode, opened)
     inode.mtime_ns = attempt.now_ns
     inode.touched(attempt.now_ns)

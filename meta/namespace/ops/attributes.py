@@ -28,7 +28,7 @@ async def set_attributes(attempt: Attempt, request: meta_pb2.SetAttributesReques
     _change_times(attempt, inode, request)
     _change_defaults(attempt, inode, request)
     if quota.owner_of(inode) != owned and (inode.nlink or inode.is_directory):
-        await quota.require(attempt, quota.owner_of(inode), 1, inode.length)
+        await quota.require(attempt, quota.owner_of(inode), 1, inode.length, owned)
         quota.changed_hands(attempt.txn, inode, owned)
     end_change(attempt, inode)
     attempt.tell(CHANGED, inode.id)

@@ -103,6 +103,9 @@ def settle(
         if inode.flags & inodes.TRIMMING:
             raise FinishTrim(inode.id)
         quota.resize(attempt.txn, inode, end)
+    if not inode.length and not inode.truncate_version:
+        # What was written failed, and may have left chunks: if the file becomes small, this says so (gc.py).
+        inode.truncate_version = 1
     if sparse:
         inode.flags |= inodes.SPARSE
     _written(attempt, inode, opened, mtime_ns)

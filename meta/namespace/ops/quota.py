@@ -9,7 +9,7 @@ from ... import keys
 from .. import path, quota
 from ..attempt import Attempt
 from ..quota import DIRECTORY, GROUP, QUOTAS_MAX, USER, Limits, Quotas, Scope
-from ..ways import way_to
+from ..ways import Ways
 
 LIMIT_MAX = (1 << 63) - 1
 
@@ -42,7 +42,7 @@ async def set_quota(attempt: Attempt, request: meta_pb2.SetQuotaRequest) -> meta
     else:
         attempt.txn.put(keys.quota_key(*scope), limits.pack())
     attempt.directory_changed()
-    return meta_pb2.SetQuotaReply(quota=await _message(attempt, known, scope, limits))
+    return meta_pb2.SetQuotaReply(quota=await _message(attempt, known, Ways(attempt), scope, limits))
 
 
 async def _scope(attempt: Attempt, request: meta_pb2.SetQuotaRequest) -> Scope:
@@ -80,13 +80,13 @@ async def list_quotas(attempt: Attempt, request: meta_pb2.ListQuotasRequest) -> 
         or scope == (USER, caller.uid)
         or (scope[0] == GROUP and caller.member_of(scope[1]))
     ]
-    reply = meta_pb2.ListQuotasReply()
+    reply, ways = meta_pb2.ListQuotasReply(), Ways(attempt)
     for scope in own:
-        reply.quotas.append(await _message(attempt, known, scope, known.limits[scope]))
+        reply.quotas.append(await _message(attempt, known, ways, scope, known.limits[scope]))
     return reply
 
 
-async def _message(attempt: Attempt, known: Quotas, scope: Scope, limits: Limits) -> Quota:
+async def _message(attempt: Attempt, known: Quotas, ways: Ways, scope: Scope, limits: Limits) -> Quota:
     now = (await quota.used(attempt.txn, known, [scope]))[scope]
     kind, number = scope
     return Quota(
@@ -97,5 +97,5 @@ async def _message(attempt: Attempt, known: Quotas, scope: Scope, limits: Limits
         bytes_used=now.bytes,
         inodes_used=now.inodes,
         counting=limits.counting,
-        path=await way_to(attempt, number) if kind == DIRECTORY else b"",
+        path=await ways.to(number) if kind == DIRECTORY else b"",
     )

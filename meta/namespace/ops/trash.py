@@ -16,7 +16,7 @@ from ..happenings import LINKED
 from ..inode import Inode
 from ..path import Found
 from ..trash import Removed
-from ..ways import way_to
+from ..ways import Ways
 from .stat import check_batch, status_of_entry
 
 ENTRIES_MAX = 1024  # of a page
@@ -26,19 +26,18 @@ async def list_trash(attempt: Attempt, request: meta_pb2.ListTrashRequest) -> me
     """A page of the entries that the caller may see: root all, others what they own or have removed."""
     limit = min(request.entries_max or ENTRIES_MAX, ENTRIES_MAX)
     begin, end = keys.prefix_range(keys.TRASH)
-    page = await attempt.txn.scan(request.cookie + b"\0" if request.cookie else begin, end, limit, snapshot=True)
+    begin = min(max(begin, request.cookie + b"\0"), end)
+    page = await attempt.txn.scan(begin, end, limit, snapshot=True)
     records = await attempt.txn.get_many([keys.inode_key(keys.dead_inode(key)) for key, _ in page], snapshot=True)
     reply = meta_pb2.ListTrashReply(end=len(page) < limit, cookie=page[-1][0] if page else b"")
-    ways: dict[int, bytes] = {}
+    ways = Ways(attempt)
     for (key, value), record in zip(page, records, strict=True):
         if record is None:
             continue
         inode, removed = inodes.unpack(keys.dead_inode(key), record), trash.unpack(value)
         if not _is_his(attempt, inode, removed):
             continue
-        if removed.parent not in ways:
-            ways[removed.parent] = await way_to(attempt, removed.parent)
-        reply.entries.append(_entry(key, inode, removed, ways[removed.parent]))
+        reply.entries.append(_entry(key, inode, removed, await ways.to(removed.parent)))
     return reply
 
 

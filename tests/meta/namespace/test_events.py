@@ -157,3 +157,31 @@ async def test_a_batch_of_renames(world: World) -> None:
     reply = await world.ask("rename", request)
     assert list(reply.statuses) == [0, int(Status.NOT_FOUND), 0, int(Status.EXISTS)]
     assert await world.listdir("/") == ["1", "3", "c"]
+
+
+@pytest.mark.parametrize("position", [b"", b"A", b"EVN", b"\xff" * 40])
+async def test_any_cookie_is_answered(world: World, position: bytes) -> None:
+    await world.touch("/f")
+    log = (await watch(world)).cookie[:4]
+    await world.unlink("/f")
+    reply = await watch(world, log + position)
+    assert reply.lost and not reply.events
+
+
+async def test_what_clients_that_are_gone_have_written_is_told(world: World) -> None:
+    opened = await world.open("/f", os.O_WRONLY | os.O_CREAT)
+    begin = (await watch(world)).cookie
+    world.chunks.write(opened.attributes.inode, 100)
+    world.namespace.client_ended(world.client)
+    await world.namespace.clients.step()
+    assert (await world.stat("/f")).length == 100
+    reply = await watch(world, begin)
+    assert told(reply) == [("written",)] and reply.events[0].inode == opened.attributes.inode
+
+
+async def test_what_is_allocated_is_told(world: World) -> None:
+    opened = await world.open("/f", os.O_WRONLY | os.O_CREAT)
+    begin = (await watch(world)).cookie
+    request = meta_pb2.AllocateRequest(inode=opened.attributes.inode, session=opened.session, length=100)
+    await world.ask("allocate", request)
+    assert told(await watch(world, begin)) == [("written",)]

@@ -250,3 +250,17 @@ async def test_random_changes(seed: int) -> None:
         assert await check(world.engine) == []
         if model is not None:
             assert await read(world, "/f") == model
+
+
+async def test_chunks_of_a_writer_that_failed_go_with_the_small_file(world: World) -> None:
+    """What it wrote arrived in part, and none of it counts. The file becomes small afterwards, and is removed."""
+    opened = await world.open("/f", os.O_WRONLY | os.O_CREAT)
+    number = opened.attributes.inode
+    world.chunks.write(number, 5000)
+    await world.close(opened, 0)
+    opened = await world.open("/f", os.O_WRONLY)
+    assert opened.inline_max == LIMIT
+    assert (await settle(world, opened, (0, b"small"))).inlined
+    await world.unlink("/f")
+    await world.collect()
+    assert world.chunks.removed == [number]

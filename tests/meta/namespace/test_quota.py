@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from emberfs.meta.kv.memory import MemoryEngine
+from emberfs.meta.namespace import ways
 from emberfs.meta.namespace.access import ROOT, Credentials
 from emberfs.meta.namespace.check import check
+from emberfs.meta.namespace.projects import _Walk
+from emberfs.meta.namespace.quota import Limits
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2
 from emberfs.proto.gen.meta_pb2 import QUOTA_KIND_DIRECTORY, QUOTA_KIND_GROUP, QUOTA_KIND_USER, Quota
@@ -205,3 +208,66 @@ async def test_random_changes_always_add_up(seed: int) -> None:
     world.clock.wall += 2000 * 10**9
     await world.collect()
     assert await check(world.engine) == []
+
+
+async def test_who_has_counted_before_is_not_asked_again(world: World) -> None:
+    """What changes hands is more only for who gets it: others may be at their limit."""
+    for name in "ab":
+        await world.mkdir(f"/{name}", mode=0o777)
+    await limit(world, "/a", inodes_max=2)
+    await limit(world, "/b", inodes_max=9)
+    await world.touch("/a/f", ALICE)
+    await limit(world, kind=QUOTA_KIND_USER, id=ALICE.uid, inodes_max=1)
+    await world.rename("/a/f", "/b/f", who=ALICE)  # Alice has one file, as before
+    await world.rename("/b/f", "/a/f", who=ALICE)
+    await world.set("/a/f", uid=BOB.uid)  # and the directory is as full as it was
+    await world.set("/a/f", uid=ALICE.uid)
+    await world.touch("/b/g", BOB)
+    for change in (world.set("/b/g", uid=ALICE.uid), world.rename("/b/g", "/a/g", who=BOB)):
+        with pytest.raises(StatusError) as refused:
+            await change
+        assert refused.value.status is Status.QUOTA_EXCEEDED
+    assert await check(world.engine) == []
+
+
+async def test_a_tree_comes_back_from_the_trash_when_its_quota_is_gone(world: World) -> None:
+    world.namespace.trash_seconds = 1000
+    await world.mkdir("/d")
+    await limit(world, "/d", inodes_max=9)
+    await world.mkdir("/d/tree")
+    await world.touch("/d/tree/f")
+    await world.remove_tree("/d/tree")
+    await limit(world, "/d", remove=True)
+    while await world.namespace.recounter.step():
+        pass
+    entry = (await world.ask("list_trash", meta_pb2.ListTrashRequest())).entries[0]
+    await world.ask("restore_trash", meta_pb2.RestoreTrashRequest(expires=entry.expires, inode=entry.inode))
+    assert await world.exists("/d/tree/f")
+    await world.rename("/d/tree", "/tree")
+    assert await check(world.engine) == []
+
+
+async def test_a_server_that_is_not_in_charge_any_more_brings_no_quota_back(world: World) -> None:
+    """It was counting when another one took over, and the quota was removed and forgotten."""
+    await world.mkdir("/d")
+    for i in range(3):
+        await world.mkdir(f"/d/{i}")
+    await limit(world, "/d", inodes_max=9)
+    walk = _Walk(world.namespace, (await world.stat("/d")).inode, Limits(0, 9, 0, counting=True))
+    await limit(world, "/d", remove=True)
+    while await world.namespace.recounter.step():
+        pass
+    await walk.run()
+    await world.mkdir("/e")
+    await world.rename("/d/1", "/e/1")  # it counts for nobody
+    assert await check(world.engine) == []
+
+
+async def test_paths_of_many_quotas_cost_little(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "NAMES_OF_REQUEST", 5)
+    for i in range(4):
+        await world.mkdir(f"/{i}")
+        await limit(world, f"/{i}", inodes_max=9)
+    shown = list(await usage(world))
+    assert "/0" in shown and len(shown) == 4
+    assert shown[-1] == f"/({(await world.stat('/3')).inode:x})"  # nobody has looked for it

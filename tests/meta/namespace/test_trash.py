@@ -231,3 +231,11 @@ async def test_older_records_are_read(world: World) -> None:
         if path_ == "/d":
             old = old[:-4]
         assert inodes.unpack(number, old) == inodes.unpack(number, data)
+
+
+@pytest.mark.parametrize("cookie", [b"A", b"INOD", b"TRSH", b"TRSH\xff", b"\xff" * 40])
+async def test_any_cookie_is_answered(world: World, cookie: bytes) -> None:
+    await world.touch("/f")
+    await world.unlink("/f")
+    reply = await world.ask("list_trash", meta_pb2.ListTrashRequest(cookie=cookie))
+    assert reply.end and [entry.name for entry in reply.entries] in ([], [b"f"])
