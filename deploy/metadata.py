@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar, cast
@@ -98,10 +99,11 @@ def dump_to(url: str, path: str, *, resume: bool = False, progress: Progress | N
             raise error(Status.NOT_FOUND, f"there is no {unfinished} to go on with")
         with open(unfinished, "rb") as found:
             begun = dump.begun_dump(found)
-    with open(unfinished, "r+b" if begun is not None else "wb") as raw:
-        if begun is not None:
-            raw.truncate(begun.length)
-            raw.seek(begun.length)
+    # It holds a key of the cluster, and the names of everybody's files: it is nobody else's to read.
+    with open(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as raw:
+        os.fchmod(raw.fileno(), 0o600)
+        raw.truncate(begun.length if begun is not None else 0)
+        raw.seek(0, os.SEEK_END)
         if path.endswith(".gz"):
             with gzip.open(raw, "wb") as packed:
                 summary = run(_dump(url, cast(IO[bytes], packed), None, progress))
@@ -144,7 +146,7 @@ def _limited(source: IO[bytes], path: str) -> Iterator[bytes]:
     try:
         while line := source.readline(dump.LINE_BYTES_MAX):
             yield line
-    except (OSError, EOFError) as bad:
+    except (OSError, EOFError, zlib.error) as bad:
         raise error(Status.BAD_FORMAT, f"{path} cannot be read to its end: {bad}") from bad
 
 
@@ -161,7 +163,9 @@ def check_engine(url: str) -> list[Problem]:
                 found = await check(engine)
                 if not found or await engine.begin().commit() == moment:
                     return found
-        raise error(Status.CONFLICT, "the metadata changes while it is checked: stop the metadata servers, and check again")
+        raise error(
+            Status.CONFLICT, "the metadata changes while it is checked: stop the metadata servers, and check again"
+        )
 
     return run(work())
 

@@ -37,6 +37,8 @@ PIECE_BYTES = 256 << 10
 MANIFEST = CHUNK_INDEX_MAX  # its piece
 PIECES_MAX = MANIFEST  # of a copy: 1 PiB
 _FOLDER = "backup-"  # of a copy in the making, in the server's data directory
+CHAINS_MAX = 8  # that are tried for a copy
+LEFT_SECONDS = 86400.0  # after which a frozen copy that somebody asked for is nobody's any more
 RECORDS_MAX = 10_000  # an administrator may ask for copies at any time
 
 _log = structlog.get_logger("emberfs.meta.backup")
@@ -108,8 +110,7 @@ class Backups:
 
     async def run(self) -> None:
         """Background: a copy when the last one is an hour old, for ever. What fails is logged and tried again."""
-        for left in self._folder.glob(f"{_FOLDER}*"):  # of a process that was killed
-            _remove(left)
+        self._remove_left(float("inf"))  # of a process that was killed
         begun = self._clock.wall_ns()
         while True:
             try:
@@ -117,9 +118,17 @@ class Backups:
                 if self._clock.wall_ns() - max(newest * 10**9, begun if not newest else 0) >= EVERY_SECONDS * 1e9:
                     await self.make()
                 await self._tidy()
-            except StatusError as failed:
-                _log.warning("the metadata was not backed up", error=failed.strerror)
+                self._remove_left(self._clock.wall_ns() / 1e9 - LEFT_SECONDS)
+            except OSError as failed:  # also of a disk that is full
+                _log.warning("the metadata was not backed up", error=failed.strerror or str(failed))
             await self._clock.sleep(LOOK_SECONDS)
+
+    def _remove_left(self, before: float) -> None:
+        """Remove copies in the making that are older than this moment (seconds since the epoch)."""
+        for left in self._folder.glob(f"{_FOLDER}*"):
+            with contextlib.suppress(FileNotFoundError):  # whoever asked for it was faster
+                if left.stat().st_mtime < before:
+                    _remove(left)
 
     async def freeze(self) -> str:
         """A copy of the engine on this server's disk; its path. Whoever asked for it deletes it."""
@@ -146,7 +155,7 @@ class Backups:
             number += 1
         chains = list(self._chains())
         refusal = error(Status.UNAVAILABLE, "there is no chain that could hold a copy of the metadata")
-        for i in range(len(chains)):  # each copy begins at another one
+        for i in range(min(len(chains), CHAINS_MAX)):  # each copy begins at another one
             chain = chains[(number // int(EVERY_SECONDS) + i) % len(chains)]
             await self._record(number, chain, whole=False)
             try:
@@ -181,7 +190,11 @@ class Backups:
         for number, record in records:
             late = bool(whole) and number != whole[-1]  # the newest whole one stays, however old it is
             if (record["whole"] and number < oldest and late) or (not record["whole"] and not self._making.locked()):
-                await self._pieces.remove_pieces(number, record["chain"])
+                try:
+                    await self._pieces.remove_pieces(number, record["chain"])
+                except StatusError as failed:  # that chain is down: it holds up no others
+                    _log.warning("an old copy of the metadata stays", number=number, error=failed.strerror)
+                    continue
                 await self._forget(number)
 
     async def _records(self) -> list[tuple[int, dict[str, Any]]]:

@@ -8,8 +8,12 @@ Rows stand in the order of their keys, so a dump that was interrupted goes on be
 changed since. A load goes on where it stopped, too: with each batch it records how many rows are in. The engine is of no use to a
 server until all are.
 
-Two kinds of rows do not carry over as they are, because they hold commit versions and every engine counts these on its own. Records of
-queues are stamped anew, in the same order; what readers have reported is forgotten, so that unlinked files wait for new reports.
+Some rows do not carry over as they are, because they hold commit versions and every engine counts these on its own. Records of
+queues are stamped anew, in the same order; what readers have reported is forgotten, so that unlinked files wait for new reports; and
+the log of events is left out, so that who watches is told to look at everything anew.
+
+A dump holds what a server keeps secret (the key of its capabilities), and the names of everybody's files: keep it where only its owner
+can read it.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ LINE_BYTES_MAX = 1 << 20  # longer ones were not written by us
 GZIP_LEVEL = 3
 NICE = 10  # of the process that dumps for a server
 
-QUEUES = (keys.DEAD_FILE, keys.DEAD_TREE, keys.DEAD_CHUNKS, keys.EVENT)  # letters, then a versionstamp
+QUEUES = (keys.DEAD_FILE, keys.DEAD_TREE, keys.DEAD_CHUNKS)  # letters, then a versionstamp
 
 Progress = Callable[[int], None]  # rows so far
 
@@ -113,7 +117,7 @@ def begun_dump(file: IO[bytes]) -> Begun | None:
             raise error(Status.EXISTS, "that dump is complete")
         begun.rows += 1
         begun.crc32c = crc32c(line, begun.crc32c)
-        begun.last_key = found[0].encode("latin-1")
+        begun.last_key = _key(found[0])
         begun.length += len(line)
     return begun
 
@@ -172,10 +176,17 @@ async def load(engine: Engine, lines: Iterable[bytes], progress: Progress | None
         checksum = crc32c(line, checksum)
         rows += 1
         if rows > done:
-            await batch.add(found[0].encode("latin-1"), _value(found[1]), rows)
+            await batch.add(_key(found[0]), _value(found[1]), rows)
             if progress is not None:
                 progress(rows)
     raise error(Status.BAD_FORMAT, f"the dump ends after {rows} rows, without its last line: it is not complete")
+
+
+def _key(text: str) -> bytes:
+    try:
+        return text.encode("latin-1")
+    except ValueError as bad:
+        raise error(Status.BAD_FORMAT, f"a key of the dump is damaged: {text[:60]!r}") from bad
 
 
 def _value(text: str) -> bytes:
@@ -229,6 +240,8 @@ class _Batch:
         self._bytes = 0
 
     async def add(self, key: bytes, value: bytes, row: int) -> None:
+        if key.startswith(keys.EVENT) or key in (keys.EVENTS_UNTIL, keys.EVENTS_FLOOR):
+            return
         name = _without_stamp(key)
         if name in self._queued:
             await self.write(row - 1)
@@ -262,7 +275,7 @@ def _put(txn: Transaction, key: bytes, value: bytes) -> None:
     if letters is not None:
         txn.put_versionstamped(letters, key[len(letters) + keys.VERSIONSTAMP_BYTES :], value)
     else:
-        txn.put(key, b"" if key.startswith(keys.READER) or key == keys.EVENTS_FLOOR else value)
+        txn.put(key, b"" if key.startswith(keys.READER) else value)
 
 
 async def require_whole(engine: Engine) -> None:

@@ -24,6 +24,10 @@ def test_dump_and_fsck_of_a_running_cluster(cluster: LocalCluster, tmp_path: Pat
     assert run("meta", "dump", "--json", str(plain)).json["rows"] == len(plain.read_bytes().splitlines()) - 2
     assert any("dumped" in json.loads(line)[0] for line in plain.read_bytes().splitlines()[1:-1])
     run("meta", "dump", str(packed))
+    assert [path.stat().st_mode & 0o777 for path in (plain, packed)] == [0o600, 0o600]  # the cluster's key is in it
+    damaged, middle = tmp_path / "damaged.gz", packed.stat().st_size // 2
+    damaged.write_bytes(packed.read_bytes()[:middle] + b"\xff" * middle)
+    assert "cannot be read" in run.fail(4, "meta", "load", "--kv", f"rocksdb://{tmp_path}/bad", str(damaged))
     assert run("meta", "load", "--kv", f"rocksdb://{tmp_path}/kv", str(packed)).lines
     assert run("fsck").lines == ["no problems"]
     assert run("fsck", "--kv", f"rocksdb://{tmp_path}/kv").lines == ["no problems"]

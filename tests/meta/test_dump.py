@@ -15,6 +15,7 @@ from emberfs.meta.kv.open import open_engine
 from emberfs.meta.kv.rocksdb import RocksEngine
 from emberfs.meta.namespace.check import check
 from emberfs.proto.errors import Status, StatusError
+from emberfs.proto.gen import meta_pb2
 
 from .namespace.world import World
 
@@ -76,6 +77,30 @@ async def test_another_engine_holds_the_same(target: Engine) -> None:
     order = [keys.dead_inode(key) for key, _ in await target.begin().scan(*queue, 10)]
     assert order == sorted(order) and len(order) == 4  # what is unlinked now comes behind what was
     await target.close()
+
+
+async def test_who_watches_looks_at_everything_anew() -> None:
+    """The new engine counts its commits from the beginning: what a watcher has seen says nothing about them."""
+    world = await filled()
+    cookie = (await watch(world, b"")).cookie
+    for i in range(20):
+        await world.touch(f"/seen{i}")
+    cookie = (await watch(world, cookie)).cookie
+    await world.touch("/unseen")
+    target = MemoryEngine(world.clock.now)
+    await dump.load(target, lines(await dumped(world.engine)))
+    assert await check(target) == []
+    moved = await World(target, world.clock).start()
+    moved.client = b"client-000000002"
+    reply = await watch(moved, cookie)
+    assert reply.lost and not reply.events
+    await moved.touch("/new")
+    assert [event.path for event in (await watch(moved, reply.cookie)).events] == [b"/new"]
+
+
+async def watch(world: World, cookie: bytes) -> meta_pb2.ReadEventsReply:
+    reply: meta_pb2.ReadEventsReply = await world.ask("read_events", meta_pb2.ReadEventsRequest(cookie=cookie))
+    return reply
 
 
 async def test_an_interrupted_load_goes_on(target: Engine) -> None:
@@ -155,8 +180,9 @@ async def test_a_change_meanwhile_is_noticed() -> None:
         lambda data: b"",
         lambda data: data.split(b"\n", 1)[0] + b'\n["x", "%%"]\n',
         lambda data: data.split(b"\n", 1)[0] + b"\n[1, 2]\n",
+        lambda data: data.split(b"\n", 1)[0] + b'\n["\\u2026", "eA=="]\n',
     ],
-    ids=["half", "no end", "another row", "another file", "newer", "nothing", "no base64", "no row"],
+    ids=["half", "no end", "another row", "another file", "newer", "nothing", "no base64", "no row", "no key"],
 )
 async def test_damaged_dumps_are_refused(spoil) -> None:  # type: ignore[no-untyped-def]
     world = await filled()
