@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import enum
 import random
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 from .network import Weather
 
 CLOCK_RATE_SPREAD = 0.04  # clocks run so much too fast or too slow: two differ by less than storage/lease.py keeps back
 CLOCK_OFFSET_SECONDS_MAX = 1000.0
+ECHOES = 0.15  # share of the runs that are about requests that come once more, much later
 
 
 class Power(enum.Enum):
@@ -100,7 +101,7 @@ def draw(chance: random.Random) -> Knobs:
     managers = chance.choice([1, 1, 1, 2])
     power = chance.choice([Power.NEVER, Power.NEVER, Power.ONE, Power.ONE, Power.ALL]) if replicas > 1 else Power.NEVER
     hosts = nodes + managers
-    return Knobs(
+    drawn = Knobs(
         nodes=nodes,
         replicas=replicas,
         chains=chance.choice([1, 1, 2]),
@@ -127,6 +128,21 @@ def draw(chance: random.Random) -> Knobs:
         clock_rates=tuple(1 + chance.uniform(-CLOCK_RATE_SPREAD, CLOCK_RATE_SPREAD) for _ in range(hosts)),
         clock_offsets=tuple(chance.uniform(0, CLOCK_OFFSET_SECONDS_MAX) for _ in range(hosts)),
         capacity=chance.choice([1 << 20, 16 << 20, 16 << 20, 16 << 20]),
+    )
+    return _with_echoes(drawn, chance) if chance.random() < ECHOES else drawn
+
+
+def _with_echoes(drawn: Knobs, chance: random.Random) -> Knobs:
+    """Chunks come and go, the chain changes every few seconds, and what was sent under an older version of it comes once more."""
+    return replace(
+        drawn,
+        mix=CUTTERS,
+        idle_seconds=1.0,
+        weather=Weather(duplication=0.3, echo_seconds=20.0),
+        power=Power.NEVER,
+        troubles=tuple(chance.choice([Trouble.KILL, Trouble.DISABLE, Trouble.FREEZE]) for _ in range(10)),
+        quiet_seconds=3.0,
+        down_seconds=0.1,
     )
 
 

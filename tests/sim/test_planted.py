@@ -49,7 +49,7 @@ FOUND_BY = {
     "serve_while_syncing": 22,
     "stopped_manager_goes_on": 111,
     "sync_without_fdatasync": 65,
-    "wiped_disk_keeps_its_incarnation": 33,
+    "wiped_disk_keeps_its_incarnation": 156,
 }
 
 
