@@ -40,7 +40,7 @@ CAPACITY_UNIT = 4096  # bytes; a target's capacity is a multiple
 
 class LocalCluster:
     """The servers of one data directory. Options that are None stay what they were when the cluster was made. `bound`: servers that are
-    started here end with this program, however it ends.
+    started here end with this program, however it ends. `metrics`: and tell Prometheus what they count (`metrics_socket`).
 
     Raises INVALID for options that cannot be.
     """
@@ -63,6 +63,7 @@ class LocalCluster:
         kv: str | None = None,
         log_level: str = "info",
         bound: bool = False,
+        metrics: bool = False,
     ) -> None:
         self.data = Path(data or default_data_dir()).absolute()
         given: dict[str, Any] = {
@@ -85,6 +86,7 @@ class LocalCluster:
         ClusterOptions(**self.asked)  # refuse impossible ones at once
         self.log_level = log_level
         self._bound = bound
+        self._metrics = metrics
         self.servers: dict[str, ServerProcess] = {}
         self._find_servers(
             next_names(storage_names(self.data), 1)
@@ -264,6 +266,8 @@ class LocalCluster:
             "--name",
             role,
         ]
+        if self._metrics:
+            arguments += ["--metrics", f"unix:{self.metrics_socket(role)}"]
         for address in listen:
             arguments += ["--listen", address]
         if _is_meta(role):
@@ -283,6 +287,10 @@ class LocalCluster:
         if options.replicated:
             arguments.append("--spare")
         return arguments
+
+    def metrics_socket(self, role: str) -> Path:
+        """Where a server that was started with `metrics` answers GET /metrics."""
+        return socket_dir(self.data, self.roles) / f"{role}.metrics"
 
     def _targets(self, role: str, options: ClusterOptions, *, known: bool) -> list[Path]:
         """The targets of a storage server: those that it has, as targets come and go with rebalancing; at first the number asked for."""
@@ -325,6 +333,7 @@ class LocalCluster:
             for role in self.roles:
                 self.servers[role].pid_file.unlink(missing_ok=True)
                 (sockets / f"{role}.sock").unlink(missing_ok=True)
+                self.metrics_socket(role).unlink(missing_ok=True)
             if sockets != self.data / "run":
                 with contextlib.suppress(OSError):
                     sockets.rmdir()

@@ -69,6 +69,8 @@ def _print(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         table.add_row(*cells(row))
     console().print(table)
+    if result.get("left_out"):
+        say(result["left_out"])
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
