@@ -24,7 +24,7 @@ from .core.allocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from .core.attributes import Stat, StatFs
 from .core.client import Core
 from .core.file import Handle
-from .core.keeping import Event, Quota, TrashEntry
+from .core.keeping import LOST, Event, Quota, TrashEntry
 from .core.locks import THIS_PROCESS, LockInfo
 from .core.options import Options, parse_mode
 from .core.paths import PathLike, text
@@ -118,7 +118,9 @@ class Client:
         while True:
             page = await self.core.events_page(path, cookie, wait)
             cookie = page.cookie
-            if page.lost or not page.events:
+            if page.lost:
+                yield LOST
+            elif not page.events:
                 yield None
             for event in page.events:
                 yield event

@@ -25,7 +25,7 @@ from .core.allocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from .core.attributes import Stat, StatFs
 from .core.client import Core
 from .core.file import Handle
-from .core.keeping import Event, Quota, TrashEntry
+from .core.keeping import LOST, Event, Quota, TrashEntry
 from .core.locks import THIS_PROCESS, LockInfo
 from .core.options import Options, parse_mode
 from .core.paths import PathLike, text
@@ -135,13 +135,15 @@ class Client:
         drive(self.core.keep_removed(path, seconds))
 
     def events(self, path: PathLike = "/", *, wait: float = 20.0) -> Iterator[Event | None]:
-        """What happens in a directory and below it, from now on and for ever; None where events were lost, and after each `wait` seconds
-        without one. Root and the servers' own user may watch."""
+        """What happens in a directory and below it, from now on and for ever; None after each `wait` seconds without one. Where
+        the watcher was too slow, or the metadata came to another engine, one of kind "lost". Root and the servers' own user may watch."""
         cookie = drive(self.core.events_page(path, b"", 0)).cookie
         while True:
             page = drive(self.core.events_page(path, cookie, wait))
             cookie = page.cookie
-            if page.lost or not page.events:
+            if page.lost:
+                yield LOST
+            elif not page.events:
                 yield None
             yield from page.events
 

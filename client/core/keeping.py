@@ -28,8 +28,11 @@ from .cluster import Cluster
 from .paths import PathLike, place, text
 
 PAGE_ENTRIES = 1024
+EVENTS_WAIT_SECONDS_MAX = 3600.0  # servers answer sooner
 EVENTS_ANSWER_SECONDS = 10.0  # beyond the wait
 KEEP_SECONDS_MAX = (1 << 32) - 2
+LIMIT_MAX = (1 << 63) - 1
+ID_MAX = (1 << 32) - 2  # of a user or group
 
 _EVENTS: dict[int, Literal["created", "removed", "renamed", "linked", "changed", "written"]] = {
     1: "created",
@@ -75,9 +78,10 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened. What is written or changed is known by its inode alone: it may have many names."""
+    """Something that happened. What is written or changed is known by its inode alone: it may have many names. "lost" stands for all that
+    happened since the event before it: look at everything anew."""
 
-    kind: Literal["created", "removed", "renamed", "linked", "changed", "written"]
+    kind: Literal["created", "removed", "renamed", "linked", "changed", "written", "lost"]
     inode: int
     time_ns: int
     path: str  # empty where it is not known
@@ -89,6 +93,9 @@ class EventsPage:
     events: list[Event]
     cookie: bytes  # to go on from
     lost: bool  # some events were not there any more: look at everything anew
+
+
+LOST = Event("lost", 0, 0, "", "")
 
 
 class Keeping:
@@ -138,7 +145,9 @@ class Keeping:
     async def events_page(self, path: PathLike, cookie: bytes, wait: float) -> EventsPage:
         """What happened in a directory and below it since the last page (an empty cookie: from now on); waits up to `wait` seconds for the
         first event."""
-        request = ReadEventsRequest(place=place(path), cookie=cookie, wait_ms=int(wait * 1000))
+        request = ReadEventsRequest(
+            place=place(path), cookie=cookie, wait_ms=int(max(0.0, min(wait, EVENTS_WAIT_SECONDS_MAX)) * 1000)
+        )
         patience = self.cluster.patience(wait + EVENTS_ANSWER_SECONDS)
         reply = await self.cluster.meta(META.ReadEvents, request, patience)
         return EventsPage([_event(message) for message in reply.events], reply.cookie, reply.lost)
@@ -159,6 +168,8 @@ class Keeping:
     ) -> Quota:
         """Limit a directory, a user or a group; a limit of 0 is none."""
         request = _whose(path, user, group)
+        if not (0 <= bytes_max <= LIMIT_MAX and 0 <= inodes_max <= LIMIT_MAX):
+            raise error(Status.INVALID, f"limits of {bytes_max} bytes and {inodes_max} files: 0 to {LIMIT_MAX}")
         request.bytes_max, request.inodes_max = bytes_max, inodes_max
         return _quota((await self.cluster.change(META.SetQuota, request)).quota)
 
@@ -174,9 +185,10 @@ class Keeping:
 def _split(entry: str) -> tuple[int, int]:
     expires, dash, inode = entry.partition("-")
     try:
-        if not dash:
+        numbers = int(expires, 16), int(inode, 16)
+        if not dash or not all(0 <= number < 1 << 64 for number in numbers):
             raise ValueError
-        return int(expires, 16), int(inode, 16)
+        return numbers
     except ValueError as bad:
         raise error(Status.INVALID, f"{entry!r} is no entry of the trash: 'emberfs trash list' shows them") from bad
 
@@ -203,6 +215,9 @@ def _whose(path: PathLike | None, user: int | None, group: int | None) -> SetQuo
         raise error(Status.INVALID, "a quota is of one directory, one user or one group")
     if path is not None:
         return SetQuotaRequest(kind=QUOTA_KIND_DIRECTORY, place=place(path))
+    number = user if user is not None else group
+    if number is not None and not 0 <= number <= ID_MAX:
+        raise error(Status.INVALID, f"user or group {number}: 0 to {ID_MAX}")
     if user is not None:
         return SetQuotaRequest(kind=QUOTA_KIND_USER, id=user)
     return SetQuotaRequest(kind=QUOTA_KIND_GROUP, id=group)

@@ -26,6 +26,9 @@ def events(
             if as_json:
                 write_json(asdict(event), lines=True)
                 continue
+            if event.kind == "lost":
+                say("some events were lost: look at everything anew")
+                continue
             when = time.strftime("%H:%M:%S", time.localtime(event.time_ns / 1e9))
             where = event.path or f"inode {event.inode:x}"
             say(f"{when} {event.kind:8} {name_out(where)}{f' -> {name_out(event.target)}' if event.target else ''}")
