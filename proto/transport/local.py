@@ -85,9 +85,7 @@ class LocalNetwork:
 
     def serve(self, name: str, services: Sequence[Service]) -> str:
         """Returns the address, "local:name"."""
-        self._servers[name] = {
-            method.number: handler for service in services for method, handler in served(service)
-        }
+        self._servers[name] = {method.number: handler for service in services for method, handler in served(service)}
         return f"local:{name}"
 
     def stop(self, name: str) -> None:

@@ -193,7 +193,10 @@ async def test_flocks_are_converted_by_letting_go_first(served: Locks) -> None:
     await served.lock(B, inode, FLOCK, EXCLUSIVE, owner=1)
     await served.lock(B, inode, FLOCK, SHARED, owner=1)
     await served.lock(A, inode, FLOCK, SHARED, owner=1)
-    both = [asyncio.create_task(served.lock(client, inode, FLOCK, EXCLUSIVE, owner=1, wait=True, number=9)) for client in (A, B)]
+    both = [
+        asyncio.create_task(served.lock(client, inode, FLOCK, EXCLUSIVE, owner=1, wait=True, number=9))
+        for client in (A, B)
+    ]
     done, _ = await asyncio.wait(both, timeout=2, return_when=asyncio.FIRST_COMPLETED)
     winner = A if both[0] in done else B
     await served.lock(winner, inode, FLOCK, UNLOCK, owner=1)
