@@ -133,7 +133,7 @@ class MetaServer:
         """Small files are as safe as others: where the store has one copy and chains have several, they lie in chunks unless asked for."""
         asked = self._process.options.inline
         if asked is not None:
-            return min(int(asked), inline.BYTES_MAX)
+            return max(0, min(int(asked), inline.BYTES_MAX))
         if not isinstance(self._engine, Frozen):
             return inline.BYTES_DEFAULT
         newest = self.manager.book.tables.get(TABLE_OF_FILES)
