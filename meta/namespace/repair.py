@@ -201,6 +201,7 @@ class Repair:
 MENDS: dict[str, Mend] = {
     "damaged inode": Repair.drop_damaged_inode,
     "no root": Repair.new_root,
+    "damaged record": Repair.drop_key,
     "name without inode": Repair.drop_key,
     "wrong type": Repair.right_type,
     "name in no directory": Repair.find_again,

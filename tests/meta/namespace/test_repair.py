@@ -8,9 +8,22 @@ from emberfs.meta import keys
 from emberfs.meta.namespace import inode as inodes
 from emberfs.meta.namespace.check import check
 from emberfs.meta.namespace.repair import MENDS, repair
+from emberfs.proto.errors import Status, StatusError
 
 from .test_check import DAMAGES, Damage
 from .world import World
+
+
+async def test_what_a_newer_emberfs_wrote_is_not_mended() -> None:
+    world = await World().start()
+    number = (await world.touch("/f")).inode
+    txn = world.engine.begin()
+    txn.put(keys.inode_key(number), b"\xff" * 100)
+    await txn.commit()
+    with pytest.raises(StatusError) as refused:
+        await repair(world.engine, world.clock.wall_ns())
+    assert refused.value.status is Status.BAD_FORMAT
+    assert await world.engine.begin().get(keys.inode_key(number)) == b"\xff" * 100
 
 
 @pytest.mark.parametrize("damage", [row[1] for row in DAMAGES], ids=[row[0] for row in DAMAGES])
