@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...proto.errors import Status, StatusError, error
+from ...proto.errors import Status, StatusError
 from ...proto.gen import common_pb2
 from ...proto.gen.meta_pb2 import OpenRequest
 from ...proto.rpc import META
@@ -15,7 +15,7 @@ from .holes import check_holes
 from .inode import Inode
 from .namespace import failed, with_path
 from .options import O_RDONLY
-from .paths import PathLike, place, text
+from .paths import PathLike, place
 from .reads import Fetch
 
 if TYPE_CHECKING:
@@ -56,9 +56,10 @@ async def _read_all(
             results[i] = file
             continue
         first, last, _ = slice(start, end).indices(file.length)
-        if file.inlined:
-            results[i] = await _small(file, path, first, last)
-        elif first < last:
+        small = await _small(file, path, first, last) if file.inlined else None
+        if small is not None:
+            results[i] = small
+        elif first < last:  # in chunks, perhaps only since it was opened
             wanted.append((i, file, first, last - first))
     plan: list[tuple[int, Inode, int, int]] = []
     size = 0
@@ -73,13 +74,11 @@ async def _read_all(
     return results
 
 
-async def _small(file: Inode, path: PathLike, first: int, last: int) -> bytes | StatusError:
-    """Of a file whose bytes came with its open, as a rule."""
+async def _small(file: Inode, path: PathLike, first: int, last: int) -> bytes | StatusError | None:
+    """Of a file whose bytes came with its open, as a rule; None where it has grown into chunks meanwhile."""
     try:
         content = await file.small_content()
-        if content is None:  # it grew meanwhile
-            return error(Status.CONFLICT, "the file is being changed: read it again", text(path))
-        return content[first:last]
+        return content[first:last] if content is not None else None
     except StatusError as failure:
         return with_path(failure, path)
 

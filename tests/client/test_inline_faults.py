@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from emberfs.meta import keys
+from emberfs.proto.env import Call
 from emberfs.proto.errors import Status, StatusError, error
+from emberfs.proto.rpc import META
 
 from .world import World
 
@@ -39,6 +43,29 @@ def test_a_reader_of_chunks_that_became_a_small_file(world: World) -> None:
     with one.open("/f", "rb") as file:
         assert file.read() == b"small"
     assert world.storage.reports == []
+
+
+def test_ranges_of_a_file_that_grows_meanwhile(world: World) -> None:
+    """Between the question for its attributes and the one for its bytes."""
+    one, two = world.client(), world.client()
+    one.write_bytes("/f", b"0123456789")
+    call, opens = one.core.env.call, 0
+
+    async def called(request: Call) -> Any:
+        nonlocal opens
+        if request.method is META.Open:
+            opens += 1
+        if request.method is META.Open and opens == 2:
+            with two.open("/f", "r+b") as file:
+                file.pwrite(b"x" * LIMIT, 10)
+        return await call(request)
+
+    with one.open("/f", "r+b") as writer:
+        writer.write(b"a")
+        one.core.env.call = called  # type: ignore[method-assign]
+        assert one.read_ranges([("/f", 0, 10)]) == [b"a123456789"]
+        assert opens == 2
+        one.core.env.call = call  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("limit", [0, LIMIT])
