@@ -186,6 +186,10 @@ class Overlay:
         """What a key whose own value is UNKNOWN has, given the engine's value."""
         return _changed(value, self.blind[key]) if key in self.blind else value
 
+    def changed(self, key: bytes, value: bytes | None) -> bytes:
+        """What a key of `blind` has, given the engine's value."""
+        return _changed(value, self.blind[key])
+
     def touches(self, begin: bytes, end: bytes) -> bool:
         """Whether own writes change what a scan of this range finds."""
         if any(a < end and begin < b for a, b in self.cleared):

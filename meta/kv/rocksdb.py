@@ -38,6 +38,7 @@ from .rocksdb_options import open_database
 CLEAR_SINGLY_MAX = (
     256  # keys of a cleared range that are deleted one by one: a range tombstone slows every later read near it
 )
+COUNTERS_MAX = 10_000  # whose newest values are kept: those of directories in use, users and groups
 _NOTHING = KEYS_END + b"/nothing"  # deleted by commits that write no key, so that the version rises
 
 _log = structlog.get_logger(__name__)
@@ -66,8 +67,7 @@ class RocksTransaction(Overlay):
         if self.writes or self.blind or self.cleared:
             return [self._get(epoch, key, snapshot) for key in keys]
         self.look_many(keys, snapshot)
-        value = self._engine.value
-        return [value(epoch, key) for key in keys]
+        return self._engine.values(epoch, keys)
 
     async def scan(
         self, begin: bytes, end: bytes, limit: int, *, reverse: bool = False, snapshot: bool = False
@@ -149,6 +149,7 @@ class RocksEngine:
         self._on_failure = on_failure
         self.recent: Recent[Snapshot] = Recent(self._database.latest_sequence_number())
         self.log = LogSync(lambda: sync_wal(self._database), lambda failure: self._fail("a sync of the log", failure))
+        self._counters: dict[bytes, bytes] = {}  # newest values of keys that were changed blindly
         self._failure: StatusError | None = None
         self._closed = False
 
@@ -197,6 +198,16 @@ class RocksEngine:
                 return None
             raise self._unreadable(failure) from failure
 
+    def values(self, epoch: Epoch[Snapshot], keys: list[bytes]) -> list[bytes | None]:
+        """`value` of several keys."""
+        if epoch.snapshot is not None:
+            return [self.value(epoch, key) for key in keys]
+        try:
+            get = self._database.get
+            return [get(key) for key in keys]
+        except Exception as failure:
+            raise self._unreadable(failure) from failure
+
     def pairs(self, epoch: Epoch[Snapshot], begin: bytes, end: bytes, reverse: bool) -> Iterator[Pair]:
         """The pairs of a range at an epoch's version, in order. Raises IO_ERROR, or CONFLICT where they cannot be told any more.
 
@@ -213,11 +224,15 @@ class RocksEngine:
         if writes.is_read_only():
             return version
         self.recent.check(writes, version)
-        batch, wiped, others = WriteBatch(raw_mode=True), list[Pair](), list[bytes]()
+        batch = WriteBatch(raw_mode=True)
+        wiped: list[Pair] = []
+        others: list[bytes] = []
         try:
-            self._clear(batch, writes.cleared, wiped, others)
+            if writes.cleared:
+                self._clear(batch, writes.cleared, wiped, others)
             self._put(batch, writes)
         except Exception as failure:
+            self._counters.clear()  # some are of this commit, which will not be
             raise self._unreadable(failure) from failure
         committed = self._database.latest_sequence_number() + len(batch) + len(writes.stamped)
         for prefix, suffix, value in writes.stamped:
@@ -254,6 +269,7 @@ class RocksEngine:
             raise self._unreadable(failure) from failure
 
     def _clear(self, batch: WriteBatch, ranges: list[Pair], wiped: list[Pair], others: list[bytes]) -> None:
+        self._counters.clear()
         for begin, end in ranges:
             pairs = self._newest_pairs(begin, end, False)
             keys = [key for key, _ in itertools.islice(pairs, CLEAR_SINGLY_MAX + 1)]
@@ -266,13 +282,19 @@ class RocksEngine:
             others += keys
 
     def _put(self, batch: WriteBatch, writes: Overlay) -> None:
+        counters = self._counters
         for key, value in writes.writes.items():
+            counters.pop(key, None)
             if value is None:
                 batch.delete(key)
             else:
                 batch.put(key, value)
+        if len(counters) > COUNTERS_MAX:
+            counters.clear()
         for key in writes.blind:
-            batch.put(key, writes.over(key, self._database.get(key)))
+            stored = counters.get(key)
+            counters[key] = changed = writes.changed(key, self._database.get(key) if stored is None else stored)
+            batch.put(key, changed)
         if not len(batch) and not writes.stamped:
             batch.delete(_NOTHING)
 

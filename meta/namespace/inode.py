@@ -136,6 +136,7 @@ class Inode:
 
 
 _made: Callable[..., Inode] = Inode  # struct's fields have no static types
+_AttributesMessage, _LayoutMessage = common_pb2.Attributes, common_pb2.Layout  # looked up with every reply
 
 
 def unpack(inode: int, data: bytes) -> Inode:
@@ -191,7 +192,7 @@ def with_counters(inode: Inode, subdirectories: int, changed_ns: int) -> Inode:
 
 def layout_message(layout: Layout) -> common_pb2.Layout:
     redundancy, chunk_size, table, version, base, stripe, seed = layout
-    return common_pb2.Layout(
+    return _LayoutMessage(
         redundancy=redundancy,  # type: ignore[arg-type]  # open enum: the number as it was stored
         chunk_size=chunk_size,
         table=table,
@@ -204,7 +205,8 @@ def layout_message(layout: Layout) -> common_pb2.Layout:
 
 def attributes(inode: Inode) -> common_pb2.Attributes:
     """The message. A directory must have passed through `with_counters`."""
-    made = common_pb2.Attributes(
+    flags = inode.flags
+    made = _AttributesMessage(
         inode=inode.id,
         type=inode.type,  # type: ignore[arg-type]
         mode=inode.mode,
@@ -218,10 +220,11 @@ def attributes(inode: Inode) -> common_pb2.Attributes:
         birth_ns=inode.birth_ns,
         change=inode.change,
         truncate_version=inode.truncate_version,
-        sparse=bool(inode.flags & SPARSE),
-        extended=bool(inode.flags & EXTENDED),
-        inlined=bool(inode.flags & INLINE),
     )
+    if flags:  # most inodes have none, and every field costs
+        made.sparse = bool(flags & SPARSE)
+        made.extended = bool(flags & EXTENDED)
+        made.inlined = bool(flags & INLINE)
     if inode.layout is not None:
         made.layout.CopyFrom(layout_message(inode.layout))
     elif inode.type == DIRECTORY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -50,7 +51,7 @@ class Namespace:
         capabilities: Capabilities,
         clock: Clock,
         *,
-        random_u64: Callable[[], int] = new_u64,
+        random_u64: Callable[[], int] | None = None,
         trash_seconds: int = 0,
         inline_max: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -59,7 +60,8 @@ class Namespace:
         self.layouts = layouts
         self.capabilities = capabilities
         self.clock = clock
-        self.random_u64 = random_u64
+        # Of sessions: told apart by their inode too, so nobody need be unable to guess the next one.
+        self.random_u64 = random_u64 or itertools.count(new_u64() >> 1).__next__
         self.time_scale = time_scale()
         self.trash_seconds = trash_seconds  # that what is removed is kept, where its directory does not say
         self.inline_max = inline_max  # bytes of files that lie beside their inodes
