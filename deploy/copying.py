@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ..proto.env import drive
 
 if TYPE_CHECKING:
     from ..client.blocking import Client
@@ -242,6 +241,8 @@ class Clone(_IntoCluster):
     title = "clone"
 
     def file(self, item: Item, progress: Progress) -> None:
+        from ..proto.env import drive  # not for `--help`
+
         drive(self.client.core.clone(item.source, item.target, exclusive=self.exclusive, progress=progress.add))
         self.finish(item)
 

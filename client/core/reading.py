@@ -224,6 +224,11 @@ class Reader:
         """Read a small file from beside its inode, if it lies there."""
         if not self.file.inlined:
             return False
+        write_back = self.file.write_back
+        if write_back is not None and write_back.pending:
+            # Written elsewhere in the file, perhaps far behind its bytes at the server: what lies between is zeros.
+            async with self.file.lock:
+                await write_back.empty()
         content = await self.file.small_content()
         if content is not None:
             output.write(memoryview(content)[offset : offset + count])

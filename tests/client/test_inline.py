@@ -97,6 +97,14 @@ def test_others_see_what_is_written_and_keep_what_they_wrote(
         assert other.read_bytes(f"{folder}/f") == b"1....3...2" + b"x" * LIMIT
 
 
+def test_a_hole_behind_it_is_zeros(client: Client, folder: str) -> None:
+    client.write_bytes(f"{folder}/f", b"x")
+    with client.open(f"{folder}/f", "r+b") as file:
+        file.pwrite(b"far", 500_000)
+        assert file.pread(10, 200_000) == bytes(10)
+        assert file.pread(3, 0) == b"x\0\0"
+
+
 def test_growth_by_every_way(client: Client, folder: str) -> None:
     for name, grow in {
         "write": lambda f: f.pwrite(b"y", LIMIT + 100),
