@@ -136,7 +136,7 @@ class Inode:
 
 
 _made: Callable[..., Inode] = Inode  # struct's fields have no static types
-_AttributesMessage, _LayoutMessage = common_pb2.Attributes, common_pb2.Layout  # looked up with every reply
+_AttributesMessage = common_pb2.Attributes  # looked up with every reply
 
 
 def unpack(inode: int, data: bytes) -> Inode:
@@ -190,43 +190,34 @@ def with_counters(inode: Inode, subdirectories: int, changed_ns: int) -> Inode:
     )
 
 
-def layout_message(layout: Layout) -> common_pb2.Layout:
-    redundancy, chunk_size, table, version, base, stripe, seed = layout
-    return _LayoutMessage(
-        redundancy=redundancy,  # type: ignore[arg-type]  # open enum: the number as it was stored
-        chunk_size=chunk_size,
-        table=table,
-        table_version=version,
-        base=base,
-        stripe=stripe,
-        seed=seed,
-    )
-
-
 def attributes(inode: Inode) -> common_pb2.Attributes:
     """The message. A directory must have passed through `with_counters`."""
-    flags = inode.flags
-    made = _AttributesMessage(
-        inode=inode.id,
-        type=inode.type,  # type: ignore[arg-type]
-        mode=inode.mode,
-        uid=inode.uid,
-        gid=inode.gid,
-        nlink=inode.nlink,
-        length=inode.length,
-        atime_ns=inode.atime_ns,
-        mtime_ns=inode.mtime_ns,
-        ctime_ns=inode.ctime_ns,
-        birth_ns=inode.birth_ns,
-        change=inode.change,
-        truncate_version=inode.truncate_version,
-    )
-    if flags:  # most inodes have none, and every field costs
+    made = _AttributesMessage()
+    fill(made, inode)
+    return made
+
+
+def fill(made: common_pb2.Attributes, inode: Inode) -> None:
+    """Set the fields of an empty message, which may lie in a reply: building one and copying it there costs twice as much."""
+    made.inode = inode.id
+    made.type = inode.type  # type: ignore[assignment]  # open enum: the number as it was stored
+    made.mode = inode.mode
+    made.uid = inode.uid
+    made.gid = inode.gid
+    made.nlink = inode.nlink
+    made.length = inode.length
+    made.atime_ns = inode.atime_ns
+    made.mtime_ns = inode.mtime_ns
+    made.ctime_ns = inode.ctime_ns
+    made.birth_ns = inode.birth_ns
+    made.change = inode.change
+    made.truncate_version = inode.truncate_version
+    if flags := inode.flags:  # most inodes have none, and every field costs
         made.sparse = bool(flags & SPARSE)
         made.extended = bool(flags & EXTENDED)
         made.inlined = bool(flags & INLINE)
     if inode.layout is not None:
-        made.layout.CopyFrom(layout_message(inode.layout))
+        _fill_layout(made.layout, inode.layout)
     elif inode.type == DIRECTORY:
         made.parent = inode.parent
         if inode.chunk_size or inode.stripe:
@@ -237,4 +228,14 @@ def attributes(inode: Inode) -> common_pb2.Attributes:
         made.length = len(inode.target)
     else:
         made.rdev = inode.rdev
-    return made
+
+
+def _fill_layout(made: common_pb2.Layout, layout: Layout) -> None:
+    redundancy, chunk_size, table, version, base, stripe, seed = layout
+    made.redundancy = redundancy  # type: ignore[assignment]
+    made.chunk_size = chunk_size
+    made.table = table
+    made.table_version = version
+    made.base = base
+    made.stripe = stripe
+    made.seed = seed

@@ -179,7 +179,7 @@ async def create(attempt: Attempt, request: meta_pb2.CreateRequest) -> meta_pb2.
             reply.attributes.add()
         else:
             reply.statuses.append(0)
-            reply.attributes.append(inodes.attributes(await attempt.visible(inode)))
+            inodes.fill(reply.attributes.add(), await attempt.visible(inode))
     return reply
 
 

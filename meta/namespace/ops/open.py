@@ -68,7 +68,8 @@ async def _open_or_create(attempt: Attempt, request: meta_pb2.OpenRequest) -> me
 
 
 async def _opened(attempt: Attempt, inode: Inode, *, writing: bool, created: bool = False) -> meta_pb2.OpenReply:
-    reply = meta_pb2.OpenReply(attributes=inodes.attributes(inode), created=created)
+    reply = meta_pb2.OpenReply(created=created)
+    inodes.fill(reply.attributes, inode)
     if inode.flags & inodes.INLINE:
         reply.attributes.content = await inline.content(attempt.txn, inode, snapshot=attempt.reading)
     if writing and (created or inode.flags & inodes.INLINE or await inline.may_begin(attempt, inode, sessions=0)):

@@ -41,7 +41,8 @@ async def read_directory(attempt: Attempt, request: meta_pb2.ReadDirectoryReques
     )
     if request.attributes:
         found = await load_many(attempt, [entry.inode for entry in entries])
-        reply.attributes.extend(inodes.attributes(inode) for inode in found)
+        for inode in found:
+            inodes.fill(reply.attributes.add(), inode)
     if not request.cookie:
         reply.directory.CopyFrom(await attempt.visible_attributes(node))
     return reply

@@ -44,7 +44,7 @@ async def stat(attempt: Attempt, request: meta_pb2.StatRequest) -> meta_pb2.Stat
             reply.attributes.add()
         else:
             reply.statuses.append(0)
-            reply.attributes.append(inodes.attributes(await attempt.visible(inode)))
+            inodes.fill(reply.attributes.add(), await attempt.visible(inode))
             if request.content:
                 await _add_contents(attempt, [inode], reply.attributes)
         return reply
@@ -58,7 +58,10 @@ async def stat(attempt: Attempt, request: meta_pb2.StatRequest) -> meta_pb2.Stat
             statuses.append(status_of_entry(failure))
     rows = iter(await attempt.visible_many(found))
     reply.statuses.extend(statuses)
-    reply.attributes.extend(common_pb2.Attributes() if status else inodes.attributes(next(rows)) for status in statuses)
+    for status in statuses:
+        row = reply.attributes.add()
+        if not status:
+            inodes.fill(row, next(rows))
     if request.content:
         await _add_contents(attempt, found, [each for each in reply.attributes if each.inode])
     return reply
