@@ -244,7 +244,7 @@ class Inode:
         request = SyncFileRequest(
             inode=self.id,
             session=self.sessions[-1] if self.sessions else 0,
-            written=self.unsettled and bool(self.sessions),
+            written=(self.unsettled or small is not None) and bool(self.sessions),
             length=self.hint_end,
             truncate_version=self.truncate_version,
             sparse=self.sparse,

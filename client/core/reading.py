@@ -229,7 +229,10 @@ class Reader:
             # Written elsewhere in the file, perhaps far behind its bytes at the server: what lies between is zeros.
             async with self.file.lock:
                 await write_back.empty()
-        content = await self.file.small_content()
+        content = self.file.content
+        if content is None:
+            async with self.file.lock:  # what comes with the bytes is taken over
+                content = await self.file.small_content()
         if content is not None:
             output.write(memoryview(content)[offset : offset + count])
         return content is not None

@@ -265,6 +265,10 @@ class Nodes:
         self, chain: Chain, member: ChainMember, record: Target | None, lease: Lease, replicated: bool
     ) -> Report | None:
         entry = self._reported.get(member.target)
+        node = self._known.get(member.node)
+        if entry is None and node is not None and node.targets and lease is Lease.HELD:
+            # Its node names all that it has, and this is not among it: the disk is another one, or lies in no server any more.
+            return Report(LOCAL_STATE_OFFLINE, member.incarnation, lease=lease)
         if entry is None:
             # Not heard of since this manager took over: only its silence counts, and that only where somebody else could serve.
             late = replicated and lease is not Lease.HELD

@@ -68,9 +68,12 @@ class WatchedService(StorageService):
     async def read(self, request: ReadRequest, context: Context) -> ReadReply:
         reply = await super().read(request, context)
         if not request.version:
-            for chain, status in zip(request.chain, reply.status, strict=True):
+            for chain, version, status in zip(request.chain, request.chain_version, reply.status, strict=True):
                 target = self._target(chain)
-                if status in (Status.OK, Status.CHUNK_NOT_FOUND) and target is not None:
+                if status not in (Status.OK, Status.CHUNK_NOT_FOUND) or target is None or target.replica.chain is None:
+                    continue
+                # What it has heard since it looked for the last time is no fault: the read was still in its place then.
+                if target.replica.chain.version == version:
                     self.answered(target)
         return reply
 
