@@ -67,8 +67,8 @@ def listing(quick: bool) -> list[dict[str, Any]]:
         row(f"{what}: first page", first_us / 1000, "ms", aim=AIM_FIRST_PAGE_MS, least=False),
         row(f"{what}: all", count / seconds, "entries/s", aim=AIM_ENTRIES),
         row(f"{what}: all, with attributes", count / told_seconds, "entries/s"),
-        row(f"{what}: the server grows by", grown[0] / MIB, "MiB", aim=AIM_GROWTH_MIB, least=False),
-        row(f"{what}: the client grows by", grown[1] / MIB, "MiB", aim=AIM_GROWTH_MIB, least=False),
+        row(f"{what}: the server grows by", max(0, grown[0]) / MIB, "MiB", aim=AIM_GROWTH_MIB, least=False),
+        row(f"{what}: the client grows by", max(0, grown[1]) / MIB, "MiB", aim=AIM_GROWTH_MIB, least=False),
     ]
 
 

@@ -15,6 +15,7 @@ from ...proto.errors import Status, error
 
 START_SECONDS = 30
 STOP_SECONDS = 10
+_FOLDER = "/tmp"  # noqa: S108 -- another account must be able to come here, and a socket's path be short; mkdtemp makes a name of its own
 ACCOUNTS = ("postgres", "nobody")  # it refuses to run as root
 SETTINGS = {
     "listen_addresses": "",
@@ -41,7 +42,7 @@ class PostgresServer:
 
     def __init__(self, programs: Path) -> None:
         self._programs = programs
-        self.folder = Path(tempfile.mkdtemp(prefix="emberfs-pg-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="emberfs-pg-", dir=_FOLDER))
         self._databases = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._as: dict[str, object] = {}
