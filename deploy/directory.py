@@ -17,6 +17,7 @@ from ..proto.errors import Status, StatusError, error
 from ..proto.settings import CLUSTER_FILE
 
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of Linux, without the final NUL
+SOCKET_SUFFIX_MAX = ".metrics"  # the longest of the names that a server listens under
 SECRET_BYTES = 32
 STORAGE_NAME = re.compile(r"storage-([1-9][0-9]*)")
 META_NAME = re.compile(r"meta(?:-([1-9][0-9]*))?")
@@ -67,13 +68,19 @@ def _make_secret(path: Path) -> None:
     temporary.unlink()
 
 
+def _fits(folder: Path, names: Iterable[str]) -> bool:
+    return max(len(os.fsencode(folder / name)) for name in names) <= SOCKET_PATH_BYTES_MAX
+
+
 def socket_dir(data: Path, roles: Iterable[str]) -> Path:
     """DIR/run, or where that is too long for a socket's name a short folder of this user's own. Raises PERMISSION_DENIED."""
     run = data / "run"
-    if max(len(os.fsencode(run / f"{role}.sock")) for role in roles) <= SOCKET_PATH_BYTES_MAX:
+    names = [f"{role}{SOCKET_SUFFIX_MAX}" for role in roles]
+    if _fits(run, names):
         return run
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    short = base / f"emberfs-{os.getuid()}-{hashlib.blake2b(os.fsencode(data), digest_size=6).hexdigest()}"
+    own = f"emberfs-{os.getuid()}-{hashlib.blake2b(os.fsencode(data), digest_size=6).hexdigest()}"
+    places = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")  # noqa: S108 -- looked at below
+    short = next((Path(place) / own for place in places if place and _fits(Path(place) / own, names)), run)
     short.mkdir(mode=0o700, exist_ok=True)
     seen = short.lstat()
     if seen.st_uid != os.getuid() or seen.st_mode & 0o077 or not short.is_dir():

@@ -290,7 +290,7 @@ class LocalCluster:
 
     def metrics_socket(self, role: str) -> Path:
         """Where a server that was started with `metrics` answers GET /metrics."""
-        return socket_dir(self.data, [*self.roles, f"{role}.metrics"]) / f"{role}.metrics"
+        return socket_dir(self.data, self.roles) / f"{role}.metrics"
 
     def _targets(self, role: str, options: ClusterOptions, *, known: bool) -> list[Path]:
         """The targets of a storage server: those that it has, as targets come and go with rebalancing; at first the number asked for."""
