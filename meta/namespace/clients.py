@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import structlog
-
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import RenewClientReply, RenewClientRequest
 from .. import keys
@@ -20,14 +18,11 @@ if TYPE_CHECKING:
     from .namespace import Namespace
 
 IDLE_SECONDS = 0.5
-FAILED_SECONDS = 5.0
 SWEEP_SECONDS = 600.0  # between looks at all idempotency records
 TRIMS_SECONDS = 30.0  # between looks for trims that a request, or another server, left unfinished
 PAGE = 1000  # records per read
 ENDED_MAX = 100_000  # clients waiting to be cleaned up after
 GONE_MAX = 200_000  # clients that are remembered as gone; the oldest is forgotten
-
-_log = structlog.get_logger("emberfs.meta.clients")
 
 
 class Clients:
@@ -109,17 +104,7 @@ class Clients:
     async def run(self) -> None:
         """Work until the namespace closes. An error is logged and tried again later."""
         namespace = self._namespace
-        while not namespace.closing:
-            pause = IDLE_SECONDS
-            try:
-                if namespace.in_charge():
-                    await self.step()
-            except StatusError as failure:
-                if namespace.closing:
-                    return
-                _log.warning("cleaning up after clients is delayed", error=str(failure))
-                pause = FAILED_SECONDS
-            await namespace.clock.sleep(pause * namespace.time_scale)
+        await namespace.repeat(self.step, "cleaning up after clients", IDLE_SECONDS * namespace.time_scale)
 
     async def step(self) -> None:
         """All that is to be done now. What fails does not hold up the rest: a chain that is down concerns only the files on it. Raises

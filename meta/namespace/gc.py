@@ -17,8 +17,6 @@ import struct
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import structlog
-
 from ...proto.errors import StatusError
 from .. import keys
 from ..kv.engine import Pair, Transaction
@@ -38,7 +36,6 @@ NAMES_PER_STEP = 128
 CHUNKS_PER_STEP = 512  # files of one request to storage: before each the log is synced
 HOLDERS_MAX = 256  # sessions, and readers' holds, that are read at once to see which of some files are held
 IDLE_SECONDS = 0.5  # between looks at empty queues
-FAILED_SECONDS = 5.0  # after storage or the engine refused
 ROUND_SECONDS = 10.0  # between the beginnings of two rounds through the queue of files
 SHORT_ROUND_SECONDS = 1.0  # the same, when nothing was held or space is short:
 SHORT_PART = 0.05  # less than this part of some target is free
@@ -50,8 +47,6 @@ CHUNKS_VERSION = 1
 _LAYOUT = struct.Struct(
     ">BBBIIIIQ"
 )  # version, redundancy, log2 of the chunk size, table, its version, base, stripe, seed
-
-_log = structlog.get_logger("emberfs.meta.gc")
 
 
 def pack_layout(layout: Layout) -> bytes:
@@ -89,16 +84,7 @@ class Collector:
 
     async def run(self) -> None:
         """Work until the namespace closes. An error is logged and tried again later."""
-        clock = self._namespace.clock
-        while not self._namespace.closing:
-            try:
-                pause = 0.0 if self._namespace.in_charge() and await self.step() else IDLE_SECONDS
-            except StatusError as failure:
-                if self._namespace.closing:
-                    return
-                _log.warning("garbage collection is delayed", error=str(failure))
-                pause = FAILED_SECONDS * self._namespace.time_scale
-            await clock.sleep(pause)
+        await self._namespace.repeat(self.step, "garbage collection", IDLE_SECONDS, at_once=True)
 
     async def step(self) -> bool:
         """Some of each queue; whether there was anything to do."""

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
+import structlog
 from google.protobuf.message import Message
 
 from ...proto.errors import Status, StatusError, error
@@ -32,6 +33,9 @@ from .seams import Capabilities, Chunks, Clock, Layout, Layouts
 STRIPE_DEFAULT = 16  # chains that a file is spread over, unless its directory says otherwise
 DETOURS_MAX = 16  # of one request; each waits for storage, so this is about livelock
 ROOT_MODE = 0o755
+FAILED_SECONDS = 5.0  # before a background worker tries again what storage or the engine refused; scaled
+
+_log = structlog.get_logger("emberfs.meta")
 
 _Request = TypeVar("_Request", bound=Message)
 _Reply = TypeVar("_Reply", bound=Message)
@@ -225,6 +229,23 @@ class Namespace:
                 await step()
             return reply, repeated
         raise error(Status.CONFLICT, f"{method.name}: the file is truncated again and again meanwhile; try again")
+
+    async def repeat(
+        self, step: Callable[[], Awaitable[object]], what: str, idle: float, *, at_once: bool = False
+    ) -> None:
+        """Run a background worker's step again and again until the namespace closes, while this server is in charge, `idle` seconds
+        apart; `at_once`: without a pause while it says that it found something. A refusal is logged, and tried again later."""
+        while not self.closing:
+            pause = idle
+            try:
+                if self.in_charge() and await step() and at_once:
+                    pause = 0.0
+            except StatusError as failure:
+                if self.closing:
+                    return
+                _log.warning(f"{what} is delayed", error=str(failure))
+                pause = FAILED_SECONDS * self.time_scale
+            await self.clock.sleep(pause)
 
     async def transact(self, work: Callable[[Transaction], Awaitable[_Result]]) -> _Result:
         """A transaction of a background worker, in the retry loop."""

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import structlog
-
-from ...proto.errors import StatusError
 from .. import keys
 from ..kv.engine import Pair, Transaction
 from . import dentry as dentries
@@ -24,10 +21,7 @@ if TYPE_CHECKING:
     from .namespace import Namespace
 
 IDLE_SECONDS = 0.5  # between looks for quotas to be counted; scaled
-FAILED_SECONDS = 5.0
 NAMES_PER_STEP = 128  # of one transaction
-
-_log = structlog.get_logger("emberfs.meta.quota")
 
 
 class Recounter:
@@ -39,17 +33,7 @@ class Recounter:
     async def run(self) -> None:
         """Work until the namespace closes."""
         namespace = self._namespace
-        while not namespace.closing:
-            pause = IDLE_SECONDS
-            try:
-                if namespace.in_charge():
-                    await self.step()
-            except StatusError as failure:
-                if namespace.closing:
-                    return
-                _log.warning("counting for a quota is delayed", error=str(failure))
-                pause = FAILED_SECONDS
-            await namespace.clock.sleep(pause * namespace.time_scale)
+        await namespace.repeat(self.step, "counting for a quota", IDLE_SECONDS * namespace.time_scale)
 
     async def step(self) -> bool:
         """Count for every quota that needs it; whether there was one."""
