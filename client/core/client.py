@@ -13,7 +13,7 @@ from weakref import WeakSet
 from ...proto.env import Environment
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen import common_pb2
-from ...proto.gen.cluster_pb2 import EndClientRequest, StatusReply, StatusRequest
+from ...proto.gen.cluster_pb2 import EndClientRequest, GetRoutingRequest, StatusReply, StatusRequest
 from ...proto.gen.meta_pb2 import OpenReply, OpenRequest, PublishRequest, SyncNamespaceRequest, TruncateRequest
 from ...proto.rpc import CLUSTER, META
 from .acting import Acting
@@ -186,8 +186,12 @@ class Core(Namespace):
 
     async def know_table(self, layout: common_pb2.Layout) -> None:
         """Have the chain table that a layout speaks of: it may be newer than our routing."""
-        if (layout.table, layout.table_version) not in self.cluster.table.tables:
+        wanted = (layout.table, layout.table_version)
+        if wanted not in self.cluster.table.tables:
             await self.cluster.refresh()
+        if wanted not in self.cluster.table.tables:  # whom it asked did not answer: now with all that finds another one
+            request = GetRoutingRequest(since=self.cluster.table.version)
+            await self.cluster.learn(await self.cluster.meta(CLUSTER.GetRouting, request))
 
     async def reopen(self, handle: Reader) -> None:
         """Give a handle from before a fork or a lost lease a place in this epoch: the same inode, a new session. Raises once
