@@ -107,8 +107,8 @@ async def chains(
     await check_replicas(cluster)
     for chunk in chunks:
         if chunk.file.dead:
-            # What kept its older writes out is forgotten with the file: one that was refused may come once more, and stay as an orphan.
-            cluster.histories.of(chunk.name).forget_refusals()
+            # A write that was under way when the file died may be done after the remove, and stay as an orphan.
+            cluster.histories.of(chunk.name).bury()
     for history in cluster.histories.by_chunk.values():
         if not check(history):
             simulation.loop.trace(f"{UNDECIDED_TRACE}: {history.name}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 CELLS_MAX = 4  # of a chunk
@@ -107,9 +107,17 @@ class History:
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)
 
-    def forget_refusals(self) -> None:
-        """Operations that were refused may happen later all the same."""
-        self.events = [event for event in self.events if event.what is not What.NEVER]
+    def bury(self) -> None:
+        """The chunk's file is dead, and nothing is remembered of it that would keep late requests out: an operation that was refused may
+        happen later all the same, and a remove, which has no number, once more."""
+        events, self.events = self.events, []
+        for event in events:
+            if event.what is What.NEVER:
+                continue
+            self.events.append(event)
+            operation = event.operation
+            if event.what is What.CALL and operation is not None and operation.kind is Kind.REMOVE:
+                self.events.append(event._replace(operation=replace(operation, outcome="once more")))
 
     def __str__(self) -> str:
         return "\n".join(

@@ -144,6 +144,23 @@ def test_what_was_refused_has_no_effect() -> None:
     assert not script.holds
 
 
+def test_the_remove_of_a_dead_file_comes_once_more() -> None:
+    """Removes have no numbers: of one that was answered, a second copy may lie in the buffer of some connection. Nobody misses what a
+    write that was under way brought back after the first. But it is one copy, and what is gone then stays away."""
+    script = Script()
+    late = script.call(WRITE)
+    script.done(REMOVE)
+    script.done(READ)
+    script.end(late)
+    script.done(READ, found=(1,))
+    script.done(READ)
+    assert not script.holds
+    script.history.bury()
+    assert script.holds
+    script.done(READ, found=(1,))
+    assert not script.holds
+
+
 def test_a_blackout_loses_what_was_not_synced_and_nothing_else() -> None:
     def story(after: tuple[int, ...] | None) -> bool:
         script = Script()
