@@ -277,12 +277,21 @@ class Replica:
         return status
 
     def _admission(self, event: WriteRequest | SyncRequest) -> Status:
+        comes_first = not event.sender or self.count(event.chain_version, event.sender, event.session, event.number)
         status = self._gate(event.chain_version, event.sender)
         if status is Status.OK and event.sender:
             self._ungreeted = False
-            if not self._receiving.takes(event.session, event.number):
+            if not comes_first:
                 return Status.BUSY
         return Status.BUSY if status is Status.OK and len(self._batches) >= BATCHES_MAX else status
+
+    def count(self, chain_version: int, sender: int, session: int, number: int) -> bool:
+        """Note that a forward has come, whatever is answered to it: it is repeated under another number, and a second copy of one that
+        was refused must not be taken later. False: it is late, or here for the second time."""
+        chain = self.chain
+        if chain is None or chain.version != chain_version or sender != self.predecessor:
+            return False
+        return self._receiving.takes(session, number)
 
     def _new_batch(self, work: Work, ticket: Any, chain_version: int, updates: Sequence[Update]) -> Batch:
         self._next += 1

@@ -247,6 +247,7 @@ class StorageService:
         moving: tuple[Any, ...],
     ) -> None:
         positions, sink, context, whole, exact = moving
+        asked = places
         if not exact and target.engine.pending and not target.replica.decides:
             exact = await self._ask_tail(target, places, reads, refused)
             places = [place for place in places if place not in refused]
@@ -258,10 +259,10 @@ class StorageService:
             refused.update(dict.fromkeys(places, failed.status))
             return
         refused.update((place, failed.status) for place, failed in batch.failures.items())
-        # Asked again after the bytes were read: the chain may have changed while a thread waited for the disk.
+        # Asked again after the bytes were read: the chain may have changed while a thread waited for the disk, or we for the tail.
         status = self._may_read(target, version)
         if status is not _OK:
-            refused.update(dict.fromkeys(places, status))
+            refused.update(dict.fromkeys(asked, status))
 
     async def _ask_tail(
         self, target: Target, places: Sequence[int], reads: list[tuple[bytes, int, int]], refused: dict[int, Status]

@@ -105,10 +105,6 @@ async def chains(
     await _read_all(cluster, _client(cluster, simulation.host("reader")), chunks)
     cluster.look()
     await check_replicas(cluster)
-    for chunk in chunks:
-        if chunk.file.dead:
-            # A write that was under way when the file died may be done after the remove, and stay as an orphan.
-            cluster.histories.of(chunk.name).bury()
     for history in cluster.histories.by_chunk.values():
         if not check(history):
             simulation.loop.trace(f"{UNDECIDED_TRACE}: {history.name}")

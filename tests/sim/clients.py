@@ -146,6 +146,7 @@ class ChunkClient:
     async def remove(self, chunk: Chunk) -> bool:
         """The file is dead: nobody begins an update of it any more. Until it is done; every try is an operation for itself."""
         until = self.env.now() + PATIENCE_SECONDS
+        self._histories.of(chunk.name).dead = True
 
         def build(chain_version: int) -> Message:
             return pb.RemoveChunksRequest(

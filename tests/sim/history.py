@@ -103,21 +103,22 @@ class History:
 
     name: str
     events: list[Event] = field(default_factory=list)
+    dead: bool = False  # the chunk's file is
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)
 
-    def bury(self) -> None:
-        """The chunk's file is dead, and nothing is remembered of it that would keep late requests out: an operation that was refused may
-        happen later all the same, and a remove, which has no number, once more."""
-        events, self.events = self.events, []
-        for event in events:
-            if event.what is What.NEVER:
-                continue
-            self.events.append(event)
+    def possible(self) -> Iterator[Event]:
+        """What may have happened. Nothing is remembered of a dead file that would keep late requests out: an operation that was refused may
+        happen later all the same, and a remove, which has no number, once more. A write that was under way when the file died can be
+        done after the remove, and stay as an orphan or be gone again."""
+        for event in self.events:
             operation = event.operation
-            if event.what is What.CALL and operation is not None and operation.kind is Kind.REMOVE:
-                self.events.append(event._replace(operation=replace(operation, outcome="once more")))
+            if self.dead and event.what is What.NEVER:
+                continue
+            yield event
+            if self.dead and event.what is What.CALL and operation is not None and operation.kind is Kind.REMOVE:
+                yield event._replace(operation=replace(operation, outcome="once more"))
 
     def __str__(self) -> str:
         return "\n".join(

@@ -157,10 +157,11 @@ def _subsets(done: frozenset[Operation]) -> Iterator[tuple[Operation, ...]]:
 
 def check(history: History) -> bool:
     """Whether the history was found linearizable; False when that could not be decided within the bound. Raises NotLinearizable."""
-    answered = [event.operation for event in history if event.what is What.END and event.operation is not None]
-    checker = Checker(answered, blackouts=any(event.what is What.BLACKOUT for event in history))
+    events = list(history.possible())
+    answered = [event.operation for event in events if event.what is What.END and event.operation is not None]
+    checker = Checker(answered, blackouts=any(event.what is What.BLACKOUT for event in events))
     try:
-        for event in history:
+        for event in events:
             checker.take(event)
     except Undecided:
         return False

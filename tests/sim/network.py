@@ -94,6 +94,7 @@ class Network:
         ] = {}  # host, its incarnation, server -> the server's incarnation
         self._calls = 0
         self._holds: set[tuple[str, str, str]] = set()  # method, source, address
+        self._echoes: set[tuple[str, str, str]] = set()
         self._held: list[Exchange] = []
         self._open: dict[Exchange, None] = {}  # not answered yet
 
@@ -128,21 +129,27 @@ class Network:
         """The next request of this kind from one host to another stays on its way until `release`, as if in a stopped process's socket."""
         self._holds.add((method, source, ADDRESS + target))
 
+    def echo(self, method: str, source: str, target: str) -> None:
+        """The next request of this kind arrives, and comes a second time at `release`."""
+        self._echoes.add((method, source, ADDRESS + target))
+
     def release(self) -> None:
         self._holds.clear()
+        self._echoes.clear()
         held, self._held = self._held, []
         for exchange in held:
             exchange.send_held()
 
     def holds(self, exchange: Exchange) -> bool:
-        """Whether this request is kept; it is sent later."""
+        """Whether this request is kept; it is sent later. So is the copy of one that is to come twice."""
         call = exchange.call
         kind = (call.method.name, exchange.source, call.address)
-        if kind not in self._holds:
-            return False
-        self._holds.discard(kind)
-        self._held.append(exchange)
-        return True
+        held, doubled = kind in self._holds, kind in self._echoes
+        if held or doubled:
+            self._holds.discard(kind)
+            self._echoes.discard(kind)
+            self._held.append(exchange)
+        return held
 
     def heal(self) -> None:
         """Every host reaches every other one."""

@@ -155,7 +155,7 @@ def test_the_remove_of_a_dead_file_comes_once_more() -> None:
     script.done(READ, found=(1,))
     script.done(READ)
     assert not script.holds
-    script.history.bury()
+    script.history.dead = True
     assert script.holds
     script.done(READ, found=(1,))
     assert not script.holds

@@ -15,6 +15,7 @@ records all of them anew: read the difference before you commit it.
     flip NODE                          a bit of the first chunk on its disk
     strike NODE EFFECTS KIND           the process ends "before", "after" or "torn" at the effect on its disk that comes after so many
     hold METHOD FROM TO · release      the next request of this kind stays on its way, and arrives after all
+    echo METHOD FROM TO · release      the next one of this kind arrives, and then once more
     cut A B · cut A to B · mend A B    hosts; "managers" and "nodes" stand for all of them
     refresh CLIENT                     it asks a manager for news of the routing
     sleep SECONDS · whole              the latter waits until every chain is whole
@@ -234,6 +235,10 @@ class Teller:
 
     async def do_hold(self, method: str, source: str, target: str) -> str:
         self._simulation.network.hold(method, source, target)
+        return ""
+
+    async def do_echo(self, method: str, source: str, target: str) -> str:
+        self._simulation.network.echo(method, source, target)
         return ""
 
     async def do_release(self) -> str:

@@ -341,6 +341,26 @@ def test_late_forwards_and_second_ones_are_refused() -> None:
     assert reply.results[0].status == Status.STALE_CHAIN_VERSION
 
 
+def test_a_refused_forward_does_not_come_again() -> None:
+    # It is sent anew under another number, so a copy of it is late, and its own number is no gap to be filled.
+    lease = held()
+    machine, rows = replica(SERVING, SERVING, target=2, lease=lease)
+    first, gone = write(1, version=Version(1, 1)), Update(Kind.REMOVE, b"a", 0, 0, 0, b"", 0, 0, ALWAYS, 0)
+
+    def forwarded(update: Update, number: int) -> Status:
+        effects = machine.step(0, request(update, sender=1, session=5, number=number))
+        (reply,) = perform(machine, rows, effects)
+        return Status(reply.results[0].status)
+
+    lease.lost()
+    assert forwarded(first, 1) is Status.FENCED
+    lease.until = float("inf")
+    assert forwarded(first, 2) is Status.OK
+    assert forwarded(gone._replace(version=Version(1, 2)), 3) is Status.OK
+    assert forwarded(first, 1) is Status.BUSY
+    assert not rows.chunks
+
+
 def test_a_restarted_sender_begins_above_its_sessions() -> None:
     machine, _ = replica(SERVING, SERVING)
     for now in range(3):
