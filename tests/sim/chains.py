@@ -96,6 +96,7 @@ async def chains(
     until = simulation.loop.time + END_SECONDS
     while not all(task.done for task in tasks):
         assert simulation.loop.time < until, "a client does not come to an end"
+        cluster.tend()
         await simulation.loop.sleep(0.5)
     await cluster.until_whole(
         LIVENESS_SECONDS

@@ -189,7 +189,7 @@ class ChainCluster:
 
     def _is_served(self, chain: int) -> bool:
         """Whether a member serves and knows it, under the newest version."""
-        self._tend()
+        self.tend()
         if self.book() is None:
             return False
         version = self.chain(chain).version
@@ -209,7 +209,7 @@ class ChainCluster:
                 await self.ask(CLUSTER.ChangeChain, ChangeChainRequest(chain=number, remove=member.target))
                 await self.ask(CLUSTER.ChangeChain, ChangeChainRequest(chain=number, add=spare))
 
-    def _tend(self) -> None:
+    def tend(self) -> None:
         """An operator's work; what was under way when the trouble ended may still fail."""
         for node in self.nodes:
             if node.running and any(target.engine.failed or target.read_only for target in node.targets):
@@ -218,7 +218,7 @@ class ChainCluster:
                 node.start()
 
     def _whole(self) -> bool:
-        self._tend()
+        self.tend()
         book = self.book()
         if book is None or not all(node.membership is not None for node in self.nodes):
             return False
