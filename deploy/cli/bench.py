@@ -19,6 +19,7 @@ class What(str, Enum):  # noqa: UP042 -- typer before 0.16 wants it so
     target = "target"
     meta = "meta"
     fs = "fs"
+    mount = "mount"
     memory = "memory"
     resync = "resync"
     chains = "chains"
@@ -30,10 +31,14 @@ def bench(
     what: Annotated[
         What,
         typer.Argument(
-            help="net: messages and bulk; target: one storage target; meta: the namespace; fs: files; memory: of idle "
-            "processes and full servers; resync: recovery; chains: replicas, and what is noticed when one fails; manager: 10,000 chains."
+            help="net: messages and bulk; target: one storage target; meta: the namespace; fs: files; mount: a mount of its own, "
+            "beside a pass-through and the local disk; memory: of idle processes and full servers; resync: recovery; chains: "
+            "replicas, and what is noticed when one fails; manager: 10,000 chains."
         ),
     ] = What.fs,
+    path: Annotated[
+        str, typer.Argument(help="A directory on a mount, to measure beside the local disk (fs).", show_default=False)
+    ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="A few seconds, rough figures.")] = False,
     mib: Annotated[
         int, typer.Option(help="MiB to copy (resync).", show_default="10240, or what the disk has room for")
@@ -43,11 +48,13 @@ def bench(
 ) -> None:
     """Measure. Starts servers of its own in a temporary directory; a running cluster is left alone."""
     names = [item.value for item in What if item is not What.all] if what is What.all else [what.value]
+    if path:
+        names = [What.mount.value]
     results = []
     for name in names:
         begin = time.monotonic()
         # Any benchmark is a module of deploy/bench with run(quick=...) -> {"bench", "rows": [{"what", "value", "unit", ...}]}.
-        size = {"mib": mib} if name == What.resync.value else {}
+        size = {"mib": mib} if name == What.resync.value else {"path": path} if path else {}
         result: dict[str, Any] = importlib.import_module(f"emberfs.deploy.bench.{name}").run(quick=quick, **size)
         result = {"bench": name, **result, "seconds": round(time.monotonic() - begin, 1)}
         results.append(result)
