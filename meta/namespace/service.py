@@ -112,6 +112,8 @@ class MetaService:
         task = self._owner_task(context)
         if not request.session:
             return await self._namespace.read(close.close, task, request)
+        if request.reading:
+            await self._namespace.clients.readers.admit(task.client)
         reply, _ = await self._namespace.change(META.Close, close.close, task, request)
         return reply
 

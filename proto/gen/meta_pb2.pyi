@@ -151,7 +151,7 @@ class OpenReply(_message.Message):
     def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., created: bool = ..., session: _Optional[int] = ..., capability: _Optional[bytes] = ..., capability_ms: _Optional[int] = ..., length_max: _Optional[int] = ..., inline_max: _Optional[int] = ..., atime_due: bool = ...) -> None: ...
 
 class CloseRequest(_message.Message):
-    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "mtime_ns", "discard", "token", "inlined")
+    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "mtime_ns", "discard", "token", "inlined", "reading")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +163,7 @@ class CloseRequest(_message.Message):
     DISCARD_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     INLINED_FIELD_NUMBER: _ClassVar[int]
+    READING_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     inode: int
     session: int
@@ -174,18 +175,21 @@ class CloseRequest(_message.Message):
     discard: bool
     token: bool
     inlined: InlineWrites
-    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., mtime_ns: _Optional[int] = ..., discard: bool = ..., token: bool = ..., inlined: _Optional[_Union[InlineWrites, _Mapping]] = ...) -> None: ...
+    reading: bool
+    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., mtime_ns: _Optional[int] = ..., discard: bool = ..., token: bool = ..., inlined: _Optional[_Union[InlineWrites, _Mapping]] = ..., reading: bool = ...) -> None: ...
 
 class CloseReply(_message.Message):
-    __slots__ = ("attributes", "length_max")
+    __slots__ = ("attributes", "length_max", "kept")
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     attributes: _common_pb2.Attributes
     length_max: int
-    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., length_max: _Optional[int] = ...) -> None: ...
+    kept: bool
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., length_max: _Optional[int] = ..., kept: bool = ...) -> None: ...
 
 class SyncFileRequest(_message.Message):
-    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "durable", "inlined")
+    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "durable", "inlined", "mtime_ns")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
@@ -195,6 +199,7 @@ class SyncFileRequest(_message.Message):
     SPARSE_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
     INLINED_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     inode: int
     session: int
@@ -204,7 +209,8 @@ class SyncFileRequest(_message.Message):
     sparse: bool
     durable: bool
     inlined: InlineWrites
-    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., durable: bool = ..., inlined: _Optional[_Union[InlineWrites, _Mapping]] = ...) -> None: ...
+    mtime_ns: int
+    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., durable: bool = ..., inlined: _Optional[_Union[InlineWrites, _Mapping]] = ..., mtime_ns: _Optional[int] = ...) -> None: ...
 
 class SyncFileReply(_message.Message):
     __slots__ = ("attributes", "length_max")
@@ -273,10 +279,12 @@ class RemoveRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., kind: _Optional[_Union[RemoveKind, str]] = ..., forever: bool = ...) -> None: ...
 
 class RemoveReply(_message.Message):
-    __slots__ = ("statuses",)
+    __slots__ = ("statuses", "attributes")
     STATUSES_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     statuses: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, statuses: _Optional[_Iterable[int]] = ...) -> None: ...
+    attributes: _containers.RepeatedCompositeFieldContainer[_common_pb2.Attributes]
+    def __init__(self, statuses: _Optional[_Iterable[int]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ...) -> None: ...
 
 class RenameRequest(_message.Message):
     __slots__ = ("caller", "request_id", "source", "target", "flags", "sources", "targets")
