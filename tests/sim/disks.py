@@ -46,10 +46,10 @@ class FailingDisk(SimulatedDisk):
         self.read_errors = 0.0  # share of the reads
         self._chance = chance
 
-    def preadv(self, handle: int, buffers: Sequence[Any], offset: int, wait: bool) -> int:
+    def preadv(self, handle: int, buffers: Sequence[Any], offset: int, wait: bool, cold: bool = False) -> int:
         if self.read_errors and self._chance.random() < self.read_errors:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return super().preadv(handle, buffers, offset, wait)
+        return super().preadv(handle, buffers, offset, wait, cold)
 
     def flip_at(self, handle: int, offset: int) -> None:
         file = self._handles[handle]

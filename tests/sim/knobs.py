@@ -12,6 +12,7 @@ from .network import Weather
 
 CLOCK_RATE_SPREAD = 0.04  # clocks run so much too fast or too slow: two differ by less than storage/lease.py keeps back
 CLOCK_OFFSET_SECONDS_MAX = 1000.0
+CALM_SECONDS = 0.5  # that a message or a disk may take where nobody else is to be disturbed
 ECHOES = 0.15  # share of the runs that are about requests that come once more, much later
 
 
@@ -129,7 +130,15 @@ def draw(chance: random.Random) -> Knobs:
         clock_offsets=tuple(chance.uniform(0, CLOCK_OFFSET_SECONDS_MAX) for _ in range(hosts)),
         capacity=chance.choice([1 << 20, 16 << 20, 16 << 20, 16 << 20]),
     )
-    return _with_echoes(drawn, chance) if chance.random() < ECHOES else drawn
+    if chance.random() < ECHOES:
+        return _with_echoes(drawn, chance)
+    return _while_others_stay(drawn) if Trouble.FLIP in drawn.troubles else drawn
+
+
+def _while_others_stay(drawn: Knobs) -> Knobs:
+    """Where one copy is damaged, nothing takes so long that the others lose their places: what the last one has lost is lost."""
+    weather = replace(drawn.weather, slow_seconds=min(drawn.weather.slow_seconds, CALM_SECONDS))
+    return replace(drawn, weather=weather, stall_seconds=min(drawn.stall_seconds, CALM_SECONDS))
 
 
 def _with_echoes(drawn: Knobs, chance: random.Random) -> Knobs:
