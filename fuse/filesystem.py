@@ -1,0 +1,140 @@
+"""What all handlers of one mount share: the client core, what the kernel knows, open handles, options; and which handler serves what."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from ..client.core.client import Core
+from ..client.core.paths import at
+from ..proto.gen.meta_pb2 import Place
+from .callers import Callers
+from .negotiation import Agreement
+from .nodes import Nodes
+from .notifier import Notifier
+from .options import MountOptions
+from .protocol import ROOT_NODE, Opcode
+from .requests import forgets
+from .statistics import Statistics
+from .structs import FORGET_IN
+
+if TYPE_CHECKING:
+    from .session import Handler, Request
+
+ROOT_INODE = 1  # of the cluster
+ACCESS_BITS = 8  # of a handle's number: the access mode that it was opened with, for a daemon that is started again
+
+logger = logging.getLogger(__name__)
+
+
+class FileSystem:
+    """One mount. Used on the loop's thread only."""
+
+    def __init__(
+        self, core: Core, options: MountOptions, notifier: Notifier, *, root: int = ROOT_INODE, first_handle: int = 1
+    ) -> None:
+        """`root` is the inode of the directory that is mounted. `first_handle`: handle numbers begin here; a daemon that takes over
+        from another begins beyond those that the kernel may hold."""
+        self.core = core
+        self.options = options
+        self.notifier = notifier
+        self.root = root
+        self.nodes = Nodes()
+        self.callers = Callers(core)
+        self.statistics = Statistics()
+        self.handles: dict[int, Any] = {}  # by fh
+        self.agreed: Agreement | None = None  # with the kernel; None before INIT
+        self.entry_timeout = _timeout(options.entry_timeout)
+        self.attr_timeout = _timeout(options.attr_timeout)
+        self.negative_timeout = _timeout(options.negative_timeout)
+        self.shown_uid = options.uid
+        self.shown_gid = options.gid
+        self._next_handle = first_handle
+        self._background: set[asyncio.Task[Any]] = set()
+
+    # --- names and numbers ----------------------------------------------------------------------------------------------------------
+
+    def inode(self, node: int) -> int:
+        """The inode that the kernel means by a node."""
+        return self.root if node == ROOT_NODE else node
+
+    def place(self, node: int, name: bytes = b"") -> Place:
+        """Where a request points: a node, or a name in that directory."""
+        return at(self.root if node == ROOT_NODE else node, name)
+
+    def new_handle(self, handle: Any, access: int = 0) -> int:
+        """Number an open file or directory. The number says with which access mode (O_RDONLY, O_WRONLY, O_RDWR) it was opened."""
+        fh = self._next_handle << ACCESS_BITS | access & 3
+        self._next_handle += 1
+        self.handles[fh] = handle
+        return fh
+
+    # --- caches ---------------------------------------------------------------------------------------------------------------------
+
+    async def revalidate(self, inode: int, change: int) -> bool:
+        """Before a reply after which the caller must see an inode as of `change` or newer (OPEN, a lock that was granted): whether the
+        kernel's pages may stay. Where they may not, they are gone, and so are its size and times, when this returns.
+
+        Not to be awaited by a handler whose request may hold a page of this inode (READ, WRITE): it would wait for itself.
+        """
+        if self.nodes.told(inode) == change:
+            return True
+        if inode not in self.nodes:
+            return False  # nothing is cached; a daemon that took over does not know, and finds out below
+        await self.notifier.inode(ROOT_NODE if inode == self.root else inode)
+        self.nodes.invalidated(inode, change)
+        return False
+
+    # --- work that nobody waits for -------------------------------------------------------------------------------------------------
+
+    def later(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do something in the background; its failure is logged, and close-down waits for it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            logger.error("work in the background failed", exc_info=failure)
+
+    async def settle(self, seconds: float) -> None:
+        """Wait for what `later` began, for so long."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=seconds)
+
+
+def _timeout(seconds: float) -> tuple[int, int]:
+    """Seconds and nanoseconds, as replies hold a duration."""
+    whole = int(seconds)
+    return whole, int((seconds - whole) * 1e9)
+
+
+# --- which handler serves what ------------------------------------------------------------------------------------------------------
+
+
+def forget(fs: FileSystem, request: Request) -> None:
+    """The kernel has dropped references to one inode."""
+    fs.nodes.forget(fs.inode(request.node), FORGET_IN.unpack_from(request.body)[0])
+
+
+def batch_forget(fs: FileSystem, request: Request) -> None:
+    """The kernel has dropped references to many inodes."""
+    for node, count in forgets(request.body):
+        fs.nodes.forget(fs.inode(node), count)
+
+
+def handlers() -> dict[int, Handler]:
+    """Every operation that the mount serves."""
+    import importlib
+
+    table: dict[int, Handler] = {Opcode.FORGET: forget, Opcode.BATCH_FORGET: batch_forget}
+    for name in ("names", "attributes", "directories", "xattrs", "files", "data", "locks"):
+        try:
+            module: Any = importlib.import_module(f".operations.{name}", __package__)
+        except ModuleNotFoundError:
+            continue
+        table.update(module.OPERATIONS)
+    return table

@@ -1,0 +1,331 @@
+"""One mount at work: requests from the device to their handlers, answers back, nothing lost on the way.
+
+    device readable -> request -> handler -> bytes        answered at once, no task
+                                          -> coroutine    a task; answered when it is done; INTERRUPT finds it by its number
+                                          -> raises       errno of a StatusError or OSError, EIO and a line in the log for all else
+
+Limits: `REQUESTS_MAX` operations in flight, then nothing is read until one is done; so with `device.BUFFERS_MAX` WRITEs. Waits for
+locks may be many and long and end only by other requests, so they count apart, up to `LOCK_WAITS_MAX`.
+
+An INTERRUPT cancels what only waits (reads, locks), which then says EINTR. Anything else may have taken effect by then, so it goes on;
+after `INTERRUPT_SECONDS` its caller gets EINTR all the same, and what the operation opens later is closed again (`undo`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from time import perf_counter
+from types import CoroutineType
+from typing import Any
+
+from ..proto.settings import time_scale
+from .device import Body, Device, Unmounted
+from .filesystem import FileSystem
+from .negotiation import WANTED, Agreement, Wanted, negotiate
+from .protocol import IN_HEADER_BYTES, NO_REPLY, Init, Opcode, ProtocolError, check
+from .requests import InitIn
+from .statistics import LATER, OPCODES
+from .structs import INTERRUPT_IN, WRITE_IN
+
+REQUESTS_MAX = 512  # operations in flight, without those that wait for locks
+LOCK_WAITS_MAX = 4096
+READS_PER_TURN = 64  # requests that are read before the loop's other work has its turn
+INTERRUPT_SECONDS = 5.0  # before scaling: after which an interrupted operation is answered although it goes on
+DRAIN_SECONDS = (
+    35.0  # before scaling: for operations in flight when the mount ends; longer than any operation's own patience
+)
+
+DATA_START = IN_HEADER_BYTES + WRITE_IN.size  # of a WRITE's payload
+CANCELLED_BY_INTERRUPT = frozenset((Opcode.READ, Opcode.SETLKW))
+
+FLAGS = (WANTED & ~Init.CREATE_SUPP_GROUP) | Init.POSIX_ACL | Init.DONT_MASK | Init.HAS_RESEND
+
+Answer = Body | Coroutine[Any, Any, Body]
+Handler = Callable[[FileSystem, "Request"], Answer]
+Watcher = Callable[["Request", int, float], None]  # request, errno, seconds
+
+logger = logging.getLogger(__name__)
+
+
+class Request:
+    """One request of the kernel."""
+
+    __slots__ = (
+        "abandoned",
+        "begin",
+        "body",
+        "buffer",
+        "data",
+        "gid",
+        "interrupted",
+        "node",
+        "opcode",
+        "pid",
+        "task",
+        "uid",
+        "unique",
+    )
+
+    def __init__(self, opcode: int, unique: int, node: int, uid: int, gid: int, pid: int, body: bytes) -> None:
+        self.opcode = opcode
+        self.unique = unique
+        self.node = node
+        self.uid = uid
+        self.gid = gid
+        self.pid = pid
+        self.body = body  # what follows the header; of WRITE: only its fixed part
+        self.data: memoryview | None = None  # of WRITE: the payload, lent until the reply was sent
+        self.interrupted = False
+        self.abandoned = False  # answered already, with EINTR
+        self.begin = 0.0  # seconds, perf_counter
+        self.buffer: memoryview | None = None  # the device's, that `data` lies in
+        self.task: asyncio.Task[None] | None = None
+
+
+class Session:
+    """Serves one device. `run` returns when the kernel has unmounted, or after `stop`."""
+
+    def __init__(self, device: Device, fs: FileSystem, handlers: dict[int, Handler]) -> None:
+        self.device = device
+        self.fs = fs
+        self.handlers: list[Handler] = [handlers.get(opcode, unknown) for opcode in range(OPCODES)]
+        self.handlers.append(unknown)
+        self.handlers[Opcode.INIT] = self._init
+        self.handlers[Opcode.INTERRUPT] = self._interrupt
+        self.handlers[Opcode.DESTROY] = self._destroy
+        self.watcher: Watcher | None = None  # is told of every answer, while somebody reads the access log
+        self.inflight: dict[int, Request] = {}  # by unique: those that have a task
+        self._lock_waits = 0
+        self._reading = False
+        self._ended: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # --- the whole ----------------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until the kernel has unmounted or `stop` was called, and end what is in flight."""
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        self._resume()
+        try:
+            await self._ended
+        finally:
+            self._pause()
+            await self._drain()
+
+    def stop(self) -> None:
+        """Read no more requests; `run` returns when those in flight are answered."""
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    async def _drain(self) -> None:
+        """Wait for what is in flight, then cancel it: whoever waits for it gets an answer in any case."""
+        seconds = DRAIN_SECONDS * time_scale()
+        for request in list(self.inflight.values()):
+            if request.opcode == Opcode.SETLKW and request.task is not None:
+                request.interrupted = True
+                request.task.cancel()  # whoever would give the lock back cannot any more
+        tasks = [request.task for request in self.inflight.values() if request.task is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=seconds)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=seconds)
+        await self.fs.settle(seconds)
+
+    def _pause(self) -> None:
+        if self._reading and self._loop is not None:
+            self._reading = False
+            self._loop.remove_reader(self.device.fd)
+
+    def _resume(self) -> None:
+        if not self._reading and self._loop is not None and self._ended is not None and not self._ended.done():
+            self._reading = True
+            self._loop.add_reader(self.device.fd, self._readable)
+
+    # --- requests -----------------------------------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        """The device has requests: serve some, and let the loop go on."""
+        device = self.device
+        for _ in range(READS_PER_TURN):
+            try:
+                received = device.receive()
+                if not received:
+                    return
+                header = check(device.buffer, received)
+            except Unmounted:
+                self.stop()
+                return
+            except ProtocolError as failure:
+                logger.error("a request that cannot be: %s", failure)
+                if failure.unique:
+                    device.refuse(failure.unique, errno.EIO)
+                continue
+            except OSError as failure:
+                logger.critical("the device cannot be read: %s", failure)
+                self.stop()
+                return
+            self._serve(header, received)
+            if not self._reading:
+                return
+
+    def _serve(self, header: tuple[int, ...], received: int) -> None:
+        """Hand one request to its handler, and answer it or make a task of it."""
+        _, opcode, unique, node, uid, gid, pid, words = header
+        view = self.device.buffer
+        if opcode == Opcode.WRITE:
+            request = Request(opcode, unique, node, uid, gid, pid, bytes(view[IN_HEADER_BYTES:DATA_START]))
+            request.data = view[DATA_START:received]
+        else:
+            request = Request(opcode, unique, node, uid, gid, pid, bytes(view[IN_HEADER_BYTES : received - 8 * words]))
+        if opcode >= OPCODES:
+            opcode = LATER
+        request.begin = perf_counter()
+        try:
+            answer = self.handlers[opcode](self.fs, request)
+        except OSError as failure:
+            self._failed(request, failure.errno or errno.EIO)
+        except Exception:
+            logger.exception("operation %d of inode %x failed", opcode, node)
+            self._failed(request, errno.EIO)
+        else:
+            if type(answer) is CoroutineType:
+                self._start(request, answer)
+            else:
+                self.fs.statistics.inline += 1
+                self._answer(request, answer)  # type: ignore[arg-type]
+
+    def _start(self, request: Request, work: Coroutine[Any, Any, Body]) -> None:
+        """Go on with an operation that waits for something."""
+        if request.opcode == Opcode.SETLKW:
+            if self._lock_waits >= LOCK_WAITS_MAX:
+                work.close()
+                self._failed(request, errno.ENOLCK)
+                return
+            self._lock_waits += 1
+        if request.data is not None:
+            request.buffer = self.device.lend()
+        self.inflight[request.unique] = request
+        request.task = self._loop.create_task(self._finish(request, work))  # type: ignore[union-attr]
+        if len(self.inflight) - self._lock_waits >= REQUESTS_MAX or not self.device.can_lend:
+            self._pause()
+
+    async def _finish(self, request: Request, work: Coroutine[Any, Any, Body]) -> None:
+        try:
+            body = await work
+        except OSError as failure:
+            self._failed(request, failure.errno or errno.EIO)
+        except asyncio.CancelledError:
+            self._failed(request, errno.EINTR if request.interrupted else errno.EIO)
+        except Exception:
+            logger.exception("operation %d of inode %x failed", request.opcode, request.node)
+            self._failed(request, errno.EIO)
+        else:
+            self._answer(request, body)
+        finally:
+            self._done(request)
+
+    def _done(self, request: Request) -> None:
+        """An operation with a task is over: what it held is free again."""
+        if self.inflight.get(request.unique) is request:
+            del self.inflight[request.unique]
+        if request.opcode == Opcode.SETLKW:
+            self._lock_waits -= 1
+        if request.buffer is not None:
+            request.data = None
+            self.device.take_back(request.buffer)
+            request.buffer = None
+        if not self._reading and len(self.inflight) - self._lock_waits < REQUESTS_MAX and self.device.can_lend:
+            self._resume()
+
+    # --- answers ------------------------------------------------------------------------------------------------------------------
+
+    def _answer(self, request: Request, body: Body) -> None:
+        if body is not None:
+            if request.abandoned:
+                self._undo(request, body)
+                return
+            if not self.device.reply(request.unique, body):
+                self._undo(request, body)
+        self._count(request, 0)
+
+    def _failed(self, request: Request, number: int) -> None:
+        if request.abandoned or request.opcode in NO_REPLY:
+            return
+        self.device.refuse(request.unique, number)
+        self._count(request, number)
+
+    def _count(self, request: Request, number: int) -> None:
+        opcode = request.opcode if request.opcode < OPCODES else LATER
+        seconds = perf_counter() - request.begin
+        statistics = self.fs.statistics
+        statistics.requests[opcode] += 1
+        statistics.seconds[opcode] += seconds
+        if number:
+            statistics.errors[opcode] += 1
+        if self.watcher is not None:
+            self.watcher(request, number, seconds)
+
+    def _undo(self, request: Request, body: Body) -> None:
+        """Nobody took the reply: what it gave to the kernel is nobody's."""
+
+    # --- what the session serves itself ---------------------------------------------------------------------------------------------
+
+    def _init(self, fs: FileSystem, request: Request) -> Body:
+        try:
+            agreed = negotiate(InitIn.parse(request.body), Wanted(flags=FLAGS), max_pages_limit=pages_limit())
+        except ProtocolError as failure:
+            logger.critical("%s", failure)
+            raise OSError(errno.EPROTO, str(failure)) from None
+        if not agreed.again:
+            self.adopt(agreed)
+        return agreed.reply
+
+    def adopt(self, agreed: Agreement) -> None:
+        """Work under what was agreed with the kernel, by this process or by one before it."""
+        self.fs.agreed = agreed
+
+    def _destroy(self, fs: FileSystem, request: Request) -> Body:
+        self.stop()
+        return b""
+
+    def _interrupt(self, fs: FileSystem, request: Request) -> Body:
+        """A caller has had a signal. One that was answered meanwhile needs nothing."""
+        found = self.inflight.get(INTERRUPT_IN.unpack_from(request.body)[0])
+        if found is None or found.interrupted:
+            return None
+        found.interrupted = True
+        fs.statistics.interrupted += 1
+        if found.opcode in CANCELLED_BY_INTERRUPT:
+            if found.task is not None:
+                found.task.cancel()
+        else:
+            self._loop.call_later(INTERRUPT_SECONDS * time_scale(), self._abandon, found)  # type: ignore[union-attr]
+        return None
+
+    def _abandon(self, request: Request) -> None:
+        """Let the caller go. The operation ends without him."""
+        if self.inflight.get(request.unique) is not request or request.abandoned:
+            return
+        self._failed(request, errno.EINTR)
+        request.abandoned = True
+        self.fs.statistics.abandoned += 1
+
+
+def unknown(fs: FileSystem, request: Request) -> Body:
+    """An operation that we do not have."""
+    raise OSError(errno.ENOSYS, f"operation {request.opcode}")
+
+
+def pages_limit() -> int:
+    """The kernel's limit of pages in one request."""
+    try:
+        return int(Path("/proc/sys/fs/fuse/max_pages_limit").read_text())
+    except (OSError, ValueError):
+        return 256  # kernels before 6.13 have no setting
