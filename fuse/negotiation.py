@@ -20,7 +20,8 @@ PAGE_BYTES = 4096
 PAGES_MAX_OLD = 32  # pages of one request for kernels without Init.MAX_PAGES
 SECURITY_CTX_MINOR_MIN = 38  # before, labels came without a length in the header
 TIME_GRANULARITY_NS = 1
-REQUEST_HEAD_BYTES_MAX = MIN_READ_BUFFER  # header and fixed part of a request in front of its data, generously
+REQUEST_HEAD_BYTES_MAX = MIN_READ_BUFFER  # header, fixed part and names of a request in front of its data, generously
+XATTR_BYTES_MAX = 64 << 10  # the largest value of SETXATTR, whatever max_write is
 
 WANTED = (
     Init.ASYNC_READ
@@ -76,7 +77,7 @@ class Agreement:
     @property
     def buffer_bytes(self) -> int:
         """What a read of the device must have room for: the largest request."""
-        return self.max_write + REQUEST_HEAD_BYTES_MAX
+        return max(self.max_write, XATTR_BYTES_MAX) + REQUEST_HEAD_BYTES_MAX
 
 
 def settle(offered: Init, wanted: Init, minor: int) -> Init:
