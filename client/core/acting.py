@@ -36,6 +36,6 @@ class Acting(Namespace):
         """As `Core.open`."""
         return await self._core.open(path, mode, acting=self, **options)
 
-    async def truncate(self, path: PathLike, length: int) -> None:
+    async def truncate(self, path: PathLike, length: int) -> Stat:
         """As `Core.truncate`."""
-        await self._core.truncate(path, length, acting=self)
+        return await self._core.truncate(path, length, acting=self)

@@ -14,12 +14,12 @@ from ...proto.env import Environment
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen import common_pb2
 from ...proto.gen.cluster_pb2 import EndClientRequest, GetRoutingRequest, StatusReply, StatusRequest
-from ...proto.gen.meta_pb2 import OpenReply, OpenRequest, PublishRequest, SyncNamespaceRequest, TruncateRequest
+from ...proto.gen.meta_pb2 import OpenReply, OpenRequest, PublishRequest, TruncateRequest
 from ...proto.rpc import CLUSTER, META
 from .acting import Acting
 from .append import Tokens
 from .atimes import ReadTimes
-from .attributes import Stat
+from .attributes import Stat, stat_of
 from .budget import Budget
 from .channels import Channels
 from .clone import Progress, clone_file, copy_range
@@ -85,6 +85,8 @@ class Core(Namespace):
     def seen(self, stat: Stat) -> Stat:
         if self.inodes and (inode := self.inodes.get(stat.inode)) is not None and inode.unsettled:
             stat.size = inode.length
+            stat.mtime_ns = inode.written_ns
+            stat.ctime_ns = max(stat.ctime_ns, inode.written_ns)
         return stat
 
     # --- opening ------------------------------------------------------------------------------------------------------------------
@@ -320,7 +322,8 @@ class Core(Namespace):
         except StatusError as failure:
             raise failure if failure.filename else with_path(failure, target) from None
 
-    async def truncate(self, path: PathLike, length: int, *, acting: Acting | None = None) -> None:
+    async def truncate(self, path: PathLike, length: int, *, acting: Acting | None = None) -> Stat:
+        """Cut or extend a file; its attributes."""
         if not 0 <= length < 1 << 63:
             raise error(Status.INVALID, f"cannot truncate to {length} bytes", text(path))
         caller = acting.caller if acting is not None else None
@@ -333,13 +336,14 @@ class Core(Namespace):
                 reply = await self._changed(META.Truncate, request, path)
                 if reply.attributes.inode == written.id:
                     written.take(reply.attributes)
-                    return
+                    return stat_of(reply.attributes)
         else:
             reply = await self._changed(META.Truncate, request, path)
         inode = self.inodes.get(reply.attributes.inode)
         if inode is not None:
             async with inode.lock:
                 inode.take(reply.attributes)
+        return self.seen(stat_of(reply.attributes))
 
     async def publish(self, handles: Sequence[Handle], targets: Sequence[PathLike], *, exclusive: bool = False) -> None:
         if len(handles) != len(targets):
@@ -374,7 +378,7 @@ class Core(Namespace):
         # What was closed before lies on chains that we do not remember: all of those that files may use.
         chains.update(chain for table in self.cluster.table.tables.values() for chain in table)
         await sync_chains(self.cluster, sorted(chains))
-        await self.cluster.meta(META.SyncNamespace, SyncNamespaceRequest())
+        await self.sync_names()
         if failure is not None:
             raise failure
 

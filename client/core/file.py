@@ -239,6 +239,7 @@ class Handle(Reader):
                 length=file.hint_end,
                 truncate_version=file.truncate_version,
                 sparse=file.sparse,
+                mtime_ns=file.written_ns,
                 discard=discard and self.unnamed,
                 token=file.token is not None and file.sessions == [self.session],
                 inlined=small,

@@ -79,6 +79,7 @@ class Inode:
         "unsettled_since",
         "write_back",
         "written_end",
+        "written_ns",
     )
 
     def __init__(self, cluster: Cluster, attributes: Attributes) -> None:
@@ -109,6 +110,7 @@ class Inode:
         self.generation = 0  # grows when written bytes arrive: what was read ahead before that is dropped
         self.unsettled = False  # something was written that the server's length and times do not know
         self.unsettled_since = 0.0  # on the environment's clock
+        self.written_ns = 0  # when the last write here was, by the wall clock: that is mtime, whenever it is settled
         self.synced = False  # nothing was written since the last fsync; before the first one nobody knows, the file was closed before
         self.error: StatusError | None = None  # of data written in the background, to be reported once
         self.stale_end = 0  # end of what was written after a truncate that this inode has not heard of yet,
@@ -188,6 +190,7 @@ class Inode:
         if not self.unsettled:
             self.unsettled = True
             self.unsettled_since = self.cluster.env.now()
+        self.written_ns = self.cluster.env.wall_ns()
         self.synced = False
 
     def came_after(self, truncate_version: int, end: int) -> None:
@@ -250,6 +253,7 @@ class Inode:
             sparse=self.sparse,
             durable=durable,
             inlined=small,
+            mtime_ns=self.written_ns,
         )
         self.inlining = self.inlining or small is not None
         try:

@@ -20,7 +20,9 @@ from ...proto.gen.meta_pb2 import (
     LinkRequest,
     ListXattrsRequest,
     NewEntry,
+    ReadDirectoryReply,
     ReadDirectoryRequest,
+    RemoveReply,
     RemoveRequest,
     RemoveXattrRequest,
     RenameRequest,
@@ -28,6 +30,7 @@ from ...proto.gen.meta_pb2 import (
     SetXattrRequest,
     StatFsRequest,
     StatRequest,
+    SyncNamespaceRequest,
 )
 from ...proto.rpc import META
 from .attributes import Stat, StatFs, stat_of, statfs_of
@@ -102,6 +105,13 @@ class Namespace(Keeping):
         reply = await self._named(META.ReadDirectory, request, path)
         return [name.decode("utf-8", "surrogateescape") for name in reply.names], None if reply.end else reply.cookie
 
+    async def read_directory(
+        self, path: PathLike, cookie: bytes, entries_max: int, *, attributes: bool = False
+    ) -> ReadDirectoryReply:
+        """A page of a directory's entries as the server gives it, in columns."""
+        request = ReadDirectoryRequest(place=place(path), cookie=cookie, entries_max=entries_max, attributes=attributes)
+        return await self._named(META.ReadDirectory, request, path)  # type: ignore[no-any-return]
+
     async def scandir_page(self, path: PathLike, cookie: bytes) -> tuple[list[tuple[str, Stat]], bytes | None]:
         """A page of a directory's entries, and the cookie of the next one (None: that was all)."""
         entries_max = PAGE_ENTRIES if cookie else FIRST_PAGE_ENTRIES
@@ -134,6 +144,10 @@ class Namespace(Keeping):
 
     async def statfs(self) -> StatFs:
         return statfs_of(await self._ask(META.StatFs, StatFsRequest()))
+
+    async def sync_names(self) -> None:
+        """Every change of the namespace that was acknowledged is durable when this returns."""
+        await self.cluster.meta(META.SyncNamespace, SyncNamespaceRequest())
 
     # --- changing -----------------------------------------------------------------------------------------------------------------
 
@@ -171,8 +185,9 @@ class Namespace(Keeping):
         replies = await self._batches(META.Create, requests, given)
         return [stat_of(a) if isinstance(a, Attributes) else a for a in replies]
 
-    async def rmdir(self, path: PathLike) -> None:
-        await self._remove(path, REMOVE_KIND_RMDIR)
+    async def rmdir(self, path: PathLike) -> Stat:
+        """Remove an empty directory; how it was left, for those who have it open still."""
+        return stat_of((await self._remove(path, REMOVE_KIND_RMDIR)).attributes[0])
 
     async def unlink(self, path: PathLike, *, forever: bool = False) -> None:
         await self._remove(path, REMOVE_KIND_UNLINK, forever=forever)
@@ -180,11 +195,12 @@ class Namespace(Keeping):
     async def remove_tree(self, path: PathLike, *, forever: bool = False) -> None:
         await self._remove(path, REMOVE_KIND_TREE, forever=forever)
 
-    async def _remove(self, path: PathLike, kind: int, *, forever: bool = False) -> None:
+    async def _remove(self, path: PathLike, kind: int, *, forever: bool = False) -> RemoveReply:
         request = RemoveRequest(places=(place(path),), kind=kind, forever=forever)  # type: ignore[arg-type]
-        reply = await self._changed(META.Remove, request, path)
+        reply: RemoveReply = await self._changed(META.Remove, request, path)
         if reply.statuses[0]:
             raise failed(reply.statuses[0], path)
+        return reply
 
     async def unlink_many(self, paths: Iterable[PathLike]) -> list[StatusError | None]:
         given = list(paths)
@@ -194,16 +210,20 @@ class Namespace(Keeping):
             for found in await self._batches(META.Remove, requests, given)
         ]
 
-    async def rename(self, source: PathLike, target: PathLike, *, replace: bool = True, exchange: bool = False) -> None:
+    async def rename(self, source: PathLike, target: PathLike, *, replace: bool = True, exchange: bool = False) -> Stat:
+        """Move a name; the attributes of what has moved."""
         if exchange and not replace:
             raise error(Status.INVALID, "rename: exchange needs an existing target, replace=False refuses one")
         flags = RENAME_EXCHANGE if exchange else 0 if replace else RENAME_NOREPLACE
         request = RenameRequest(source=place(source), target=place(target), flags=flags)
-        await self._changed(META.Rename, request, f"{text(source)} -> {text(target)}")
+        reply = await self._changed(META.Rename, request, f"{text(source)} -> {text(target)}")
+        return self.seen(stat_of(reply.attributes))
 
-    async def link(self, source: PathLike, target: PathLike, *, follow: bool = False) -> None:
+    async def link(self, source: PathLike, target: PathLike, *, follow: bool = False) -> Stat:
+        """Another name for what is no directory; its attributes."""
         request = LinkRequest(source=place(source), target=place(target), follow=follow)
-        await self._changed(META.Link, request, f"{text(source)} -> {text(target)}")
+        reply = await self._changed(META.Link, request, f"{text(source)} -> {text(target)}")
+        return self.seen(stat_of(reply.attributes))
 
     async def chmod(self, path: PathLike, mode: int, *, follow: bool = True) -> None:
         await self._set(path, SetAttributesRequest(follow=follow, mode=mode & 0o7777))
@@ -229,9 +249,14 @@ class Namespace(Keeping):
     async def set_layout(self, path: PathLike, *, chunk_size: int | None = None, stripe: int | None = None) -> None:
         await self._set(path, SetAttributesRequest(follow=True, chunk_size=chunk_size, stripe=stripe))
 
-    async def _set(self, path: PathLike, request: SetAttributesRequest) -> None:
+    async def set_attributes(self, path: PathLike, *, follow: bool = False, **changes: int | bool | None) -> Stat:
+        """Several at once, all or nothing: `mode`, `uid`, `gid`, `atime_ns`, `mtime_ns`, `atime_now`, `mtime_now`. None at all is
+        chown(2) with -1 and -1, which takes set-id bits away. The attributes as they are then."""
+        return await self._set(path, SetAttributesRequest(follow=follow, **changes))  # type: ignore[arg-type]
+
+    async def _set(self, path: PathLike, request: SetAttributesRequest) -> Stat:
         request.place.CopyFrom(place(path))
-        await self._changed(META.SetAttributes, request, path)
+        return self.seen(stat_of((await self._changed(META.SetAttributes, request, path)).attributes))
 
     # --- extended attributes and permissions ----------------------------------------------------------------------------------------
 
@@ -245,13 +270,15 @@ class Namespace(Keeping):
 
     async def setxattr(
         self, path: PathLike, name: str | bytes, value: bytes, flags: int = 0, *, follow: bool = True
-    ) -> None:
+    ) -> Stat:
+        """Set one (flags: XATTR_CREATE 1, XATTR_REPLACE 2); the inode's attributes."""
         request = SetXattrRequest(place=place(path), follow=follow, name=encode(name), value=bytes(value), flags=flags)
-        await self._changed(META.SetXattr, request, path)
+        return self.seen(stat_of((await self._changed(META.SetXattr, request, path)).attributes))
 
-    async def removexattr(self, path: PathLike, name: str | bytes, *, follow: bool = True) -> None:
+    async def removexattr(self, path: PathLike, name: str | bytes, *, follow: bool = True) -> Stat:
+        """Remove one; the inode's attributes."""
         request = RemoveXattrRequest(place=place(path), follow=follow, name=encode(name))
-        await self._changed(META.RemoveXattr, request, path)
+        return self.seen(stat_of((await self._changed(META.RemoveXattr, request, path)).attributes))
 
     async def check_access(self, path: PathLike, mask: int, *, follow: bool = True) -> None:
         """Raise what forbids all of R_OK 4, W_OK 2, X_OK 1 in the mask."""

@@ -26,8 +26,12 @@ async def close(attempt: Attempt, request: meta_pb2.CloseRequest) -> meta_pb2.Cl
         await settle_any(attempt, inode, request, opened, request.mtime_ns)
     if request.token:
         await append.release(attempt, inode.id)
-    attempt.txn.delete(keys.session_key(inode.id, request.session))
-    return meta_pb2.CloseReply(attributes=inodes.attributes(inode))
+    # A list of what this client reads may be on its way, and mean that nobody has the file open: what is in the queue of the dead
+    # already stays under its session.
+    kept = request.reading and not inode.nlink
+    if not kept:
+        attempt.txn.delete(keys.session_key(inode.id, request.session))
+    return meta_pb2.CloseReply(attributes=inodes.attributes(inode), kept=kept)
 
 
 async def sync_file(attempt: Attempt, request: meta_pb2.SyncFileRequest) -> meta_pb2.SyncFileReply:
@@ -36,7 +40,7 @@ async def sync_file(attempt: Attempt, request: meta_pb2.SyncFileRequest) -> meta
         return meta_pb2.SyncFileReply(attributes=await _unwritten(attempt, request))
     inode, opened = await require_open(attempt, request)
     if request.written:
-        await settle_any(attempt, inode, request, opened, 0)
+        await settle_any(attempt, inode, request, opened, request.mtime_ns)
     length_max = await quota.length_max(attempt, inode)
     return meta_pb2.SyncFileReply(attributes=inodes.attributes(inode), length_max=length_max)
 
@@ -114,8 +118,11 @@ def settle(
 def _written(attempt: Attempt, inode: Inode, opened: Session, mtime_ns: int) -> None:
     attempt.tell(WRITTEN, inode.id)
     session.lose_privileges(attempt.txn, inode, opened)
-    inode.mtime_ns = mtime_ns or attempt.now_ns
-    inode.touched(attempt.now_ns)
+    # It was changed when it was written: its writer has shown that time to others already. No time lies in the future, whatever the
+    # writer's clock says, and ctime never goes back.
+    written_ns = min(mtime_ns or attempt.now_ns, attempt.now_ns)
+    inode.mtime_ns = written_ns
+    inode.touched(max(inode.ctime_ns, written_ns))
     attempt.put(inode)
 
 

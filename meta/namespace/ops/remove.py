@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from ....proto.errors import Status, StatusError, error
 from ....proto.gen import meta_pb2
 from ... import keys
@@ -34,8 +36,10 @@ async def remove(attempt: Attempt, request: meta_pb2.RemoveRequest) -> meta_pb2.
     attempt.forever = request.forever
     for place in request.places:
         try:
-            await one(attempt, await path.locate(attempt, place))
+            gone = await one(attempt, await path.locate(attempt, place))
             reply.statuses.append(0)
+            if gone is not None:
+                inodes.fill(reply.attributes.add(), gone)
         except StatusError as failure:
             reply.statuses.append(status_of_entry(failure))
     return reply
@@ -78,12 +82,16 @@ def drop_name(attempt: Attempt, inode: Inode, found: Found) -> None:
     attempt.put(inode)
 
 
-async def rmdir(attempt: Attempt, found: Found) -> None:
-    """Remove an empty directory. Raises NOT_EMPTY, NOT_DIRECTORY, BUSY_RESOURCE (the root), INVALID (".")."""
+async def rmdir(attempt: Attempt, found: Found) -> Inode:
+    """Remove an empty directory; as it was left, without a name. Raises NOT_EMPTY, NOT_DIRECTORY, BUSY_RESOURCE (the root), INVALID (".")."""
     victim = await _directory_to_go(attempt, found)
     await require_empty(attempt, victim.id)
     take_out(attempt, found, victim)
-    erase_directory(attempt, await attempt.inode(victim.id))
+    inode = await attempt.inode(victim.id)
+    erase_directory(attempt, inode)
+    inode.nlink = 0
+    inode.touched(attempt.now_ns)
+    return inode
 
 
 async def _directory_to_go(attempt: Attempt, found: Found) -> Directory:
@@ -194,7 +202,7 @@ async def _subdirectories(attempt: Attempt, current: Directory, count: int, *, c
     return found
 
 
-_KINDS = {
+_KINDS: dict[int, Callable[[Attempt, Found], Awaitable[Inode | None]]] = {
     int(meta_pb2.REMOVE_KIND_UNLINK): unlink,
     int(meta_pb2.REMOVE_KIND_RMDIR): rmdir,
     int(meta_pb2.REMOVE_KIND_TREE): remove_tree,
