@@ -240,6 +240,7 @@ class RenameFlag(IntFlag):
 DEV_IOC_CLONE = 0x8004E500  # a second descriptor of the same connection; takes the first one's number as a u32
 DEV_IOC_BACKING_OPEN = 0x4010E501
 DEV_IOC_BACKING_CLOSE = 0x4004E502
+DEV_IOC_SYNC_INIT = 0xE503  # before mount(2): it returns when INIT was answered, and fails when that was refused
 
 IN_HEADER = Struct("=IIQQIIIHxx")
 IN_HEADER_BYTES = IN_HEADER.size

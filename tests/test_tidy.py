@@ -33,6 +33,11 @@ ROOMS = {
 # Cores decide and own no I/O: a folder (ending in "/") or a module. Time, randomness, disks and networks are handed to them.
 CORES = [
     "client/core/",
+    "fuse/negotiation.py",
+    "fuse/protocol.py",
+    "fuse/replies.py",
+    "fuse/requests.py",
+    "fuse/structs.py",
     "storage/craq.py",
     "storage/resync.py",
     "meta/cluster/chain.py",

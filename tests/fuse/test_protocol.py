@@ -129,6 +129,18 @@ def test_a_whole_reply_is_a_header_and_its_body() -> None:
         assert whole.pack(whole.size, 0, 7, *values) == OUT_HEADER.pack(whole.size, 0, 7) + body.pack(*values)
 
 
+def test_device_ioctls_are_those_of_the_macros() -> None:
+    """`_IOR(229, 0, uint32_t)` and so on: direction, size of the argument, magic, number."""
+
+    def ioctl(direction: int, number: int, size: int) -> int:
+        return direction << 30 | size << 16 | 229 << 8 | number
+
+    assert protocol.DEV_IOC_CLONE == ioctl(2, 0, structs.CLONE_ARGUMENT.size)
+    assert protocol.DEV_IOC_BACKING_OPEN == ioctl(1, 1, structs.BACKING_MAP.size)
+    assert protocol.DEV_IOC_BACKING_CLOSE == ioctl(1, 2, 4)
+    assert protocol.DEV_IOC_SYNC_INIT == ioctl(0, 3, 0)
+
+
 # --- the header of this machine ---------------------------------------------------------------------------------------------------
 
 
