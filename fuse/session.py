@@ -97,6 +97,7 @@ class Session:
         self.handlers[Opcode.INIT] = self._init
         self.handlers[Opcode.INTERRUPT] = self._interrupt
         self.handlers[Opcode.DESTROY] = self._destroy
+        self.on_agreement: Callable[[Agreement], None] | None = None  # is told what was agreed with the kernel
         self.watcher: Watcher | None = None  # is told of every answer, while somebody reads the access log
         self.inflight: dict[int, Request] = {}  # by unique: those that have a task
         self._lock_waits = 0
@@ -290,6 +291,8 @@ class Session:
     def adopt(self, agreed: Agreement) -> None:
         """Work under what was agreed with the kernel, by this process or by one before it."""
         self.fs.agreed = agreed
+        if self.on_agreement is not None:
+            self.on_agreement(agreed)
 
     def _destroy(self, fs: FileSystem, request: Request) -> Body:
         self.stop()
