@@ -135,10 +135,10 @@ def test_device_ioctls_are_those_of_the_macros() -> None:
     def ioctl(direction: int, number: int, size: int) -> int:
         return direction << 30 | size << 16 | 229 << 8 | number
 
-    assert protocol.DEV_IOC_CLONE == ioctl(2, 0, structs.CLONE_ARGUMENT.size)
-    assert protocol.DEV_IOC_BACKING_OPEN == ioctl(1, 1, structs.BACKING_MAP.size)
-    assert protocol.DEV_IOC_BACKING_CLOSE == ioctl(1, 2, 4)
-    assert protocol.DEV_IOC_SYNC_INIT == ioctl(0, 3, 0)
+    assert ioctl(2, 0, structs.CLONE_ARGUMENT.size) == protocol.DEV_IOC_CLONE
+    assert ioctl(1, 1, structs.BACKING_MAP.size) == protocol.DEV_IOC_BACKING_OPEN
+    assert ioctl(1, 2, 4) == protocol.DEV_IOC_BACKING_CLOSE
+    assert ioctl(0, 3, 0) == protocol.DEV_IOC_SYNC_INIT
 
 
 # --- the header of this machine ---------------------------------------------------------------------------------------------------
