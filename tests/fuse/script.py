@@ -291,13 +291,15 @@ def statx() -> list[int]:
 
 @step
 def interrupt() -> str:
-    """A signal while the file system takes its time."""
+    """A signal while the file system takes its time; again and again, in case that the first comes before the call."""
     signal.signal(signal.SIGALRM, lambda *_: None)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
     try:
         os.getxattr("ready", "user.slow")
     except OSError as error:
         return error.strerror
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     return "not interrupted"
 
 
@@ -318,6 +320,7 @@ def supplementary_group() -> None:
 
 @step
 def retrieve() -> None:
+    os.pread(files["ready"], 64, 0)
     os.getxattr("ready", "user.retrieve")
 
 
