@@ -277,7 +277,7 @@ def _read_all(disk: Disk, plans: Sequence[ReadPlan], views: Sequence[memoryview]
         try:
             if plan.status is not Status.OK:
                 raise error(plan.status, f"chunk {plan.chunk.hex()}: {plan.status.name}")
-            plan.read_into(disk, (view,), True)
+            plan.read_once(disk, (view,))
             verify(plan, 0, view)
         except StatusError as failed:
             failure = failed

@@ -53,6 +53,6 @@ def _fold(target: Target, chunk: bytes, version: int, data: bytearray) -> None:
 
 def _read_verified(engine: ChunkEngine, plan: ReadPlan) -> bytearray:
     data = bytearray(plan.length)
-    plan.read_into(engine.disk, (data,), True)
+    plan.read_once(engine.disk, (data,))
     verify(plan, 0, memoryview(data))
     return data

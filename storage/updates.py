@@ -99,6 +99,7 @@ def engine_update(update: Update, *, decided: bool = False) -> chunks.Update:
         update.units,
         decided,
         update.source.chunk if update.source is not None and kind is chunks.Kind.CLONE else b"",
+        cold=decided and kind is chunks.Kind.REPLACE,  # copied to a member that does not serve yet
     )
 
 

@@ -60,6 +60,7 @@ class Update(NamedTuple):
     units: bytes = b""  # of a REPLACE with damaged content: the CRC32C that every unit should have, u32 little-endian
     decided: bool = False  # by the head of a chain: refusing it helps nobody, so a new chunk may use the reserve
     source: bytes = b""  # of a CLONE: the other chunk; empty: there is none
+    cold: bool = False  # nobody is expected to read it soon: it need not stay in memory
 
 
 class Shape(enum.Enum):
@@ -381,7 +382,7 @@ class Job:
 
     def _write(self, slot: int, offset: int, parts: list[memoryview]) -> None:
         handle, base = self._space.place(slot)
-        self.disk.pwritev(handle, parts, base + offset)
+        self.disk.pwritev(handle, parts, base + offset, self.update.cold)
 
     def _settle(self, crcs: Crcs, whole: int) -> None:
         self.state.crcs = [crcs]  # in one piece; the engine cuts it into pages

@@ -45,7 +45,13 @@ class ReadPlan:
     edges: Sequence[Edge] = ()
     chunk: bytes = b""
 
-    def read_into(self, disk: Disk, buffers: Sequence[Any], wait: bool) -> bool:
+    def read_once(self, disk: Disk, buffers: Sequence[Any]) -> None:
+        """As `read_into`, where blocking is allowed, for who reads all that there is and comes back to nothing: what is not in memory is
+        read around it, so that what others come back to stays there."""
+        is_cached = all(disk.is_cached(handle, offset, length) for handle, offset, length in self.segments)
+        self.read_into(disk, buffers, True, cold=not is_cached)
+
+    def read_into(self, disk: Disk, buffers: Sequence[Any], wait: bool, cold: bool = False) -> bool:
         """Fill `buffers` (`length` bytes together) and settle the edges' checksums. May run in any thread.
 
         Without `wait` it answers False when the bytes are not in memory: call it again with `wait` where blocking is allowed.
@@ -53,10 +59,10 @@ class ReadPlan:
         try:
             if len(self.segments) == 1:
                 ((handle, offset, length),) = self.segments
-                if disk.preadv(handle, buffers, offset, wait) != length:
-                    read_exactly(disk, handle, buffers, offset, length, wait)
+                if cold or disk.preadv(handle, buffers, offset, wait) != length:
+                    read_exactly(disk, handle, buffers, offset, length, wait, cold)
             else:
-                _scatter(disk, self.segments, buffers, wait)
+                _scatter(disk, self.segments, buffers, wait, cold)
             if self.edges:
                 self._settle_edges(disk, wait)
         except BlockingIOError:
@@ -80,7 +86,7 @@ class ReadPlan:
         self.checksums = settled
 
 
-def _scatter(disk: Disk, segments: Sequence[Segment], buffers: Sequence[Any], wait: bool) -> None:
+def _scatter(disk: Disk, segments: Sequence[Segment], buffers: Sequence[Any], wait: bool, cold: bool = False) -> None:
     """Fill the buffers, one after the other, from the segments, one after the other."""
     views = [memoryview(buffer).cast("B") for buffer in buffers]
     for handle, offset, length in segments:
@@ -95,7 +101,7 @@ def _scatter(disk: Disk, segments: Sequence[Segment], buffers: Sequence[Any], wa
             else:
                 views.pop(0)
                 left -= view.nbytes
-        read_exactly(disk, handle, taken, offset, length, wait)
+        read_exactly(disk, handle, taken, offset, length, wait, cold)
 
 
 def segments_of(state: State, space: Space, start: int, end: int) -> list[Segment]:

@@ -106,7 +106,7 @@ class SimulatedDisk:
     def punch(self, handle: int, offset: int, length: int) -> None:
         self.faults.effect("punch", lambda: self._write(handle, offset, bytes(length)))
 
-    def pwritev(self, handle: int, buffers: Sequence[Any], offset: int) -> None:
+    def pwritev(self, handle: int, buffers: Sequence[Any], offset: int, cold: bool = False) -> None:
         content = b"".join(bytes(buffer) for buffer in buffers)
         self.faults.effect(
             "pwritev",
@@ -114,7 +114,7 @@ class SimulatedDisk:
             lambda: self._write(handle, offset, content[: len(content) // 2]),
         )
 
-    def preadv(self, handle: int, buffers: Sequence[Any], offset: int, wait: bool) -> int:
+    def preadv(self, handle: int, buffers: Sequence[Any], offset: int, wait: bool, cold: bool = False) -> int:
         if self.cold and not wait:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         done = 0

@@ -204,7 +204,7 @@ class _NoBytes:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._disk, name)
 
-    def pwritev(self, handle: int, buffers: Any, offset: int) -> None:
+    def pwritev(self, handle: int, buffers: Any, offset: int, cold: bool = False) -> None:
         pass
 
     def allocate(self, handle: int, offset: int, length: int) -> None:

@@ -267,7 +267,7 @@ async def test_a_head_whose_disk_fails_leaves_the_update_to_the_next_one(members
     members.announce(SERVING, SERVING)
     head = members.members[0]
 
-    def broken(handle: int, buffers: object, offset: int) -> None:
+    def broken(handle: int, buffers: object, offset: int, cold: bool = False) -> None:
         raise OSError(5, "Input/output error")
 
     head.engine.disk.pwritev = broken  # type: ignore[method-assign]

@@ -439,7 +439,7 @@ async def test_a_failed_write_makes_a_target_read_only_and_no_other(tmp_path: Pa
         assert list(reply.status) == [Status.OK]
     disk = world.open[0].engine.disk
 
-    def broken(handle: int, buffers: object, offset: int) -> None:
+    def broken(handle: int, buffers: object, offset: int, cold: bool = False) -> None:
         raise OSError(5, "Input/output error")
 
     disk.pwritev = broken  # type: ignore[method-assign]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +53,49 @@ def test_bytes_come_back_as_they_were_written(disk: Disk, offset: int, sizes: li
     data = bytearray(total)
     read_exactly(disk, handle, (memoryview(data)[:1], memoryview(data)[1:]), offset, total, True)
     assert data == b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("offset", "sizes"), [(0, [512 << 10]), (4096, [300_001]), (100, [512 << 10]), (0, [262_144, 7, 99])]
+)
+def test_cold_bytes_come_back_as_they_were_written(disk: Disk, offset: int, sizes: list[int]) -> None:
+    """Whole blocks or not, and also where warm ones lie before and behind."""
+    handle = disk.open("00001000.000000")
+    total = sum(sizes)
+    end = offset + total
+    disk.pwritev(handle, [b"w" * (end + 4096)], 0)
+    parts = [random.Random(size).randbytes(size) for size in sizes]
+    disk.pwritev(handle, parts, offset, True)
+    warm, cold = bytearray(end + 4096), bytearray(total)
+    read_exactly(disk, handle, (warm,), 0, len(warm), True)
+    read_exactly(disk, handle, (cold,), offset, total, True, True)
+    assert cold == b"".join(parts)
+    assert warm == b"w" * offset + cold + b"w" * 4096
+
+
+def test_cold_bytes_do_not_stay_in_memory(tmp_path: Path) -> None:
+    """A copy of all chunks leaves the page cache to those who read some of them again."""
+    disk = FileDisk(str(tmp_path / "blocks"))
+    handle = disk.open("00001000.000000")
+    if not can_go_around(tmp_path):
+        pytest.skip("this file system has no direct I/O")
+    content = mmap.mmap(-1, 1 << 20)  # aligned, as memory of a pool is
+    disk.pwritev(handle, [content], 0)
+    if not disk.is_cached(handle, 0, 1 << 20):
+        pytest.skip("this kernel does not tell what the page cache holds")
+    disk.pwritev(handle, [content], 1 << 20, True)
+    assert not disk.is_cached(handle, 1 << 20, 4096)
+    assert disk.preadv(handle, [content], 1 << 20, True, True) == 1 << 20
+    assert not disk.is_cached(handle, 1 << 20, 4096)
+    disk.close()
+
+
+def can_go_around(folder: Path) -> bool:
+    try:
+        os.close(os.open(folder / "direct", os.O_RDWR | os.O_CREAT | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
 
 
 def test_free_space_is_told(disk: Disk) -> None:
