@@ -11,12 +11,12 @@ decides it here instead, so that `Agreement.flags` is what the kernel really doe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from mmap import PAGESIZE
 
 from . import structs
 from .protocol import MAJOR, MIN_READ_BUFFER, MINOR, MINOR_MIN, Init, ProtocolError
 from .requests import InitIn
 
-PAGE_BYTES = 4096
 PAGES_MAX_OLD = 32  # pages of one request for kernels without Init.MAX_PAGES
 SECURITY_CTX_MINOR_MIN = 38  # before, labels came without a length in the header
 TIME_GRANULARITY_NS = 1
@@ -99,7 +99,7 @@ def settle(offered: Init, wanted: Init, minor: int) -> Init:
 
 
 def negotiate(
-    kernel: InitIn, wanted: Wanted, *, max_pages_limit: int = PAGES_MAX_OLD, page_bytes: int = PAGE_BYTES
+    kernel: InitIn, wanted: Wanted, *, max_pages_limit: int = PAGES_MAX_OLD, page_bytes: int = PAGESIZE
 ) -> Agreement:
     """What to answer to this INIT. `max_pages_limit` is the sysctl fs.fuse.max_pages_limit (256 where there is none).
 

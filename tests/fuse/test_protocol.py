@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from struct import Struct
 
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emberfs.fuse import negotiation, protocol, replies, requests, structs
-from emberfs.fuse.negotiation import Agreement, Wanted, negotiate, settle
+from emberfs.fuse.negotiation import Agreement, Wanted, settle
 from emberfs.fuse.protocol import (
     BODY_BYTES_MIN,
     IN_HEADER,
@@ -403,6 +404,9 @@ def test_devices(major: int, minor: int) -> None:
 
 
 # --- negotiation ------------------------------------------------------------------------------------------------------------------
+
+
+negotiate = partial(negotiation.negotiate, page_bytes=4096)
 
 
 def agreed(reply: bytes) -> dict[str, int]:
