@@ -71,6 +71,12 @@ class FileSystem:
         self.handles[fh] = handle
         return fh
 
+    def drop(self, fh: int) -> None:
+        """Close what nobody will release: its reply reached nobody."""
+        handle = self.handles.pop(fh, None)
+        if handle is not None:
+            self.later(handle.close())
+
     # --- caches ---------------------------------------------------------------------------------------------------------------------
 
     async def revalidate(self, inode: int, change: int) -> bool:
@@ -134,7 +140,8 @@ def handlers() -> dict[int, Handler]:
     for name in ("names", "attributes", "directories", "xattrs", "files", "data", "locks"):
         try:
             module: Any = importlib.import_module(f".operations.{name}", __package__)
-        except ModuleNotFoundError:
+        except ImportError as failure:
+            logger.error("fuse/operations/%s.py: %s", name, failure)
             continue
         table.update(module.OPERATIONS)
     return table

@@ -1,7 +1,7 @@
 """One mount at work: requests from the device to their handlers, answers back, nothing lost on the way.
 
     device readable -> request -> handler -> bytes        answered at once, no task
-                                          -> coroutine    a task; answered when it is done; INTERRUPT finds it by its number
+                                          -> coroutine    begun at once; answered when it is done; INTERRUPT finds it by its number
                                           -> raises       errno of a StatusError or OSError, EIO and a line in the log for all else
 
 Limits: `REQUESTS_MAX` operations in flight, then nothing is read until one is done; so with `device.BUFFERS_MAX` WRITEs. Waits for
@@ -26,10 +26,12 @@ from ..proto.settings import time_scale
 from .device import Body, Device, Unmounted
 from .filesystem import FileSystem
 from .negotiation import WANTED, Agreement, Wanted, negotiate
+from .operation import Operation
 from .protocol import IN_HEADER_BYTES, NO_REPLY, Init, Opcode, ProtocolError, check
 from .requests import InitIn
 from .statistics import LATER, OPCODES
 from .structs import INTERRUPT_IN, WRITE_IN
+from .undo import undo
 
 REQUESTS_MAX = 512  # operations in flight, without those that wait for locks
 LOCK_WAITS_MAX = 4096
@@ -64,8 +66,8 @@ class Request:
         "interrupted",
         "node",
         "opcode",
+        "operation",
         "pid",
-        "task",
         "uid",
         "unique",
     )
@@ -83,7 +85,7 @@ class Request:
         self.abandoned = False  # answered already, with EINTR
         self.begin = 0.0  # seconds, perf_counter
         self.buffer: memoryview | None = None  # the device's, that `data` lies in
-        self.task: asyncio.Task[None] | None = None
+        self.operation: Operation | None = None  # at work, where it has to wait
 
 
 class Session:
@@ -103,6 +105,7 @@ class Session:
         self._lock_waits = 0
         self._reading = False
         self._ended: asyncio.Future[None] | None = None
+        self._idle: asyncio.Event | None = None  # while the mount ends: nothing is in flight
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # --- the whole ----------------------------------------------------------------------------------------------------------------
@@ -126,18 +129,26 @@ class Session:
     async def _drain(self) -> None:
         """Wait for what is in flight, then cancel it: whoever waits for it gets an answer in any case."""
         seconds = DRAIN_SECONDS * time_scale()
+        self._idle = asyncio.Event()
+        if not self.inflight:
+            self._idle.set()
         for request in list(self.inflight.values()):
-            if request.opcode == Opcode.SETLKW and request.task is not None:
-                request.interrupted = True
-                request.task.cancel()  # whoever would give the lock back cannot any more
-        tasks = [request.task for request in self.inflight.values() if request.task is not None]
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=seconds)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late, timeout=seconds)
+            if request.opcode == Opcode.SETLKW:
+                request.interrupted = True  # who would give the lock back cannot any more
+                self._cancel(request)
+        for _ in range(2):
+            try:
+                await asyncio.wait_for(self._idle.wait(), seconds)
+            except TimeoutError:
+                logger.error("%d operations do not end: they are cancelled", len(self.inflight))
+                for request in list(self.inflight.values()):
+                    self._cancel(request)
         await self.fs.settle(seconds)
+
+    @staticmethod
+    def _cancel(request: Request) -> None:
+        if request.operation is not None:
+            request.operation.cancel()
 
     def _pause(self) -> None:
         if self._reading and self._loop is not None:
@@ -190,11 +201,8 @@ class Session:
         request.begin = perf_counter()
         try:
             answer = self.handlers[opcode](self.fs, request)
-        except OSError as failure:
-            self._failed(request, failure.errno or errno.EIO)
-        except Exception:
-            logger.exception("operation %d of inode %x failed", opcode, node)
-            self._failed(request, errno.EIO)
+        except Exception as failure:
+            self._failed(request, self._errno(request, failure))
         else:
             if type(answer) is CoroutineType:
                 self._start(request, answer)
@@ -203,63 +211,70 @@ class Session:
                 self._answer(request, answer)  # type: ignore[arg-type]
 
     def _start(self, request: Request, work: Coroutine[Any, Any, Body]) -> None:
-        """Go on with an operation that waits for something."""
-        if request.opcode == Opcode.SETLKW:
-            if self._lock_waits >= LOCK_WAITS_MAX:
-                work.close()
-                self._failed(request, errno.ENOLCK)
-                return
-            self._lock_waits += 1
+        """Begin an operation that may have to wait. Mostly it does; what it holds while it does is counted here."""
+        waits_for_lock = request.opcode == Opcode.SETLKW
+        if waits_for_lock and self._lock_waits >= LOCK_WAITS_MAX:
+            work.close()
+            self._failed(request, errno.ENOLCK)
+            return
+        operation = request.operation = Operation(self._loop, request, work, self._finished)  # type: ignore[arg-type]
+        if operation.step():
+            return
+        self.inflight[request.unique] = request
+        self._lock_waits += waits_for_lock
         if request.data is not None:
             request.buffer = self.device.lend()
-        self.inflight[request.unique] = request
-        request.task = self._loop.create_task(self._finish(request, work))  # type: ignore[union-attr]
-        if len(self.inflight) - self._lock_waits >= REQUESTS_MAX or not self.device.can_lend:
+        if not self._has_room():
             self._pause()
 
-    async def _finish(self, request: Request, work: Coroutine[Any, Any, Body]) -> None:
-        try:
-            body = await work
-        except OSError as failure:
-            self._failed(request, failure.errno or errno.EIO)
-        except asyncio.CancelledError:
-            self._failed(request, errno.EINTR if request.interrupted else errno.EIO)
-        except Exception:
-            logger.exception("operation %d of inode %x failed", request.opcode, request.node)
-            self._failed(request, errno.EIO)
+    def _finished(self, operation: Operation) -> None:
+        """An operation is over: answer it, and what it held is free again."""
+        request: Request = operation.request
+        failure = operation.failure
+        if failure is None:
+            self._answer(request, operation.result)
         else:
-            self._answer(request, body)
-        finally:
-            self._done(request)
-
-    def _done(self, request: Request) -> None:
-        """An operation with a task is over: what it held is free again."""
-        if self.inflight.get(request.unique) is request:
-            del self.inflight[request.unique]
+            self._failed(request, self._errno(request, failure))
+        if self.inflight.pop(request.unique, None) is None:
+            return  # it never waited
+        request.operation = None
         if request.opcode == Opcode.SETLKW:
             self._lock_waits -= 1
         if request.buffer is not None:
             request.data = None
             self.device.take_back(request.buffer)
             request.buffer = None
-        if not self._reading and len(self.inflight) - self._lock_waits < REQUESTS_MAX and self.device.can_lend:
+        if not self._reading and self._has_room():
             self._resume()
+        if self._idle is not None and not self.inflight:
+            self._idle.set()
+
+    def _has_room(self) -> bool:
+        return len(self.inflight) - self._lock_waits < REQUESTS_MAX and self.device.can_lend
+
+    @staticmethod
+    def _errno(request: Request, failure: BaseException) -> int:
+        """What a failure is to the caller. One that is no answer of the file system is a fault of ours, and is logged."""
+        if isinstance(failure, OSError) and failure.errno:
+            return failure.errno
+        if isinstance(failure, asyncio.CancelledError):
+            return errno.EINTR if request.interrupted else errno.EIO
+        logger.error("operation %d of inode %x failed", request.opcode, request.node, exc_info=failure)
+        return errno.EIO
 
     # --- answers ------------------------------------------------------------------------------------------------------------------
 
     def _answer(self, request: Request, body: Body) -> None:
-        if body is not None:
-            if request.abandoned:
-                self._undo(request, body)
-                return
-            if not self.device.reply(request.unique, body):
-                self._undo(request, body)
-        self._count(request, 0)
+        if body is not None and (request.abandoned or not self.device.reply(request.unique, body)):
+            undo(self.fs, request.opcode, body)
+        if not request.abandoned:
+            self._count(request, 0)
 
     def _failed(self, request: Request, number: int) -> None:
-        if request.abandoned or request.opcode in NO_REPLY:
+        if request.abandoned:
             return
-        self.device.refuse(request.unique, number)
+        if request.opcode not in NO_REPLY:
+            self.device.refuse(request.unique, number)
         self._count(request, number)
 
     def _count(self, request: Request, number: int) -> None:
@@ -272,9 +287,6 @@ class Session:
             statistics.errors[opcode] += 1
         if self.watcher is not None:
             self.watcher(request, number, seconds)
-
-    def _undo(self, request: Request, body: Body) -> None:
-        """Nobody took the reply: what it gave to the kernel is nobody's."""
 
     # --- what the session serves itself ---------------------------------------------------------------------------------------------
 
@@ -306,8 +318,7 @@ class Session:
         found.interrupted = True
         fs.statistics.interrupted += 1
         if found.opcode in CANCELLED_BY_INTERRUPT:
-            if found.task is not None:
-                found.task.cancel()
+            self._cancel(found)
         else:
             self._loop.call_later(INTERRUPT_SECONDS * time_scale(), self._abandon, found)  # type: ignore[union-attr]
         return None
