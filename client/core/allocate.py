@@ -35,7 +35,7 @@ async def allocate(handle: Handle, mode: int, offset: int, length: int) -> None:
         await handle.core.flush_inode(file)
         handle._raise_error()
         request = AllocateRequest(inode=file.id, session=handle.session, mode=mode, offset=offset, length=length)
-        file.take((await handle.core.cluster.change(META.Allocate, request)).attributes)
+        file.take_own((await handle.core.cluster.change(META.Allocate, request)).attributes)
         if mode & (PUNCH_HOLE | ZERO_RANGE):
             edges = await _make_holes(handle, offset, min(offset + length, _chunk_end(handle)))
     for start, end in edges:

@@ -14,7 +14,7 @@ from ...proto.env import Environment
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen import common_pb2
 from ...proto.gen.cluster_pb2 import EndClientRequest, GetRoutingRequest, StatusReply, StatusRequest
-from ...proto.gen.meta_pb2 import OpenReply, OpenRequest, PublishRequest, TruncateRequest
+from ...proto.gen.meta_pb2 import OpenReply, OpenRequest, Place, PublishRequest, TruncateRequest
 from ...proto.rpc import CLUSTER, META
 from .acting import Acting
 from .append import Tokens
@@ -129,6 +129,7 @@ class Core(Namespace):
         handle = Handle(
             self, inode, flags, session=reply.session, buffered=buffered, name=name, unnamed=request.unnamed
         )
+        handle.opened = self.seen(stat_of(reply.attributes))
         if flags & O_APPEND:
             handle.position = inode.length
         self.handles.add(handle)
@@ -269,7 +270,8 @@ class Core(Namespace):
         if not any(inode.unsettled or inode.sessions for inode in list(self.inodes.values())):
             return None
         try:
-            inode = self.inodes.get((await self.stat(path)).inode)
+            named = path.parent if isinstance(path, Place) and not path.path else (await self.stat(path)).inode
+            inode = self.inodes.get(named)
         except StatusError:
             return None  # there is no such file, and the operation itself will say what it thinks of that
         return inode if inode is not None and (inode.unsettled or inode.sessions) else None

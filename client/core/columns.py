@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ...proto.ids import ChunkId
 from .inode import Inode
+
+if TYPE_CHECKING:
+    from .reads import Fetch
 
 
 class Output(Protocol):
@@ -31,6 +34,49 @@ class Into:
         self.view[self.position : end] = data
         self.position = end
         return len(data)
+
+
+# Is called once with the bytes of a read, in pieces; they are somebody else's again when it returns.
+Consume = Callable[[Sequence[memoryview | bytes]], None]
+
+
+class Lender:
+    """An `Output` that does not copy: it keeps the views, and lends them to whoever reads. Memory may be given back after `end` only."""
+
+    __slots__ = ("_consume", "_file", "_offset", "_views", "length")
+
+    def __init__(self, file: Inode, offset: int, length: int, consume: Consume) -> None:
+        self._file = file
+        self._offset = offset
+        self._views: list[memoryview | bytes] = []
+        self._consume = consume
+        self.length = length  # wanted, and in the end: how many bytes there were
+
+    def write(self, data: memoryview | bytes, /) -> int:
+        self._views.append(data)
+        return len(data)
+
+    def end(self) -> None:
+        """That is all: lend it, without what lies behind the end of the file by now (another client may have cut it)."""
+        there = min(self.length, max(0, self._file.length - self._offset))
+        surplus, views = self.length - there, self._views
+        while surplus and views:
+            last = views.pop()
+            if len(last) > surplus:
+                views.append(last[: len(last) - surplus])
+            surplus = max(0, surplus - len(last))
+        self.length = there
+        self._consume(views)
+
+    def all(self, view: memoryview) -> None:
+        """All of it in one piece."""
+        self.write(view)
+        self.end()
+
+    def take(self, fetch: Fetch) -> None:
+        """All that a finished fetch brought."""
+        fetch.deliver(self)
+        self.end()
 
 
 @dataclass(slots=True)

@@ -41,11 +41,16 @@ class Handle(Reader):
         return len(view)
 
     async def pwrite(self, data: Any, offset: int) -> int:
-        """Write at `offset`; bytes written."""
+        """Write at `offset` (in append mode at the end); bytes written."""
         await self._ready(writing=True)
         view = memoryview(data).cast("B")
         await self._write(view, offset)
         return len(view)
+
+    async def write_at(self, data: Any, offset: int, *, exact: bool = False) -> int:
+        """Write at `offset`, or in append mode at the end unless it is to be `exact`; where it ended."""
+        await self._ready(writing=True)
+        return await self._write(memoryview(data).cast("B"), offset, exact=exact)
 
     async def _write(self, view: memoryview, offset: int, *, exact: bool = False) -> int:
         """Write (`exact`: here, in append mode too); where it ended. Waits for buffers that other files hold."""
@@ -65,6 +70,8 @@ class Handle(Reader):
     async def _write_once(self, view: memoryview, offset: int, exact: bool) -> int:
         file = self.file
         async with file.lock:
+            if not self.session:
+                await self._renew_session()  # a flush came in between
             if file.error is not None:
                 # Earlier bytes are lost, so these cannot make the file whole. `flush` or `close` takes the error away. Without this, a
                 # long copy would go on for hours, and wait in vain for each of its pieces.
@@ -102,7 +109,7 @@ class Handle(Reader):
             self._raise_error()  # of what was small, and went to chunks after all
             request = TruncateRequest(place=Place(parent=file.id), length=length, session=self.session)
             reply = await self.core.cluster.change(META.Truncate, request)
-            file.take(reply.attributes)
+            file.take_own(reply.attributes)
             file.generation += 1
         return length
 
@@ -118,14 +125,23 @@ class Handle(Reader):
 
     # --- getting it out ---------------------------------------------------------------------------------------------------------------
 
-    async def flush(self) -> None:
-        """Send everything and publish the length. Raises what went wrong since the last time, once."""
+    async def flush(self, *, ending: bool = False) -> None:
+        """Send everything and publish the length. Raises what went wrong since the last time, once. `ending`: in the same request the
+        writer's session ends, and the next write begins another; for one who does not know whether more will come, as a mount at
+        each close(2)."""
         if self.closed or not self.can_write:
             return
         await self._ready()
-        async with self.file.lock:
-            await self.core.flush_inode(self.file)
+        file = self.file
+        async with file.lock:
+            if not ending or not self.session or not file.unsettled:
+                await self.core.flush_inode(file)
+            elif file.write_back is not None:
+                await file.write_back.drain()  # here, and not with the end: what cannot be sent now may be sent later
         self._raise_error()
+        if ending and self.session and file.unsettled:
+            with self.core.held.opening(file.id):  # from here on it is open as if for reading
+                await self._end_session(False)
 
     async def fsync(self) -> None:
         """`flush`, and make it durable on every replica and in the namespace."""
@@ -171,7 +187,7 @@ class Handle(Reader):
         try:
             async with self.lock:  # a read in another thread still looks into the windows
                 self.stream.drop()
-            if self.can_write:
+            if self.session:
                 await self._end_session(self.unwanted)
             if self.file.locks:
                 await locks.leave(self, last=self.file.handles == 1)
@@ -201,7 +217,8 @@ class Handle(Reader):
         self, start: int, length: int, *, exclusive: bool, blocking: bool, owner: int, pid: int
     ) -> None:
         """Lock a byte range, as fcntl(2) does."""
-        await self._ready(reading=not exclusive, writing=exclusive)
+        self._may(reading=not exclusive, writing=exclusive)
+        await self._ready()
         type_ = locks.EXCLUSIVE if exclusive else locks.SHARED
         await locks.take(self, locks.checked_span(self, start, length, owner), type_, pid=pid, blocking=blocking)
 
@@ -217,7 +234,7 @@ class Handle(Reader):
 
     async def _leave(self) -> None:
         self.core.handles.discard(self)
-        await self.core.release_inode(self.file, reader=not self.can_write)
+        await self.core.release_inode(self.file, reader=self.is_reader)
 
     async def _end_session(self, discard: bool) -> None:
         file = self.file
@@ -241,6 +258,7 @@ class Handle(Reader):
                 sparse=file.sparse,
                 mtime_ns=file.written_ns,
                 discard=discard and self.unnamed,
+                reading=not self.closed,
                 token=file.token is not None and file.sessions == [self.session],
                 inlined=small,
             )
@@ -252,13 +270,24 @@ class Handle(Reader):
                 self._last = stat_of(reply.attributes)
                 if request.written:
                     file.settled(reply.attributes)
+                self.ending = False
+                if not reply.kept:
+                    await self._forget_session()
             except StatusError as broken:
                 failure = failure or broken
+                if self.closed:
+                    await self._forget_session()
             failure = failure or file.take_error()  # of what was small, and went to chunks after all
-            if self.session in file.sessions:
-                file.sessions.remove(self.session)
         if failure is not None and not discard:
             raise failure
+
+    async def _forget_session(self) -> None:
+        """It is over, and the handle one like those for reading."""
+        file = self.file
+        if self.session in file.sessions:
+            file.sessions.remove(self.session)
+        self.session = 0
+        await self._count_reader(True)
 
     async def _drain(self, write_back: WriteBack) -> None:
         """Send everything for the last time: what cannot even be sent is lost, and the session ends all the same."""

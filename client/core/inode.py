@@ -69,6 +69,7 @@ class Inode:
         "readers",
         "sessions",
         "settled_length",
+        "since",
         "sparse",
         "stale_end",
         "stale_version",
@@ -97,6 +98,7 @@ class Inode:
         self.truncate_version = attributes.truncate_version
         self.sparse = attributes.sparse
         self.change = attributes.change
+        self.since = attributes.change  # from this version on only this client has changed the file
         self.inlined = attributes.inlined  # the bytes lie beside the inode, at the metadata server
         self.content: bytes | None = _content_of(attributes)  # these, as of `change`; None: to be asked for
         self.inlining = False  # a settlement was sent that may have brought them there
@@ -159,7 +161,7 @@ class Inode:
                 self.arrived_end = max(self.arrived_end, self.stale_end)
             self.stale_end = 0
         if attributes.change != self.change:
-            self.change = attributes.change
+            self.change = self.since = attributes.change
             self.generation += 1
             if attributes.layout != self.layout:  # it was empty, and has taken the layout of another file
                 self.layout, self.chunk_size = attributes.layout, attributes.layout.chunk_size
@@ -168,6 +170,12 @@ class Inode:
         self.settled_length = attributes.length
         self.length = max(attributes.length, self.written_end)
         self.sparse = attributes.sparse or (self.sparse and self.unsettled)
+
+    def take_own(self, attributes: Attributes) -> None:
+        """`take`, of what a change that was made here and by nobody else has led to."""
+        since = self.since if attributes.change == self.change + 1 else attributes.change
+        self.take(attributes)
+        self.since = since
 
     def take_limit(self, reply: OpenReply | SyncFileReply) -> None:
         """What quotas allow, as of now."""
@@ -297,6 +305,8 @@ class Inode:
         self.unsettled = self.failed = False
         self.written_end = self.arrived_end = 0
         # Our own write changed `change`: that is no reason to drop what was read ahead.
+        if attributes.change != self.change + 1:
+            self.since = attributes.change  # others have changed it as well
         self.change = attributes.change
         self.content = None
         self.inlining = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...proto.env import Call, Ticket
 from ...proto.errors import Status, StatusError
 from ...proto.gen.storage_pb2 import ReadReply, ReadRequest
@@ -9,16 +11,18 @@ from ...proto.region import Slice
 from ...proto.routing import Replica
 from ...proto.rpc import STORAGE
 from .cluster import Cluster
-from .columns import Output, columns_of
+from .columns import columns_of
 from .inode import Inode
 from .reads import Fetch
 from .retry import Patience
 from .verify import matches
 
 
-async def read_piece(file: Inode, offset: int, length: int, output: Output, patience: Patience) -> Fetch | None:
-    """The short way for a range within one chunk: one request, one checksum; None when it was delivered. If anything is unusual, a
-    `Fetch` that knows what to do: it is to be completed."""
+async def read_piece(
+    file: Inode, offset: int, length: int, deliver: Callable[[memoryview], object], patience: Patience
+) -> Fetch | None:
+    """The short way for a range within one chunk: one request, one checksum; None when it was delivered, as a view that is valid
+    until `deliver` returns. If anything is unusual, a `Fetch` that knows what to do: it is to be completed."""
     cluster = file.cluster
     index, start = divmod(offset, file.chunk_size)
     chain = file.chains[index % len(file.chains)]
@@ -54,7 +58,7 @@ async def read_piece(file: Inode, offset: int, length: int, output: Output, pati
         view = slice_.view
         if not matches(view, reply.checksum, reply.unit[0] if reply.unit else 0, start):
             return Fetch(cluster, columns_of(file, offset, length)).doubt(0, replica.target)
-        output.write(view)
+        deliver(view)
         return None
     except StatusError:
         return Fetch(cluster, columns_of(file, offset, length))

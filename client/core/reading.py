@@ -7,7 +7,7 @@ are waited for before they are read.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import add
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +15,21 @@ from ...proto.errors import Status, error
 from ...proto.gen.meta_pb2 import OpenRequest, Place
 from ...proto.rpc import META
 from .attributes import Stat
-from .columns import Columns, Into, Output, columns_of, cut
+from .columns import Columns, Consume, Into, Lender, Output, columns_of, cut
 from .extents import data_from, hole_from
 from .holes import check_holes
 from .inode import Inode
 from .options import O_APPEND, O_RDONLY, O_RDWR, O_WRONLY
 from .piece import read_piece
 from .reads import Fetch
+from .retry import Patience
 from .streams import Stream
 
 if TYPE_CHECKING:
     from .client import Core
 
 DIRECT_BYTES_MAX = 1 << 20  # a read elsewhere of up to so much is one fetch; a longer one is streamed
+LENT_DIRECT_BYTES = 256 << 10  # from this on a lent read is a fetch of its own: its reader has several on their way
 PEEK_BYTES = 8 << 10
 BATCH_BYTES_MAX = 16 << 20  # of one random batch in flight
 OFFSET_MAX = (1 << 63) - 1
@@ -49,15 +51,17 @@ class Reader:
         self.can_read = flags & 3 in (O_RDONLY, O_RDWR)
         self.can_write = flags & 3 != O_RDONLY
         self.append = bool(flags & O_APPEND)
+        self.is_reader = not session  # counts among the inode's readers
         self.position = 0
         self.closed = False
-        self.ending = False  # the session's end was asked for
+        self.ending = False  # the session's end was asked for, and whether that was heard is not known
         self.unwanted = False  # what is not sent yet is to be discarded
         self.epoch = core.epoch
         self.number = next(core.numbers)  # as the owner of its flock
         self.locked = False  # took a lock under this identity of the client
         self.lock = core.env.lock()
         self.stream = Stream(file, core.options.readahead if buffered else 0)
+        self.opened: Stat | None = None  # what the open answered
         self._last: Stat | None = None  # what the close of a writer answered
 
     @property
@@ -117,6 +121,42 @@ class Reader:
         count = self._available(offset, len(view))
         await self._pread(Into(view), offset, count)
         return self._there(offset, count)
+
+    async def pread_lent(self, offset: int, length: int, consume: Consume) -> int:
+        """`length` bytes from `offset`, fewer at the end, without a copy: `consume` is called once, with views of them in this client's
+        own memory, which are valid until it returns. How many bytes there were. Any number may be under way at once."""
+        await self._ready(reading=True)
+        lender = Lender(self.file, offset, self._available(offset, length), consume)
+        await self._lend(lender, offset, lender.length)
+        return lender.length
+
+    async def _lend(self, lender: Lender, offset: int, count: int) -> None:
+        if count and await self._lend_written(lender, offset, count):
+            return
+        if not count or await self._inlined(offset, count, lender):
+            lender.end()
+        elif count < LENT_DIRECT_BYTES and self.stream.follows(offset):
+            async with self.lock:
+                await self.stream.lend(offset, count, lender)
+        else:
+            self.stream.next = offset + count
+            patience = self.file.cluster.patience()
+            fetch = await read_piece(self.file, offset, count, lender.all, patience)
+            if fetch is not None:
+                await self._finish(fetch, patience, lender.take)
+
+    async def _lend_written(self, lender: Lender, offset: int, count: int) -> bool:
+        """Bytes that were written here and have not arrived, if they lie in one piece; otherwise they have to arrive first."""
+        write_back = self.file.write_back
+        if write_back is None or not write_back.overlaps(offset, offset + count):
+            return False
+        async with self.file.lock:
+            view = write_back.covering(offset, offset + count) if self.file.error is None else None
+            if view is not None:
+                lender.all(view)
+                return True
+        await self._arrived(offset, offset + count)
+        return False
 
     async def _pread(self, output: Output, offset: int, count: int) -> None:
         # Random reads of several threads go on at the same time; only the stream needs the lock.
@@ -202,15 +242,17 @@ class Reader:
         await self._arrived(offset, offset + count)
         if await self._inlined(offset, count, output):
             return
-        cluster = self.file.cluster
-        patience = cluster.patience()
-        fetch = await read_piece(self.file, offset, count, output, patience)
-        if fetch is None:
-            return
+        patience = self.file.cluster.patience()
+        fetch = await read_piece(self.file, offset, count, output.write, patience)
+        if fetch is not None:
+            await self._finish(fetch, patience, lambda fetch: fetch.deliver(output))
+
+    async def _finish(self, fetch: Fetch, patience: Patience, deliver: Callable[[Fetch], None]) -> None:
+        """Bring home what did not go the short way."""
         await fetch.complete(patience)
         try:
             await check_holes(fetch)
-            fetch.deliver(output)
+            deliver(fetch)
         finally:
             fetch.release()
 
@@ -301,6 +343,7 @@ class Reader:
         self.file.cluster.forget_lookahead(self.stream)
         self.file = file
         self.session = session
+        self.is_reader = not session
         self.lock = self.core.env.lock()
         self.stream = Stream(file, self.core.options.readahead if self.buffered else 0)
         self.epoch = self.core.epoch
@@ -312,17 +355,20 @@ class Reader:
         if self.closed:
             raise ValueError("I/O operation on closed file")
 
+    def _may(self, reading: bool, writing: bool) -> None:
+        if (reading and not self.can_read) or (writing and not self.can_write):
+            raise io.UnsupportedOperation(f"{self.name}: not open for {'reading' if reading else 'writing'}")
+
     async def _ready(self, *, reading: bool = False, writing: bool = False) -> None:
         """Before every operation: the file is open, for this, and under this client's present identity."""
         self._check_open()
-        if (reading and not self.can_read) or (writing and not self.can_write):
-            raise io.UnsupportedOperation(f"{self.name}: not open for {'reading' if reading else 'writing'}")
+        self._may(reading, writing)
         lease = self.core.lease
         if lease.over:
             await self.core.lose_lease(lease)
         if self.epoch != self.core.epoch:
             await self.core.reopen(self)
-        if self.ending:
+        if self.ending or (writing and not self.session):
             async with self.file.lock:
                 await self._renew_session()
         if reading and self.file.atime_due and self.core.options.atime:
@@ -334,8 +380,9 @@ class Reader:
             raise failure
 
     async def _renew_session(self) -> None:
-        """If a close was interrupted, it may have ended the session all the same: what is settled from now on needs one that lives."""
-        if not self.ending:
+        """What is settled needs a session that lives. A flush may have ended it, and so may a close that was interrupted: then another
+        one begins. Under the inode's lock."""
+        if self.session and not self.ending:
             return
         granted = self.file.capability_write
         request = OpenRequest(place=Place(parent=self.file.id), flags=O_WRONLY, capability=granted)
@@ -345,6 +392,13 @@ class Reader:
         self.session = reply.session
         self.file.sessions.append(self.session)
         self.ending = False
+        await self._count_reader(False)
+
+    async def _count_reader(self, reading: bool) -> None:
+        """Whether the keeper is to report the inode for this handle's sake, as nothing else says that it is open."""
+        async with self.core.table_lock:
+            self.file.readers += reading - self.is_reader
+            self.is_reader = reading
 
 
 def _columns(file: Inode, offsets: list[int], lengths: list[int]) -> Columns:

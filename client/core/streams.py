@@ -11,9 +11,10 @@ in turns share the memory, and none keeps it from the others.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from ...proto.errors import Status, StatusError
-from .columns import Output, columns_of
+from .columns import Lender, Output, columns_of
 from .holes import check_holes
 from .inode import Inode
 from .reads import Fetch
@@ -83,27 +84,26 @@ class Stream:
 
     async def read(self, offset: int, length: int, output: Output) -> None:
         """Deliver the file bytes [offset, offset + length), which lie below the file's length."""
-        end = offset + length
-        self._resume()
-        self._look_ahead(offset, length)
-        self._align(offset)
         try:
-            # The file may turn out to be shorter by now: another client has cut it.
-            while offset < (end := min(end, self.file.length)):
-                await self._fill(offset, end)
-                window = self.windows[0]
-                await window.ready()
-                count = min(end, window.end) - offset
-                window.deliver(offset, count, output)
-                offset += count
-                if offset == window.end:
-                    self.windows.popleft().drop()
+            end = await self._deliver(offset, length, output, Window.drop)
         except BaseException:
             self.drop()
             raise
-        self._top_up(offset, offset, offset + self._ahead)
-        self.next = end
-        self._rest()
+        self._go_on(end)
+
+    async def lend(self, offset: int, length: int, lender: Lender) -> None:
+        """As `read`, for one who takes the views and not a copy: they are valid until its `end` has returned."""
+        passed: list[Window] = []
+        try:
+            end = await self._deliver(offset, length, lender, passed.append)
+            lender.end()
+        except BaseException:
+            self.drop()
+            raise
+        finally:
+            for window in passed:
+                window.drop()
+        self._go_on(end)
 
     def drop(self) -> None:
         """Forget all windows."""
@@ -112,6 +112,30 @@ class Stream:
             self.windows.popleft().drop()
 
     # --- inside -----------------------------------------------------------------------------------------------------------------------
+
+    async def _deliver(self, offset: int, length: int, output: Output, passed: Callable[[Window], None]) -> int:
+        """Bring the bytes to `output`; where they end. `passed` is told of windows that lie behind."""
+        end = offset + length
+        self._resume()
+        self._look_ahead(offset, length)
+        self._align(offset)
+        # The file may turn out to be shorter by now: another client has cut it.
+        while offset < (end := min(end, self.file.length)):
+            await self._fill(offset, end)
+            window = self.windows[0]
+            await window.ready()
+            count = min(end, window.end) - offset
+            window.deliver(offset, count, output)
+            offset += count
+            if offset == window.end:
+                passed(self.windows.popleft())
+        return end
+
+    def _go_on(self, offset: int) -> None:
+        """Ask for what comes next, and let go of the memory until then."""
+        self._top_up(offset, offset, offset + self._ahead)
+        self.next = offset
+        self._rest()
 
     def _resume(self) -> None:
         """From here on the windows are ours alone."""

@@ -84,6 +84,25 @@ class WriteBack:
             offset < u.end and end > u.end - u.source.length for batch in list(self._batches) for u in batch.updates
         )
 
+    def covering(self, offset: int, end: int) -> memoryview | None:
+        """The bytes [offset, end) as they were written here, if all of them lie in one piece that has not arrived yet. Valid until the
+        next await, under the inode's lock."""
+        for block in self._blocks.values():
+            first, last = block.base + block.start, block.base + block.end
+            if offset < last and end > first:
+                return (
+                    block.slice.view[offset - block.base : end - block.base]
+                    if first <= offset and end <= last
+                    else None
+                )
+        for batch in reversed(self._batches):
+            for update in batch.updates:
+                first = update.end - update.source.length
+                if offset < update.end and end > first:
+                    inside = first <= offset and end <= update.end and not batch.done
+                    return update.source.view[offset - first : end - first] if inside else None
+        return None
+
     def dirty_end(self) -> int:
         """Where the last byte that was not sent yet ends in the file."""
         return max((block.base + block.end for block in list(self._blocks.values())), default=0)
