@@ -24,8 +24,8 @@ Rules:
    Behind it the version alone decides (decisions.py).
 7. A SYNCING successor gets whole contents instead of updates, and what it lacks besides comes through the same lines (CopyChunks): so the
    copy of a chunk and its updates cannot overtake each other. Where the bytes of a SERVING one differ it gets the whole content, too.
-8. A forward that was not answered may still be on its way, in the socket of a stopped process, and must not bring back a chunk that was
-   removed since: the successor tells late ones and second ones (sessions.py).
+8. A forward that was not answered may still be on its way, in the socket of a stopped process, and one that was refused may come once
+   more. It must not bring back a chunk that was removed since: the successor tells late ones and second ones (sessions.py).
 9. A member that was synced and serves now may hold what its predecessor, the last one so far, has not committed yet. It shows nothing
    before it has heard from the predecessor under the new chain version: until then that one may still answer from its own. So a
    member greets a new successor, with a sync.
@@ -81,6 +81,11 @@ from .sessions import Receiving, Sending
 UPDATES_MAX = 4096  # of one request
 BATCHES_MAX = 4096  # admitted and not yet answered, per replica
 FORWARD_RETRY_S = 0.1  # after a forward that failed
+
+# With these a forward is refused before its number was looked at.
+_AT_THE_DOOR = frozenset(
+    (Status.STALE_CHAIN_VERSION, Status.STALE_ROUTING, Status.FENCED, Status.TARGET_OFFLINE, Status.READ_ONLY)
+)
 
 
 class Replica:
@@ -277,21 +282,12 @@ class Replica:
         return status
 
     def _admission(self, event: WriteRequest | SyncRequest) -> Status:
-        comes_first = not event.sender or self.count(event.chain_version, event.sender, event.session, event.number)
         status = self._gate(event.chain_version, event.sender)
         if status is Status.OK and event.sender:
             self._ungreeted = False
-            if not comes_first:
+            if not self._receiving.takes(event.session, event.number):
                 return Status.BUSY
         return Status.BUSY if status is Status.OK and len(self._batches) >= BATCHES_MAX else status
-
-    def count(self, chain_version: int, sender: int, session: int, number: int) -> bool:
-        """Note that a forward has come, whatever is answered to it: it is repeated under another number, and a second copy of one that
-        was refused must not be taken later. False: it is late, or here for the second time."""
-        chain = self.chain
-        if chain is None or chain.version != chain_version or sender != self.predecessor:
-            return False
-        return self._receiving.takes(session, number)
 
     def _new_batch(self, work: Work, ticket: Any, chain_version: int, updates: Sequence[Update]) -> Batch:
         self._next += 1
@@ -473,8 +469,9 @@ class Replica:
         if batch is None or batch.stage is not Stage.FORWARDING or (event.session, event.number) != batch.sent:
             return []  # of an attempt that was given up: another successor has been asked since
         results = event.results
+        if results is None or any(result.status in _AT_THE_DOOR for result in results):
+            self._sending.not_taken(event.session)
         if results is None:
-            self._sending.unanswered(event.session)
             batch.retry_at = self._now + FORWARD_RETRY_S
             return []
         if event.session < self._sending.session and any(r.status == Status.BUSY for r in results):

@@ -2,8 +2,9 @@
 
 A write of a chunk that comes after the chunk's remove would bring it back, for a chunk that is gone has no version to compare with. So
 every forward has a session and a number. An answer that stays away raises the session, and the receiver, which takes nothing from
-before the newest session that it has seen, lets the late one pass by. Within a session it takes each number once: it counts what comes,
-not only what it takes, because one that was refused is repeated under a new number. A chain's new version begins both anew; what
+before the newest session that it has seen, lets the late one pass by. Within a session it takes each number once. A refusal raises the
+session, too, where the receiver has not looked at the number (without a lease, under another version of the chain): what was refused is
+sent again under a new one, and the old one would be a gap that a second copy could fill. A chain's new version begins both anew; what
 is older names the old version.
 """
 
@@ -30,8 +31,8 @@ class Sending:
         self.number += 1
         return self.session, self.number
 
-    def unanswered(self, session: int) -> None:
-        """A forward of this session had no answer."""
+    def not_taken(self, session: int) -> None:
+        """A forward of this session had no answer, or was refused before the receiver looked at its number."""
         if session == self.session:
             self._raise(session + 1)
 
@@ -68,7 +69,7 @@ class Receiving:
         return True
 
     def _close_gaps(self) -> None:
-        """A forward that was refused before it was counted (nobody knew of its target) leaves a gap for ever. Who comes with one of those
-        numbers after all is sent away, and comes again with another one."""
+        """A forward of this session that was refused before it was counted leaves a gap, as long as nothing comes from the next one. Who
+        comes with one of those numbers after all is sent away, and comes again with another one."""
         self._through = sorted(self._later)[len(self._later) // 2]
         self._later = {number for number in self._later if number > self._through}

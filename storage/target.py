@@ -152,7 +152,6 @@ class Target:
         """Send a batch of updates through the chain; one result each is promised."""
         ticket: Promise[Sequence[Result]] = self.env.promise()
         if refusal := self._refused(chain_version, writing=True):
-            self.replica.count(chain_version, sender, session, number)
             ticket.set([Result(refusal)] * len(updates))
         else:
             self.submit(WriteRequest(ticket, chain_version, updates, sender, session, number))
@@ -164,7 +163,6 @@ class Target:
         """Everything acknowledged before is durable on every member when the one result that is promised is OK."""
         ticket: Promise[Sequence[Result]] = self.env.promise()
         if refusal := self._refused(chain_version, writing=False):
-            self.replica.count(chain_version, sender, session, number)
             ticket.set([Result(refusal)])
         else:
             self.submit(SyncRequest(ticket, chain_version, sender, session, number))

@@ -94,7 +94,7 @@ class Network:
         ] = {}  # host, its incarnation, server -> the server's incarnation
         self._calls = 0
         self._holds: set[tuple[str, str, str]] = set()  # method, source, address
-        self._echoes: set[tuple[str, str, str]] = set()
+        self._echoes: list[tuple[str, str, str]] = []
         self._held: list[Exchange] = []
         self._open: dict[Exchange, None] = {}  # not answered yet
 
@@ -131,7 +131,7 @@ class Network:
 
     def echo(self, method: str, source: str, target: str) -> None:
         """The next request of this kind arrives, and comes a second time at `release`."""
-        self._echoes.add((method, source, ADDRESS + target))
+        self._echoes.append((method, source, ADDRESS + target))
 
     def release(self) -> None:
         self._holds.clear()
@@ -145,9 +145,11 @@ class Network:
         call = exchange.call
         kind = (call.method.name, exchange.source, call.address)
         held, doubled = kind in self._holds, kind in self._echoes
-        if held or doubled:
+        if held:
             self._holds.discard(kind)
-            self._echoes.discard(kind)
+        elif doubled:
+            self._echoes.remove(kind)
+        if held or doubled:
             self._held.append(exchange)
         return held
 

@@ -66,15 +66,16 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 @plant
 def no_chain_version_check() -> Iterator[None]:
     """Requests that name another chain version are served: a client's, and what comes late from a predecessor."""
-    may_read, gate = Replica.may_read, Replica._gate
 
-    def read(self: Replica, chain_version: int, now: float) -> Status:
-        return may_read(self, self.chain.version if self.chain is not None else chain_version, now)
+    def of_any_version(asked: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(self: Replica, chain_version: int, *rest: Any) -> Any:
+            return asked(self, self.chain.version if self.chain is not None else chain_version, *rest)
 
-    def admit(self: Replica, chain_version: int, sender: int) -> Status:
-        return gate(self, self.chain.version if self.chain is not None else chain_version, sender)
+        return ask
 
-    with replaced(Replica, "may_read", read), replaced(Replica, "_gate", admit):
+    with ExitStack() as stack:
+        for name in ("may_read", "_gate"):
+            stack.enter_context(replaced(Replica, name, of_any_version(getattr(Replica, name))))
         yield
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from emberfs.proto.errors import Status
 from emberfs.storage import craq
 from emberfs.storage.craq import Replica
@@ -307,6 +311,28 @@ def test_a_refusal_is_no_silence_the_session_stays() -> None:
     assert (again.session, again.number) == (forward.session, forward.number + 1)
 
 
+@pytest.mark.parametrize("refusal", [Status.FENCED, Status.STALE_CHAIN_VERSION, Status.TARGET_OFFLINE])
+def test_what_was_refused_at_the_door_may_come_once_more(refusal: Status) -> None:
+    # Rule 8: its number is none that was taken, so a second copy of it would be, unless its session is over by then.
+    machine, rows, forward = forwarding()
+    assert machine.step(0, acked(forward, Result(refusal))) == []
+    (again,) = machine.step(craq.FORWARD_RETRY_S, Tick())
+    assert isinstance(again, Forward)
+    assert again.session > forward.session
+    successor, rows = replica(SERVING, SERVING, target=2)
+
+    def arrives(sent: Forward, update: Update) -> Status:
+        came = request(update, sender=1, session=sent.session, number=sent.number)
+        (reply,) = perform(successor, rows, successor.step(0, came))
+        return Status(reply.results[0].status)
+
+    update, gone = again.updates[0], Update(Kind.REMOVE, b"a", 0, 0, 0, b"", 0, 0, ALWAYS, 0, None, Version(1, 2))
+    assert arrives(again, update) is Status.OK
+    assert arrives(replace(again, number=again.number + 1), gone) is Status.OK
+    assert arrives(forward, update) is Status.BUSY
+    assert not rows.chunks
+
+
 def test_what_was_refused_for_another_ones_session_goes_again_at_once() -> None:
     machine, rows, first = forwarding()
     (persist,) = machine.step(0, request(write(1, b"b", channel=2), ticket=2))
@@ -339,26 +365,6 @@ def test_late_forwards_and_second_ones_are_refused() -> None:
     (reply,) = machine.step(0, request(first, sender=1, session=7, number=1))
     assert isinstance(reply, Reply)
     assert reply.results[0].status == Status.STALE_CHAIN_VERSION
-
-
-def test_a_refused_forward_does_not_come_again() -> None:
-    # It is sent anew under another number, so a copy of it is late, and its own number is no gap to be filled.
-    lease = held()
-    machine, rows = replica(SERVING, SERVING, target=2, lease=lease)
-    first, gone = write(1, version=Version(1, 1)), Update(Kind.REMOVE, b"a", 0, 0, 0, b"", 0, 0, ALWAYS, 0)
-
-    def forwarded(update: Update, number: int) -> Status:
-        effects = machine.step(0, request(update, sender=1, session=5, number=number))
-        (reply,) = perform(machine, rows, effects)
-        return Status(reply.results[0].status)
-
-    lease.lost()
-    assert forwarded(first, 1) is Status.FENCED
-    lease.until = float("inf")
-    assert forwarded(first, 2) is Status.OK
-    assert forwarded(gone._replace(version=Version(1, 2)), 3) is Status.OK
-    assert forwarded(first, 1) is Status.BUSY
-    assert not rows.chunks
 
 
 def test_a_restarted_sender_begins_above_its_sessions() -> None:

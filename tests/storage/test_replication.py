@@ -205,18 +205,6 @@ async def test_what_the_tail_says_is_not_passed_on_by_who_serves_no_more(chain: 
     write.cancel()
 
 
-async def test_a_target_that_is_out_counts_the_forwards_that_it_refuses(chain: Members) -> None:
-    data, target = memoryview(b"one"), chain.members[1].target
-    update = Update(Kind.WRITE, chunk_key(5, 0), 0, 3, crc32c(data), b"c" * 16, 0, 1, 0, CHUNK, data, Version(1, 1))
-    target.disabled = True
-    for start in (lambda: target.start_update(1, [update], sender=1, session=1 << 60, number=1),
-                  lambda: target.start_sync(1, sender=1, session=1 << 60, number=2)):  # fmt: skip
-        target.disabled = True
-        assert (await start())[0].status == Status.TARGET_OFFLINE
-        target.disabled = False
-        assert (await start())[0].status == Status.BUSY
-
-
 async def test_servers_read_exactly_one_version(chain: Members) -> None:
     assert await chain.write(0, b"one") is Status.OK
     go = await pause_forwards(chain.members[1])

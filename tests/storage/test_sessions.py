@@ -12,8 +12,8 @@ def test_an_answer_that_stays_away_raises_the_session_once() -> None:
     sending.begin(1.0)
     (session, first), (_, second) = sending.next(), sending.next()
     assert (first, second) == (1, 2)
-    sending.unanswered(session)
-    sending.unanswered(session)  # the other one, too: all of that session are late from now on
+    sending.not_taken(session)
+    sending.not_taken(session)  # the other one, too: all of that session are late from now on
     assert sending.next() == (session + 1, 1)
 
 
@@ -21,7 +21,7 @@ def test_a_restarted_process_begins_above() -> None:
     before, after = Sending(), Sending()
     before.begin(1.0)
     for _ in range(1000):
-        before.unanswered(before.session)
+        before.not_taken(before.session)
     after.begin(1.1)
     assert after.next() > before.next()
 
