@@ -17,7 +17,7 @@ import errno
 import os
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .. import __version__
 from ..proto.datadir import read_json, write_json
 from ..proto.errors import Status, StatusError, error
 from ..proto.settings import CLUSTER_FILE, data_url, default_data_dir
+from . import mounts
 from .administration import Administration
 from .chains import make_first_chains
 from .directory import META_NAME, alone, meta_names, next_names, prepare, socket_dir, storage_names
@@ -214,6 +215,7 @@ class LocalCluster:
             "options": asdict(options),
             "target_capacity": self._capacity(options, found),
             "chains": bool(found and found.get("chains")),
+            "mounts": found.get("mounts", []) if found else [],  # where `up` mounts it too
             "servers": servers,
         }
         # The metadata servers first, as the others register there; each group at once, as each server spends its start with itself.
@@ -320,9 +322,10 @@ class LocalCluster:
 
     def stop(self) -> list[str]:
         """Stop all servers, storage first (it says good-bye to the metadata server); the names of those that had to be killed.
-        Pid files and sockets are removed, data stays."""
+        What is mounted of the cluster is unmounted before. Pid files and sockets are removed, data stays."""
         if not (self.data / "run").is_dir():
             return []
+        mounts.end_all(self.url)
         with alone(self.data):
             self._look()
             nodes = self.nodes
@@ -338,6 +341,14 @@ class LocalCluster:
                 with contextlib.suppress(OSError):
                     sockets.rmdir()
         return killed
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[dict[str, Any]]:
+        """The content of cluster.json to be changed in a block, at the end of which it is written. Raises as `record`."""
+        with alone(self.data):
+            record = self.record
+            yield record
+            write_json(self.data / CLUSTER_FILE, record)
 
     def kill(self, role: str | None = None) -> None:
         """SIGKILL one server, or all of them. `start` brings back what was killed."""

@@ -90,8 +90,8 @@ class ServerProcess:
         self._report = read_end
 
     def wait(self) -> dict[str, Any]:
-        """Until what was launched serves; its report (node, addresses, pid, cluster). Raises UNAVAILABLE with the server's own reason,
-        or with the end of its log; it does not run then."""
+        """Until what was launched serves; its report (node, addresses, pid, cluster). Raises the status that it names, or UNAVAILABLE, with
+        its own reason or the end of its log; it does not run then."""
         pipe, self._report = self._report, -1
         try:
             report = self._ready(pipe)
@@ -99,7 +99,8 @@ class ServerProcess:
             os.close(pipe)
         if "error" in report:
             self.stop(kill=True)
-            raise error(Status.UNAVAILABLE, f"{self.name} cannot start: {report['error']} (log: {self.log_file})")
+            status = Status[report.get("status", Status.UNAVAILABLE.name)]
+            raise error(status, f"{self.name} cannot start: {report['error']} (log: {self.log_file})")
         return report
 
     def _let_go(self) -> None:

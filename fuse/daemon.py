@@ -85,6 +85,7 @@ class Mount:
         self._supervisor = supervisor
         self._options = parse(configuration["option_texts"]).for_user(configuration["owner"])
         self._generation: int = configuration["generation"]
+        self._client = bytes.fromhex(configuration["client"]) or new_client_id()
         self._good_bye = True
         self._session: Session | None = None
         self._stopping = asyncio.Event()
@@ -101,7 +102,7 @@ class Mount:
         core = await self._connect()
         try:
             root = self._given["root"] or await self._find_root(core)
-            self._supervisor.tell(state="connected", root=root, client=core.env.client.hex())
+            self._supervisor.tell(state="connected", root=root, client=self._client.hex())
             stop = asyncio.create_task(self._stopping.wait())
             serve = asyncio.create_task(self._supervisor.hear())
             await asyncio.wait((serve, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -122,9 +123,8 @@ class Mount:
     async def _connect(self) -> Core:
         location = parse_url(self._given["url"])
         options, name = self._options, f"mount {self._given['path']}"
-        client = bytes.fromhex(self._given["client"]) or new_client_id()
         env = AioEnvironment(
-            client=client,
+            client=self._client,
             cluster=location.cluster,
             secret_file=options.secret_file or location.secret_file,
             acts_for_others=self._given["owner"] == 0,
@@ -141,7 +141,10 @@ class Mount:
 
     async def _find_root(self, core: Core) -> int:
         path = parse_url(self._given["url"]).path
-        stat = await core.stat(path)
+        try:
+            stat = await core.stat(path)
+        except StatusError as failed:
+            raise error(failed.status, f"{path} of the cluster cannot be mounted: {failed.strerror}") from failed
         if not stat.is_dir:
             raise error(
                 Status.NOT_DIRECTORY, f"{path} is not a directory of the cluster: only directories can be mounted"

@@ -29,6 +29,7 @@ DEVICE = "/dev/fuse"
 SUBTYPE = "emberfs"
 TYPE = f"fuse.{SUBTYPE}"
 READ_BYTES_MAX = 1 << 20  # of one READ request
+ANSWER_SECONDS_MAX = 3.0  # of a mount that works
 FUSERMOUNT_SECONDS_MAX = 30.0
 USERS_SHOWN_MAX = 5  # processes that keep a mount busy, in the complaint
 MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
@@ -130,16 +131,20 @@ def check_mountpoint(path: str) -> None:
 
 
 def _is_dead(path: str) -> bool:
-    """Whether its daemon is gone for good: the kernel says so at once then. One that only does not answer is not asked."""
-    mount = find(path)
-    minor = mount.device.partition(":")[2] if mount else ""
-    if os.path.exists(f"/sys/fs/fuse/connections/{minor}"):
-        return False
+    """Whether its daemon is gone for good: the kernel says so at once then. One that only does not answer holds whoever asks, so
+    that is a process of its own."""
+    child = subprocess.Popen(
+        ["stat", "--", path],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "LC_ALL": "C"},
+    )
     try:
-        os.stat(path)
-    except OSError as failed:
-        return failed.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+        _, said = child.communicate(timeout=ANSWER_SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        return False
+    return os.strerror(errno.ENOTCONN).encode() in said
 
 
 # --- mounting -----------------------------------------------------------------------------------------------------------------
@@ -199,8 +204,13 @@ def _explain(number: int, path: str) -> StatusError:
     return error(status, f"cannot mount on {path}: {why}")
 
 
+def fusermount() -> str | None:
+    """The program that mounts for users."""
+    return shutil.which("fusermount3")
+
+
 def _mount_as_user(path: str, source: str, options: MountOptions) -> int:
-    program = shutil.which("fusermount3")
+    program = fusermount()
     if program is None:
         message = "only root can mount without the program fusermount3: install the package fuse3, or mount as root"
         raise error(Status.NOT_PERMITTED, message)
@@ -290,7 +300,7 @@ def unmount(path: str, *, lazy: bool = False, force: bool = False) -> None:
 
 
 def _unmount_as_user(path: str, lazy: bool) -> int:
-    program = shutil.which("fusermount3")
+    program = fusermount()
     if program is None:
         return errno.EPERM
     command = [program, "-u", *(["-z"] if lazy else []), "--", path]

@@ -30,6 +30,8 @@ COMMANDS = {
     "up": ("servers", "Cluster"),
     "down": ("servers", "Cluster"),
     "status": ("status", "Cluster"),
+    "mount": ("mount", "Cluster"),
+    "umount": ("mount", "Cluster"),
     "doctor": ("doctor", "Cluster"),
     "bench": ("bench", "Cluster"),
     "fsck": ("metadata", "Metadata"),

@@ -31,7 +31,9 @@ _Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
 
 def up(
     data: _Data = "",
-    mount: Annotated[str, typer.Option(help="Mount it there too.", show_default=False)] = "",
+    mount: Annotated[
+        str, typer.Option(help="Mount it on this directory too, now and with each later 'up'.", show_default=False)
+    ] = "",
     nodes: Annotated[int | None, typer.Option(help=_NODES_HELP, show_default=False)] = None,
     replicas: Annotated[int | None, typer.Option(help=_REPLICAS_HELP, show_default=False)] = None,
     targets: Annotated[int | None, typer.Option(help=_TARGETS_HELP, show_default=False)] = None,
@@ -58,10 +60,7 @@ def up(
     With --replicas R every chunk lies on R nodes, and any of them may fail: 'emberfs up --replicas 3' starts three storage
     processes, 'emberfs up --nodes 5' adds two later, and 'emberfs chain apply' moves their share to them.
     """
-    if mount:
-        raise Failed(
-            "--mount: mounting is not there yet; use the commands here, ember:// URLs or emberfs.connect() meanwhile"
-        )
+    from .. import mounts
     from ..local import LocalCluster
 
     cluster = LocalCluster(
@@ -81,9 +80,12 @@ def up(
     )
     begin = time.monotonic()
     started = cluster.start()
+    if mount:
+        mounts.remember(cluster, mount)
+    places = mounts.start_remembered(cluster)
     status = cluster.status()
     if as_json:
-        write_json({"started": started, "url": cluster.url, **status})
+        write_json({"started": started, "url": cluster.url, "mounts": places, **status})
         return
     pids = ", ".join(f"{server['name']} {server['pid']}" for server in status["servers"])
     what = f"started in {time.monotonic() - begin:.1f} s" if started else "is running already"
@@ -92,6 +94,8 @@ def up(
     if len(cluster.nodes) > 1:
         copies = "one copy" if options["replicas"] == 1 else f"{options['replicas']} copies"
         say(f"{len(cluster.nodes)} storage nodes, {copies} of each chunk, each on another node.")
+    for place in places:
+        say(f"It is mounted on {place}.")
     _say_how_to_go_on(cluster, status)
 
 
@@ -104,6 +108,7 @@ def _say_how_to_go_on(cluster: LocalCluster, status: dict[str, Any]) -> None:
     for line, meaning in (
         (f"{command} put -r FOLDER /", "copy a folder in"),
         (f"{command} ls -l /", "look at it"),
+        (f"{command} mount DIRECTORY", "for every program that knows only paths"),
         (f"{command} status", "servers, targets, chains, space"),
         (f"{command} down", "stop it; 'up' brings it back"),
         (f"pandas.read_parquet('{url}/FILE')", "in Python, as everything that speaks fsspec"),

@@ -59,7 +59,10 @@ def status(
 
 def collect(data: str = "") -> dict[str, Any]:
     """All that is known: the processes of a local cluster (if it is one), and what the cluster manager says (if it answers)."""
+    from .. import mounts
+
     found: dict[str, Any] = {"running": False, "error": "", "servers": [], "nodes": [], "targets": [], "chains": []}
+    found["mounts"] = mounts.listed()
     url = _remote_url() if not data else ""
     if not url:
         local = existing(data)
@@ -176,6 +179,8 @@ def tables(found: dict[str, Any]) -> list[Table | str]:
     shown: list[Table | str] = [_head(found)]
     if found["servers"]:
         shown.append(_server_table(found["servers"]))
+    if found["mounts"]:
+        shown.append(mount_table(found["mounts"]))
     remote = [node for node in found["nodes"] if node["kind"] == "storage"]
     if remote and not found["servers"]:
         shown.append(_node_table(remote))
@@ -230,6 +235,17 @@ def _server_table(servers: list[dict[str, Any]]) -> Table:
         duration = _duration(server["uptime_s"]) if alive else ""
         pid = str(server["pid"]) if alive else "[red]down[/]"
         table.add_row(server["name"], pid, memory, duration, "\n".join(server["addresses"]))
+    return table
+
+
+def mount_table(mounts: list[dict[str, Any]]) -> Table:
+    """What is mounted on this machine, of whatever cluster."""
+    from rich.table import Column, Table
+
+    columns = (Column("mounted on", overflow="fold"), Column("source", overflow="fold"), "options")
+    table = Table(*columns, "pid", box=None)
+    for row in mounts:
+        table.add_row(row["path"], row["source"], row["options"], str(row["pid"] or "?"))
     return table
 
 
