@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .output import console, say, write_json
+from .output import complain, console, say, write_json
 
 
 class What(str, Enum):  # noqa: UP042 -- typer before 0.16 wants it so
@@ -54,8 +54,10 @@ def bench(
     for name in names:
         begin = time.monotonic()
         # Any benchmark is a module of deploy/bench with run(quick=...) -> {"bench", "rows": [{"what", "value", "unit", ...}]}.
-        size = {"mib": mib} if name == What.resync.value else {"path": path} if path else {}
-        result: dict[str, Any] = importlib.import_module(f"emberfs.deploy.bench.{name}").run(quick=quick, **size)
+        more: dict[str, Any] = {"path": path} if path else {}
+        if name == What.resync.value:
+            more = {"mib": mib, "tell": complain}
+        result: dict[str, Any] = importlib.import_module(f"emberfs.deploy.bench.{name}").run(quick=quick, **more)
         result = {"bench": name, **result, "seconds": round(time.monotonic() - begin, 1)}
         results.append(result)
         if not as_json:
