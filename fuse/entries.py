@@ -7,6 +7,7 @@ step: the order of the notes is the order of the replies.
 from __future__ import annotations
 
 import stat as modes
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..client.core.attributes import Stat
@@ -69,6 +70,7 @@ def node_of(fs: FileSystem, inode: int) -> int:
 def entry(fs: FileSystem, stat: Stat) -> bytes:
     """A packed ENTRY_OUT: a name leads to this inode. The kernel holds one lookup more."""
     fs.nodes.looked_up(stat.inode, stat.change)
+    fs.bare.told(stat.inode, monotonic(), extended=stat.extended)
     entry_seconds, entry_ns = fs.entry_timeout
     attr_seconds, attr_ns = fs.attr_timeout
     return ENTRY_OUT.pack(
@@ -85,6 +87,7 @@ def entry(fs: FileSystem, stat: Stat) -> bytes:
 def attr(fs: FileSystem, stat: Stat) -> bytes:
     """A packed ATTR_OUT."""
     fs.nodes.tell(stat.inode, stat.change)
+    fs.bare.told(stat.inode, monotonic(), extended=stat.extended)
     seconds, nanoseconds = fs.attr_timeout
     return ATTR_OUT.pack(seconds, nanoseconds, *encoded(fs, stat))
 

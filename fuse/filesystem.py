@@ -7,9 +7,11 @@ import logging
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from ..client.core.attributes import Stat
 from ..client.core.client import Core
 from ..client.core.paths import at
 from ..proto.gen.meta_pb2 import Place
+from .bare import Bare
 from .callers import Callers
 from .negotiation import Agreement
 from .nodes import Nodes
@@ -45,6 +47,8 @@ class FileSystem:
         self.callers = Callers(core)
         self.statistics = Statistics()
         self.handles: dict[int, Any] = {}  # by fh
+        self.removed: dict[int, Stat] = {}  # directories removed here that the kernel holds still, as they were left
+        self.bare = Bare(options.attr_timeout)
         self.agreed: Agreement | None = None  # with the kernel; None before INIT
         self.entry_timeout = _timeout(options.entry_timeout)
         self.attr_timeout = _timeout(options.attr_timeout)
@@ -76,6 +80,17 @@ class FileSystem:
         handle = self.handles.pop(fh, None)
         if handle is not None:
             self.later(handle.close())
+
+    def removed_directory(self, gone: Stat) -> None:
+        """Remember a directory for those who are in it: the server knows nothing of it any more."""
+        if gone.inode in self.nodes:
+            self.removed[gone.inode] = gone
+
+    def forget(self, inode: int, count: int) -> None:
+        """The kernel has dropped so many references."""
+        self.nodes.forget(inode, count)
+        if self.removed and inode not in self.nodes:
+            self.removed.pop(inode, None)
 
     # --- caches ---------------------------------------------------------------------------------------------------------------------
 
@@ -123,13 +138,13 @@ def _timeout(seconds: float) -> tuple[int, int]:
 
 def forget(fs: FileSystem, request: Request) -> None:
     """The kernel has dropped references to one inode."""
-    fs.nodes.forget(fs.inode(request.node), FORGET_IN.unpack_from(request.body)[0])
+    fs.forget(fs.inode(request.node), FORGET_IN.unpack_from(request.body)[0])
 
 
 def batch_forget(fs: FileSystem, request: Request) -> None:
     """The kernel has dropped references to many inodes."""
     for node, count in forgets(request.body):
-        fs.nodes.forget(fs.inode(node), count)
+        fs.forget(fs.inode(node), count)
 
 
 def handlers() -> dict[int, Handler]:

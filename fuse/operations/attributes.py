@@ -1,0 +1,189 @@
+"""Attributes of inodes: asked for and set, access(2), statfs(2).
+
+What is open and written here shows as it is here (`Core.seen`): the length with what is still buffered, and the time of the last
+write. A change of our own lets the kernel keep the pages that it has (`nodes.advanced`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+from ...client.core.attributes import Stat
+from ..entries import attr, encoded
+from ..protocol import Opcode, SetAttr
+from ..requests import Setattr, Statx
+from ..structs import ACCESS_IN, STATFS_OUT, STATX_OUT
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from ...client.core.acting import Acting
+    from ...proto.gen.meta_pb2 import Place
+    from ..filesystem import FileSystem
+    from ..session import Handler, Request
+
+SECOND_NS = 1_000_000_000
+SET_ID_BITS = 0o6000
+STATFS_BLOCK_BYTES = 4096  # in which statfs(2) counts
+NAME_BYTES_MAX = 255
+STATX_BASIC_AND_BIRTH = 0xFFF  # STATX_BASIC_STATS | STATX_BTIME
+
+_TIMES = SetAttr.ATIME | SetAttr.MTIME | SetAttr.ATIME_NOW | SetAttr.MTIME_NOW
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------------------
+
+
+def getattr_(fs: FileSystem, request: Request) -> bytes | Coroutine[Any, Any, bytes]:
+    """The attributes of a node. Whether it is asked by an open file makes no difference: all files open here share what is known."""
+    if fs.removed and (removed := fs.removed.get(request.node)) is not None:
+        return attr(fs, removed)
+    return _getattr(fs, request)
+
+
+async def _getattr(fs: FileSystem, request: Request) -> bytes:
+    return attr(fs, await fs.core.stat(fs.place(request.node), follow=False))
+
+
+async def statx(fs: FileSystem, request: Request) -> bytes:
+    """As GETATTR, with the time of birth."""
+    Statx.parse(request.body)
+    stat = fs.removed.get(request.node) or await fs.core.stat(fs.place(request.node), follow=False)
+    fs.nodes.tell(stat.inode, stat.change)
+    number, size, blocks, *_, mode, links, uid, gid, rdev, block_bytes, _ = encoded(fs, stat)
+    times = (stat.atime_ns, stat.birth_ns, stat.ctime_ns, stat.mtime_ns)
+    return STATX_OUT.pack(
+        *fs.attr_timeout,
+        0,
+        STATX_BASIC_AND_BIRTH,
+        block_bytes,
+        0,  # attributes: none of those that statx(2) knows
+        links,
+        uid,
+        gid,
+        mode,
+        number,
+        size,
+        blocks,
+        0,
+        *(part for time_ns in times for part in divmod(time_ns, SECOND_NS)),
+        os.major(rdev),
+        os.minor(rdev),
+        0,
+        0,
+    )
+
+
+async def access(fs: FileSystem, request: Request) -> bytes:
+    """access(2), from kernels that do not check by themselves. Raises PERMISSION_DENIED."""
+    (mask,) = ACCESS_IN.unpack_from(request.body)
+    await fs.callers.view(request).check_access(fs.place(request.node), mask & 7, follow=False)
+    return b""
+
+
+async def statfs(fs: FileSystem, request: Request) -> bytes:
+    """Space and inodes of the whole cluster. There is no limit of inodes: as many are said to be free as have a block each."""
+    space = await fs.core.statfs()
+    free = space.free // STATFS_BLOCK_BYTES
+    return STATFS_OUT.pack(
+        space.total // STATFS_BLOCK_BYTES,
+        free,
+        free,
+        space.inodes + free,
+        free,
+        STATFS_BLOCK_BYTES,
+        NAME_BYTES_MAX,
+        STATFS_BLOCK_BYTES,
+    )
+
+
+# --- setting ----------------------------------------------------------------------------------------------------------------------
+
+
+async def setattr_(fs: FileSystem, request: Request) -> bytes:
+    """chmod, chown, utimensat, truncate and ftruncate: the length in one request, all the rest in another."""
+    asked = Setattr.parse(request.body)
+    place = fs.place(request.node)
+    view = fs.callers.view(request)
+    stat: Stat | None = None
+    if asked.valid & SetAttr.SIZE:
+        stat = await _truncate(fs, asked, view, place)
+        if asked.valid & SetAttr.KILL_SUIDGID and stat.mode & SET_ID_BITS:
+            stat = await lose_set_ids(fs, stat.inode)
+    changes = _changes(asked)
+    if changes or stat is None:
+        if asked.valid & _TIMES:
+            await _write_out(fs, fs.inode(request.node))
+        stat = await _set(fs, view, place, changes)
+    return attr(fs, stat)
+
+
+def _changes(asked: Setattr) -> dict[str, int | bool]:
+    """What is to be set, but for the length, as `Namespace.set_attributes` takes it."""
+    valid = asked.valid
+    changes: dict[str, int | bool] = {}
+    if valid & SetAttr.MODE:
+        changes["mode"] = asked.mode & 0o7777
+    if valid & SetAttr.UID:
+        changes["uid"] = asked.uid
+    if valid & SetAttr.GID:
+        changes["gid"] = asked.gid
+    if valid & SetAttr.ATIME_NOW:
+        changes["atime_now"] = True
+    elif valid & SetAttr.ATIME:
+        changes["atime_ns"] = asked.atime * SECOND_NS + asked.atime_ns
+    if valid & SetAttr.MTIME_NOW:
+        changes["mtime_now"] = True
+    elif valid & SetAttr.MTIME:
+        changes["mtime_ns"] = asked.mtime * SECOND_NS + asked.mtime_ns
+    return changes
+
+
+async def _set(fs: FileSystem, view: Acting, place: Place, changes: dict[str, int | bool]) -> Stat:
+    try:
+        stat = await view.set_attributes(place, **changes)
+    except PermissionError:
+        if changes:
+            raise
+        # Nothing to set: chown(2) with -1 and -1, or a stranger is about to write and the kernel takes the set-id bits away before.
+        # The bits go with his WRITE, which says so again; who only asked for that is told nothing.
+        return await fs.core.stat(place, follow=False)
+    fs.nodes.advanced(stat.inode, stat.change)
+    return stat
+
+
+async def _truncate(fs: FileSystem, asked: Setattr, view: Acting, place: Place) -> Stat:
+    """Set the length. Who has the file open for writing (the kernel has looked) may, whatever its mode says by now."""
+    if asked.size >> 63:
+        raise OSError(errno.EFBIG, "a length beyond 2**63")
+    stat = await (fs.core if asked.valid & SetAttr.FH else view).truncate(place, asked.size)
+    fs.nodes.advanced(stat.inode, stat.change)
+    return stat
+
+
+async def _write_out(fs: FileSystem, number: int) -> None:
+    """Before times are set: what was written here is sent and settled, or else the close would move them again."""
+    inode = fs.core.inodes.get(number)
+    if inode is not None and inode.unsettled:
+        async with inode.lock:
+            await fs.core.flush_inode(inode)
+        fs.nodes.advanced(number, inode.change)
+
+
+async def lose_set_ids(fs: FileSystem, inode: int) -> Stat:
+    """Somebody without the right to keep them (CAP_FSETID) has written: set-user-id goes, and set-group-id where it means "run as the
+    group"; file capabilities too. The mount does it, since who writes may not be who may change the mode."""
+    stat = await fs.core.set_attributes(fs.place(inode))
+    fs.nodes.advanced(stat.inode, stat.change)
+    return stat
+
+
+OPERATIONS: dict[int, Handler] = {
+    Opcode.GETATTR: getattr_,
+    Opcode.SETATTR: setattr_,
+    Opcode.STATX: statx,
+    Opcode.ACCESS: access,
+    Opcode.STATFS: statfs,
+}
