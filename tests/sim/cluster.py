@@ -262,14 +262,18 @@ class ChainCluster:
                     yield node, target
 
     def serves(self, node: StorageNode) -> bool:
-        """Whether every chain with a SERVING member on this node has another SERVING member whose node runs undisturbed."""
+        """Whether every chain with a SERVING member on this node has another SERVING member whose node runs undisturbed, and no chain waits
+        for this node to be served again."""
         book = self.book()
         if book is None:
             return False
         healthy = {n.number for n in self.nodes if n is not node and n.running and not n.host.frozen}
         for chain in self.chains:
-            serving = [member.node for member in book.chains[chain].members if member.state == SERVING]
+            members = book.chains[chain].members
+            serving = [member.node for member in members if member.state == SERVING]
             if node.number in serving and not healthy & set(serving):
+                return False
+            if not serving and any(m.node == node.number and m.state == LASTSRV for m in members):
                 return False
         return True
 
