@@ -47,6 +47,15 @@ def full_url(url: str = "") -> str:
     return default.split("/", 3)[0] + "//" + default.split("/", 3)[2] + path
 
 
+def check(path: str, url: str) -> None:
+    """Raise what stands against mounting this cluster there, unless it is mounted there already."""
+    place = mounting.place_of(path)
+    if place not in of_cluster(url):
+        mounting.check_mountpoint(place)
+        if why := can_mount():
+            raise error(Status.UNSUPPORTED, why)
+
+
 def start(
     url: str, path: str, options: Sequence[str] = (), *, log_level: str = "info", bound: bool = False
 ) -> dict[str, Any]:

@@ -79,6 +79,8 @@ def up(
         log_level=log_level,
     )
     begin = time.monotonic()
+    if mount:
+        mounts.check(mount, cluster.url)  # before there is a cluster that nobody can reach that way
     started = cluster.start()
     if mount:
         mounts.remember(cluster, mount)

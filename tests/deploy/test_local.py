@@ -237,7 +237,7 @@ class TestCommands:
     def test_refusals(self, tmp_path: Path) -> None:
         run = Command({"EMBERFS_DATA": str(tmp_path / "d"), "EMBERFS_URL": ""})
         assert "3 replicas need 3 nodes" in run.fail(1, "up", "--nodes", "2", "--replicas", "3")
-        assert "not there yet" in run.fail(1, "up", "--mount", "/mnt")
+        assert "make the directory first" in run.fail(1, "up", "--mount", "/mnt/nowhere")
         assert "is no size" in run.fail(2, "up", "--capacity", "many")
         assert "--data" in run.fail(1, "up", "--data", "/proc/nowhere")
         assert "emberfs up" in run.fail(3, "down")
