@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..client.core.attributes import Stat
@@ -17,12 +17,13 @@ from .negotiation import Agreement
 from .nodes import Nodes
 from .notifier import Notifier
 from .options import MountOptions
-from .protocol import ROOT_NODE, Opcode
+from .protocol import ROOT_NODE
 from .requests import forgets
 from .statistics import Statistics
 from .structs import FORGET_IN
 
 if TYPE_CHECKING:
+    from .control import Control
     from .session import Handler, Request
 
 ROOT_INODE = 1  # of the cluster
@@ -46,7 +47,12 @@ class FileSystem:
         self.nodes = Nodes()
         self.callers = Callers(core)
         self.statistics = Statistics()
-        self.handles: dict[int, Any] = {}  # by fh
+        self.control: Control | None = None  # the nodes that are no inodes: `.ember`, `3fs-virt`
+        self.handles: dict[int, Any] = {}  # by fh: open files and directories
+        self.reopening: dict[int, asyncio.Future[None]] = {}  # handles of a daemon before this one, by fh
+        self.reply: Callable[
+            [int, Sequence[bytes | memoryview]], bool
+        ]  # answers a request of this number while what is lent is valid
         self.removed: dict[int, Stat] = {}  # directories removed here that the kernel holds still, as they were left
         self.bare = Bare(options.attr_timeout)
         self.agreed: Agreement | None = None  # with the kernel; None before INIT
@@ -151,7 +157,7 @@ def handlers() -> dict[int, Handler]:
     """Every operation that the mount serves."""
     import importlib
 
-    table: dict[int, Handler] = {Opcode.FORGET: forget, Opcode.BATCH_FORGET: batch_forget}
+    table: dict[int, Handler] = {}
     for name in ("names", "attributes", "directories", "xattrs", "files", "data", "locks"):
         try:
             module: Any = importlib.import_module(f".operations.{name}", __package__)

@@ -92,6 +92,17 @@ class Nodes:
         elif before != change:
             self._known[inode] = known & (_LOOKUPS | _PAGES)
 
+    def followed(self, inode: int, since: int, change: int) -> None:
+        """As `advanced`, of several changes: from version `since` on all up to this one were ours."""
+        known = self._known.get(inode)
+        if known is None:
+            return
+        before = known >> _CHANGE_SHIFT
+        if before and since <= before:
+            self._known[inode] = max(before, change) << _CHANGE_SHIFT | (known & (_LOOKUPS | _PAGES))
+        elif before != change:
+            self._known[inode] = known & (_LOOKUPS | _PAGES)
+
     def unknown(self, inode: int) -> None:
         """Nobody knows any more what the kernel holds of it: the next OPEN invalidates."""
         known = self._known.get(inode)

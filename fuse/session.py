@@ -24,10 +24,10 @@ from typing import Any
 
 from ..proto.settings import time_scale
 from .device import Body, Device, Unmounted
-from .filesystem import FileSystem
+from .filesystem import FileSystem, batch_forget, forget
 from .negotiation import WANTED, Agreement, Wanted, negotiate
 from .operation import Operation
-from .protocol import IN_HEADER_BYTES, NO_REPLY, Init, Opcode, ProtocolError, check
+from .protocol import IN_HEADER_BYTES, NO_REPLY, ROOT_NODE, Init, Opcode, ProtocolError, check
 from .requests import InitIn
 from .statistics import LATER, OPCODES
 from .structs import INTERRUPT_IN, WRITE_IN
@@ -41,8 +41,24 @@ DRAIN_SECONDS = (
     35.0  # before scaling: for operations in flight when the mount ends; longer than any operation's own patience
 )
 
+VIRTUAL_NODE_MIN = 1 << 63  # nodes from here on are no inodes of the cluster
+
 DATA_START = IN_HEADER_BYTES + WRITE_IN.size  # of a WRITE's payload
 CANCELLED_BY_INTERRUPT = frozenset((Opcode.READ, Opcode.SETLKW))
+
+# What another process may have begun for somebody else: the page cache, closing.
+UNGUARDED = NO_REPLY | {
+    Opcode.INIT,
+    Opcode.DESTROY,
+    Opcode.READ,
+    Opcode.WRITE,
+    Opcode.FSYNC,
+    Opcode.RELEASE,
+    Opcode.READDIR,
+    Opcode.READDIRPLUS,
+    Opcode.FSYNCDIR,
+    Opcode.RELEASEDIR,
+}
 
 FLAGS = (WANTED & ~Init.CREATE_SUPP_GROUP) | Init.POSIX_ACL | Init.DONT_MASK | Init.HAS_RESEND
 
@@ -94,19 +110,29 @@ class Session:
     def __init__(self, device: Device, fs: FileSystem, handlers: dict[int, Handler]) -> None:
         self.device = device
         self.fs = fs
-        self.handlers: list[Handler] = [handlers.get(opcode, unknown) for opcode in range(OPCODES)]
-        self.handlers.append(unknown)
-        self.handlers[Opcode.INIT] = self._init
-        self.handlers[Opcode.INTERRUPT] = self._interrupt
-        self.handlers[Opcode.DESTROY] = self._destroy
-        self.on_agreement: Callable[[Agreement], None] | None = None  # is told what was agreed with the kernel
+        fs.reply = device.reply
         self.watcher: Watcher | None = None  # is told of every answer, while somebody reads the access log
-        self.inflight: dict[int, Request] = {}  # by unique: those that have a task
+        self.on_agreement: Callable[[Agreement], None] | None = None  # is told what was agreed with the kernel
+        self.inflight: dict[int, Request] = {}  # by unique: those that wait for something
+        self._handlers = self._table(handlers)
+        self._guarded = fs.options.allow_root
         self._lock_waits = 0
         self._reading = False
         self._ended: asyncio.Future[None] | None = None
         self._idle: asyncio.Event | None = None  # while the mount ends: nothing is in flight
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _table(self, handlers: dict[int, Handler]) -> list[Handler]:
+        """By opcode, and at the end what serves the opcodes of newer kernels."""
+        own: dict[int, Handler] = {
+            Opcode.INIT: self._init,
+            Opcode.INTERRUPT: self._interrupt,
+            Opcode.DESTROY: self._destroy,
+            Opcode.FORGET: forget,
+            Opcode.BATCH_FORGET: batch_forget,
+        }
+        table = {**handlers, **own}
+        return [table.get(opcode, unknown) for opcode in range(OPCODES + 1)]
 
     # --- the whole ----------------------------------------------------------------------------------------------------------------
 
@@ -200,7 +226,12 @@ class Session:
             opcode = LATER
         request.begin = perf_counter()
         try:
-            answer = self.handlers[opcode](self.fs, request)
+            handler = self._handlers[opcode]
+            if node == ROOT_NODE or node >= VIRTUAL_NODE_MIN:
+                handler = self._chosen(request, handler)
+            if self._guarded:
+                self._guard(request)
+            answer = handler(self.fs, request)
         except Exception as failure:
             self._failed(request, self._errno(request, failure))
         else:
@@ -209,6 +240,20 @@ class Session:
             else:
                 self.fs.statistics.inline += 1
                 self._answer(request, answer)  # type: ignore[arg-type]
+
+    def _chosen(self, request: Request, handler: Handler) -> Handler:
+        """Nodes that are no inodes, and the names of theirs in the root, have a handler of their own."""
+        control = self.fs.control
+        if request.node >= VIRTUAL_NODE_MIN:
+            return unknown_node if control is None else control.handle
+        if request.opcode == Opcode.LOOKUP and control is not None and request.body[:-1] in control.names:
+            return control.handle
+        return handler
+
+    def _guard(self, request: Request) -> None:
+        """With allow_root the kernel lets everybody in: others than root and the owner are kept out here. Raises EACCES."""
+        if request.uid and request.uid != self.fs.options.owner and request.opcode not in UNGUARDED:
+            raise PermissionError(errno.EACCES, "this mount is its owner's and root's only")
 
     def _start(self, request: Request, work: Coroutine[Any, Any, Body]) -> None:
         """Begin an operation that may have to wait. Mostly it does; what it holds while it does is counted here."""
@@ -335,6 +380,13 @@ class Session:
 def unknown(fs: FileSystem, request: Request) -> Body:
     """An operation that we do not have."""
     raise OSError(errno.ENOSYS, f"operation {request.opcode}")
+
+
+def unknown_node(fs: FileSystem, request: Request) -> Body:
+    """A node that was never given out, or a FORGET of one that is not counted."""
+    if request.opcode in NO_REPLY:
+        return None
+    raise OSError(errno.ESTALE, f"node {request.node:x}")
 
 
 def pages_limit() -> int:
