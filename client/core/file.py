@@ -96,8 +96,13 @@ class Handle(Reader):
 
     async def truncate(self, size: int | None = None) -> int:
         """Cut or extend to `size` bytes (default: the position)."""
-        await self._ready(writing=True)
         length = self.position if size is None else size
+        await self.truncate_with_stat(length)
+        return length
+
+    async def truncate_with_stat(self, length: int) -> Stat:
+        """`truncate`, and the attributes that it left."""
+        await self._ready(writing=True)
         if not 0 <= length <= OFFSET_MAX:
             raise error(Status.INVALID, f"{self.name}: cannot truncate to {length} bytes")
         file = self.file
@@ -107,11 +112,13 @@ class Handle(Reader):
             self._raise_error()
             await file.settle()
             self._raise_error()  # of what was small, and went to chunks after all
+            if not self.session:
+                await self._renew_session()  # a flush came in between
             request = TruncateRequest(place=Place(parent=file.id), length=length, session=self.session)
             reply = await self.core.cluster.change(META.Truncate, request)
             file.take_own(reply.attributes)
             file.generation += 1
-        return length
+        return stat_of(reply.attributes)
 
     async def allocate(self, mode: int, offset: int, length: int) -> None:
         """fallocate(2): mode 0 and KEEP_SIZE make sure that there is room, PUNCH_HOLE and ZERO_RANGE make zeros. Raises UNSUPPORTED for

@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ...client.core.attributes import Stat
+from ...client.core.file import Handle
 from ..entries import attr, encoded
 from ..protocol import Opcode, SetAttr
 from ..requests import Setattr, Statx
@@ -158,7 +159,13 @@ async def _truncate(fs: FileSystem, asked: Setattr, view: Acting, place: Place) 
     """Set the length. Who has the file open for writing (the kernel has looked) may, whatever its mode says by now."""
     if asked.size >> 63:
         raise OSError(errno.EFBIG, "a length beyond 2**63")
-    stat = await (fs.core if asked.valid & SetAttr.FH else view).truncate(place, asked.size)
+    handle = fs.handles.get(asked.fh) if asked.valid & SetAttr.FH else None
+    if isinstance(handle, Handle) and handle.can_write:
+        stat = await handle.truncate_with_stat(asked.size)
+    elif asked.valid & SetAttr.FH:
+        stat = await fs.core.truncate(place, asked.size)
+    else:
+        stat = await view.truncate(place, asked.size)
     fs.nodes.advanced(stat.inode, stat.change)
     return stat
 

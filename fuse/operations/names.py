@@ -14,8 +14,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from ..entries import entry, missing
-from ..protocol import Opcode
-from ..protocol import Rename as RenameFlag
+from ..protocol import Opcode, RenameFlag
 from ..requests import Link, Mkdir, Mknod, Rename, Symlink
 
 if TYPE_CHECKING:
