@@ -108,8 +108,6 @@ class FileSystem:
         """
         if self.nodes.told(inode) == change:
             return True
-        if inode not in self.nodes:
-            return False  # nothing is cached; a daemon that took over does not know, and finds out below
         await self.notifier.inode(ROOT_NODE if inode == self.root else inode)
         self.nodes.invalidated(inode, change)
         return False

@@ -21,10 +21,19 @@ from types import ModuleType
 
 import pytest
 from emberfs_cluster import cluster, fresh_cluster, make_cluster, replicated_cluster
+from emberfs_mount import make_mount
 from emberfs_postgres import postgres_server, postgres_url
 
 # Fixtures of every test.
-__all__ = ["cluster", "fresh_cluster", "make_cluster", "postgres_server", "postgres_url", "replicated_cluster"]
+__all__ = [
+    "cluster",
+    "fresh_cluster",
+    "make_cluster",
+    "make_mount",
+    "postgres_server",
+    "postgres_url",
+    "replicated_cluster",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = Path(__file__).resolve().parent
