@@ -33,6 +33,7 @@ from ..proto.errors import Status, StatusError, error
 from ..proto.ids import new_client_id
 from ..proto.process import configure_logging
 from ..proto.settings import parse_url
+from .control import Control
 from .device import Device
 from .filesystem import FileSystem, handlers
 from .negotiation import REQUEST_HEAD_BYTES_MAX, Agreement
@@ -156,11 +157,10 @@ class Mount:
         fs = FileSystem(core, self._options, Notifier(device.notify), root=root, first_handle=self._first_number)
         session = self._session = Session(device, fs, handlers())
         session.on_agreement = self._agreed
+        if self._options.control:
+            fs.control = Control(fs, session, self._given["path"], self._generation)
         if agreement := self._given["agreement"]:
-            session.adopt(_agreement(agreement))
-            device.notify(
-                notify_plain(Notify.RESEND)
-            )  # before the first read: afterwards our own requests would come twice
+            self._take_over(session, _agreement(agreement))
         if self._stopping.is_set():
             return
         await session.run()
@@ -168,6 +168,13 @@ class Mount:
             _log.info("unmounted", path=self._given["path"])
             self._supervisor.tell(state="unmounted")
         await fs.notifier.close(NOTIFIER_SECONDS_MAX)
+
+    def _take_over(self, session: Session, agreement: Agreement) -> None:
+        """Go on where another daemon has died. Before the first read: what we had read ourselves would come twice."""
+        session.adopt(agreement)
+        if failure := session.device.notify(notify_plain(Notify.RESEND)):
+            _log.error("the kernel does not send again what was left unanswered", errno=failure)
+        self._agreed(agreement)
 
     def _agreed(self, agreement: Agreement) -> None:
         _log.info("serving", path=self._given["path"], generation=self._generation, flags=str(agreement.flags))
