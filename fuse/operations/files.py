@@ -1,0 +1,201 @@
+"""Files are opened, made, flushed, synced and released.
+
+What is written is sent and settled by FLUSH, at each close(2), which also ends the writer's session in the same request: RELEASE then
+has nothing left to do, and a small file costs two requests to the metadata server from its creation to its close. Whoever writes
+again through a duplicate gets another session.
+
+The kernel's pages live on over opens as long as nobody else has changed the file: OPEN reads the attributes fresh, and where its version
+is not the one that the kernel was told, the pages are dropped before it is answered. What this mount changed itself is known to be
+followed by the kernel (`followed`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from ...client.core.locks import FLOCK, POSIX
+from ...client.core.options import Mode
+from ...proto.errors import Status, StatusError, error
+from ..entries import entry
+from ..filesystem import ACCESS_BITS
+from ..protocol import OPEN_KILL_SUIDGID, RELEASE_FLOCK_UNLOCK, Opcode, OpenReply
+from ..requests import name
+from ..structs import CREATE_IN, FLUSH_IN, FSYNC_IN, OPEN_IN, OPEN_OUT, RELEASE_IN
+from .attributes import SET_ID_BITS, lose_set_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from ...client.core.file import Handle
+    from ...client.core.inode import Inode
+    from ..filesystem import FileSystem
+    from ..session import Handler, Request
+
+# What the core and the server want to know of open(2)'s flags; the kernel has seen to the rest.
+OPEN_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_APPEND | os.O_NOATIME
+CREATE_FLAGS = OPEN_FLAGS | os.O_CREAT | os.O_EXCL
+FMODE_EXEC = 0x20  # open_flags of execve(2): the kernel checked the right to execute, not to read
+
+logger = logging.getLogger(__name__)
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------------------
+
+
+async def open_(fs: FileSystem, request: Request) -> bytes:
+    """Open a file that has a node."""
+    flags, more = OPEN_IN.unpack_from(request.body)
+    view = fs.core if flags & FMODE_EXEC else fs.callers.view(request)
+    handle: Handle = await view.open(fs.place(request.node), Mode(flags & OPEN_FLAGS, "", False))
+    try:
+        if more & OPEN_KILL_SUIDGID and handle.opened is not None and handle.opened.mode & SET_ID_BITS:
+            await lose_set_ids(fs, handle.file.id)
+        return await _opened(fs, handle)
+    except BaseException:
+        fs.later(handle.close())
+        raise
+
+
+async def create(fs: FileSystem, request: Request) -> bytes:
+    """Make a file and open it; one that somebody else has just made is opened. The kernel has looked: there was no such name."""
+    flags, mode, umask, _ = CREATE_IN.unpack_from(request.body)
+    place = fs.place(request.node, name(request.body, CREATE_IN.size))
+    wanted = Mode(flags & CREATE_FLAGS | os.O_CREAT | os.O_NOFOLLOW, "", False)
+    view = fs.callers.view(request, umask)
+    return await _made(fs, await view.open(place, wanted, permissions=mode, known_new=True))
+
+
+async def tmpfile(fs: FileSystem, request: Request) -> bytes:
+    """Make a file without a name, in the directory that the node is, and open it."""
+    flags, mode, umask, _ = CREATE_IN.unpack_from(request.body)
+    view = fs.callers.view(request, umask)
+    wanted = Mode(flags & (OPEN_FLAGS | os.O_EXCL), "", False)
+    return await _made(fs, await view.open(fs.place(request.node), wanted, permissions=mode, unnamed=True))
+
+
+async def _made(fs: FileSystem, handle: Handle) -> bytes:
+    """The reply to CREATE and TMPFILE."""
+    assert handle.opened is not None
+    try:
+        if handle.file.id in fs.nodes:  # it was there
+            await fs.revalidate(handle.file.id, handle.opened.change)
+        return entry(fs, handle.opened) + await _opened(fs, handle)
+    except BaseException:
+        fs.later(handle.close())
+        raise
+
+
+async def _opened(fs: FileSystem, handle: Handle) -> bytes:
+    """An OPEN_OUT. Pages that the kernel has stay if they are of the version that was opened."""
+    file = handle.file
+    followed(fs, file)
+    flags = OpenReply(0)
+    if await fs.revalidate(file.id, file.change):
+        flags |= OpenReply.KEEP_CACHE
+    if handle.append and handle.can_write:
+        # Where the end is, only the server knows: pages would keep what was appended where the kernel took the end to be.
+        flags |= OpenReply.DIRECT_IO
+    fs.nodes.opened(file.id)
+    return OPEN_OUT.pack(fs.new_handle(handle, handle.flags), flags, 0)
+
+
+def followed(fs: FileSystem, file: Inode) -> None:
+    """What was changed through this mount is nothing new to the kernel."""
+    fs.nodes.followed(file.id, file.since, file.change)
+
+
+# --- handles ----------------------------------------------------------------------------------------------------------------------
+
+
+async def handle_of(fs: FileSystem, node: int, fh: int) -> Handle:
+    """The handle of a number that this process did not give out: one before it did, and died. The file is opened again by its inode,
+    with the access that the number says. Raises STALE_HANDLE when it is gone."""
+    while (handle := fs.handles.get(fh)) is None:
+        waiting = fs.reopening.get(fh)
+        if waiting is None:
+            waiting = fs.reopening[fh] = asyncio.get_running_loop().create_future()
+            try:
+                fs.handles[fh] = await _reopen(fs, node, fh)
+            finally:
+                del fs.reopening[fh]
+                waiting.set_result(None)
+        else:
+            await asyncio.shield(waiting)
+    return handle  # type: ignore[no-any-return]
+
+
+async def _reopen(fs: FileSystem, node: int, fh: int) -> Handle:
+    access = fh & (1 << ACCESS_BITS) - 1 & os.O_ACCMODE
+    try:
+        handle = await fs.core.open(fs.place(node), Mode(access, "", False))
+    except FileNotFoundError:
+        raise error(Status.STALE_HANDLE, f"inode {fs.inode(node):x} is gone; open the path again") from None
+    return handle
+
+
+# --- closing ----------------------------------------------------------------------------------------------------------------------
+
+
+def flush(fs: FileSystem, request: Request) -> bytes | Coroutine[Any, Any, bytes]:
+    """close(2) of one descriptor: what was written has to be there for others, or the caller hears why not. The caller's byte-range
+    locks on the file go, through whichever descriptor they came."""
+    fh, owner = FLUSH_IN.unpack_from(request.body)
+    handle: Handle | None = fs.handles.get(fh)
+    if handle is not None and not _has_news(handle) and (POSIX, owner) not in handle.file.locks:
+        return b""
+    return _flush(fs, request, fh, owner)
+
+
+def _has_news(handle: Handle) -> bool:
+    file = handle.file
+    return handle.can_write and (file.unsettled or file.error is not None or handle.epoch != handle.core.epoch)
+
+
+async def _flush(fs: FileSystem, request: Request, fh: int, owner: int) -> bytes:
+    handle = fs.handles.get(fh) or await handle_of(fs, request.node, fh)
+    try:
+        await handle.flush(ending=True)
+    finally:
+        followed(fs, handle.file)
+        if (POSIX, owner) in handle.file.locks:
+            await handle.unlock_range(0, 0, owner=owner)
+    return b""
+
+
+async def release(fs: FileSystem, request: Request) -> bytes:
+    """Nobody has this open file any more. The kernel waits for no answer, and its errors were told by FLUSH."""
+    fh, _, flags, owner = RELEASE_IN.unpack_from(request.body)
+    handle: Handle | None = fs.handles.pop(fh, None)
+    if handle is None:
+        return b""
+    file = handle.file
+    try:
+        if flags & RELEASE_FLOCK_UNLOCK and (FLOCK, owner) in file.locks:
+            await handle.flock("unlock", owner=owner)
+        await handle.close()
+    except StatusError as failure:
+        logger.warning("closing inode %x: %s", file.id, failure)
+    followed(fs, file)
+    return b""
+
+
+async def fsync(fs: FileSystem, request: Request) -> bytes:
+    """What was written survives a loss of power, and so does the name. fdatasync(2) is no cheaper: the length must be durable too."""
+    fh, _ = FSYNC_IN.unpack_from(request.body)
+    handle = fs.handles.get(fh) or await handle_of(fs, request.node, fh)
+    await handle.fsync()
+    followed(fs, handle.file)
+    return b""
+
+
+OPERATIONS: dict[int, Handler] = {
+    Opcode.OPEN: open_,
+    Opcode.CREATE: create,
+    Opcode.TMPFILE: tmpfile,
+    Opcode.FLUSH: flush,
+    Opcode.RELEASE: release,
+    Opcode.FSYNC: fsync,
+}
