@@ -9,7 +9,7 @@ Rules:
    writes.
 3. What routing changes about our chains and targets is reported at once: the manager goes on only with news under the current version.
 4. Without an answer everything stays as it was: chains of one never fence themselves, members of longer ones stop with the lease.
-5. Reports are numbered: one that arrives after a newer one says nothing any more.
+5. Reports are numbered, registrations with them: one that arrives after a newer one says nothing any more.
 6. A process whose place was taken by another one (FENCED) gives up its lease and ends loudly.
 
 Written over `proto.env.Environment`: the same code runs in the server and in the simulator.
@@ -109,9 +109,19 @@ class Membership:
 
         def request() -> RegisterNodeRequest:
             entries = [reported.entry for reported in self.targets()]
-            return RegisterNodeRequest(node=self.node, targets=entries, spare=self.spare, dropped=dropped)
+            number = self._next_number()
+            return RegisterNodeRequest(
+                node=self.node, targets=entries, spare=self.spare, dropped=dropped, number=number
+            )
 
-        reply = await self._insist(CLUSTER.RegisterNode, request)
+        while True:
+            try:
+                reply = await self._insist(CLUSTER.RegisterNode, request)
+                break
+            except StatusError as late:
+                if late.status is not Status.DUPLICATE:
+                    raise
+                # A heartbeat has overtaken it: what it says goes again, under a new number.
         self.node.id = reply.node
         self._apply(reply.routing)
 
@@ -174,7 +184,7 @@ class Membership:
 
     def _report(self) -> HeartbeatRequest:
         request = HeartbeatRequest(node=self.node.id, process=self.node.process, routing_version=self._routing.version)
-        self._number = request.number = self._number + 1
+        request.number = self._next_number()
         for entry, chain, unreached in self.targets():
             request.targets.append(entry)
             if chain is not None:
@@ -183,6 +193,10 @@ class Membership:
                 request.unreached.extend(unreached)
                 request.unreached_version.extend([chain.version] * len(unreached))
         return request
+
+    def _next_number(self) -> int:
+        self._number += 1
+        return self._number
 
     def _apply(self, routing: Routing) -> None:
         if not routing.version:

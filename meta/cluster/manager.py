@@ -158,10 +158,16 @@ class Manager(Grants):
     # Nodes.
 
     async def register(
-        self, node: Node, targets: Sequence[Target], *, spare: bool = False, dropped: Sequence[int] = ()
+        self,
+        node: Node,
+        targets: Sequence[Target],
+        *,
+        spare: bool = False,
+        dropped: Sequence[int] = (),
+        number: int = 0,
     ) -> int:
         """A server process introduces itself; its node number. Raises INVALID, NOT_FOUND, TOO_LARGE, FENCED for a process that another
-        one has followed already."""
+        one has followed already, DUPLICATE where it has sent something newer."""
         found: Registered | None = None
         replaced = 0
 
@@ -172,12 +178,14 @@ class Manager(Grants):
                 raise _taken(found.node, node.name)
             known = book.nodes.get(found.node)
             replaced = known.process if known is not None and known.process != node.process else 0
+            if known is not None and not replaced and self._nodes.is_late(found.node, number):
+                raise _late(known)
             return found.draft
 
         await self._change(plan)
         assert found is not None
         if node.kind == NODE_KIND_STORAGE:
-            self._nodes.registered(found.node, replaced, found.targets, self._clock.now())
+            self._nodes.registered(found.node, replaced, found.targets, self._clock.now(), number=number)
         _log.info("registered", node=found.node, name=node.name, targets=len(targets), routing=self.book.state.version)
         return found.node
 
@@ -198,7 +206,7 @@ class Manager(Grants):
         if node.process != request.process:
             raise _taken(node.id, node.name)
         if self._nodes.is_late(node.id, request.number):
-            raise error(Status.DUPLICATE, f"node {node.id} ({node.name}) has sent newer reports than this one")
+            raise _late(node)
         now, targets = self._clock.now(), self.book.targets
         mine = [t for t in request.targets if t.id in targets and targets[t.id].node == node.id]  # others have moved
         chains = dict(zip(request.chain, request.chain_version, strict=False))
@@ -413,6 +421,10 @@ class Manager(Grants):
 
 def _taken(node: int, name: str) -> StatusError:
     return error(Status.FENCED, f"another process has registered as node {node} ({name}); stop this one")
+
+
+def _late(node: Node) -> StatusError:
+    return error(Status.DUPLICATE, f"node {node.id} ({node.name}) has sent newer reports than this one")
 
 
 def _next_epoch(book: Book) -> Draft:

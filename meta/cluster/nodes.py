@@ -68,7 +68,7 @@ class Nodes:
 
     # What nodes say.
 
-    def registered(self, node: int, replaced: int, targets: Sequence[Target], now: float) -> None:
+    def registered(self, node: int, replaced: int, targets: Sequence[Target], now: float, *, number: int = 0) -> None:
         """A process has registered with these targets (numbered), in the place of the process `replaced` (0: nobody's)."""
         known = self._known.setdefault(node, _Known(now))
         if replaced and replaced not in known.past:
@@ -76,7 +76,7 @@ class Nodes:
         for gone in known.targets:
             self._reported.pop(gone, None)
         known.heard, known.seen, known.chains, known.routing = now, Lease.HELD, {}, 0
-        known.targets, known.usual, known.unreached, known.number = {}, {}, {}, 0
+        known.targets, known.usual, known.unreached, known.number = {}, {}, {}, number
         for target in targets:
             self._keep(known, target)
 

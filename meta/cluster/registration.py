@@ -142,14 +142,14 @@ def _put_targets(
     for target in targets:
         known = book.targets.get(target.id)
         target_id = target.id or draft.new_id(Kind.TARGET)
-        record = _changed(target, id=target_id, node=node_id, state=_state(target, known), full=_full(target, known))
+        fresh = restarted or (known is not None and known.node != node_id)
+        state, full = _state(target, known, fresh), _full(target, known)
+        record = _changed(target, id=target_id, node=node_id, state=state, full=full)
         record.disabled = known is not None and known.disabled  # the manager's, whatever a registration says
         owned.append(record)
         draft.put(Kind.TARGET, record, target_id)
         if known is not None:
-            moved = known.node != node_id
-            clean = not target.damaged
-            reports[target_id] = Report(record.state, target.incarnation, restarted or moved, opened_clean=clean)
+            reports[target_id] = Report(state, target.incarnation, fresh, opened_clean=not target.damaged)
         elif not spare:
             chain = new_chain(draft.new_id(Kind.CHAIN), target_id, node_id, target.incarnation)
             draft.put(Kind.CHAIN, chain, chain.id)
@@ -164,8 +164,10 @@ def _put_targets(
     return owned
 
 
-def _state(target: Target, known: Target | None) -> LocalState:
-    if known is not None and known.disabled:
+def _state(target: Target, known: Target | None, fresh: bool) -> LocalState:
+    """What it says. What is disabled shall not begin to serve (it is `fresh`), but where it may serve, its server must say itself that it
+    has stopped."""
+    if known is not None and known.disabled and fresh:
         return LOCAL_STATE_OFFLINE
     return state_of(target)
 

@@ -95,7 +95,9 @@ class ClusterService:
 
     async def register_node(self, request: RegisterNodeRequest, context: Context) -> RegisterNodeReply:
         _need_trust(context, "register a server")
-        node = await self._manager.register(request.node, request.targets, spare=request.spare, dropped=request.dropped)
+        node = await self._manager.register(
+            request.node, request.targets, spare=request.spare, dropped=request.dropped, number=request.number
+        )
         routing = self._manager.routing(server=True)
         return RegisterNodeReply(node=node, routing=routing, lease_ms=self._node_lease_ms)
 

@@ -129,16 +129,18 @@ class GetRoutingRequest(_message.Message):
     def __init__(self, since: _Optional[int] = ...) -> None: ...
 
 class RegisterNodeRequest(_message.Message):
-    __slots__ = ("node", "targets", "spare", "dropped")
+    __slots__ = ("node", "targets", "spare", "dropped", "number")
     NODE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     SPARE_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     node: Node
     targets: _containers.RepeatedCompositeFieldContainer[Target]
     spare: bool
     dropped: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., spare: bool = ..., dropped: _Optional[_Iterable[int]] = ...) -> None: ...
+    number: int
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., spare: bool = ..., dropped: _Optional[_Iterable[int]] = ..., number: _Optional[int] = ...) -> None: ...
 
 class RegisterNodeReply(_message.Message):
     __slots__ = ("node", "routing", "lease_ms")

@@ -24,6 +24,7 @@ PAST = {
     20354: "a damaged chunk of the tail was compared with what the head had committed before, and given up",
     640910792336: "a retry was recognised by a receipt that a failing disk had not taken",
     50416: "a sync of the version before went on forgetting records that the next one had brought",
+    197787578634: "a copy of a registration, which came late, was taken for a new process: its target had stopped, as it seemed",
     197787575747: "the disk was replaced of a member that nobody could do without: it did not serve just then",
     618306999730: "the only copy was damaged: messages that took very long had cost the others their places",
     404283423122: "a write that had failed was told long after everything was healed, and nobody looked after the disk any more",

@@ -205,6 +205,47 @@ def test_a_process_whose_place_was_taken_ends() -> None:
     run(story)
 
 
+def test_a_registration_that_comes_once_more_says_nothing() -> None:
+    async def story(world: World) -> None:
+        await world.start_manager()
+        world.simulation.network.echo("RegisterNode", "a", "meta0")
+        await chain_of(world, "a")
+        process = world.processes["a"]
+        process.disks.append(Disk(world.simulation.random.getrandbits(62) | 1))
+        await process.membership.register()
+        other = process.target_of(process.disks[1])
+        await world.call(CLUSTER.CreateChains, CreateChainsRequest(chains=[ChainMembers(targets=[other])]))
+        await world.sleep(1.0)
+        world.host("a").freeze()
+        await world.call(CLUSTER.SetTarget, SetTargetRequest(target=process.target_of(process.disks[0]), disabled=True))
+        world.simulation.network.release()
+        await world.sleep(1.0)
+        # Neither is the disk gone that was not there yet, nor has the server said that it has stopped.
+        assert (world.states(1), world.states(2)) == ("a:S v1", "a:S v1")
+        world.host("a").thaw()
+        await world.sleep(1.0)
+        assert (world.states(1), world.states(2)) == ("a:L v2", "a:S v1")
+
+    run(story)
+
+
+def test_a_registration_that_a_heartbeat_has_overtaken_goes_again() -> None:
+    async def story(world: World) -> None:
+        await world.start_manager()
+        await chain_of(world, "a")
+        process = world.processes["a"]
+        process.disks.append(Disk(world.simulation.random.getrandbits(62) | 1))
+        world.simulation.network.hold("RegisterNode", "a", "meta0")
+        registering = world.host("a").spawn(process.membership.register(), "registration", loud=True)
+        await world.sleep(L / 2)
+        assert not registering.done
+        world.simulation.network.release()
+        await registering
+        assert process.target_of(process.disks[1])
+
+    run(story)
+
+
 def test_a_damaged_index_revives_nothing_until_an_administrator_says_so() -> None:
     async def story(world: World) -> None:
         await world.start_manager()
