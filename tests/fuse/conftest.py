@@ -1,0 +1,58 @@
+"""Every test of what a mount shall do runs on the local file system as well: what is expected is what Linux does."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from emberfs_mount import MountThread, can_mount
+
+
+if TYPE_CHECKING:
+    from emberfs.deploy.local import LocalCluster
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def mount(cluster: LocalCluster) -> Iterator[Path]:
+    """A mount of a cluster, for all tests that leave it as it is; each works in a directory of its own."""
+    if not can_mount():
+        pytest.skip("mounting needs root and /dev/fuse")
+    with tempfile.TemporaryDirectory(prefix="emberfs-mount-") as folder:
+        made = MountThread(cluster.url, folder)
+        try:
+            yield made.path
+        finally:
+            made.close()
+
+
+def _directory(parent: Path) -> Path:
+    made = parent / f"test-{next(_numbers)}"
+    made.mkdir()
+    made.chmod(0o777)
+    return made
+
+
+@pytest.fixture
+def place(mount: Path) -> Path:
+    """A directory of the mount where everybody may do everything."""
+    return _directory(mount)
+
+
+@pytest.fixture(params=["mount", "local"])
+def both(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The same, and then one of the local file system."""
+    if request.param == "mount":
+        return _directory(request.getfixturevalue("mount"))
+    if os.geteuid():
+        pytest.skip("only root becomes other users")
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.owner() == "root" and folder != Path("/") and folder != Path("/tmp"):
+            folder.chmod(folder.stat().st_mode | 0o711)
+    return _directory(tmp_path)
