@@ -1,0 +1,230 @@
+"""Locks between processes of one mount, and between mounts."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .processes import mounted
+from .users import errno_of
+
+if TYPE_CHECKING:
+    from emberfs.deploy.local import LocalCluster
+
+SECONDS_MAX = 30.0
+COUNTS = 25  # of each process that counts
+
+
+@pytest.fixture(scope="module")
+def two(cluster: LocalCluster) -> Iterator[tuple[Path, Path]]:
+    """The same directory of one cluster, on two mounts."""
+    if os.geteuid():
+        pytest.skip("only root mounts without fusermount3")
+    with mounted(cluster.url) as first, mounted(cluster.url) as second:
+        (first / "locks").mkdir()
+        yield first / "locks", second / "locks"
+
+
+@pytest.fixture(params=["one mount", "two mounts"])
+def pair(request: pytest.FixtureRequest, two: tuple[Path, Path]) -> tuple[Path, Path]:
+    """A new file, as two processes see it."""
+    name = f"file-{time.monotonic_ns()}"
+    (two[0] / name).write_bytes(b"")
+    return two[0] / name, two[1 if request.param == "two mounts" else 0] / name
+
+
+def child(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """A process that runs this. It says "ready" when it is, and goes on when it reads a line."""
+    head = "import fcntl, os, sys\ndef ready():\n    print('ready', flush=True)\n    sys.stdin.readline()\n"
+    command = [sys.executable, "-c", head + code, *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def until_ready(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    out, _ = process.communicate(timeout=SECONDS_MAX)
+    return out
+
+
+HOLD = """
+fd = os.open(sys.argv[1], os.O_RDWR)
+if sys.argv[2] == "flock": fcntl.flock(fd, fcntl.LOCK_EX)
+else: fcntl.lockf(fd, fcntl.LOCK_EX, 10, 5)
+ready()
+if sys.argv[3] == "close": os.close(os.dup(fd)) if sys.argv[2] == "fcntl" else os.close(fd)
+elif sys.argv[3] == "unlock": fcntl.flock(fd, fcntl.LOCK_UN) if sys.argv[2] == "flock" else fcntl.lockf(fd, fcntl.LOCK_UN)
+ready()
+"""
+
+
+@pytest.mark.parametrize("kind", ["fcntl", "flock"])
+@pytest.mark.parametrize("way", ["unlock", "close", "kill"])
+def test_a_lock_keeps_others_out_until_it_goes(pair: tuple[Path, Path], kind: str, way: str) -> None:
+    holder = child(HOLD, pair[0], kind, way)
+    until_ready(holder)
+    fd = os.open(pair[1], os.O_RDWR)
+
+    def take(flags: int) -> None:
+        fcntl.flock(fd, flags) if kind == "flock" else fcntl.lockf(fd, flags, 1, 7)
+
+    assert errno_of(lambda: take(fcntl.LOCK_EX | fcntl.LOCK_NB)) == errno.EAGAIN
+    assert errno_of(lambda: take(fcntl.LOCK_SH | fcntl.LOCK_NB)) == errno.EAGAIN
+    if kind == "fcntl":
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 5, 0)  # elsewhere in the file it is free
+        wanted = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        type_, _, start, length, pid = struct.unpack("hhqqi4x", fcntl.fcntl(fd, fcntl.F_GETLK, wanted))
+        assert (type_, start, length) == (fcntl.F_WRLCK, 5, 10)
+        if pair[0].parent == pair[1].parent:
+            assert pid == holder.pid
+    if way == "kill":
+        holder.send_signal(signal.SIGKILL)
+    else:
+        go_on(holder)
+    take(fcntl.LOCK_EX)  # waits
+    os.close(fd)
+    if way != "kill":
+        until_ready(holder)
+        go_on(holder)
+    end(holder)
+
+
+COUNT = """
+for _ in range(int(sys.argv[3])):
+    fd = os.open(sys.argv[1], os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX) if sys.argv[2] == "flock" else fcntl.lockf(fd, fcntl.LOCK_EX)
+    number = int(os.pread(fd, 100, 0) or b"0")
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, b"%d" % (number + 1), 0)
+    if number % 2: fcntl.flock(fd, fcntl.LOCK_UN) if sys.argv[2] == "flock" else fcntl.lockf(fd, fcntl.LOCK_UN)
+    os.close(fd)
+"""
+
+
+@pytest.mark.parametrize("kind", ["fcntl", "flock"])
+def test_counting_under_a_lock_loses_nothing(pair: tuple[Path, Path], kind: str) -> None:
+    counters = [child(COUNT, pair[i % 2], kind, COUNTS) for i in range(4)]
+    for counter in counters:
+        end(counter)
+        assert counter.returncode == 0
+    assert pair[0].read_bytes() == b"%d" % (4 * COUNTS)
+
+
+KEEP_OPEN = """
+fd = os.open(sys.argv[1], os.O_RDWR)
+for _ in range(int(sys.argv[2])):
+    fcntl.lockf(fd, fcntl.LOCK_EX)
+    number = int(os.pread(fd, 100, 0) or b"0")
+    os.pwrite(fd, b"%-8d" % (number + 1), 0)
+    fcntl.lockf(fd, fcntl.LOCK_UN)
+"""
+
+
+def test_a_lock_shows_what_was_written_before_although_the_file_stayed_open(pair: tuple[Path, Path]) -> None:
+    """Like two sqlite writers: nobody opens the file again, and its pages are cached."""
+    counters = [child(KEEP_OPEN, pair[i % 2], COUNTS) for i in range(2)]
+    for counter in counters:
+        end(counter)
+        assert counter.returncode == 0
+    assert int(pair[0].read_bytes()) == 2 * COUNTS
+
+
+DEADLOCK = """
+fd = os.open(sys.argv[1], os.O_RDWR)
+fcntl.lockf(fd, fcntl.LOCK_EX, 1, int(sys.argv[2]))
+ready()
+try:
+    fcntl.lockf(fd, fcntl.LOCK_EX, 1, 1 - int(sys.argv[2]))
+    print("got it")
+except OSError as failure:
+    print(failure.errno)
+"""
+
+
+def test_a_deadlock_is_told_to_one_of_the_two(pair: tuple[Path, Path]) -> None:
+    both = [child(DEADLOCK, pair[i], i) for i in range(2)]
+    for process in both:
+        until_ready(process)
+    for process in both:
+        go_on(process)
+    assert sorted(end(process) for process in both) == sorted([f"{errno.EDEADLK}\n", "got it\n"])
+
+
+WAIT = """
+import signal
+class Enough(Exception): pass
+def stop(number, frame): raise Enough
+signal.signal(signal.SIGUSR1, stop)
+fd = os.open(sys.argv[1], os.O_RDWR)
+print('ready', flush=True)
+try:
+    fcntl.flock(fd, fcntl.LOCK_EX) if sys.argv[2] == "flock" else fcntl.lockf(fd, fcntl.LOCK_EX)
+except Enough:
+    print("interrupted", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("kind", ["fcntl", "flock"])
+def test_a_wait_that_is_interrupted_leaves_no_lock(pair: tuple[Path, Path], kind: str) -> None:
+    fd = os.open(pair[0], os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX) if kind == "flock" else fcntl.lockf(fd, fcntl.LOCK_EX)
+    waiting = child(WAIT, pair[1], kind)
+    until_ready(waiting)
+    deadline = time.monotonic() + SECONDS_MAX
+    while "fuse" not in Path(f"/proc/{waiting.pid}/stack").read_text():  # until it waits in the kernel
+        assert time.monotonic() < deadline
+        os.sched_yield()
+    began = time.monotonic()
+    waiting.send_signal(signal.SIGUSR1)
+    assert waiting.stdout is not None
+    assert waiting.stdout.readline() == "interrupted\n"
+    assert time.monotonic() - began < 5.0
+    os.close(fd)
+    fd = os.open(pair[0], os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) if kind == "flock" else fcntl.lockf(
+        fd, fcntl.LOCK_EX | fcntl.LOCK_NB
+    )
+    os.close(fd)
+    go_on(waiting)
+    end(waiting)
+
+
+APPEND = """
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+for i in range(int(sys.argv[3])):
+    os.write(fd, (b"%s %d " % (sys.argv[2].encode(), i)).ljust(49, b".") + b"\\n")
+"""
+
+
+def test_appenders_on_two_mounts_lose_and_mix_nothing(two: tuple[Path, Path]) -> None:
+    (two[0] / "log").write_bytes(b"")
+    writers = [child(APPEND, two[i % 2] / "log", i, 40) for i in range(4)]
+    for writer in writers:
+        end(writer)
+        assert writer.returncode == 0
+    for path in two:
+        lines = (path / "log").read_bytes().splitlines()
+        assert all(len(line) == 49 for line in lines)
+        found = sorted(tuple(map(int, line.split()[:2])) for line in lines)
+        assert found == [(writer, i) for writer in range(4) for i in range(40)]
