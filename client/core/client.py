@@ -14,8 +14,16 @@ from ...proto.env import Environment
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen import common_pb2
 from ...proto.gen.cluster_pb2 import EndClientRequest, GetRoutingRequest, StatusReply, StatusRequest
-from ...proto.gen.meta_pb2 import OpenReply, OpenRequest, Place, PublishRequest, TruncateRequest
-from ...proto.rpc import CLUSTER, META
+from ...proto.gen.meta_pb2 import (
+    CloseRequest,
+    OpenReply,
+    OpenRequest,
+    Place,
+    PublishRequest,
+    SettleSessionsRequest,
+    TruncateRequest,
+)
+from ...proto.rpc import CLUSTER, META, Method
 from .acting import Acting
 from .append import Tokens
 from .atimes import ReadTimes
@@ -24,6 +32,7 @@ from .budget import Budget
 from .channels import Channels
 from .clone import Progress, clone_file, copy_range
 from .cluster import Cluster
+from .ended import Ended
 from .file import Handle
 from .held import Held
 from .inode import ACCESS, Inode
@@ -69,10 +78,23 @@ class Core(Namespace):
         self.keeper = Keeper(self)
         self.read_times = ReadTimes(self)
         self.tokens = Tokens(self)
+        self.ended = Ended()
 
     def acting_for(self, uid: int, gid: int, groups: Sequence[int] = (), umask: int = 0) -> Acting:
         """This client as another user sees it."""
         return Acting(self, uid, gid, groups, umask)
+
+    def succeed(self, number: int) -> None:
+        """Be the client that a process was which has died. All numbers begin beyond those that it can have used. Before anything else."""
+        self.cluster.requests.last = number
+        self.channels.begin(number)
+        self.keeper.begin(number)
+        self.numbers = itertools.count(number + 1)
+
+    async def settle_predecessor(self, keep: Sequence[int] = ()) -> None:
+        """End the sessions that the process before us had for writing, but not these, which are ours: from now on its files are as long
+        as its chunks say. Raises DEADLINE when storage does not answer for so long."""
+        await self.cluster.meta(META.SettleSessions, SettleSessionsRequest(keep=keep))
 
     async def connect(self) -> None:
         """The first contact. Raises UNAVAILABLE, WRONG_CLUSTER, UNAUTHENTICATED."""
@@ -102,10 +124,12 @@ class Core(Namespace):
         permissions: int = 0o666,
         parents: bool = False,
         unnamed: bool = False,
+        known_new: bool = False,
         acting: Acting | None = None,
     ) -> Handle:
-        """Open for whom this client is, or for the user that it is `acting` for."""
-        if mode.flags & O_TRUNC:
+        """Open for whom this client is, or for the user that it is `acting` for. `known_new`: there was no such file a moment ago, so
+        that nothing of it can be on its way."""
+        if mode.flags & O_TRUNC and not known_new:
             await self._write_out(path)
         request = OpenRequest(
             place=place(path),
@@ -159,10 +183,28 @@ class Core(Namespace):
         if request.flags == O_RDONLY:
             reply = await self.cluster.meta(META.Open, request)
         else:
-            reply = await self.cluster.change(META.Open, request)
+            reply = await self.changing(META.Open, request)
         if reply.attributes.type == common_pb2.FILE_TYPE_DIRECTORY:
             raise error(Status.IS_DIRECTORY)
         return reply  # type: ignore[no-any-return]
+
+    async def changing(self, method: Method, request: OpenRequest | CloseRequest) -> Any:
+        """`cluster.change`, and the ends of earlier sessions go along."""
+        ended = self.ended
+        if not ended:
+            return await self.cluster.change(method, request)
+        ended.tell(request)
+        try:
+            return await self.cluster.change(method, request)
+        except BaseException:
+            ended.again(request)
+            raise
+
+    async def tell_ended(self) -> None:
+        """Tell the server of all sessions that have ended. What fails is told later."""
+        if self.ended:
+            with suppress(StatusError):
+                await self.changing(META.Close, CloseRequest())
 
     async def _hold(self, reply: OpenReply, flags: int, sent: float) -> Inode:
         """The shared state of an inode that was opened, with one handle more."""
@@ -405,6 +447,7 @@ class Core(Namespace):
             except StatusError as broken:
                 failure = failure or broken
         await self.read_times.tell()
+        await self.tell_ended()
         self.closed = True
         try:
             if self.keeper.started:

@@ -269,6 +269,10 @@ class Handle(Reader):
                 token=file.token is not None and file.sessions == [self.session],
                 inlined=small,
             )
+            if self._may_end_silently(request) and failure is None:
+                self.core.ended.add(file.id, self.session)
+                await self._forget_session()
+                return
             if request.token:
                 self.core.tokens.forget(file)
             try:
@@ -288,6 +292,11 @@ class Handle(Reader):
         if failure is not None and not discard:
             raise failure
 
+    def _may_end_silently(self, request: CloseRequest) -> bool:
+        """Whether nothing was written that the server has not settled yet: it may hear later (`ended.py`)."""
+        nothing = not (request.written or request.reading or request.token or request.HasField("inlined"))
+        return nothing and not self.unnamed and not self.core.ended.full
+
     async def _forget_session(self) -> None:
         """It is over, and the handle one like those for reading."""
         file = self.file
@@ -305,7 +314,7 @@ class Handle(Reader):
             write_back.discard()
 
     async def _ask_close(self, request: CloseRequest) -> CloseReply:
-        return await self.core.cluster.change(META.Close, request)  # type: ignore[no-any-return]
+        return await self.core.changing(META.Close, request)  # type: ignore[no-any-return]
 
     async def _close_small(self, request: CloseRequest) -> CloseReply:
         """Close with the bytes of a small file, or without, after these went to chunks."""

@@ -37,6 +37,10 @@ class Keeper:
         self._writing_out = False
         self.started = False
 
+    def begin(self, number: int) -> None:
+        """Renewals are counted from this number."""
+        self._renewals = number
+
     def start(self) -> None:
         """Start the worker unless it runs."""
         if not self.started:
@@ -90,7 +94,7 @@ class Keeper:
     def _anything_old(self) -> bool:
         moment = self._env.now() - self._core.options.scaled(DIRTY_SECONDS_MAX)
         inodes = list(self._core.inodes.values())
-        if self._core.orphans or self._core.read_times.due:
+        if self._core.orphans or self._core.read_times.due or self._core.ended:
             return True
         return any(inode.unsettled and inode.unsettled_since < moment for inode in inodes)
 
@@ -100,6 +104,7 @@ class Keeper:
             await self._flush_old(self._env.now() - self._core.options.scaled(DIRTY_SECONDS_MAX))
             if self._core.read_times.due:
                 await self._core.read_times.tell()
+            await self._core.tell_ended()
         finally:
             self._writing_out = False
 

@@ -110,7 +110,7 @@ class MetaService:
 
     async def close(self, request: meta_pb2.CloseRequest, context: Context) -> meta_pb2.CloseReply:
         task = self._owner_task(context)
-        if not request.session:
+        if not request.session and not request.HasField("ended"):
             return await self._namespace.read(close.close, task, request)
         if request.reading:
             await self._namespace.clients.readers.admit(task.client)
@@ -244,6 +244,12 @@ class MetaService:
 
     async def access(self, request: meta_pb2.AccessRequest, context: Context) -> meta_pb2.AccessReply:
         return await self._namespace.read(stat.access, self._task(context, request), request)
+
+    async def settle_sessions(
+        self, request: meta_pb2.SettleSessionsRequest, context: Context
+    ) -> meta_pb2.SettleSessionsReply:
+        settled = await self._namespace.clients.settle_own(context.peer.client, frozenset(request.keep))
+        return meta_pb2.SettleSessionsReply(settled=settled)
 
     async def read_events(self, request: meta_pb2.ReadEventsRequest, context: Context) -> meta_pb2.ReadEventsReply:
         task = self._task(context, request)

@@ -6,6 +6,7 @@ import struct
 from typing import NamedTuple
 
 from ...proto.errors import Status, error
+from ...proto.gen.meta_pb2 import EndedSessions
 from .. import keys
 from ..kv.engine import Transaction
 from . import extended
@@ -13,6 +14,7 @@ from .access import without_set_ids
 from .inode import Inode
 
 VERSION = 2
+ENDED_MAX = 1024  # sessions that one request ends beside what it is about
 
 _RECORD = struct.Struct(">BI16sqB")  # version, uid of the opener, client, opened (ns since the epoch), member
 _RECORD_1 = struct.Struct(">BI16sq")  # the same without the last
@@ -66,6 +68,19 @@ def own(data: bytes | None, inode: int, client: bytes) -> Session:
             Status.BAD_HANDLE, f"the session on inode {inode:x} belongs to another client; open the file yourself"
         )
     return found
+
+
+async def end_unwritten(txn: Transaction, client: bytes, ended: EndedSessions) -> None:
+    """The client has closed these, and wrote nothing under them that is not settled. What is gone, or another client's, is left alone.
+    Raises INVALID, TOO_LARGE."""
+    if len(ended.inodes) != len(ended.sessions):
+        raise error(Status.INVALID, f"{len(ended.inodes)} inodes and {len(ended.sessions)} sessions that end: as many")
+    if len(ended.sessions) > ENDED_MAX:
+        raise error(Status.TOO_LARGE, f"{len(ended.sessions)} sessions that end with one request: at most {ENDED_MAX}")
+    asked = [keys.session_key(inode, number) for inode, number in zip(ended.inodes, ended.sessions, strict=True)]
+    for key, data in zip(asked, await txn.get_many(asked), strict=True):
+        if data is not None and unpack(data).client == client:
+            txn.delete(key)
 
 
 async def any_writer(txn: Transaction, inode: int) -> bool:

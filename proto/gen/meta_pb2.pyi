@@ -105,7 +105,7 @@ class StatReply(_message.Message):
     def __init__(self, statuses: _Optional[_Iterable[int]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ...) -> None: ...
 
 class OpenRequest(_message.Message):
-    __slots__ = ("caller", "request_id", "place", "flags", "mode", "chunk_size", "stripe", "parents", "unnamed", "capability", "umask")
+    __slots__ = ("caller", "request_id", "place", "flags", "mode", "chunk_size", "stripe", "parents", "unnamed", "capability", "umask", "ended")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +117,7 @@ class OpenRequest(_message.Message):
     UNNAMED_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     UMASK_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     request_id: int
     place: Place
@@ -128,7 +129,16 @@ class OpenRequest(_message.Message):
     unnamed: bool
     capability: bytes
     umask: int
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., flags: _Optional[int] = ..., mode: _Optional[int] = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ..., parents: bool = ..., unnamed: bool = ..., capability: _Optional[bytes] = ..., umask: _Optional[int] = ...) -> None: ...
+    ended: EndedSessions
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., flags: _Optional[int] = ..., mode: _Optional[int] = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ..., parents: bool = ..., unnamed: bool = ..., capability: _Optional[bytes] = ..., umask: _Optional[int] = ..., ended: _Optional[_Union[EndedSessions, _Mapping]] = ...) -> None: ...
+
+class EndedSessions(_message.Message):
+    __slots__ = ("inodes", "sessions")
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    inodes: _containers.RepeatedScalarFieldContainer[int]
+    sessions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, inodes: _Optional[_Iterable[int]] = ..., sessions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class OpenReply(_message.Message):
     __slots__ = ("attributes", "created", "session", "capability", "capability_ms", "length_max", "inline_max", "atime_due")
@@ -151,7 +161,7 @@ class OpenReply(_message.Message):
     def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., created: bool = ..., session: _Optional[int] = ..., capability: _Optional[bytes] = ..., capability_ms: _Optional[int] = ..., length_max: _Optional[int] = ..., inline_max: _Optional[int] = ..., atime_due: bool = ...) -> None: ...
 
 class CloseRequest(_message.Message):
-    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "mtime_ns", "discard", "token", "inlined", "reading")
+    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "mtime_ns", "discard", "token", "inlined", "reading", "ended")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
@@ -164,6 +174,7 @@ class CloseRequest(_message.Message):
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     INLINED_FIELD_NUMBER: _ClassVar[int]
     READING_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     inode: int
     session: int
@@ -176,7 +187,8 @@ class CloseRequest(_message.Message):
     token: bool
     inlined: InlineWrites
     reading: bool
-    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., mtime_ns: _Optional[int] = ..., discard: bool = ..., token: bool = ..., inlined: _Optional[_Union[InlineWrites, _Mapping]] = ..., reading: bool = ...) -> None: ...
+    ended: EndedSessions
+    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., mtime_ns: _Optional[int] = ..., discard: bool = ..., token: bool = ..., inlined: _Optional[_Union[InlineWrites, _Mapping]] = ..., reading: bool = ..., ended: _Optional[_Union[EndedSessions, _Mapping]] = ...) -> None: ...
 
 class CloseReply(_message.Message):
     __slots__ = ("attributes", "length_max", "kept")
@@ -963,3 +975,15 @@ class ReadEventsReply(_message.Message):
     cookie: bytes
     lost: bool
     def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., cookie: _Optional[bytes] = ..., lost: bool = ...) -> None: ...
+
+class SettleSessionsRequest(_message.Message):
+    __slots__ = ("keep",)
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    keep: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, keep: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class SettleSessionsReply(_message.Message):
+    __slots__ = ("settled",)
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
+    settled: int
+    def __init__(self, settled: _Optional[int] = ...) -> None: ...

@@ -19,6 +19,10 @@ _Request = meta_pb2.CloseRequest | meta_pb2.SyncFileRequest | meta_pb2.AppendReq
 async def close(attempt: Attempt, request: meta_pb2.CloseRequest) -> meta_pb2.CloseReply:
     """End a writer's session; what it wrote counts from now on. Without a session there is nothing to end. Raises SESSION_ENDED,
     BAD_HANDLE, FILE_TOO_BIG."""
+    if request.HasField("ended"):
+        await session.end_unwritten(attempt.txn, attempt.client, request.ended)
+        if not request.inode:
+            return meta_pb2.CloseReply()
     if not request.session:
         return meta_pb2.CloseReply(attributes=await _unwritten(attempt, request))
     inode, opened = await require_open(attempt, request)

@@ -39,6 +39,8 @@ async def open_file(attempt: Attempt, request: meta_pb2.OpenRequest) -> meta_pb2
         raise error(Status.INVALID, f"open flags {flags:#o}: not for reading, writing or both")
     if flags & os.O_CREAT and flags & os.O_DIRECTORY:
         raise error(Status.INVALID, "O_CREAT with O_DIRECTORY: use Create to make a directory")
+    if request.HasField("ended") and not attempt.reading:
+        await session.end_unwritten(attempt.txn, attempt.client, request.ended)
     if request.unnamed:
         return await _open_unnamed(attempt, request)
     if not request.place.path:
