@@ -49,6 +49,7 @@ class FileSystem:
         self.statistics = Statistics()
         self.control: Control | None = None  # the nodes that are no inodes: `.ember`, `3fs-virt`
         self.handles: dict[int, Any] = {}  # by fh: open files and directories
+        self.lock_owners: dict[int, set[int]] = {}  # by fh: who took byte ranges through it and has not closed it since
         self.reopening: dict[int, asyncio.Future[None]] = {}  # handles of a daemon before this one, by fh
         self.reply: Callable[
             [int, Sequence[bytes | memoryview]], bool

@@ -143,6 +143,8 @@ def flush(fs: FileSystem, request: Request) -> bytes | Coroutine[Any, Any, bytes
     """close(2) of one descriptor: what was written has to be there for others, or the caller hears why not. The caller's byte-range
     locks on the file go, through whichever descriptor they came."""
     fh, owner = FLUSH_IN.unpack_from(request.body)
+    if fs.lock_owners:
+        fs.lock_owners.get(fh, set()).discard(owner)  # what it takes from now on is not this descriptor's to give back
     handle: Handle | None = fs.handles.get(fh)
     if handle is not None and not _has_news(handle) and (POSIX, owner) not in handle.file.locks:
         return b""
@@ -172,14 +174,22 @@ async def release(fs: FileSystem, request: Request) -> bytes:
     if handle is None:
         return b""
     file = handle.file
-    try:
-        if flags & RELEASE_FLOCK_UNLOCK and (FLOCK, owner) in file.locks:
-            await handle.flock("unlock", owner=owner)
-        await handle.close()
-    except StatusError as failure:
-        logger.warning("closing inode %x: %s", file.id, failure)
+    for left in fs.lock_owners.pop(fh, ()):  # open file descriptions: a process that closed it is not among these
+        if (POSIX, left) in file.locks:
+            await _logged(handle.unlock_range(0, 0, owner=left), file)
+    if flags & RELEASE_FLOCK_UNLOCK and (FLOCK, owner) in file.locks:
+        await _logged(handle.flock("unlock", owner=owner), file)
+    await _logged(handle.close(), file)
     followed(fs, file)
     return b""
+
+
+async def _logged(work: Coroutine[Any, Any, None], file: Inode) -> None:
+    """Nobody hears of a failure any more: the log does, and what is left to do is done."""
+    try:
+        await work
+    except StatusError as failure:
+        logger.warning("closing inode %x: %s", file.id, failure)
 
 
 async def fsync(fs: FileSystem, request: Request) -> bytes:

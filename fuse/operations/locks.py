@@ -1,8 +1,10 @@
 """Locks: byte ranges as of fcntl(2), and flock(2), held at the metadata server and so between all mounts and clients.
 
 The kernel names the owner of each lock: a process (or an open file description) for byte ranges, an open file for flock. What
-an owner holds goes with its close(2) (FLUSH) or with its last one (RELEASE); see files.py. A lock is a point of consistency: who
-gets one reads what was written before it was free, also through the kernel's pages; who gives one back has published first.
+a process holds goes with its close(2) of any descriptor (FLUSH names it), what an open file holds with the last one (RELEASE); an
+open file description's byte ranges go then too, but no request names it: hence `lock_owners`. See files.py. A lock is a point of
+consistency: who gets one reads what was written before it was free, also through the kernel's pages; who gives one back has
+published first.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ async def _set(fs: FileSystem, request: Request, *, blocking: bool) -> bytes:
     else:
         exclusive = asked.type == fcntl.F_WRLCK
         span = asked.start, length_of(asked)
+        fs.lock_owners.setdefault(asked.fh, set()).add(asked.owner)
         await handle.lock_range(*span, exclusive=exclusive, blocking=blocking, owner=asked.owner, pid=asked.pid)
     followed(fs, handle.file)
     if asked.type != fcntl.F_UNLCK:
