@@ -218,13 +218,3 @@ def test_a_device_of_many_bits(both: Path) -> None:
     path = both / "device"
     os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(4095, 0xFFFFF))
     assert path.stat().st_rdev == os.makedev(4095, 0xFFFFF)
-
-
-def test_control_files_are_files_for_every_call(mount: Path) -> None:
-    stats = mount / ".ember" / "stats"
-    if not stats.exists():
-        pytest.skip("this mount has no control directory")
-    result = ctypes.create_string_buffer(256)
-    called(LIBC.statx(AT_FDCWD, os.fsencode(stats), 0, 0xFFF, result))
-    assert os.listxattr(stats) == []
-    assert stats.read_bytes()
