@@ -177,28 +177,34 @@ def test_names_change_places(both: Path) -> None:
     assert (both / "two").read_bytes() == b"1"
 
 
-def test_a_file_handle_finds_its_file_again(make_mount: MakeMount, cluster: LocalCluster) -> None:
-    """name_to_handle_at(2), as an NFS server uses it, when the kernel has forgotten the inode: LOOKUP of "." in a node."""
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_file_handle_finds_its_file_again(make_mount: MakeMount, cluster: LocalCluster, kind: str) -> None:
+    """name_to_handle_at(2), as an NFS server uses it, when the kernel has forgotten the inode: LOOKUP of "." in a node, and of ".." up
+    to a directory that it knows."""
     mount = make_mount(cluster.url)
-    folder = mount.path / "handles"
-    folder.mkdir()
-    path = folder / "file"
-    path.write_bytes(b"content")
+    path = mount.path / f"handles-{kind}" / "between" / "last"
+    path.parent.mkdir(parents=True)
+    if kind == "directory":
+        path.mkdir()
+    else:
+        path.touch()
     handle = ctypes.create_string_buffer(struct.pack("Ii", HANDLE_BYTES, 0) + bytes(HANDLE_BYTES))
     mount_id = ctypes.c_int()
     called(LIBC.name_to_handle_at(AT_FDCWD, os.fsencode(path), handle, ctypes.byref(mount_id), 0))
+    numbers = {path.stat().st_ino, path.parent.stat().st_ino}
+    top, lookups = path.parent.parent.stat().st_ino, mount.requests(Opcode.LOOKUP)
 
-    async def forget(parent: int) -> None:
-        await mount.session.fs.notifier.entry(parent, b"file")
+    async def forget() -> None:
+        await mount.session.fs.notifier.entry(top, b"between")
 
-    number, lookups = path.stat().st_ino, mount.requests(Opcode.LOOKUP)
-    parent = folder.stat().st_ino
-    mount.call(forget(parent))
-    while number in mount.session.fs.nodes:
-        os.stat(folder)  # FORGET is read before what is asked after it
-        mount.call(forget(parent))
-    fd = called(LIBC.open_by_handle_at(os.open(mount.path, os.O_RDONLY), handle, os.O_RDONLY))
-    assert os.read(fd, 100) == b"content"
+    while any(number in mount.session.fs.nodes for number in numbers):
+        mount.call(forget())
+        os.stat(path.parent.parent)  # FORGET is read before what is asked after it
+    somewhere = os.open(mount.path, os.O_RDONLY)
+    fd = called(LIBC.open_by_handle_at(somewhere, handle, os.O_RDONLY))
+    os.close(somewhere)
+    assert os.fstat(fd).st_ino in numbers
+    assert os.readlink(f"/proc/self/fd/{fd}").endswith("/between/last" if kind == "directory" else "")
     os.close(fd)
     assert mount.requests(Opcode.LOOKUP) > lookups
 
