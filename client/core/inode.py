@@ -173,7 +173,7 @@ class Inode:
 
     def take_own(self, attributes: Attributes) -> None:
         """`take`, of what a change that was made here and by nobody else has led to."""
-        since = self.since if attributes.change == self.change + 1 else attributes.change
+        since = self.since if attributes.change == self.change + 1 else attributes.change - 1
         self.take(attributes)
         self.since = since
 
@@ -306,7 +306,7 @@ class Inode:
         self.written_end = self.arrived_end = 0
         # Our own write changed `change`: that is no reason to drop what was read ahead.
         if attributes.change != self.change + 1:
-            self.since = attributes.change  # others have changed it as well
+            self.since = attributes.change - 1  # others have changed it as well, but the last step was ours
         self.change = attributes.change
         self.content = None
         self.inlining = False
