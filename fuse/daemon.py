@@ -32,20 +32,26 @@ from ..proto.drivers.aio import AioEnvironment
 from ..proto.errors import Status, StatusError, error
 from ..proto.ids import new_client_id
 from ..proto.process import configure_logging
-from ..proto.settings import parse_url
+from ..proto.settings import parse_url, time_scale
 from .control import Control
 from .device import Device
+from .entries import node_of
 from .filesystem import FileSystem, handlers
+from .inheritance import inherit
+from .journal import Journal
 from .negotiation import REQUEST_HEAD_BYTES_MAX, Agreement
 from .notifier import Notifier
 from .options import parse
 from .protocol import Init, Notify
+from .replays import JournaledRequests
 from .replies import notify_plain
 from .session import Session
 
 MESSAGE_BYTES_MAX = 64 << 10
 GENERATION_SHIFT = 40  # each daemon numbers its handles and requests from generation << 40
 NOTIFIER_SECONDS_MAX = 5.0
+REPLAY_SECONDS_MAX = 60.0  # in which the kernel sends again what it does
+SWEEP_SECONDS = 1.0
 WRITE_BYTES_MAX = 1 << 20  # of one WRITE
 
 _log = structlog.get_logger("emberfs.mount")
@@ -81,12 +87,14 @@ class Supervisor:
 class Mount:
     """A daemon at work."""
 
-    def __init__(self, configuration: dict[str, Any], supervisor: Supervisor) -> None:
+    def __init__(self, configuration: dict[str, Any], memory: int, supervisor: Supervisor) -> None:
         self._given = configuration
         self._supervisor = supervisor
         self._options = parse(configuration["option_texts"]).for_user(configuration["owner"])
         self._generation: int = configuration["generation"]
         self._client = bytes.fromhex(configuration["client"]) or new_client_id()
+        self._journal = Journal(memory)
+        self._requests: JournaledRequests | None = None
         self._good_bye = True
         self._session: Session | None = None
         self._stopping = asyncio.Event()
@@ -133,6 +141,8 @@ class Mount:
         )
         chosen = Options(timeout=options.timeout, memory=options.memory, atime=not options.noatime, name=name)
         core = Core(env, location.addresses, chosen, 0)
+        core.succeed(self._first_number - 1)
+        self._requests = core.cluster.requests = JournaledRequests(env, self._first_number - 1, self._journal)
         try:
             await core.connect()
         except BaseException:
@@ -157,10 +167,13 @@ class Mount:
         fs = FileSystem(core, self._options, Notifier(device.notify), root=root, first_handle=self._first_number)
         session = self._session = Session(device, fs, handlers())
         session.on_agreement = self._agreed
+        session.on_answered = self._requests.answered if self._requests is not None else None
+        fs.journal = self._journal
+        self._sweep(core)
         if self._options.control:
             fs.control = Control(fs, session, self._given["path"], self._generation)
         if agreement := self._given["agreement"]:
-            self._take_over(session, _agreement(agreement))
+            await self._take_over(session, _agreement(agreement))
         if self._stopping.is_set():
             return
         await session.run()
@@ -169,12 +182,26 @@ class Mount:
             self._supervisor.tell(state="unmounted")
         await fs.notifier.close(NOTIFIER_SECONDS_MAX)
 
-    def _take_over(self, session: Session, agreement: Agreement) -> None:
-        """Go on where another daemon has died. Before the first read: what we had read ourselves would come twice."""
+    def _sweep(self, core: Core) -> None:
+        """What was sent in the background is not lost with us."""
+        inodes = core.inodes
+        self._journal.sweep(lambda number: (inode := inodes.get(number)) is not None and inode.unsettled)
+        asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep, core)
+
+    async def _take_over(self, session: Session, agreement: Agreement) -> None:
+        """Go on where another daemon has died."""
+        lost = await inherit(session.fs, self._journal)
         session.adopt(agreement)
+        # Before the first read: what we had read ourselves would come twice.
         if failure := session.device.notify(notify_plain(Notify.RESEND)):
             _log.error("the kernel does not send again what was left unanswered", errno=failure)
-        self._agreed(agreement)
+        loop = asyncio.get_running_loop()
+        for (
+            inode
+        ) in lost:  # the kernel has pages of what it takes to be written; it may need our answers to let go of them
+            loop.call_soon(session.fs.notifier.inode, node_of(session.fs, inode))
+        if self._requests is not None:
+            loop.call_later(REPLAY_SECONDS_MAX * time_scale(), self._requests.forget_inherited)
 
     def _agreed(self, agreement: Agreement) -> None:
         _log.info("serving", path=self._given["path"], generation=self._generation, flags=str(agreement.flags))
@@ -198,8 +225,8 @@ def _agreement(kept: dict[str, Any]) -> Agreement:
 
 async def _main(supervisor: Supervisor) -> int:
     try:
-        configuration, _ = await supervisor.hear()
-        await Mount(configuration, supervisor).run()
+        configuration, memory = await supervisor.hear()
+        await Mount(configuration, memory, supervisor).run()
     except StatusError as failed:
         supervisor.tell(error=str(failed.strerror), status=failed.status.name)
         _log.error("cannot serve", status=failed.status.name, error=str(failed.strerror))

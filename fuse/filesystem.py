@@ -24,6 +24,7 @@ from .structs import FORGET_IN
 
 if TYPE_CHECKING:
     from .control import Control
+    from .journal import Journal
     from .session import Handler, Request
 
 ROOT_INODE = 1  # of the cluster
@@ -50,6 +51,8 @@ class FileSystem:
         self.control: Control | None = None  # the nodes that are no inodes: `.ember`, `3fs-virt`
         self.handles: dict[int, Any] = {}  # by fh: open files and directories
         self.lock_owners: dict[int, set[int]] = {}  # by fh: who took byte ranges through it and has not closed it since
+        self.journal: Journal | None = None  # what a daemon after this one has to know
+        self.inherited: set[int] = set()  # handles of a daemon before this one: what they hold, nobody remembers
         self.reopening: dict[int, asyncio.Future[None]] = {}  # handles of a daemon before this one, by fh
         self.reply: Callable[
             [int, Sequence[bytes | memoryview]], bool

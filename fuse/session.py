@@ -113,6 +113,7 @@ class Session:
         fs.reply = device.reply
         self.watcher: Watcher | None = None  # is told of every answer, while somebody reads the access log
         self.on_agreement: Callable[[Agreement], None] | None = None  # is told what was agreed with the kernel
+        self.on_answered: Callable[[int], None] | None = None  # is told which request has its answer
         self.inflight: dict[int, Request] = {}  # by unique: those that wait for something
         self._handlers = self._table(handlers)
         self._guarded = fs.options.allow_root
@@ -280,6 +281,8 @@ class Session:
             self._answer(request, operation.result)
         else:
             self._failed(request, self._errno(request, failure))
+        if self.on_answered is not None:
+            self.on_answered(request.unique)
         if self.inflight.pop(request.unique, None) is None:
             return  # it never waited
         request.operation = None

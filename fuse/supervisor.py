@@ -38,6 +38,7 @@ from typing import Any
 from ..proto.errors import Status, StatusError, error
 from ..proto.settings import time_scale
 from . import mounting
+from .journal import new_memory
 from .options import MountOptions, parse
 from .protocol import Init
 
@@ -67,11 +68,11 @@ class Connection:
     agreement: dict[str, Any] = field(default_factory=dict)  # as the daemon made it with the kernel
     generation: int = 0  # of daemons, from 1
     client: str = ""  # the daemons' identity at the cluster
+    memory: int = -1  # descriptor of their journal
 
     def configuration(self) -> dict[str, Any]:
         """For a daemon."""
-        kept = asdict(self)
-        del kept["device"]
+        kept = {name: value for name, value in asdict(self).items() if name not in ("device", "memory")}
         return {**kept, "owner": os.geteuid()}
 
 
@@ -203,7 +204,7 @@ class Supervisor:
         self._daemon = daemon = Daemon(self._log_level)
         self._selector.register(daemon.socket, selectors.EVENT_READ, "message")
         self._selector.register(daemon.exited, selectors.EVENT_READ, "exit")
-        daemon.tell(self._connection.configuration())
+        daemon.tell(self._connection.configuration(), self._connection.memory)
         connected = self._expect("connected", CONNECT_SECONDS_MAX)
         self._connection.root = connected["root"]
         self._connection.client = connected["client"]
@@ -444,7 +445,7 @@ def supervise(
     try:
         protect()
         options = parse(texts).for_user(os.geteuid())
-        connection = Connection(url, mounting.place_of(path), texts)
+        connection = Connection(url, mounting.place_of(path), texts, memory=new_memory())
         Supervisor(connection, options, report, log_level, bound_fd).run()
     except StatusError as failed:
         logger.error("%s", failed.strerror)

@@ -20,6 +20,10 @@ class Channels:
         self._owner: list[UpdateBatch[Any] | None] = [None] * CHANNELS
         self._sequence = [0] * CHANNELS
 
+    def begin(self, number: int) -> None:
+        """All sequences go on beyond this number."""
+        self._sequence = [number] * CHANNELS
+
     async def take(self, batch: UpdateBatch[Any], channels: Sequence[int]) -> list[int]:
         """Occupy these channels (distinct ones), all or none at a time, and number one update on each."""
         while True:

@@ -42,6 +42,8 @@ async def write(fs: FileSystem, request: Request) -> bytes:
         handle.opened = await lose_set_ids(fs, handle.file.id)
     end = await handle.write_at(request.data, offset, exact=bool(about & WRITE_CACHE))
     fs.statistics.bytes_written += size
+    if fs.journal is not None and handle.file.unsettled:
+        fs.journal.written(fh, handle.file.id)
     if flags & SYNCHRONOUS:
         await handle.fsync()
         followed(fs, handle.file)

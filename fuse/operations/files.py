@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...client.core.locks import FLOCK, POSIX
 from ...client.core.options import Mode
+from ...client.core.paths import at
 from ...proto.errors import Status, StatusError, error
 from ..entries import entry
 from ..filesystem import ACCESS_BITS
@@ -65,7 +66,8 @@ async def create(fs: FileSystem, request: Request) -> bytes:
     place = fs.place(request.node, name(request.body, CREATE_IN.size))
     wanted = Mode(flags & CREATE_FLAGS | os.O_CREAT | os.O_NOFOLLOW, "", False)
     view = fs.callers.view(request, umask)
-    return await _made(fs, await view.open(place, wanted, permissions=mode, known_new=True))
+    handle = await view.open(place, wanted, permissions=mode, known_new=True)
+    return await _made(fs, await _not_of_the_dead(fs, request, handle))
 
 
 async def tmpfile(fs: FileSystem, request: Request) -> bytes:
@@ -73,7 +75,17 @@ async def tmpfile(fs: FileSystem, request: Request) -> bytes:
     flags, mode, umask, _ = CREATE_IN.unpack_from(request.body)
     view = fs.callers.view(request, umask)
     wanted = Mode(flags & (OPEN_FLAGS | os.O_EXCL), "", False)
-    return await _made(fs, await view.open(fs.place(request.node), wanted, permissions=mode, unnamed=True))
+    handle = await view.open(fs.place(request.node), wanted, permissions=mode, unnamed=True)
+    return await _made(fs, await _not_of_the_dead(fs, request, handle))
+
+
+async def _not_of_the_dead(fs: FileSystem, request: Request, handle: Handle) -> Handle:
+    """A creation that was sent again may be one that another daemon has made before it died: the session of that one is over."""
+    if fs.journal is None or not fs.journal.was_replayed(request.unique):
+        return handle
+    fresh = await fs.core.open(at(handle.file.id), Mode(handle.flags & os.O_ACCMODE, "", False))
+    fs.later(handle.close())
+    return fresh
 
 
 async def _made(fs: FileSystem, handle: Handle) -> bytes:
@@ -99,12 +111,17 @@ async def _opened(fs: FileSystem, handle: Handle) -> bytes:
         # Where the end is, only the server knows: pages would keep what was appended where the kernel took the end to be.
         flags |= OpenReply.DIRECT_IO
     fs.nodes.opened(file.id)
-    return OPEN_OUT.pack(fs.new_handle(handle, handle.flags), flags, 0)
+    fh = fs.new_handle(handle, handle.flags)
+    if fs.journal is not None:
+        fs.journal.opened(fh, file.id, handle.flags)
+    return OPEN_OUT.pack(fh, flags, 0)
 
 
 def followed(fs: FileSystem, file: Inode) -> None:
     """What was changed through this mount is nothing new to the kernel."""
     fs.nodes.followed(file.id, file.since, file.change)
+    if fs.journal is not None and not file.unsettled:
+        fs.journal.flushed(file.id)
 
 
 # --- handles ----------------------------------------------------------------------------------------------------------------------
@@ -146,7 +163,7 @@ def flush(fs: FileSystem, request: Request) -> bytes | Coroutine[Any, Any, bytes
     if fs.lock_owners:
         fs.lock_owners.get(fh, set()).discard(owner)  # what it takes from now on is not this descriptor's to give back
     handle: Handle | None = fs.handles.get(fh)
-    if handle is not None and not _has_news(handle) and (POSIX, owner) not in handle.file.locks:
+    if handle is not None and not _has_news(handle) and not _holds(fs, handle, fh, POSIX, owner):
         return b""
     return _flush(fs, request, fh, owner)
 
@@ -162,25 +179,33 @@ async def _flush(fs: FileSystem, request: Request, fh: int, owner: int) -> bytes
         await handle.flush(ending=True)
     finally:
         followed(fs, handle.file)
-        if (POSIX, owner) in handle.file.locks:
+        if _holds(fs, handle, fh, POSIX, owner):
             await handle.unlock_range(0, 0, owner=owner)
     return b""
+
+
+def _holds(fs: FileSystem, handle: Handle, fh: int, kind: int, owner: int) -> bool:
+    """Whether an owner may hold locks. Of those that a daemon before this one took, only the server knows."""
+    return (kind, owner) in handle.file.locks or fh in fs.inherited
 
 
 async def release(fs: FileSystem, request: Request) -> bytes:
     """Nobody has this open file any more. The kernel waits for no answer, and its errors were told by FLUSH."""
     fh, _, flags, owner = RELEASE_IN.unpack_from(request.body)
     handle: Handle | None = fs.handles.pop(fh, None)
+    if fs.journal is not None:
+        fs.journal.closed(fh)
     if handle is None:
         return b""
     file = handle.file
     for left in fs.lock_owners.pop(fh, ()):  # open file descriptions: a process that closed it is not among these
         if (POSIX, left) in file.locks:
             await _logged(handle.unlock_range(0, 0, owner=left), file)
-    if flags & RELEASE_FLOCK_UNLOCK and (FLOCK, owner) in file.locks:
+    if flags & RELEASE_FLOCK_UNLOCK and _holds(fs, handle, fh, FLOCK, owner):
         await _logged(handle.flock("unlock", owner=owner), file)
     await _logged(handle.close(), file)
     followed(fs, file)
+    fs.inherited.discard(fh)
     return b""
 
 

@@ -145,6 +145,28 @@ class Clients:
                 self._ended.pop(client, None)
         return failure
 
+    async def settle_own(self, client: bytes, keep: frozenset[int]) -> int:
+        """End the sessions that a process of this client left behind when it died, but not these; and free its tokens to append. How
+        many there were. Raises what storage raises: asking again is harmless."""
+        failure: StatusError | None = None
+        left: set[tuple[bytes, int]] = set()
+        settled = 0
+        begin, end = keys.prefix_range(keys.SESSION)
+        async for page in self._namespace.pages(begin, end, PAGE):
+            for key, value in page:
+                inode, number = keys.split_session_key(key)
+                if number not in keep and session.unpack(value).client == client:
+                    try:
+                        await settle_session(self._namespace, inode, number)
+                        settled += 1
+                    except StatusError as refused:
+                        failure = refused
+                        left.add((client, inode))
+        failure = await self._namespace.appending.forget({client}, left) or failure
+        if failure is not None:
+            raise failure
+        return settled
+
     async def _forget_requests(self, client: bytes) -> None:
         begin, end = keys.idempotency_range(client)
         txn = self._namespace.engine.begin()
