@@ -277,6 +277,14 @@ class ChainCluster:
                 return False
         return True
 
+    def _serves(self, target: Target) -> bool:
+        """Whether it is SERVING as it has heard, and by the newest entry of its chain."""
+        entry, book = target.replica.chain, self.book()
+        if entry is None or book is None or not target.replica.serving:
+            return False
+        newest = book.chains[entry.id]
+        return any(member.target == target.id and member.state == SERVING for member in newest.members)
+
     def describe(self) -> str:
         lines = [f"{node.host.name}: {'runs' if node.running else 'is down'}" for node in self.nodes]
         book = self.book()
@@ -289,6 +297,10 @@ class ChainCluster:
         """A manager has heard of a change of the routing: the watchers see it; nodes are told as their subscriptions would tell them."""
         if at.book is not None:
             self.watch.changed(at.book.chains.values())
+            for chain in at.book.chains.values():
+                for member in chain.members:
+                    if member.state != SERVING:  # perhaps between two looks only
+                        self.versions.forget(member.incarnation)
         network, loop = self.simulation.network, self.simulation.loop
         for node in self.nodes:
             if network.is_cut(at.host, node.host) or network.happens(network.weather.loss):
@@ -340,4 +352,4 @@ class ChainCluster:
         for node in self.nodes:
             self.watch.see(node.routing.chains.values(), node.host.name)
             for target in node.targets:
-                self.versions.look(target.incarnation, target.engine, target.replica.serving)
+                self.versions.look(target.incarnation, target.engine, self._serves(target))

@@ -112,6 +112,6 @@ class VersionWatch:
             self._seen[key] = info.version, info.checksum
 
     def forget(self, incarnation: int) -> None:
-        """Power was lost: it may have gone back."""
+        """Power was lost, or it does not serve any more: it may have gone back."""
         for key in [key for key in self._seen if key[0] == incarnation]:
             del self._seen[key]
