@@ -249,7 +249,7 @@ def _last_words(output: bytes) -> str:
     text = output.decode(errors="replace").strip()
     if "user_allow_other" in text:
         return "allow_other and allow_root need the line 'user_allow_other' in /etc/fuse.conf"
-    return text.splitlines()[-1].removeprefix("fusermount3: ") if text else "fusermount3 did not say why"
+    return text.splitlines()[-1].rpartition("fusermount3: ")[2] if text else "fusermount3 did not say why"
 
 
 def _receive_descriptor(ours: socket.socket) -> int:

@@ -1,38 +1,39 @@
-"""Mounts in processes of their own, for what a mount within the test's process cannot do: page faults, and loads in parallel."""
+"""Mounts as users make them, with a supervisor and a daemon of their own: for what a mount within the test's process cannot do."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-import emberfs_mount
-
-SECONDS_MAX = 60.0  # for ending
+from typing import Any
 
 
 @contextlib.contextmanager
-def mounted(url: str) -> Iterator[Path]:
-    """A directory where the cluster is mounted, until the end."""
+def mounted(url: str, *options: str) -> Iterator[Path]:
+    """A directory where the cluster is mounted, as `emberfs mount -o OPTIONS` does it, until the end; or of the test's process."""
+    from emberfs.deploy import mounts
+
     with tempfile.TemporaryDirectory(prefix="emberfs-mount-") as folder:
         Path(folder).chmod(0o755)  # other users come here, too
-        command = [sys.executable, emberfs_mount.__file__, url, folder]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
+        path = Path(folder) / "m"
+        path.mkdir()
+        mounts.start(url, str(path), options, bound=True)
         try:
-            assert process.stdout.readline() == "mounted\n"
-            yield Path(folder)
+            yield path
         finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(SECONDS_MAX)
-            finally:
-                process.kill()
-                process.stdout.close()
-                if os.path.ismount(folder):
-                    emberfs_mount.detach(folder)
+            assert mounts.end(str(path)), "it takes too long to unmount"
+
+
+def details(path: Path) -> dict[str, Any]:
+    """What `emberfs mount` lists about a mount: pid of the supervisor, log…"""
+    from emberfs.deploy import mounts
+
+    return next(row for row in mounts.listed() if row["path"] == os.fspath(path))
+
+
+def daemon_of(supervisor: int) -> int:
+    """The process that serves; 0 while there is none."""
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    return int(children[0]) if children else 0
