@@ -84,20 +84,28 @@ class Overlay:
     def add(self, key: bytes, delta: int) -> None:
         if self.spent or len(key) > KEY_BYTES_MAX or key >= KEYS_END or abs(delta) > limits.COUNTER_MAX:
             self._accept(limits.key_refusal(key) or limits.counter_refusal(key, delta))
-        self.change(key, (False, delta))
+        if key in self.blind or key in self.writes or self.cleared:
+            self.change(key, (False, delta))
+        else:
+            self.size += len(key) + 8
+            self.blind[key] = [(False, delta)]
 
     def max(self, key: bytes, value: int) -> None:
         if self.spent or len(key) > KEY_BYTES_MAX or key >= KEYS_END or not 0 <= value <= limits.COUNTER_MAX:
             self._accept(limits.key_refusal(key) or limits.counter_refusal(key, value, 0))
-        self.change(key, (True, value))
+        if key in self.blind or key in self.writes or self.cleared:
+            self.change(key, (True, value))
+        else:
+            self.size += len(key) + 8
+            self.blind[key] = [(True, value)]
 
     def change(self, key: bytes, change: Blind) -> None:
         """A blind change of a counter, which has been checked."""
         self.size += len(key) + 8
         if key in self.writes:
-            self.writes[key] = _changed(self.writes[key], (change,))
+            self.writes[key] = changed(self.writes[key], (change,))
         elif self.cleared and self._is_cleared(key):
-            self.writes[key] = _changed(None, (change,))
+            self.writes[key] = changed(None, (change,))
         elif (earlier := self.blind.get(key)) is None:
             self.blind[key] = [change]
         elif (both := _combined(earlier[-1], change)) is not None:
@@ -164,11 +172,9 @@ class Overlay:
         for key in keys:
             if len(key) > KEY_BYTES_MAX or key >= KEYS_END:
                 self._accept(limits.key_refusal(key))
-        if not snapshot:
-            for key in keys:
-                if key not in self.read_keys:
-                    self.size += len(key)
-                    self.read_keys.add(key)
+            if not snapshot and key not in self.read_keys:
+                self.size += len(key)
+                self.read_keys.add(key)
 
     def look_range(self, begin: bytes, end: bytes, limit: int) -> None:
         """Begin to scan."""
@@ -184,11 +190,7 @@ class Overlay:
 
     def over(self, key: bytes, value: bytes | None) -> bytes | None:
         """What a key whose own value is UNKNOWN has, given the engine's value."""
-        return _changed(value, self.blind[key]) if key in self.blind else value
-
-    def changed(self, key: bytes, value: bytes | None) -> bytes:
-        """What a key of `blind` has, given the engine's value."""
-        return _changed(value, self.blind[key])
+        return changed(value, self.blind[key]) if key in self.blind else value
 
     def touches(self, begin: bytes, end: bytes) -> bool:
         """Whether own writes change what a scan of this range finds."""
@@ -254,8 +256,14 @@ def _combined(earlier: Blind, later: Blind) -> Blind | None:
     return (False, total) if abs(total) <= limits.COUNTER_MAX else None
 
 
-def _changed(value: bytes | None, changes: Iterable[Blind]) -> bytes:
-    number = limits.counter(value)
+def changed(value: bytes | None, changes: Iterable[Blind]) -> bytes:
+    """A counter after blind changes."""
+    number = limits.counter(value) if value is not None else 0
     for is_max, by in changes:
-        number = max(number, by) if is_max else limits.wrapped(number + by)
+        if is_max:
+            number = by if by > number else number
+        else:
+            number += by
+            if not -limits.COUNTER_MAX <= number <= limits.COUNTER_MAX:
+                number = limits.wrapped(number)
     return limits.counter_value(number)

@@ -29,9 +29,9 @@ from rocksdict import Checkpoint, Options, Rdict, ReadOptions, Snapshot, WriteBa
 
 from ...proto.errors import Status, StatusError, error
 from . import limits
-from .engine import KEYS_END, TRANSACTION_SECONDS_MAX, Pair
+from .engine import KEY_BYTES_MAX, KEYS_END, TRANSACTION_SECONDS_MAX, Pair
 from .log_sync import LogSync
-from .overlay import Overlay, Unknown, replaced
+from .overlay import Overlay, Unknown, changed, replaced
 from .recent import Epoch, Recent
 from .rocksdb_options import open_database
 
@@ -61,7 +61,11 @@ class RocksTransaction(Overlay):
         epoch = self._usable()
         if self.writes or self.blind or self.cleared:
             return self._get(epoch, key, snapshot)
-        self.look_many((key,), snapshot)
+        if len(key) > KEY_BYTES_MAX or key >= KEYS_END:
+            self._accept(limits.key_refusal(key))
+        if not snapshot and key not in self.read_keys:
+            self.size += len(key)
+            self.read_keys.add(key)
         return self._engine.value(epoch, key)
 
     async def get_many(self, keys: list[bytes], *, snapshot: bool = False) -> list[bytes | None]:
@@ -106,11 +110,12 @@ class RocksTransaction(Overlay):
 
     def _usable(self) -> Epoch[Snapshot]:
         """What to read at. Raises INVALID (spent), CONFLICT (too old), IO_ERROR or UNAVAILABLE (the engine is down)."""
-        epoch = self._epoch
+        epoch, engine = self._epoch, self._engine
         if self.spent or epoch is None:
             raise limits.spent()
-        self._engine.usable()
-        if self._engine.now() - self._began > TRANSACTION_SECONDS_MAX or epoch.lost:
+        if engine.refuses:
+            engine.usable()
+        if engine.now() - self._began > TRANSACTION_SECONDS_MAX or epoch.lost:
             self.spent = True
             self._leave()
             raise limits.too_old()
@@ -154,11 +159,13 @@ class RocksEngine:
         # Newest values of counters and of keys that were lately read, None for those that are absent: RocksDB takes ten times as
         # long for what every request reads.
         self._newest: dict[bytes, bytes | None] = {}
+        self.refuses = False  # everything: it has failed, or is closed
         self._failure: StatusError | None = None
         self._closed = False
 
     def begin(self) -> RocksTransaction:
-        self.usable()
+        if self.refuses:
+            self.usable()
         now = self.now()
         return RocksTransaction(self, self.recent.join(now), now)
 
@@ -169,7 +176,7 @@ class RocksEngine:
     async def close(self) -> None:
         """Sync, and close the database; living transactions are refused from now on."""
         if not self._closed:
-            self._closed = True
+            self._closed = self.refuses = True
             self.recent.release()  # a snapshot would keep the database open
             await self.log.close(self._close_database)
 
@@ -310,10 +317,10 @@ class RocksEngine:
                 batch.put(key, value)
             if key in newest:
                 self._keep(key, value)
-        for key in writes.blind:
-            changed = writes.changed(key, newest[key] if key in newest else self._database.get(key))
-            batch.put(key, changed)
-            self._keep(key, changed)
+        for key, changes in writes.blind.items():
+            value = changed(newest[key] if key in newest else self._database.get(key), changes)
+            batch.put(key, value)
+            self._keep(key, value)
         if not len(batch) and not writes.stamped:
             batch.delete(_NOTHING)
 
@@ -329,6 +336,7 @@ class RocksEngine:
         message = f"the metadata store in {self._path} is down, {what} failed: {failure}; mend the disk and restart the server"
         if self._failure is None:
             self._failure = error(Status.IO_ERROR, message)
+            self.refuses = True
             _log.critical("kv_engine_down", path=self._path, what=what, error=str(failure))
             if self._on_failure is not None:
                 self._on_failure(self._failure)

@@ -73,11 +73,12 @@ def own(data: bytes | None, inode: int, client: bytes) -> Session:
 async def end_unwritten(txn: Transaction, client: bytes, ended: EndedSessions) -> None:
     """The client has closed these, and wrote nothing under them that is not settled. What is gone, or another client's, is left alone.
     Raises INVALID, TOO_LARGE."""
-    if len(ended.inodes) != len(ended.sessions):
-        raise error(Status.INVALID, f"{len(ended.inodes)} inodes and {len(ended.sessions)} sessions that end: as many")
-    if len(ended.sessions) > ENDED_MAX:
-        raise error(Status.TOO_LARGE, f"{len(ended.sessions)} sessions that end with one request: at most {ENDED_MAX}")
-    asked = [keys.session_key(inode, number) for inode, number in zip(ended.inodes, ended.sessions, strict=True)]
+    numbers, sessions = ended.inodes[:], ended.sessions[:]  # lists: going through a message's own costs three times as much
+    if len(numbers) != len(sessions):
+        raise error(Status.INVALID, f"{len(numbers)} inodes and {len(sessions)} sessions that end: as many")
+    if len(sessions) > ENDED_MAX:
+        raise error(Status.TOO_LARGE, f"{len(sessions)} sessions that end with one request: at most {ENDED_MAX}")
+    asked = list(map(keys.session_key, numbers, sessions))
     for key, data in zip(asked, await txn.get_many(asked), strict=True):
         if data is not None and unpack(data).client == client:
             txn.delete(key)
