@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from ...proto.errors import Status, StatusError, error, status_of
 from ...proto.gen import common_pb2
@@ -56,6 +56,18 @@ _NO_ACCESS = frozenset(
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+
+
+class Changes(TypedDict, total=False):
+    """Attributes to be set; times are nanoseconds since the epoch, or the server's present."""
+
+    mode: int
+    uid: int
+    gid: int
+    atime_ns: int
+    mtime_ns: int
+    atime_now: bool
+    mtime_now: bool
 
 
 class Namespace(Keeping):
@@ -249,10 +261,10 @@ class Namespace(Keeping):
     async def set_layout(self, path: PathLike, *, chunk_size: int | None = None, stripe: int | None = None) -> None:
         await self._set(path, SetAttributesRequest(follow=True, chunk_size=chunk_size, stripe=stripe))
 
-    async def set_attributes(self, path: PathLike, *, follow: bool = False, **changes: int | bool | None) -> Stat:
-        """Several at once, all or nothing: `mode`, `uid`, `gid`, `atime_ns`, `mtime_ns`, `atime_now`, `mtime_now`. None at all is
-        chown(2) with -1 and -1, which takes set-id bits away. The attributes as they are then."""
-        return await self._set(path, SetAttributesRequest(follow=follow, **changes))  # type: ignore[arg-type]
+    async def set_attributes(self, path: PathLike, **changes: Unpack[Changes]) -> Stat:
+        """Several at once, all or nothing; of a symlink itself. None at all is chown(2) with -1 and -1, which takes set-id bits away. The
+        attributes as they are then."""
+        return await self._set(path, SetAttributesRequest(**changes))
 
     async def _set(self, path: PathLike, request: SetAttributesRequest) -> Stat:
         request.place.CopyFrom(place(path))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from ...client.core.acting import Acting
+    from ...client.core.namespace import Changes
     from ...proto.gen.meta_pb2 import Place
     from ..filesystem import FileSystem
     from ..session import Handler, Request
@@ -121,10 +122,10 @@ async def setattr_(fs: FileSystem, request: Request) -> bytes:
     return attr(fs, stat)
 
 
-def _changes(asked: Setattr) -> dict[str, int | bool]:
+def _changes(asked: Setattr) -> Changes:
     """What is to be set, but for the length, as `Namespace.set_attributes` takes it."""
     valid = asked.valid
-    changes: dict[str, int | bool] = {}
+    changes: Changes = {}
     if valid & SetAttr.MODE:
         changes["mode"] = asked.mode & 0o7777
     if valid & SetAttr.UID:
@@ -142,7 +143,7 @@ def _changes(asked: Setattr) -> dict[str, int | bool]:
     return changes
 
 
-async def _set(fs: FileSystem, view: Acting, place: Place, changes: dict[str, int | bool]) -> Stat:
+async def _set(fs: FileSystem, view: Acting, place: Place, changes: Changes) -> Stat:
     try:
         stat = await view.set_attributes(place, **changes)
     except PermissionError:

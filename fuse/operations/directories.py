@@ -3,8 +3,9 @@
     item 0 ".", item 1 "..", item n + 2 the n-th name since the listing began; an offset is the number of the item to go on with
 
 The server's cookie is the last name of a page, so names that are removed or made while a directory is read neither repeat nor hide
-others. An offset, which the kernel gives back, is a number, since no name fits into 63 bits: for a page that has gone by (seekdir), the
-place is found again by the checksums of the names that stood before it (4 bytes a name), whatever has been removed there since.
+others. The kernel gives back a number, since no name fits into 63 bits. A name keeps its number until the listing begins anew (offset 0:
+rewinddir): who goes back to a page that has gone by (seekdir) gets it as it was, without the names that were removed since, which are
+told by a hash (8 bytes a name) and leave holes.
 
 Reading is open to whoever has the directory open, as everywhere: the kernel has checked that when it was opened.
 """
@@ -14,10 +15,10 @@ from __future__ import annotations
 import errno
 import stat as modes
 from array import array
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-from zlib import crc32
+from operator import itemgetter
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...client.core.attributes import TYPE_NAMES, stat_of
 from ...proto.errors import Status, StatusError
@@ -28,6 +29,7 @@ from ..replies import NO_ENTRY, dirent_bytes, direntplus_bytes, pack_dirent, pac
 from ..structs import OPEN_OUT, READ_IN, RELEASE_IN
 
 if TYPE_CHECKING:
+    from ...proto.gen.meta_pb2 import ReadDirectoryReply
     from ..filesystem import FileSystem
     from ..session import Handler, Request
 
@@ -35,119 +37,118 @@ DOTS = 2  # items that the server does not list
 FIRST_ENTRIES = 256  # of the first page: small directories are read whole, and of large ones something is seen soon
 PAGE_ENTRIES = 4096  # names only
 PAGE_ENTRIES_PLUS = 1024  # with attributes
-SEEK_ENTRIES = 8192  # when a place is sought: more than a page, since names may have come in between
+AGAIN_ENTRIES_MORE = 64  # of a page that is read again: names may have come in between
 
 _DIRECTORY_KIND = modes.S_IFDIR >> 12
 _KINDS = {number: TYPES[name] >> 12 for number, name in TYPE_NAMES.items()}  # d_type by the server's file type
 
 
-class Page:
-    """Names in a row, as of one moment."""
+class Page(NamedTuple):
+    """Names in a row, in columns."""
 
-    __slots__ = ("attributes", "cookie", "end", "first", "inodes", "kinds", "names")
+    first: int  # the number of the first one
+    names: Sequence[bytes | None]  # None: gone by now
+    inodes: Sequence[int]
+    kinds: Sequence[int]
+    attributes: Sequence[Attributes | None] | None  # None: names only
 
-    def __init__(
-        self,
-        first: int,
-        names: Sequence[bytes],
-        inodes: Sequence[int],
-        kinds: Sequence[int],
-        attributes: Sequence[Attributes] | None,
-        cookie: bytes | None,
-    ) -> None:
-        self.first = first  # the number of the first name in the listing
-        self.names = names
-        self.inodes = inodes
-        self.kinds = kinds
-        self.attributes = attributes  # None: names only
-        self.cookie = cookie  # of what follows; None: nothing does
-        self.end = first + len(names)
+    @property
+    def end(self) -> int:
+        return self.first + len(self.names)
 
 
 class DirectoryHandle:
     """One open directory: where its listing stands."""
 
-    __slots__ = ("inode", "marks", "page", "parent", "starts", "trouble")
+    __slots__ = ("ended", "inode", "last", "marks", "page", "parent", "starts")
 
     def __init__(self, inode: int) -> None:
         self.inode = inode
         self.parent = inode  # for "..", until the first page says more
         self.page: Page | None = None
-        self.marks = array("I")  # checksum of each name that was listed
-        self.starts: list[tuple[int, bytes]] = [(0, b"")]  # number and cookie of the pages that were read
+        self._begin()
+
+    def _begin(self) -> None:
+        self.marks = array("q")  # a hash of each name that was listed, by its number
+        self.starts: list[
+            tuple[int, bytes]
+        ] = []  # of the pages that were read: the number of the first name, and the cookie
+        self.last = b""  # the cookie behind all that was listed
+        self.ended = False  # nothing follows it
 
     async def close(self) -> None:
         """Nothing is held that would have to be given back."""
 
-    async def find(self, fs: FileSystem, number: int, *, plus: bool) -> Page:
-        """A page that holds the name of this number, or is the last one."""
-        if not number:
-            self.page = None  # rewinddir(3), or a beginning: as it is now
+    async def find(self, fs: FileSystem, offset: int, *, plus: bool) -> Page:
+        """The page with the name that an offset stands for; an empty one behind the last."""
+        if not offset:
+            self.page = None
+            self._begin()
+        number = max(0, offset - DOTS)
         page = self.page
-        if page is None or not page.first <= number <= page.end:
-            page = await self._seek(fs, number, plus=plus)
-        while number >= page.end and page.cookie is not None:
-            page = await self._read(fs, page.end, page.cookie, PAGE_ENTRIES_PLUS if plus else PAGE_ENTRIES, plus=plus)
-        if plus and page.attributes is None and page.first < number < page.end:
-            page = await self._read(fs, number, page.names[number - page.first - 1], PAGE_ENTRIES_PLUS, plus=True)
+        if number >= len(self.marks):
+            page = await self._go_on(fs, number, plus=plus)
+        elif page is None or not page.first <= number < page.end:
+            page = await self._again(fs, number, plus=plus)
+        elif plus and page.attributes is None:
+            self._split(page, number)
+            page = await self._again(fs, number, plus=True)
+        self.page = page
         return page
 
-    async def _seek(self, fs: FileSystem, number: int, *, plus: bool) -> Page:
-        """A page that begins at or before a number: behind the last name still there of those that stood before it."""
-        if number > len(self.marks):  # not listed to this handle: a daemon that was started again, an NFS client
-            if self.page is not None:
-                return self.page
-            number = len(self.marks)
-        if not number:
-            return await self._read(fs, 0, b"", FIRST_ENTRIES, plus=plus)
-        first, cookie = self.starts[bisect_right(self.starts, (number - 1, b"\xff" * 256)) - 1]
-        before = list(self.marks[first:number])
-        page = await self._read(fs, first, cookie, SEEK_ENTRIES, plus=plus)
-        places = {crc32(name): index for index, name in enumerate(page.names)}
-        gone_by = next((places[mark] + 1 for mark in reversed(before) if mark in places), 0)
-        del self.marks[first:]
-        self.marks.extend(before)
-        self._list(number, page, gone_by)
+    async def _go_on(self, fs: FileSystem, number: int, *, plus: bool) -> Page:
+        """Read what follows, up to a number: usually the next page. Further it is for an offset that another process gave, which served
+        this mount before, and for clients of an NFS server, who open a directory anew each time."""
+        page = Page(number, (), (), (), None)
+        while number >= len(self.marks) and not self.ended:
+            first, cookie = len(self.marks), self.last
+            entries_max = FIRST_ENTRIES if not first else PAGE_ENTRIES_PLUS if plus else PAGE_ENTRIES
+            reply = await self._ask(fs, cookie, entries_max, plus=plus)
+            if not first:
+                self.parent = reply.directory.parent or self.inode
+            page = Page(first, reply.names, reply.inodes, reply.types, reply.attributes or None)
+            self.starts.append((first, cookie))
+            self.marks.extend(map(hash, page.names))
+            self.last, self.ended = reply.cookie, reply.end
         return page
 
-    def _list(self, number: int, page: Page, gone_by: int) -> None:
-        """Let a page begin with a later one of its names, under this number."""
-        page.names = page.names[gone_by:]
-        page.inodes = page.inodes[gone_by:]
-        page.kinds = page.kinds[gone_by:]
-        page.attributes = page.attributes[gone_by:] if page.attributes is not None else None
-        page.first, page.end = number, number + len(page.names)
-        self.marks.extend(map(crc32, page.names))
+    async def _again(self, fs: FileSystem, number: int, *, plus: bool) -> Page:
+        """A page that has gone by, as it was but for what is gone."""
+        index = bisect_right(self.starts, number, key=itemgetter(0)) - 1
+        first, cookie = self.starts[index]
+        end, stop = self.starts[index + 1] if index + 1 < len(self.starts) else (len(self.marks), self.last)
+        places = {mark: place for place, mark in enumerate(self.marks[first:end])}
+        names: list[bytes | None] = [None] * (end - first)
+        inodes, kinds = [0] * (end - first), [0] * (end - first)
+        attributes: list[Attributes | None] = [None] * (end - first)
+        while cookie < stop:
+            reply = await self._ask(fs, cookie, end - first + AGAIN_ENTRIES_MORE, plus=plus)
+            for at, name in enumerate(reply.names):
+                if (place := places.get(hash(name))) is not None:
+                    names[place], inodes[place], kinds[place] = name, reply.inodes[at], reply.types[at]
+                    attributes[place] = reply.attributes[at] if reply.attributes else None
+            if reply.end:
+                break
+            cookie = reply.cookie
+        return Page(first, names, inodes, kinds, attributes if plus else None)
 
-    async def _read(self, fs: FileSystem, first: int, cookie: bytes, entries_max: int, *, plus: bool) -> Page:
-        """The page behind a cookie, whose names are listed from the number `first` on."""
+    def _split(self, page: Page, number: int) -> None:
+        """Make a page of names only begin at this one and be no longer than one with attributes, so that it can be read as such."""
+        for begin in (number, number + PAGE_ENTRIES_PLUS):
+            before = page.names[begin - page.first - 1] if page.first < begin < page.end else None
+            if before is not None:
+                insort(self.starts, (begin, before))
+
+    async def _ask(self, fs: FileSystem, cookie: bytes, entries_max: int, *, plus: bool) -> ReadDirectoryReply:
         try:
-            reply = await fs.core.read_directory(fs.place(self.inode), cookie, entries_max, attributes=plus)
+            return await fs.core.read_directory(fs.place(self.inode), cookie, entries_max, attributes=plus)
         except StatusError as failure:
             if failure.status is Status.STALE_HANDLE:
                 raise OSError(errno.ENOENT, "the directory was removed") from None
             if failure.status is not Status.PERMISSION_DENIED or not plus:
                 raise
-            # It may be listed but not searched, and this mount is not root's: names alone.
-            reply = await fs.core.read_directory(fs.place(self.inode), cookie, entries_max)
-            plus = False
-        if not cookie:
-            self.parent = reply.directory.parent or self.inode
-        page = Page(
-            first,
-            reply.names,
-            reply.inodes,
-            reply.types,
-            reply.attributes if plus else None,
-            None if reply.end else reply.cookie,
-        )
-        while self.starts and self.starts[-1][0] >= first:
-            self.starts.pop()
-        self.starts.append((first, cookie))
-        del self.marks[first:]
-        self.marks.extend(map(crc32, page.names))
-        self.page = page
-        return page
+        # It may be listed but not searched, and this mount is not root's: names alone.
+        return await fs.core.read_directory(fs.place(self.inode), cookie, entries_max)
 
 
 # --- handlers ---------------------------------------------------------------------------------------------------------------------
@@ -174,38 +175,47 @@ async def readdir(fs: FileSystem, request: Request) -> bytes:
     """Names and types, from an offset on; nothing where there are no more. A reply ends where a page does."""
     fh, offset, size, *_ = READ_IN.unpack_from(request.body)
     handle = handle_of(fs, fh, request.node)
-    page = await handle.find(fs, max(0, offset - DOTS), plus=False)
-    parts: list[bytes] = []
-    room = size - _pack_dots(parts, handle, offset, plus=False)
+    page = await handle.find(fs, offset, plus=False)
+    parts = _dots(handle, offset, plus=False)
+    room = size - sum(map(len, parts))
     offset = max(offset, DOTS)
-    for index in range(offset - DOTS - page.first, len(page.names)):
-        name = page.names[index]
-        room -= dirent_bytes(name)
-        if room < 0:
-            break
-        offset += 1
-        parts.append(pack_dirent(page.inodes[index], offset, _KINDS.get(page.kinds[index], 0), name))
-    return b"".join(parts)
+    while True:
+        for index in range(offset - DOTS - page.first, len(page.names)):
+            offset += 1
+            if (name := page.names[index]) is None:
+                continue
+            room -= dirent_bytes(name)
+            if room < 0:
+                return b"".join(parts)
+            parts.append(pack_dirent(page.inodes[index], offset, _KINDS.get(page.kinds[index], 0), name))
+        if parts or not page.names:
+            return b"".join(parts)
+        page = await handle.find(fs, offset, plus=False)  # all that was left of this one is gone
 
 
 async def readdirplus(fs: FileSystem, request: Request) -> bytes:
     """As READDIR, with attributes: each name counts as a lookup."""
     fh, offset, size, *_ = READ_IN.unpack_from(request.body)
     handle = handle_of(fs, fh, request.node)
-    page = await handle.find(fs, max(0, offset - DOTS), plus=True)
-    parts: list[bytes] = []
-    room = size - _pack_dots(parts, handle, offset, plus=True)
+    page = await handle.find(fs, offset, plus=True)
+    parts = _dots(handle, offset, plus=True)
+    room = size - sum(map(len, parts))
     offset = max(offset, DOTS)
     seen = fs.core.seen
-    for index in range(offset - DOTS - page.first, len(page.names)):
-        name = page.names[index]
-        room -= direntplus_bytes(name)
-        if room < 0:
-            break
-        offset += 1
-        found = NO_ENTRY if page.attributes is None else entry(fs, seen(stat_of(page.attributes[index])))
-        parts.append(pack_direntplus(found, page.inodes[index], offset, _KINDS.get(page.kinds[index], 0), name))
-    return b"".join(parts)
+    while True:
+        for index in range(offset - DOTS - page.first, len(page.names)):
+            offset += 1
+            if (name := page.names[index]) is None:
+                continue
+            room -= direntplus_bytes(name)
+            if room < 0:
+                return b"".join(parts)
+            known = page.attributes[index] if page.attributes is not None else None
+            found = NO_ENTRY if known is None else entry(fs, seen(stat_of(known)))
+            parts.append(pack_direntplus(found, page.inodes[index], offset, _KINDS.get(page.kinds[index], 0), name))
+        if parts or not page.names:
+            return b"".join(parts)
+        page = await handle.find(fs, offset, plus=True)
 
 
 def handle_of(fs: FileSystem, fh: int, node: int) -> DirectoryHandle:
@@ -216,15 +226,15 @@ def handle_of(fs: FileSystem, fh: int, node: int) -> DirectoryHandle:
     return handle
 
 
-def _pack_dots(parts: list[bytes], handle: DirectoryHandle, offset: int, *, plus: bool) -> int:
-    """The dots, where a listing begins; their bytes."""
+def _dots(handle: DirectoryHandle, offset: int, *, plus: bool) -> list[bytes]:
+    """The dots, where a listing begins."""
+    parts: list[bytes] = []
     for number, name, inode in ((0, b".", handle.inode), (1, b"..", handle.parent)):
-        if offset <= number:
-            if plus:
-                parts.append(pack_direntplus(NO_ENTRY, inode, number + 1, _DIRECTORY_KIND, name))
-            else:
-                parts.append(pack_dirent(inode, number + 1, _DIRECTORY_KIND, name))
-    return sum(map(len, parts))
+        if offset <= number and plus:
+            parts.append(pack_direntplus(NO_ENTRY, inode, number + 1, _DIRECTORY_KIND, name))
+        elif offset <= number:
+            parts.append(pack_dirent(inode, number + 1, _DIRECTORY_KIND, name))
+    return parts
 
 
 OPERATIONS: dict[int, Handler] = {

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from emberfs_mount import MountThread, can_mount
+from emberfs_mount import can_mount
 
+from .processes import mounted
 
 if TYPE_CHECKING:
     from emberfs.deploy.local import LocalCluster
@@ -24,12 +24,8 @@ def mount(cluster: LocalCluster) -> Iterator[Path]:
     """A mount of a cluster, for all tests that leave it as it is; each works in a directory of its own."""
     if not can_mount():
         pytest.skip("mounting needs root and /dev/fuse")
-    with tempfile.TemporaryDirectory(prefix="emberfs-mount-") as folder:
-        made = MountThread(cluster.url, folder)
-        try:
-            yield made.path
-        finally:
-            made.close()
+    with mounted(cluster.url) as path:
+        yield path
 
 
 def _directory(parent: Path) -> Path:

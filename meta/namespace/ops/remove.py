@@ -83,7 +83,8 @@ def drop_name(attempt: Attempt, inode: Inode, found: Found) -> None:
 
 
 async def rmdir(attempt: Attempt, found: Found) -> Inode:
-    """Remove an empty directory; as it was left, without a name. Raises NOT_EMPTY, NOT_DIRECTORY, BUSY_RESOURCE (the root), INVALID (".")."""
+    """Remove an empty directory; as it was left, without a name. Raises NOT_EMPTY, NOT_DIRECTORY, BUSY_RESOURCE (the root),
+    INVALID (".")."""
     victim = await _directory_to_go(attempt, found)
     await require_empty(attempt, victim.id)
     take_out(attempt, found, victim)

@@ -1,0 +1,212 @@
+"""Directories on a real mount: read whole, in part, from where one was, and while they change."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .users import ALICE, acting, errno_of
+
+if TYPE_CHECKING:
+    from emberfs.deploy.local import LocalCluster
+
+MANY = 100_000
+_libc = ctypes.CDLL(None, use_errno=True)
+for _name, _types in {
+    "opendir": [ctypes.c_char_p],
+    "readdir": [ctypes.c_void_p],
+    "closedir": [ctypes.c_void_p],
+    "rewinddir": [ctypes.c_void_p],
+    "telldir": [ctypes.c_void_p],
+    "seekdir": [ctypes.c_void_p, ctypes.c_long],
+}.items():
+    getattr(_libc, _name).argtypes = _types
+    getattr(_libc, _name).restype = ctypes.c_void_p if _name in ("opendir", "readdir") else ctypes.c_long
+
+
+class Listing:
+    """A directory as C sees it."""
+
+    def __init__(self, path: Path) -> None:
+        self.stream = _libc.opendir(os.fsencode(path))
+        assert self.stream
+
+    def next(self) -> str | None:
+        found = _libc.readdir(self.stream)
+        return ctypes.string_at(found + 19).decode() if found else None  # d_name of struct dirent
+
+    def tell(self) -> int:
+        return int(_libc.telldir(self.stream))
+
+    def seek(self, position: int) -> None:
+        _libc.seekdir(self.stream, position)
+
+    def rewind(self) -> None:
+        _libc.rewinddir(self.stream)
+
+    def rest(self) -> list[str]:
+        names: list[str] = []
+        while (name := self.next()) is not None:
+            names.append(name)
+        return names
+
+
+@contextmanager
+def listing(path: Path) -> Iterator[Listing]:
+    made = Listing(path)
+    try:
+        yield made
+    finally:
+        _libc.closedir(made.stream)
+
+
+def fill(path: Path, count: int, prefix: str = "n") -> list[str]:
+    names = [f"{prefix}{i:06d}" for i in range(count)]
+    for name in names:
+        os.mkfifo(path / name)
+    return names
+
+
+@pytest.fixture(scope="module")
+def many(cluster: LocalCluster, mount: Path) -> Path:
+    """A directory of 100,000 files, made by a client beside the mount."""
+    from emberfs import connect
+
+    with connect(cluster.url) as client:
+        client.mkdir("/many")
+        client.create_many([f"/many/{i:06d}" for i in range(MANY)])
+    return mount / "many"
+
+
+def test_dots_and_kinds(both: Path) -> None:
+    os.mkdir(both / "d")
+    os.mkdir(both / "d" / "inner")
+    os.symlink("x", both / "d" / "l")
+    with listing(both / "d") as names:
+        assert sorted(names.rest()) == [".", "..", "inner", "l"]
+    inodes = {entry.name: entry.inode() for entry in os.scandir(both / "d")}
+    assert inodes == {name: os.lstat(both / "d" / name).st_ino for name in ("inner", "l")}
+
+
+def test_rewinding_shows_what_is_there_now(both: Path) -> None:
+    with listing(both) as names:
+        assert sorted(names.rest()) == [".", ".."]
+        os.mkfifo(both / "new")
+        names.rewind()
+        assert sorted(names.rest()) == [".", "..", "new"]
+        os.unlink(both / "new")
+        names.rewind()
+        assert sorted(names.rest()) == [".", ".."]
+
+
+def test_seeking_to_every_place(both: Path) -> None:
+    fill(both, 60)
+    with listing(both) as names:
+        places, order = [names.tell()], []
+        while (name := names.next()) is not None:
+            order.append(name)
+            places.append(names.tell())
+        for index in (0, 1, 2, 30, 59, 61, 3):
+            names.seek(places[index])
+            assert names.rest() == order[index:]
+        names.seek(places[62])
+        assert names.rest() == []
+
+
+def test_seeking_back_over_what_was_removed(place: Path) -> None:
+    fill(place, 3000)
+    with listing(place) as names:
+        order, places = [], []
+        while (name := names.next()) is not None:
+            order.append(name)
+            places.append(names.tell())
+        assert len(order) == 3002
+        for name in order[2:1500:2]:
+            os.unlink(place / name)
+        gone = set(order[2:1500:2])
+        for index in (0, 1, 2, 3, 700, 701, 1400, 1499, 2000):
+            names.seek(places[index])
+            assert names.rest() == [name for name in order[index + 1 :] if name not in gone]
+
+
+def test_a_directory_that_is_emptied_while_it_is_read(both: Path) -> None:
+    fill(both, 3000)
+    removed = 0
+    with os.scandir(both) as entries:
+        for entry in entries:
+            os.unlink(entry.path)
+            removed += 1
+    assert removed == 3000
+    assert os.listdir(both) == []
+
+
+def test_a_directory_that_grows_while_it_is_read(both: Path) -> None:
+    before = fill(both, 2000, "m")
+    seen: list[str] = []
+    with os.scandir(both) as entries:
+        for number, entry in enumerate(entries):
+            seen.append(entry.name)
+            if number < 1000:
+                os.mkfifo(both / f"a{number}")
+                os.mkfifo(both / f"z{number}")
+    assert [name for name in seen if name.startswith("m")] == sorted(before) or set(before) <= set(seen)
+    assert len(seen) == len(set(seen))
+
+
+def test_reading_many_names(many: Path) -> None:
+    names = os.listdir(many)
+    assert len(names) == MANY
+    assert len(set(names)) == MANY
+    with os.scandir(many) as entries:
+        assert sum(entry.is_file() and entry.stat().st_size == 0 for entry in entries) == MANY
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_removing_many_names(many: Path) -> None:
+    """The last test of this file that looks at them."""
+    doomed = many.parent / "doomed"
+    os.rename(many, doomed)
+    shutil.rmtree(doomed)
+    assert not doomed.exists()
+
+
+def test_who_may_list(both: Path) -> None:
+    os.mkdir(both / "d", 0o700)
+    os.mkfifo(both / "d" / "f")
+    assert errno_of(lambda: acting(ALICE, lambda: os.listdir(both / "d"))) == errno.EACCES
+    os.chmod(both / "d", 0o744)  # names, and nothing about them
+    assert acting(ALICE, lambda: os.listdir(both / "d")) == ["f"]
+    assert errno_of(lambda: acting(ALICE, lambda: os.stat(both / "d" / "f"))) == errno.EACCES
+    os.chmod(both / "d", 0o711)  # what is known by name
+    assert errno_of(lambda: acting(ALICE, lambda: os.listdir(both / "d"))) == errno.EACCES
+    acting(ALICE, lambda: os.stat(both / "d" / "f"))
+
+
+def test_an_open_directory_stays_readable(both: Path) -> None:
+    def work() -> list[str]:
+        os.mkdir(both / "d", 0o700)
+        os.mkfifo(both / "d" / "f")
+        fd = os.open(both / "d", os.O_RDONLY)
+        os.chmod(both / "d", 0)
+        return os.listdir(fd)
+
+    assert acting(ALICE, work) == ["f"]
+
+
+def test_fsync_of_a_directory(both: Path) -> None:
+    fd = os.open(both, os.O_RDONLY)
+    try:
+        os.mkfifo("f", dir_fd=fd)
+        os.fsync(fd)
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
