@@ -156,7 +156,8 @@ class Cluster:
 
     def _learn(self, routing: Routing) -> None:
         try:
-            self.table.apply(routing)
+            for node in self.table.apply(routing).nodes:
+                self._node_turns.pop(node, None)  # it is there again: its best address may be, too
         except StatusError as failure:
             if failure.status is not Status.STALE_ROUTING:
                 raise

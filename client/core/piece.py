@@ -48,10 +48,12 @@ async def read_piece(
         if not several:
             reply = await cluster.env.call(call)
         else:
-            ticket, reply = await _ask_one(cluster, call, replica)
+            began = cluster.env.now()
+            ticket, reply = await _ask_one(cluster, call, replica, began)
             if reply is None:
                 late, slice_ = slice_, None
-                return Fetch(cluster, columns_of(file, offset, length)).adopt(ticket, late, replica, route.version)
+                fetch = Fetch(cluster, columns_of(file, offset, length))
+                return fetch.adopt(ticket, late, replica, route.version, began)
         if reply.status != [0] or reply.returned != [length]:
             fetch = Fetch(cluster, columns_of(file, offset, length))
             return fetch.from_tail(0) if reply.status == [Status.NOT_COMMITTED] else fetch
@@ -67,11 +69,10 @@ async def read_piece(
             cluster.env.pool.give(slice_)
 
 
-async def _ask_one(cluster: Cluster, call: Call, replica: Replica) -> tuple[Ticket, ReadReply | None]:
+async def _ask_one(cluster: Cluster, call: Call, replica: Replica, began: float) -> tuple[Ticket, ReadReply | None]:
     """The reply of one replica of several; None if it takes longer than usual. Raises StatusError."""
     env, replicas = cluster.env, cluster.replicas
     call.connect = replicas.connect_seconds
-    began = env.now()
     ticket = env.start(call)
     replicas.sent(replica.node, ticket)
     try:

@@ -50,6 +50,7 @@ class _Part:
     ticket: Ticket | None = None
     failure: StatusError | None = None  # nothing was sent
     late: bool = False  # somebody has waited for it as long as is usual
+    since: float = 0.0  # when the wait for it began, if that is not when it is collected: it came late, or is a rival
 
     @property
     def replica(self) -> Replica:
@@ -92,11 +93,12 @@ class Fetch:
             raise
         return self
 
-    def adopt(self, ticket: Ticket, slice_: Slice, replica: Replica, version: int) -> Fetch:
-        """Instead of `start`: take over a request for the only row, which takes longer than usual."""
+    def adopt(self, ticket: Ticket, slice_: Slice, replica: Replica, version: int, since: float) -> Fetch:
+        """Instead of `start`: take over a request for the only row, which takes longer than usual; it was sent at `since`."""
         self.views = [_EMPTY]
         self._slices.append(slice_)
-        self._parts.append(_Part(replica.node, (0,), (replica.target,), (version,), slice_, True, ticket, late=True))
+        part = _Part(replica.node, (0,), (replica.target,), (version,), slice_, True, ticket, late=True, since=since)
+        self._parts.append(part)
         return self
 
     async def complete(self, patience: Patience | None = None) -> Fetch:
@@ -214,7 +216,8 @@ class Fetch:
         while self._parts:
             part, began = self._parts[0], 0.0
             if part.several and part.ticket is not None:
-                began, seconds = env.now(), 0.0 if part.late else replicas.hedge_seconds(part.replica)
+                began = part.since or env.now()
+                seconds = 0.0 if part.late else replicas.hedge_seconds(part.replica)
                 if await env.collect_any((part.ticket,), seconds) is None:
                     await self._race(part, began)
                     continue
@@ -400,7 +403,7 @@ class Fetch:
             part = await self._first_of(runners, seconds)
             if part is None:
                 continue
-            await self._receive(part, began)
+            await self._receive(part, part.since or began)
             runners.remove(part)
             self._parts.remove(part)
             for row in part.rows:
@@ -432,7 +435,9 @@ class Fetch:
                         self._send_part(node, chosen[begin:end], targets[begin:end])
                         for row, target in zip(chosen[begin:end], targets[begin:end], strict=True):
                             self._tries(row).tried.add(target)
-        rivals = self._parts[before:]
+        rivals, now = self._parts[before:], self.cluster.env.now()
+        for rival in rivals:
+            rival.since = now
         runners += rivals
         if rivals:
             return max(map(replicas.hedge_seconds, [rival.replica for rival in rivals]))

@@ -19,8 +19,11 @@ from ...proto.routing import Replica, choose_replica
 from .options import Options
 
 HEDGE_SECONDS_MIN = 0.02  # a read waits at least so long before another replica is asked as well
-HEDGE_SECONDS_MAX = 1.0
+HEDGE_SECONDS_MAX = (
+    0.05  # and at most so long, as a replica that stops may cost it 0.1 s in all; longer only where that is usual
+)
 HEDGE_FACTOR = 4.0  # times the p99 of the waits for that node
+HEDGE_FACTOR_MIN = 1.5  # or so many times at least, so that what is usual gets no rival
 WAITS_KEPT = 128  # for each node, to take the p99 of
 WAITS_PER_LOOK = 32  # after so many more it is taken anew
 HEDGE_SHARE = 0.1  # of the reads may have a rival, so that an overloaded cluster does not get twice the load;
@@ -150,7 +153,8 @@ class Replicas:
         if waits.count % WAITS_PER_LOOK == 0:
             ordered = sorted(waits.seconds)
             usual = ordered[int(0.99 * (len(ordered) - 1))]
-            waits.limit = min(max(self._hedge_min, HEDGE_FACTOR * usual), self._hedge_max)
+            soon = min(max(HEDGE_FACTOR * usual, self._hedge_min), self._hedge_max)
+            waits.limit = max(soon, HEDGE_FACTOR_MIN * usual)
         if self._hedges < HEDGES_SAVED_MAX:
             self._hedges += HEDGE_SHARE
 
