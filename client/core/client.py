@@ -250,9 +250,10 @@ class Core(Namespace):
                 inode, reply = await self._open_inode(request)
             except FileNotFoundError:
                 raise error(Status.STALE_HANDLE, f"{handle.name} was removed; open the path again") from None
+            failure = handle._take_failure()
             handle.adopt(inode, reply.session)
             locked, handle.locked = handle.locked, False
-        if (failure := old.take_error()) is not None:
+        if failure is not None:
             raise failure
         if locked:
             raise Lease.ended_error()  # what it guarded may be another client's by now
@@ -487,6 +488,7 @@ class Core(Namespace):
             inode.error = None  # the parent's to report
         for handle in list(self.handles):
             handle.locked = False  # the locks are the parent's
+            handle.failures_told = handle.file.failures  # and so are the errors
         self.orphans.clear()
         self.cluster.after_fork_in_child()
         self.losing = self.env.lock()

@@ -87,6 +87,8 @@ class Handle(Reader):
                 raise error(status, f"{self.name}: cannot write {len(view)} bytes at offset {offset}")
             file.check_growth(offset + len(view))
             write_back = self.core.write_back_of(file)
+            if not file.unsettled:
+                file.wrote(0, 0)  # should it fail after some of it has left, the server hears that there may be chunks
             await write_back.write(view, offset)
             file.wrote(offset, offset + len(view))
             if not self.buffered or not self.core.options.write_back:
@@ -141,14 +143,16 @@ class Handle(Reader):
         await self._ready()
         file = self.file
         async with file.lock:
-            if not ending or not self.session or not file.unsettled:
+            ends = ending and self.session and file.unsettled
+            if not ends:
                 await self.core.flush_inode(file)
             elif file.write_back is not None:
                 await file.write_back.drain()  # here, and not with the end: what cannot be sent now may be sent later
-        self._raise_error()
-        if ending and self.session and file.unsettled:
+        if ends:
             with self.core.held.opening(file.id):  # from here on it is open as if for reading
                 await self._end_session(False)
+        elif (failure := self._take_failure()) is not None:
+            raise failure
 
     async def fsync(self) -> None:
         """`flush`, and make it durable on every replica and in the namespace."""
@@ -157,7 +161,8 @@ class Handle(Reader):
         async with file.lock:
             if file.write_back is not None:
                 await file.write_back.drain()
-            self._raise_error()
+            if (failure := self._take_failure()) is not None:
+                raise failure
             if file.write_back is not None and file.write_back.small:
                 await file.settle()  # to chunks, if the server will not have it
                 self._raise_error()
@@ -254,7 +259,7 @@ class Handle(Reader):
                 await self._drain(file.write_back)
             if file.stale_end:
                 await file.fetch()
-            failure = file.take_error()
+            failure = self._take_failure()
             small = file.write_back.small_pieces() if file.write_back is not None else None
             request = CloseRequest(
                 inode=file.id,
@@ -288,7 +293,7 @@ class Handle(Reader):
                 failure = failure or broken
                 if self.closed:
                     await self._forget_session()
-            failure = failure or file.take_error()  # of what was small, and went to chunks after all
+            failure = failure or self._take_failure()  # of what was small, and went to chunks after all
         if failure is not None and not discard:
             raise failure
 

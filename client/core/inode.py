@@ -55,6 +55,8 @@ class Inode:
         "content",
         "error",
         "failed",
+        "failure",
+        "failures",
         "generation",
         "handles",
         "id",
@@ -114,7 +116,9 @@ class Inode:
         self.unsettled_since = 0.0  # on the environment's clock
         self.written_ns = 0  # when the last write here was, by the wall clock: that is mtime, whenever it is settled
         self.synced = False  # nothing was written since the last fsync; before the first one nobody knows, the file was closed before
-        self.error: StatusError | None = None  # of data written in the background, to be reported once
+        self.error: StatusError | None = None  # of data written in the background, and nobody has been told yet
+        self.failure: StatusError | None = None  # the same, the last one, for those who have the file open as well
+        self.failures = 0  # how many there were
         self.stale_end = 0  # end of what was written after a truncate that this inode has not heard of yet,
         self.stale_version = 0  # and the truncate version that it was written under
         self.write_back: WriteBack | None = None
@@ -215,7 +219,8 @@ class Inode:
     def fail(self, failure: StatusError) -> None:
         """Note that data written in the background was lost; the first reason is the one that is reported."""
         self.failed = True
-        self.error = self.error or failure
+        self.error = self.failure = self.error or failure
+        self.failures += 1
 
     def take_error(self) -> StatusError | None:
         """The error of background writes, handed out once."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from operator import add
 from typing import TYPE_CHECKING, Any
 
-from ...proto.errors import Status, error
+from ...proto.errors import Status, StatusError, error
 from ...proto.gen.meta_pb2 import OpenRequest, Place
 from ...proto.rpc import META
 from .attributes import Stat
@@ -57,6 +57,7 @@ class Reader:
         self.ending = False  # the session's end was asked for, and whether that was heard is not known
         self.unwanted = False  # what is not sent yet is to be discarded
         self.epoch = core.epoch
+        self.failures_told = file.failures  # of the inode's
         self.number = next(core.numbers)  # as the owner of its flock
         self.locked = False  # took a lock under this identity of the client
         self.lock = core.env.lock()
@@ -347,6 +348,7 @@ class Reader:
         self.lock = self.core.env.lock()
         self.stream = Stream(file, self.core.options.readahead if self.buffered else 0)
         self.epoch = self.core.epoch
+        self.failures_told = file.failures
         self.ending = False
 
     # --- state ------------------------------------------------------------------------------------------------------------------------
@@ -375,9 +377,20 @@ class Reader:
             self.core.read_times.note(self.file)
 
     def _raise_error(self) -> None:
+        """Raise what nobody has been told yet of data that was lost."""
         failure = self.file.take_error()
         if failure is not None:
+            self.failures_told = self.file.failures
             raise failure
+
+    def _take_failure(self) -> StatusError | None:
+        """What was lost since this handle was told last, whoever else was: each that had the file open hears of it once, as on Linux."""
+        file = self.file
+        failure = file.take_error()
+        if self.failures_told != file.failures:
+            self.failures_told = file.failures
+            failure = failure or file.failure
+        return failure
 
     async def _renew_session(self) -> None:
         """What is settled needs a session that lives. A flush may have ended it, and so may a close that was interrupted: then another

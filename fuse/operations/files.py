@@ -170,7 +170,8 @@ def flush(fs: FileSystem, request: Request) -> bytes | Coroutine[Any, Any, bytes
 
 def _has_news(handle: Handle) -> bool:
     file = handle.file
-    return handle.can_write and (file.unsettled or file.error is not None or handle.epoch != handle.core.epoch)
+    untold = file.error is not None or handle.failures_told != file.failures
+    return handle.can_write and (file.unsettled or untold or handle.epoch != handle.core.epoch)
 
 
 async def _flush(fs: FileSystem, request: Request, fh: int, owner: int) -> bytes:
