@@ -201,3 +201,51 @@ def test_one_client_acts_for_many_users(client: Client) -> None:
     assert drive(bob.access("/home/alice/f", os.R_OK)) and not drive(bob.access("/home/alice/f", os.W_OK))
     drive(alice.truncate("/home/alice/f", 2))
     assert client.read_bytes("/home/alice/f") == b"he"
+
+
+def test_several_attributes_are_set_in_one_request(client: Client) -> None:
+    client.write_bytes("/f", b"x")
+    before = client.stat("/f")
+    where = at(before.inode)
+    after = drive(client.core.set_attributes(where, mode=0o640, uid=7, gid=8, atime_ns=1, mtime_ns=2))
+    assert (after.mode, after.uid, after.gid, after.atime_ns, after.mtime_ns) == (0o640, 7, 8, 1, 2)
+    assert after.change == before.change + 1
+    assert after == client.stat("/f")
+    client.chmod("/f", 0o6755)
+    assert drive(client.core.set_attributes(where)).mode == 0o755  # as chown with -1 and -1
+
+
+def test_operations_on_names_say_what_they_left(client: Client) -> None:
+    client.mkdir("/d")
+    client.write_bytes("/f", b"x")
+    first = client.stat("/f")
+    linked = drive(client.core.link("/f", "/d/g"))
+    assert (linked.nlink, linked) == (2, client.stat("/f"))
+    moved = drive(client.core.rename("/d/g", "/g"))
+    assert (moved.inode, moved) == (first.inode, client.stat("/g"))
+    assert drive(client.core.setxattr("/g", "user.x", b"1")).extended
+    assert not drive(client.core.removexattr("/g", "user.x")).extended
+    assert drive(client.core.truncate("/g", 0)).size == 0
+    inode = client.stat("/d").inode
+    left = drive(client.core.rmdir("/d"))
+    assert (left.inode, left.nlink, left.is_dir) == (inode, 0, True)
+
+
+def test_a_page_of_a_directory_in_columns(client: Client) -> None:
+    client.mkdir("/d/sub", parents=True)
+    client.write_bytes("/d/f", b"xyz")
+    page = drive(client.core.read_directory("/d", b"", 1))
+    assert (list(page.names), page.end, page.cookie, len(page.attributes)) == ([b"f"], False, b"f", 0)
+    page = drive(client.core.read_directory("/d", page.cookie, 10, attributes=True))
+    assert (list(page.names), page.end) == ([b"sub"], True)
+    assert page.attributes[0].inode == page.inodes[0] == client.stat("/d/sub").inode
+
+
+def test_times_are_those_of_the_last_write(client: Client) -> None:
+    with client.open("/f", "wb") as file:
+        file.write(b"hello")
+        written = client.stat("/f")
+        file.fsync()
+        assert client.stat("/f").mtime_ns == written.mtime_ns
+    closed = client.stat("/f")
+    assert (closed.mtime_ns, closed.ctime_ns) == (written.mtime_ns, written.ctime_ns)

@@ -208,6 +208,20 @@ async def test_length_is_the_highest_end_reported(world: World) -> None:
     assert closed.mtime_ns > first.attributes.mtime_ns
 
 
+async def test_times_of_a_file_are_those_of_its_last_write(world: World) -> None:
+    opened = await world.open("/f", CREATE | W)
+    world.clock.wall += 10**9
+    written_ns = opened.attributes.ctime_ns + 5
+    closed = await world.close(opened, 1, mtime_ns=written_ns)
+    assert (closed.mtime_ns, closed.ctime_ns) == (written_ns, written_ns)
+    for said_ns, latest_ns in ((written_ns + 10**15, written_ns + 2 * 10**9), (7, written_ns + 2 * 10**9)):
+        before_ns = closed.ctime_ns
+        closed = await world.close(await world.open("/f", W), 1, mtime_ns=said_ns)
+        assert closed.mtime_ns <= latest_ns  # no time lies in the future, whatever the writer's clock says
+        assert closed.ctime_ns >= before_ns  # and this one never goes back
+    assert closed.mtime_ns == 7
+
+
 async def test_a_session_ends_once_and_belongs_to_its_client(world: World) -> None:
     opened = await world.open("/f", CREATE | W)
     with pytest.raises(StatusError) as caught:
