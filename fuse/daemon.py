@@ -215,6 +215,7 @@ class Mount:
                 await core.close()
             else:
                 await core.sync()
+                self._journal.sweep(lambda number: False)
         except StatusError as failed:
             _log.error("not everything could be flushed", status=failed.status.name, error=str(failed.strerror))
 

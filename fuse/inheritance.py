@@ -38,8 +38,10 @@ async def inherit(fs: FileSystem, journal: Journal) -> list[int]:
     await asyncio.gather(*(_reread(fs, inode) for inode in sorted({file.inode for file in journal.files})))
     for inode in lost:
         if (opened := fs.core.inodes.get(inode)) is not None:
+            # Not `fail`: what is written from now on is good, and arrives.
             text = f"inode {inode:x}: the mount's daemon died before what was written was flushed; write it again"
-            opened.fail(error(Status.IO_ERROR, text))
+            opened.failure = error(Status.IO_ERROR, text)
+            opened.failures += 1
     journal.losses_told()
     logger.warning("took over %d open files, %d with writes that may be lost", len(journal.files), len(lost))
     return lost
