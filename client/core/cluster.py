@@ -20,6 +20,7 @@ from ...proto.rpc import CLUSTER, Method
 from .options import Options
 from .replicas import Replicas
 from .retry import ATTEMPT_SECONDS, Patience
+from .turns import Turns
 
 REFRESH_SECONDS = 2.0  # a look at the routing between two attempts waits at most so long
 OWNER_REST_SECONDS = (
@@ -65,7 +66,7 @@ class Cluster:
         self._managers: list[str] = []  # where the elected one is, as others say; empty: wherever we ask for names
         self._owners_resting: dict[str, float] = {}  # address -> until when
         self._meta_nodes: dict[int, str] = {}  # metadata servers -> how to reach them
-        self._node_turns: dict[int, int] = {}
+        self._node_turns = Turns(env, options)
         self._node_cache: dict[int, str] = {}
         self._cache_generation = -1
         self._refreshing = env.lock()
@@ -156,8 +157,7 @@ class Cluster:
 
     def _learn(self, routing: Routing) -> None:
         try:
-            for node in self.table.apply(routing).nodes:
-                self._node_turns.pop(node, None)  # it is there again: its best address may be, too
+            self.table.apply(routing)
         except StatusError as failure:
             if failure.status is not Status.STALE_ROUTING:
                 raise
@@ -232,7 +232,10 @@ class Cluster:
                 raise error(
                     Status.UNAVAILABLE, f"storage node {node} has no address that can be reached from this machine"
                 )
-            address = self._node_cache[node] = usable[self._node_turns.get(node, 0) % len(usable)]
+            turn = self._node_turns.of(node)
+            address = usable[turn % len(usable)]
+            if not turn:
+                self._node_cache[node] = address
         return address
 
     async def recover(self, failure: StatusError, node: int = 0) -> None:
@@ -260,7 +263,7 @@ class Cluster:
                 if not self._managers:
                     self._turn_meta()  # it knows of none: another one may
             elif node:
-                self._node_turns[node] = self._node_turns.get(node, 0) + 1
+                self._node_turns.failed(node)
                 self._node_cache.pop(node, None)
             else:
                 self._turn_meta()

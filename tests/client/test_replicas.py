@@ -9,6 +9,7 @@ import pytest
 
 from emberfs.client.core.file import Handle
 from emberfs.client.core.replicas import HEDGE_SECONDS_MIN
+from emberfs.client.core.turns import TURN_SECONDS_MIN
 from emberfs.proto.errors import Status, StatusError, error
 from emberfs.proto.gen.cluster_pb2 import Routing
 from emberfs.proto.gen.common_pb2 import TARGET_STATE_SYNCING, Chain
@@ -247,21 +248,22 @@ def test_the_time_before_a_rival_was_asked_is_not_its_own() -> None:
     run(story)
 
 
-def test_a_node_that_came_back_is_reached_at_its_best_address_again() -> None:
+def test_the_best_address_of_a_node_is_left_for_a_while_and_longer_when_it_fails_again() -> None:
     async def story(world: ChainWorld) -> None:
         cluster = (await world.client()).cluster
         node = cluster.table.nodes[world.member(0).node]
-        best = cluster.node_address(node.id)
+        best, other = cluster.node_address(node.id), "local:elsewhere"
         routing = Routing(cluster=cluster.table.cluster, since=cluster.table.version, version=cluster.table.version + 1)
         routing.nodes.add().CopyFrom(node)
-        routing.nodes[0].addresses.append("local:elsewhere")
+        routing.nodes[0].addresses.append(other)
         await cluster.learn(routing)
-        cluster.note(error(Status.UNAVAILABLE, "gone"), node.id)
-        assert cluster.node_address(node.id) != best
-        routing.since, routing.version = routing.version, routing.version + 1
-        routing.nodes[0].process += 1
-        await cluster.learn(routing)
-        assert cluster.node_address(node.id) == best
+        for seconds in (TURN_SECONDS_MIN, 2 * TURN_SECONDS_MIN):
+            cluster.note(error(Status.UNAVAILABLE, "gone"), node.id)
+            assert cluster.node_address(node.id) == other
+            await world.sleep(0.9 * seconds)
+            assert cluster.node_address(node.id) == other
+            await world.sleep(0.2 * seconds)
+            assert cluster.node_address(node.id) == best
 
     run(story)
 
