@@ -254,6 +254,8 @@ async def _share(
             if holes and not file.sparse:
                 file.sparse = file.unsettled = True
                 await file.settle()  # a hole is allowed before it is made
+            if not file.unsettled:
+                file.wrote(0, 0)  # should some of it fail, the server hears that there may be chunks
             await run_clones(core, file, updates)
             at = min(end * size, high)
             file.wrote(wanted.begin + max(begin * size, low) - wanted.start, wanted.begin + at - wanted.start)

@@ -245,7 +245,11 @@ async def settle_session(namespace: Namespace, number: int, session_number: int)
             return True
         inode = inodes.unpack(number, record)
         if not _may_have_a_name(inode) or inode.flags & inodes.INLINE:
-            return True  # nobody will open it by name again; or what it wrote was settled, or never came
+            # Nobody will open it by name again; or what it wrote was settled, or never came. Still there may be chunks (gc.py).
+            if not inode.truncate_version and not inode.flags & inodes.INLINE:
+                inode.truncate_version = 1
+                txn.put(keys.inode_key(number), inode.pack())
+            return True
         if inode.truncate_version != version or inode.flags & inodes.TRIMMING:
             return False
         mode = inode.mode

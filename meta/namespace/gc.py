@@ -37,7 +37,8 @@ CHUNKS_PER_STEP = 512  # files of one request to storage: before each the log is
 HOLDERS_MAX = 256  # sessions, and readers' holds, that are read at once to see which of some files are held
 IDLE_SECONDS = 0.5  # between looks at empty queues
 ROUND_SECONDS = 10.0  # between the beginnings of two rounds through the queue of files
-SHORT_ROUND_SECONDS = 1.0  # the same, when nothing was held or space is short:
+QUIET_ROUND_SECONDS = 0.2  # the same, when the last one met nobody who held anything
+SHORT_ROUND_SECONDS = 1.0  # the same, when space is short:
 SHORT_PART = 0.05  # less than this part of some target is free
 GIVE_WAY_SECONDS = 2.0  # between pieces of the trash that go before their time, as space is short
 EVENTS_SECONDS = 30.0  # between looks for old events
@@ -63,6 +64,12 @@ def unpack_layout(data: bytes) -> Layout:
     return Layout(redundancy, 1 << bits, *rest)
 
 
+def may_have_chunks(inode: Inode) -> bool:
+    """Whether anything was ever written of a file whose sessions are over. All that ends a session under which something was, sets a
+    length, or a truncate version where there is none: a tree of empty or small files asks storage for nothing."""
+    return bool(inode.truncate_version or (inode.length and not inode.flags & inodes.INLINE))
+
+
 class Collector:
     """The garbage collector of one server. `step` does one piece of work; `run` repeats it for ever."""
 
@@ -71,6 +78,7 @@ class Collector:
         self._due = b""  # keys up to this one belong to the round under way
         self._round = float("-inf")  # when it began
         self._held = 0  # files that somebody held in it
+        self._left_chunks = 0  # files that came into the queue of chunks since that was last looked at
         self.space_is_short = False
         self._emptier = Emptier(namespace)
         self._events_cut = float("-inf")
@@ -92,9 +100,13 @@ class Collector:
         await self._begin_round()
         worked |= await self._empty_trash()
         worked |= await self._cut_events()
-        for piece in (self._dismantle, self._free_files, self._remove_chunks):
+        for piece in (self._dismantle, self._free_files):
             worked |= await piece()
             await self._namespace.clock.sleep(0)  # requests come in between
+        if (
+            not worked or self._left_chunks >= CHUNKS_PER_STEP
+        ):  # few at once would wait for the log and for storage as long as many
+            worked |= await self._remove_chunks()
         return worked
 
     async def _cut_events(self) -> bool:
@@ -141,7 +153,9 @@ class Collector:
     async def _begin_round(self) -> None:
         now = self._namespace.clock.now()
         self.space_is_short = self._namespace.chunks.space().free_part_min < SHORT_PART
-        seconds = SHORT_ROUND_SECONDS if self.space_is_short or not self._held else ROUND_SECONDS
+        seconds = SHORT_ROUND_SECONDS if self.space_is_short else ROUND_SECONDS
+        if not self._held:
+            seconds = QUIET_ROUND_SECONDS
         if now - self._round < seconds * self._namespace.time_scale:
             return
         self._round = now
@@ -183,6 +197,7 @@ class Collector:
 
         page, held = await self._namespace.transact(work)
         self._held += held
+        self._left_chunks += len(page) - held
         self._files = page[-1][0] if page else end
         return bool(page)
 
@@ -196,10 +211,9 @@ class Collector:
             txn.delete(keys.trim_key(inode.id))
         if inode.flags & inodes.EXTENDED:
             extended.erase(txn, inode.id)
-        inlined = inode.flags & inodes.INLINE
-        if inlined:
+        if inode.flags & inodes.INLINE:
             txn.delete(keys.inline_key(inode.id))
-        if inode.layout is not None and not (inlined and not inode.truncate_version):  # else it never had a chunk
+        if inode.layout is not None and may_have_chunks(inode):
             txn.put_versionstamped(keys.DEAD_CHUNKS, keys.dead_suffix(inode.id), pack_layout(inode.layout))
 
     # the queue of trees
@@ -280,6 +294,7 @@ class Collector:
     # the queue of chunks
 
     async def _remove_chunks(self) -> bool:
+        self._left_chunks = 0
         page = await self._namespace.engine.begin().scan(self._chunks, self._chunks_end, CHUNKS_PER_STEP, snapshot=True)
         if not page:
             return False

@@ -28,6 +28,9 @@ async def close(attempt: Attempt, request: meta_pb2.CloseRequest) -> meta_pb2.Cl
     inode, opened = await require_open(attempt, request)
     if request.written:
         await settle_any(attempt, inode, request, opened, request.mtime_ns)
+    elif request.discard and not inode.truncate_version:
+        inode.truncate_version = 1  # some of what is dropped may lie in chunks (gc.py)
+        attempt.put(inode)
     if request.token:
         await append.release(attempt, inode.id)
     # A list of what this client reads may be on its way, and mean that nobody has the file open: what is in the queue of the dead

@@ -10,7 +10,7 @@ import pytest
 from emberfs.meta.namespace.access import ROOT, Credentials
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2
-from emberfs.proto.gen.common_pb2 import FILE_TYPE_FIFO
+from emberfs.proto.gen.common_pb2 import FILE_TYPE_FIFO, FILE_TYPE_REGULAR
 
 from .world import ALICE, BOB, World, place
 
@@ -263,7 +263,7 @@ async def test_writes_after_a_truncate_count(world: World) -> None:
 
 
 async def test_truncate_up_leaves_a_hole(world: World) -> None:
-    await world.touch("/f")
+    await world.make("/f", FILE_TYPE_REGULAR)
     grown = await world.truncate("/f", 5000)
     assert (grown.length, grown.sparse, grown.truncate_version, world.chunks.trims) == (5000, True, 0, [])
     with pytest.raises(StatusError) as caught:

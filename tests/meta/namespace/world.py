@@ -7,9 +7,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from emberfs.meta.kv.engine import Engine
+from emberfs.meta.keys import inode_key
+from emberfs.meta.kv.engine import Engine, Transaction
 from emberfs.meta.kv.memory import MemoryEngine
 from emberfs.meta.namespace.access import ROOT, Credentials
+from emberfs.meta.namespace.inode import unpack
 from emberfs.meta.namespace.namespace import Namespace
 from emberfs.meta.namespace.seams import DeadFile, Layout, Space
 from emberfs.meta.namespace.service import MetaService
@@ -215,7 +217,18 @@ class World:
         return await self.make(path, FileType.FILE_TYPE_DIRECTORY, who, **fields)
 
     async def touch(self, path: str, who: Credentials = ROOT, **fields: Any) -> Attributes:
-        return await self.make(path, FileType.FILE_TYPE_REGULAR, who, **fields)
+        """An empty file that once had bytes: what never had any leaves nothing to be removed from storage."""
+        made = await self.make(path, FileType.FILE_TYPE_REGULAR, who, **fields)
+
+        async def work(txn: Transaction) -> None:
+            key = inode_key(made.inode)
+            inode = unpack(made.inode, await txn.get(key) or b"")
+            inode.truncate_version = inode.truncate_version or 1
+            txn.put(key, inode.pack())
+
+        await self.namespace.transact(work)
+        made.truncate_version = 1
+        return made
 
     async def symlink(self, path: str, target: str, who: Credentials = ROOT) -> Attributes:
         return await self.make(path, FileType.FILE_TYPE_SYMLINK, who, target=target.encode())
