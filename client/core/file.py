@@ -176,8 +176,8 @@ class Handle(Reader):
         await self._end(discard=False)
 
     async def close_with_stat(self) -> Stat:
-        """`close`, and the attributes that the file was left with."""
-        await self.close()
+        """`close`, and the attributes that the file was left with: by the close itself, after which the file may be gone."""
+        await self._end(discard=False, answered=True)
         # A handle from before the lease ran out has no session to end.
         return self._last or stat_of(await self.file.ask())
 
@@ -185,7 +185,7 @@ class Handle(Reader):
         """Close without sending what is still here; an unnamed file is dropped."""
         await self._end(discard=True)
 
-    async def _end(self, *, discard: bool) -> None:
+    async def _end(self, *, discard: bool, answered: bool = False) -> None:
         if self.closed:
             return
         self.closed = True
@@ -200,7 +200,7 @@ class Handle(Reader):
             async with self.lock:  # a read in another thread still looks into the windows
                 self.stream.drop()
             if self.session:
-                await self._end_session(self.unwanted)
+                await self._end_session(self.unwanted, answered=answered)
             if self.file.locks:
                 await locks.leave(self, last=self.file.handles == 1)
         except Exception:
@@ -248,7 +248,7 @@ class Handle(Reader):
         self.core.handles.discard(self)
         await self.core.release_inode(self.file, reader=self.is_reader)
 
-    async def _end_session(self, discard: bool) -> None:
+    async def _end_session(self, discard: bool, *, answered: bool = False) -> None:
         file = self.file
         async with file.lock:
             await self._renew_session()
@@ -274,7 +274,7 @@ class Handle(Reader):
                 token=file.token is not None and file.sessions == [self.session],
                 inlined=small,
             )
-            if self._may_end_silently(request) and failure is None:
+            if not answered and self._may_end_silently(request) and failure is None:
                 self.core.ended.add(file.id, self.session)
                 await self._forget_session()
                 return

@@ -124,3 +124,14 @@ def test_nobody_ends_the_session_of_another_client(world: World, quiet: Client) 
         assert sessions(world) == 1
         file.write(b"still mine")
     assert quiet.read_bytes("/f") == b"still mine"
+
+
+def test_who_asks_what_the_file_was_left_with_is_told_by_the_close(world: World, quiet: Client) -> None:
+    # Asked after it, the file may be gone: somebody has removed it, and its session holds it no more.
+    counted = Counted(quiet)
+    assert quiet.write_bytes("/f", b"").size == 0
+    assert counted.take() == ["Open", "Close"]
+    assert sessions(world) == 0
+    file = quiet.open("/f", "wb", buffering=0)
+    world.client().unlink("/f")
+    assert drive(file.handle.close_with_stat()).type == "file"
