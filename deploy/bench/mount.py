@@ -137,8 +137,16 @@ def _passed_through(source: Path, path: Path, options: str) -> Iterator[Path]:
 
 
 def _compare(what: str, unit: str, load: Load, ours: Path, base: Path, aim: float, rounds: int) -> dict[str, Any]:
+    _tell(what)
     value, against = in_turns([lambda: load(ours), lambda: load(base)], rounds)
     return row(what, value, unit, against, aim=aim)
+
+
+def _tell(what: str) -> None:
+    """Progress, for whoever waits at a terminal."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{what} … ")
+        sys.stderr.flush()
 
 
 def _data(places: Places, sizes: Sizes) -> list[dict[str, Any]]:
@@ -212,6 +220,7 @@ def _chained(
 
     def all_in(place: Path) -> float:
         for name, load in steps.items():
+            _tell(name + suffix)
             results.setdefault((name, place), []).append(load(place))
         return 0.0
 

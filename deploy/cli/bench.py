@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
+import sys
 import time
 from enum import Enum
 from pathlib import Path
@@ -47,6 +49,7 @@ def bench(
     keep: Annotated[str, typer.Option(help="Write the JSON into this folder too.", show_default=False)] = "",
 ) -> None:
     """Measure. Starts servers of its own in a temporary directory; a running cluster is left alone."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that nothing that was started stays
     names = [item.value for item in What if item is not What.all] if what is What.all else [what.value]
     if path:
         names = [What.mount.value]
