@@ -31,6 +31,7 @@ BLOCK_BYTES = 512  # of st_blocks
 # st_blksize. Without the kernel's write-back cache each write(2) is a request, and programs that buffer take this as their
 # buffer's size.
 IO_BYTES_PREFERRED = 64 << 10
+SET_ID_BITS = 0o6000  # "run as the file's owner", "as its group"
 _SECOND_NS = 1_000_000_000
 
 Attributes = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, int]
@@ -38,6 +39,8 @@ Attributes = tuple[int, int, int, int, int, int, int, int, int, int, int, int, i
 
 def encoded(fs: FileSystem, stat: Stat) -> Attributes:
     """The fields of `structs.ATTR`."""
+    if stat.mode & SET_ID_BITS and stat.type == "file":
+        fs.set_ids.add(stat.inode)
     size = stat.size
     atime, atime_ns = divmod(stat.atime_ns, _SECOND_NS)
     mtime, mtime_ns = divmod(stat.mtime_ns, _SECOND_NS)

@@ -59,6 +59,7 @@ class FileSystem:
         ]  # answers a request of this number while what is lent is valid
         self.removed: dict[int, Stat] = {}  # directories removed here that the kernel holds still, as they were left
         self.bare = Bare(options.attr_timeout)
+        self.set_ids: set[int] = set()  # files that may have set-id bits, which a write may have to take away
         self.agreed: Agreement | None = None  # with the kernel; None before INIT
         self.entry_timeout = _timeout(options.entry_timeout)
         self.attr_timeout = _timeout(options.attr_timeout)
@@ -99,8 +100,9 @@ class FileSystem:
     def forget(self, inode: int, count: int) -> None:
         """The kernel has dropped so many references."""
         self.nodes.forget(inode, count)
-        if self.removed and inode not in self.nodes:
+        if (self.removed or self.set_ids) and inode not in self.nodes:
             self.removed.pop(inode, None)
+            self.set_ids.discard(inode)
 
     # --- caches ---------------------------------------------------------------------------------------------------------------------
 

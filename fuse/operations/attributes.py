@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...client.core.attributes import Stat
 from ...client.core.file import Handle
-from ..entries import attr, encoded
+from ...client.core.paths import at
+from ..entries import SET_ID_BITS, attr, encoded
 from ..protocol import Opcode, SetAttr
 from ..requests import Setattr, Statx
 from ..structs import ACCESS_IN, STATFS_OUT, STATX_OUT
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ..session import Handler, Request
 
 SECOND_NS = 1_000_000_000
-SET_ID_BITS = 0o6000
+SET_GROUP_ID = 0o2000
 STATFS_BLOCK_BYTES = 4096  # in which statfs(2) counts
 NAME_BYTES_MAX = 255
 STATX_BASIC_AND_BIRTH = 0xFFF  # STATX_BASIC_STATS | STATX_BTIME
@@ -113,7 +114,7 @@ async def setattr_(fs: FileSystem, request: Request) -> bytes:
     if asked.valid & SetAttr.SIZE:
         stat = await _truncate(fs, asked, view, place)
         if asked.valid & SetAttr.KILL_SUIDGID and stat.mode & SET_ID_BITS:
-            stat = await lose_set_ids(fs, stat.inode)
+            stat = await lose_set_ids(fs, request, stat.inode)
     changes = _changes(asked)
     if changes or stat is None:
         if asked.valid & _TIMES:
@@ -180,11 +181,16 @@ async def _write_out(fs: FileSystem, number: int) -> None:
         fs.nodes.advanced(number, inode.change)
 
 
-async def lose_set_ids(fs: FileSystem, inode: int) -> Stat:
+async def lose_set_ids(fs: FileSystem, request: Request, inode: int) -> Stat:
     """Somebody without the right to keep them (CAP_FSETID) has written: set-user-id goes, and set-group-id where it means "run as the
-    group"; file capabilities too. The mount does it, since who writes may not be who may change the mode."""
-    stat = await fs.core.set_attributes(fs.place(inode))
-    fs.nodes.advanced(stat.inode, stat.change)
+    group" or he is not in that; file capabilities too. The mount does it, since who writes may not be who may change the mode."""
+    stat = await fs.core.set_attributes(at(inode))
+    caller = fs.callers.view(request).caller
+    if stat.mode & SET_GROUP_ID and caller is not None and stat.gid not in (caller.gid, *caller.groups):
+        stat = await fs.core.set_attributes(at(inode), mode=stat.mode & ~SET_GROUP_ID)
+    if not stat.mode & SET_ID_BITS:
+        fs.set_ids.discard(inode)
+    fs.nodes.unknown(inode)
     return stat
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..protocol import WRITE_CACHE, WRITE_KILL_SUIDGID, Opcode
 from ..requests import CopyFileRange
 from ..structs import COPY_FILE_RANGE_OUT, FALLOCATE_IN, LSEEK_IN, LSEEK_OUT, READ_IN, WRITE_IN, WRITE_OUT
-from .attributes import SET_ID_BITS, lose_set_ids
+from .attributes import lose_set_ids
 from .files import followed, handle_of
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ async def write(fs: FileSystem, request: Request) -> bytes:
     appends go to the end, wherever that is."""
     fh, offset, size, about, _, flags = WRITE_IN.unpack_from(request.body)
     handle: Handle = fs.handles.get(fh) or await handle_of(fs, request.node, fh)
-    if about & WRITE_KILL_SUIDGID and handle.opened is not None and handle.opened.mode & SET_ID_BITS:
-        handle.opened = await lose_set_ids(fs, handle.file.id)
+    if about & WRITE_KILL_SUIDGID and handle.file.id in fs.set_ids:
+        await lose_set_ids(fs, request, handle.file.id)
     end = await handle.write_at(request.data, offset, exact=bool(about & WRITE_CACHE))
     fs.statistics.bytes_written += size
     if fs.journal is not None and handle.file.unsettled:

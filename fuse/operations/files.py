@@ -25,7 +25,7 @@ from ..filesystem import ACCESS_BITS
 from ..protocol import OPEN_KILL_SUIDGID, RELEASE_FLOCK_UNLOCK, Opcode, OpenReply
 from ..requests import name
 from ..structs import CREATE_IN, FLUSH_IN, FSYNC_IN, OPEN_IN, OPEN_OUT, RELEASE_IN
-from .attributes import SET_ID_BITS, lose_set_ids
+from .attributes import lose_set_ids
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -52,8 +52,8 @@ async def open_(fs: FileSystem, request: Request) -> bytes:
     view = fs.core if flags & FMODE_EXEC else fs.callers.view(request)
     handle: Handle = await view.open(fs.place(request.node), Mode(flags & OPEN_FLAGS, "", False))
     try:
-        if more & OPEN_KILL_SUIDGID and handle.opened is not None and handle.opened.mode & SET_ID_BITS:
-            await lose_set_ids(fs, handle.file.id)
+        if more & OPEN_KILL_SUIDGID and handle.file.id in fs.set_ids:
+            await lose_set_ids(fs, request, handle.file.id)
         return await _opened(fs, handle)
     except BaseException:
         fs.later(handle.close())
