@@ -147,6 +147,7 @@ class Calls:
             os.removexattr("/", name)
         os.chown("/", 0, 0)
         os.chmod("/", mode)
+        os.utime("/")
 
     def probe(self) -> bool:
         """Whether times move as ext4's do on newer kernels: any two changes differ, if one looked in between, and what changes nothing

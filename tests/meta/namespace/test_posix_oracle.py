@@ -479,6 +479,16 @@ def test_corners_of_paths() -> None:
 
 
 @pytest.mark.usefixtures("oracle")
+def test_every_run_begins_with_a_new_directory() -> None:
+    """Its times too: an old mtime that is set once more would not move."""
+    for _ in range(2):
+        machine = Both()
+        machine.start(0o755)  # nobody but root can make anything, which would move it
+        machine.utimens(ROOT, "/..", "omit", 5, True)
+        machine.remember()
+
+
+@pytest.mark.usefixtures("oracle")
 def test_as_the_local_file_system() -> None:
     run_state_machine_as_test(Both, settings=QUICK)
 
