@@ -399,7 +399,7 @@ class Fetch:
         for row, target in zip(late.rows, late.targets, strict=True):
             self._tries(row).tried.add(target)
         while open_rows and runners:
-            seconds = self._send_rivals(open_rows, runners, late)
+            seconds = self._send_rivals(open_rows, runners)
             part = await self._first_of(runners, seconds)
             if part is None:
                 continue
@@ -418,13 +418,13 @@ class Fetch:
         for loser in runners:
             self._drop(loser)
 
-    def _send_rivals(self, rows: Iterable[int], runners: list[_Part], late: _Part) -> float:
+    def _send_rivals(self, rows: Iterable[int], runners: list[_Part]) -> float:
         """Ask one more replica for each row that has one left; how long to wait for an answer now."""
         replicas = self.cluster.replicas
         before = len(self._parts)
         plan: dict[int, tuple[list[int], list[int]]] = {}
         for row in rows:
-            if (rival := self._rival(row, late)) is not None:
+            if (rival := self._rival(row)) is not None:
                 chosen, targets = plan.setdefault(rival.node, ([], []))
                 chosen.append(row)
                 targets.append(rival.target)
@@ -444,13 +444,12 @@ class Fetch:
         self.cluster.refresh_soon()
         return self.cluster.options.scaled(LOOK_SECONDS)
 
-    def _rival(self, row: int, late: _Part) -> Replica | None:
-        """Who else has this row. Nobody, where only one may answer; and nobody who failed himself a moment ago, unless all have."""
-        tries, replicas = self._tries(row), self.cluster.replicas
+    def _rival(self, row: int) -> Replica | None:
+        """Who else has this row: nobody, where only one may answer. Who failed a moment ago only where nobody else is left: that may have
+        been slow, too, and the one that is late now has no advantage over it any more."""
+        tries = self._tries(row)
         left = [] if tries.tail or tries.again else tries.untried(self._serving(row))
-        if not replicas.is_avoided(late.replica):
-            left = [replica for replica in left if not replicas.is_avoided(replica)]
-        return replicas.choose(left, self.columns.index[row]) if left else None
+        return self.cluster.replicas.choose(left, self.columns.index[row]) if left else None
 
     async def _first_of(self, runners: list[_Part], seconds: float) -> _Part | None:
         for part in runners:

@@ -18,7 +18,7 @@ class _Turn(NamedTuple):
 
 
 class Turns:
-    """The best address is several times as fast as the others (shared memory), so no failure of a moment is a reason to leave it for good."""
+    """The best address is several times as fast as the others (shared memory): no failure of a moment is a reason to leave it for good."""
 
     def __init__(self, env: Environment, options: Options) -> None:
         self._env = env

@@ -233,6 +233,23 @@ def test_a_member_that_stops_while_answers_are_slower_than_usual_stalls_no_read(
     run(story)
 
 
+def test_who_was_slow_a_moment_ago_is_asked_when_all_others_are_slow_now() -> None:
+    async def story(world: ChainWorld) -> None:
+        file = await written(world)
+        for slow in world.members:
+            for member in world.members:
+                member.delay = 0.3 if member is slow else 0.0
+            for index in range(MEMBERS):
+                await file.pread(100, index * CHUNK)
+            for member in world.members:
+                member.delay = 0.0 if member is slow else 0.3
+            for index in range(MEMBERS):
+                _, seconds = await world.timed(file.pread(100, index * CHUNK))
+                assert seconds <= STALL_SECONDS_MAX
+
+    run(story)
+
+
 def test_the_time_before_a_rival_was_asked_is_not_its_own() -> None:
     async def story(world: ChainWorld) -> None:
         file = await written(world)
