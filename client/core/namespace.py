@@ -224,12 +224,19 @@ class Namespace(Keeping):
 
     async def rename(self, source: PathLike, target: PathLike, *, replace: bool = True, exchange: bool = False) -> Stat:
         """Move a name; the attributes of what has moved."""
+        moved, _ = await self.rename_over(source, target, replace=replace, exchange=exchange)
+        return moved
+
+    async def rename_over(
+        self, source: PathLike, target: PathLike, *, replace: bool = True, exchange: bool = False
+    ) -> tuple[Stat, Stat | None]:
+        """`rename`; and the empty directory that was replaced, as it was left, for those who have it open still."""
         if exchange and not replace:
             raise error(Status.INVALID, "rename: exchange needs an existing target, replace=False refuses one")
         flags = RENAME_EXCHANGE if exchange else 0 if replace else RENAME_NOREPLACE
         request = RenameRequest(source=place(source), target=place(target), flags=flags)
         reply = await self._changed(META.Rename, request, f"{text(source)} -> {text(target)}")
-        return self.seen(stat_of(reply.attributes))
+        return self.seen(stat_of(reply.attributes)), stat_of(reply.replaced) if reply.replaced.inode else None
 
     async def link(self, source: PathLike, target: PathLike, *, follow: bool = False) -> Stat:
         """Another name for what is no directory; its attributes."""

@@ -14,7 +14,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from ..entries import entry, missing
-from ..protocol import Opcode, RenameFlag
+from ..protocol import ROOT_NODE, Opcode, RenameFlag
 from ..requests import Link, Mkdir, Mknod, Rename, Symlink
 
 if TYPE_CHECKING:
@@ -22,13 +22,17 @@ if TYPE_CHECKING:
     from ..filesystem import FileSystem
     from ..session import Handler, Request
 
-ITSELF = b"."  # LOOKUP of it: for NFS, whose clients come back with a node that the kernel has forgotten
+# LOOKUPs of these: for NFS (and open_by_handle_at), whose clients come back with a node that the kernel has forgotten.
+ITSELF = b"."
+ABOVE = b".."
 
 
 async def lookup(fs: FileSystem, request: Request) -> bytes:
     """Where a name leads. Raises NOT_FOUND, unless the kernel may remember that there is no such name."""
     name = request.body[:-1]
-    place = fs.place(request.node) if name == ITSELF else fs.place(request.node, name)
+    # No way leads out of what is mounted: "above" its root is the root.
+    itself = name == ITSELF or (name == ABOVE and request.node == ROOT_NODE)
+    place = fs.place(request.node) if itself else fs.place(request.node, name)
     try:
         stat = await fs.callers.view(request).stat(place, follow=False)
     except FileNotFoundError:
@@ -108,13 +112,15 @@ async def rename2(fs: FileSystem, request: Request) -> bytes:
 
 
 async def _rename(fs: FileSystem, request: Request, target: Place, asked: Rename) -> bytes:
-    moved = await fs.callers.view(request).rename(
+    moved, replaced = await fs.callers.view(request).rename_over(
         fs.place(request.node, asked.name),
         target,
         replace=not asked.flags & RenameFlag.NOREPLACE,
         exchange=bool(asked.flags & RenameFlag.EXCHANGE),
     )
     fs.nodes.advanced(moved.inode, moved.change)  # its content is what it was: cached pages stay
+    if replaced is not None:
+        fs.removed_directory(replaced)
     return b""
 
 

@@ -317,12 +317,14 @@ class RenameRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., source: _Optional[_Union[Place, _Mapping]] = ..., target: _Optional[_Union[Place, _Mapping]] = ..., flags: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Place, _Mapping]]] = ...) -> None: ...
 
 class RenameReply(_message.Message):
-    __slots__ = ("attributes", "statuses")
+    __slots__ = ("attributes", "statuses", "replaced")
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     STATUSES_FIELD_NUMBER: _ClassVar[int]
+    REPLACED_FIELD_NUMBER: _ClassVar[int]
     attributes: _common_pb2.Attributes
     statuses: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., statuses: _Optional[_Iterable[int]] = ...) -> None: ...
+    replaced: _common_pb2.Attributes
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., statuses: _Optional[_Iterable[int]] = ..., replaced: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
 
 class LinkRequest(_message.Message):
     __slots__ = ("caller", "request_id", "source", "target", "follow")

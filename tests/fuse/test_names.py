@@ -223,6 +223,18 @@ def test_who_is_in_a_removed_directory(both: Path) -> None:
     assert not (both / "d").exists()
 
 
+def test_who_is_in_a_directory_that_was_replaced(both: Path) -> None:
+    os.mkdir(both / "old")
+    os.mkdir(both / "new")
+    fd = os.open(both / "old", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.rename(both / "new", both / "old")
+        assert os.fstat(fd).st_nlink == 0
+        assert os.fstat(fd).st_ino != os.stat(both / "old").st_ino
+    finally:
+        os.close(fd)
+
+
 def test_a_name_is_gone_and_the_open_file_is_not(both: Path) -> None:
     fd = os.open(both / "f", os.O_RDWR | os.O_CREAT, 0o600)
     try:

@@ -6,6 +6,7 @@ from ....proto.errors import Status, StatusError, error
 from ....proto.gen import meta_pb2
 from ....proto.gen.meta_pb2 import Place
 from .. import dentry as dentries
+from .. import inode as inodes
 from .. import path, quota
 from ..access import EXECUTE, WRITE, require, require_removable
 from ..attempt import Attempt
@@ -30,8 +31,11 @@ async def rename(attempt: Attempt, request: meta_pb2.RenameRequest) -> meta_pb2.
         raise error(Status.INVALID, f"rename flags {flags}: 0, NOREPLACE (1) or EXCHANGE (2)")
     if request.sources:
         return await _rename_many(attempt, request)
-    moved = await _rename_one(attempt, request.source, request.target, flags)
-    return meta_pb2.RenameReply(attributes=await attempt.visible_attributes(moved))
+    moved, replaced = await _rename_one(attempt, request.source, request.target, flags)
+    reply = meta_pb2.RenameReply(attributes=await attempt.visible_attributes(moved))
+    if replaced is not None and replaced.is_directory:
+        inodes.fill(reply.replaced, replaced)
+    return reply
 
 
 async def _rename_many(attempt: Attempt, request: meta_pb2.RenameRequest) -> meta_pb2.RenameReply:
@@ -48,16 +52,16 @@ async def _rename_many(attempt: Attempt, request: meta_pb2.RenameRequest) -> met
     return reply
 
 
-async def _rename_one(attempt: Attempt, old: Place, new: Place, flags: int) -> Inode:
+async def _rename_one(attempt: Attempt, old: Place, new: Place, flags: int) -> tuple[Inode, Inode | None]:
+    """What has moved, and what lost its name to it."""
     source = await path.locate(attempt, old)
     target = await path.locate(attempt, new)
     _check_names(source, target, flags)
     moved = await _moved(attempt, source)
     if flags == EXCHANGE:
         await _exchange(attempt, source, target, moved)
-    else:
-        await _move(attempt, source, target, moved, noreplace=flags == NOREPLACE)
-    return moved
+        return moved, None
+    return moved, await _move(attempt, source, target, moved, noreplace=flags == NOREPLACE)
 
 
 def _check_names(source: Found, target: Found, flags: int) -> None:
@@ -75,7 +79,7 @@ async def _moved(attempt: Attempt, found: Found) -> Inode:
     return await attempt.inode(found.entry.inode)
 
 
-async def _move(attempt: Attempt, source: Found, target: Found, moved: Inode, *, noreplace: bool) -> None:
+async def _move(attempt: Attempt, source: Found, target: Found, moved: Inode, *, noreplace: bool) -> Inode | None:
     assert source.entry is not None
     if noreplace and target.entry is not None:
         raise error(Status.EXISTS, f"{target.name.decode('utf-8', 'backslashreplace')!r} exists")
@@ -86,7 +90,7 @@ async def _move(attempt: Attempt, source: Found, target: Found, moved: Inode, *,
     if replaced is not None and replaced.is_directory:
         await _check_below(attempt, target.parent, source.parent, replaced, Status.NOT_EMPTY)
     if replaced is not None and replaced.id == moved.id:
-        return  # two names of one inode: nothing happens, both stay, whoever asks
+        return None  # two names of one inode: nothing happens, both stay, whoever asks
     require_removable(source.parent, moved.uid, attempt.caller, source.name)
     await _check_target(attempt, target, moved, replaced)
     if moved.is_directory and source.parent.id != target.parent.id:
@@ -95,6 +99,7 @@ async def _move(attempt: Attempt, source: Found, target: Found, moved: Inode, *,
         await require_empty(attempt, replaced.id)
     await quota.enter(attempt, moved, target.parent)
     await _carry_out(attempt, source, target, moved, replaced)
+    return replaced
 
 
 async def _check_target(attempt: Attempt, target: Found, moved: Inode, replaced: Inode | None) -> None:
@@ -119,6 +124,8 @@ async def _carry_out(attempt: Attempt, source: Found, target: Found, moved: Inod
         dentries.substitute(txn, target.parent.id, target.name, target.entry, source.entry, now_ns)
         if replaced.is_directory:
             erase_directory(attempt, replaced)
+            replaced.nlink = 0
+            replaced.touched(now_ns)
         else:
             drop_name(attempt, replaced, target)
     await _moved_to(attempt, moved, target.parent)
