@@ -120,8 +120,8 @@ class PostgresTransaction(Pending):
             self._engine.connections.give(connection)
 
     def __del__(self) -> None:  # a transaction that only read, or whose operation failed, is just dropped
-        if getattr(self, "_connection", None) is not None and not self._engine.is_closed:
-            self._leave()
+        if (connection := getattr(self, "_connection", None)) is not None and not self._engine.is_closed:
+            self._engine.connections.dropped(connection)
 
 
 class PostgresEngine:

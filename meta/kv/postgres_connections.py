@@ -94,11 +94,13 @@ class Connections:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._lent = 0
         self._holders: Counter[object] = Counter()
+        self._loop: asyncio.AbstractEventLoop | None = None  # on which they are made and used
         self._sweep: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.Task[None] | None = None
 
     async def connect(self, settings: LiteralString) -> Connection:
         """A new one. `settings`: a statement that is run first."""
+        self._loop = asyncio.get_running_loop()
         for pause in (*CONNECT_PAUSES, None):
             try:
                 made = await psycopg.AsyncConnection.connect(
@@ -149,6 +151,18 @@ class Connections:
             self._all.discard(connection)
         holder, connection.holder = connection.holder, None
         self._free(holder)
+
+    def dropped(self, connection: Connection) -> None:
+        """`give`, from wherever the garbage collector has come upon its transaction: in another thread, or while the loop stands."""
+        assert self._loop is not None
+        try:
+            here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            here = False
+        if here:
+            self.give(connection)
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.give, connection)
 
     async def close(self) -> None:
         if self._sweep is not None:

@@ -167,6 +167,17 @@ async def test_many_transactions_at_once_share_connections_and_commits(another: 
     assert connections <= READERS_MAX + 2
 
 
+async def test_a_transaction_that_is_dropped_anywhere_gives_its_connection_back(another: Open) -> None:
+    """The garbage collector runs in any thread."""
+    engine = another()
+    for _ in range(2 * READERS_MAX):
+        dropped = [await reading(engine)]
+        await dropped[0].get(b"a")
+        await asyncio.to_thread(dropped.clear)
+    await asyncio.sleep(0)
+    assert not engine.connections._lent
+
+
 async def test_whoever_waits_too_long_for_a_connection_is_refused(
     another: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
