@@ -85,27 +85,31 @@ class Place(_message.Message):
     def __init__(self, parent: _Optional[int] = ..., path: _Optional[bytes] = ...) -> None: ...
 
 class StatRequest(_message.Message):
-    __slots__ = ("caller", "places", "follow", "content")
+    __slots__ = ("caller", "places", "follow", "content", "lease")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     places: _containers.RepeatedCompositeFieldContainer[Place]
     follow: bool
     content: bool
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., follow: bool = ..., content: bool = ...) -> None: ...
+    lease: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., follow: bool = ..., content: bool = ..., lease: bool = ...) -> None: ...
 
 class StatReply(_message.Message):
-    __slots__ = ("statuses", "attributes")
+    __slots__ = ("statuses", "attributes", "leased")
     STATUSES_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    LEASED_FIELD_NUMBER: _ClassVar[int]
     statuses: _containers.RepeatedScalarFieldContainer[int]
     attributes: _containers.RepeatedCompositeFieldContainer[_common_pb2.Attributes]
-    def __init__(self, statuses: _Optional[_Iterable[int]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ...) -> None: ...
+    leased: bool
+    def __init__(self, statuses: _Optional[_Iterable[int]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ..., leased: bool = ...) -> None: ...
 
 class OpenRequest(_message.Message):
-    __slots__ = ("caller", "request_id", "place", "flags", "mode", "chunk_size", "stripe", "parents", "unnamed", "capability", "umask", "ended")
+    __slots__ = ("caller", "request_id", "place", "flags", "mode", "chunk_size", "stripe", "parents", "unnamed", "capability", "umask", "ended", "lease")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +122,7 @@ class OpenRequest(_message.Message):
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     UMASK_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     request_id: int
     place: Place
@@ -130,7 +135,8 @@ class OpenRequest(_message.Message):
     capability: bytes
     umask: int
     ended: EndedSessions
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., flags: _Optional[int] = ..., mode: _Optional[int] = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ..., parents: bool = ..., unnamed: bool = ..., capability: _Optional[bytes] = ..., umask: _Optional[int] = ..., ended: _Optional[_Union[EndedSessions, _Mapping]] = ...) -> None: ...
+    lease: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., flags: _Optional[int] = ..., mode: _Optional[int] = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ..., parents: bool = ..., unnamed: bool = ..., capability: _Optional[bytes] = ..., umask: _Optional[int] = ..., ended: _Optional[_Union[EndedSessions, _Mapping]] = ..., lease: bool = ...) -> None: ...
 
 class EndedSessions(_message.Message):
     __slots__ = ("inodes", "sessions")
@@ -141,7 +147,7 @@ class EndedSessions(_message.Message):
     def __init__(self, inodes: _Optional[_Iterable[int]] = ..., sessions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class OpenReply(_message.Message):
-    __slots__ = ("attributes", "created", "session", "capability", "capability_ms", "length_max", "inline_max", "atime_due")
+    __slots__ = ("attributes", "created", "session", "capability", "capability_ms", "length_max", "inline_max", "atime_due", "leased")
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +156,7 @@ class OpenReply(_message.Message):
     LENGTH_MAX_FIELD_NUMBER: _ClassVar[int]
     INLINE_MAX_FIELD_NUMBER: _ClassVar[int]
     ATIME_DUE_FIELD_NUMBER: _ClassVar[int]
+    LEASED_FIELD_NUMBER: _ClassVar[int]
     attributes: _common_pb2.Attributes
     created: bool
     session: int
@@ -158,7 +165,8 @@ class OpenReply(_message.Message):
     length_max: int
     inline_max: int
     atime_due: bool
-    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., created: bool = ..., session: _Optional[int] = ..., capability: _Optional[bytes] = ..., capability_ms: _Optional[int] = ..., length_max: _Optional[int] = ..., inline_max: _Optional[int] = ..., atime_due: bool = ...) -> None: ...
+    leased: bool
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., created: bool = ..., session: _Optional[int] = ..., capability: _Optional[bytes] = ..., capability_ms: _Optional[int] = ..., length_max: _Optional[int] = ..., inline_max: _Optional[int] = ..., atime_due: bool = ..., leased: bool = ...) -> None: ...
 
 class CloseRequest(_message.Message):
     __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "mtime_ns", "discard", "token", "inlined", "reading", "ended")
@@ -233,20 +241,22 @@ class SyncFileReply(_message.Message):
     def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., length_max: _Optional[int] = ...) -> None: ...
 
 class CreateRequest(_message.Message):
-    __slots__ = ("caller", "request_id", "entries", "parents", "exist_ok", "umask")
+    __slots__ = ("caller", "request_id", "entries", "parents", "exist_ok", "umask", "lease")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     EXIST_OK_FIELD_NUMBER: _ClassVar[int]
     UMASK_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     request_id: int
     entries: _containers.RepeatedCompositeFieldContainer[NewEntry]
     parents: bool
     exist_ok: bool
     umask: int
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[NewEntry, _Mapping]]] = ..., parents: bool = ..., exist_ok: bool = ..., umask: _Optional[int] = ...) -> None: ...
+    lease: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[NewEntry, _Mapping]]] = ..., parents: bool = ..., exist_ok: bool = ..., umask: _Optional[int] = ..., lease: bool = ...) -> None: ...
 
 class NewEntry(_message.Message):
     __slots__ = ("place", "type", "mode", "target", "rdev", "chunk_size", "stripe", "content")
@@ -269,12 +279,14 @@ class NewEntry(_message.Message):
     def __init__(self, place: _Optional[_Union[Place, _Mapping]] = ..., type: _Optional[_Union[_common_pb2.FileType, str]] = ..., mode: _Optional[int] = ..., target: _Optional[bytes] = ..., rdev: _Optional[int] = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class CreateReply(_message.Message):
-    __slots__ = ("statuses", "attributes")
+    __slots__ = ("statuses", "attributes", "leased")
     STATUSES_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    LEASED_FIELD_NUMBER: _ClassVar[int]
     statuses: _containers.RepeatedScalarFieldContainer[int]
     attributes: _containers.RepeatedCompositeFieldContainer[_common_pb2.Attributes]
-    def __init__(self, statuses: _Optional[_Iterable[int]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ...) -> None: ...
+    leased: bool
+    def __init__(self, statuses: _Optional[_Iterable[int]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ..., leased: bool = ...) -> None: ...
 
 class RemoveRequest(_message.Message):
     __slots__ = ("caller", "request_id", "places", "kind", "forever")
@@ -291,12 +303,14 @@ class RemoveRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., kind: _Optional[_Union[RemoveKind, str]] = ..., forever: bool = ...) -> None: ...
 
 class RemoveReply(_message.Message):
-    __slots__ = ("statuses", "attributes")
+    __slots__ = ("statuses", "attributes", "inodes")
     STATUSES_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    INODES_FIELD_NUMBER: _ClassVar[int]
     statuses: _containers.RepeatedScalarFieldContainer[int]
     attributes: _containers.RepeatedCompositeFieldContainer[_common_pb2.Attributes]
-    def __init__(self, statuses: _Optional[_Iterable[int]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ...) -> None: ...
+    inodes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, statuses: _Optional[_Iterable[int]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ..., inodes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class RenameRequest(_message.Message):
     __slots__ = ("caller", "request_id", "source", "target", "flags", "sources", "targets")
@@ -317,14 +331,16 @@ class RenameRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., source: _Optional[_Union[Place, _Mapping]] = ..., target: _Optional[_Union[Place, _Mapping]] = ..., flags: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Place, _Mapping]]] = ...) -> None: ...
 
 class RenameReply(_message.Message):
-    __slots__ = ("attributes", "statuses", "replaced")
+    __slots__ = ("attributes", "statuses", "replaced", "other")
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     STATUSES_FIELD_NUMBER: _ClassVar[int]
     REPLACED_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
     attributes: _common_pb2.Attributes
     statuses: _containers.RepeatedScalarFieldContainer[int]
     replaced: _common_pb2.Attributes
-    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., statuses: _Optional[_Iterable[int]] = ..., replaced: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
+    other: int
+    def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., statuses: _Optional[_Iterable[int]] = ..., replaced: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., other: _Optional[int] = ...) -> None: ...
 
 class LinkRequest(_message.Message):
     __slots__ = ("caller", "request_id", "source", "target", "follow")
@@ -405,21 +421,23 @@ class TruncateReply(_message.Message):
     def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
 
 class ReadDirectoryRequest(_message.Message):
-    __slots__ = ("caller", "place", "cookie", "entries_max", "attributes")
+    __slots__ = ("caller", "place", "cookie", "entries_max", "attributes", "lease")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
     COOKIE_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_MAX_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     place: Place
     cookie: bytes
     entries_max: int
     attributes: bool
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., cookie: _Optional[bytes] = ..., entries_max: _Optional[int] = ..., attributes: bool = ...) -> None: ...
+    lease: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., cookie: _Optional[bytes] = ..., entries_max: _Optional[int] = ..., attributes: bool = ..., lease: bool = ...) -> None: ...
 
 class ReadDirectoryReply(_message.Message):
-    __slots__ = ("names", "inodes", "types", "attributes", "cookie", "end", "directory")
+    __slots__ = ("names", "inodes", "types", "attributes", "cookie", "end", "directory", "leased")
     NAMES_FIELD_NUMBER: _ClassVar[int]
     INODES_FIELD_NUMBER: _ClassVar[int]
     TYPES_FIELD_NUMBER: _ClassVar[int]
@@ -427,6 +445,7 @@ class ReadDirectoryReply(_message.Message):
     COOKIE_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    LEASED_FIELD_NUMBER: _ClassVar[int]
     names: _containers.RepeatedScalarFieldContainer[bytes]
     inodes: _containers.RepeatedScalarFieldContainer[int]
     types: _containers.RepeatedScalarFieldContainer[_common_pb2.FileType]
@@ -434,7 +453,8 @@ class ReadDirectoryReply(_message.Message):
     cookie: bytes
     end: bool
     directory: _common_pb2.Attributes
-    def __init__(self, names: _Optional[_Iterable[bytes]] = ..., inodes: _Optional[_Iterable[int]] = ..., types: _Optional[_Iterable[_Union[_common_pb2.FileType, str]]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ..., cookie: _Optional[bytes] = ..., end: bool = ..., directory: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
+    leased: bool
+    def __init__(self, names: _Optional[_Iterable[bytes]] = ..., inodes: _Optional[_Iterable[int]] = ..., types: _Optional[_Iterable[_Union[_common_pb2.FileType, str]]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ..., cookie: _Optional[bytes] = ..., end: bool = ..., directory: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., leased: bool = ...) -> None: ...
 
 class FindRequest(_message.Message):
     __slots__ = ("caller", "place", "depth_max", "cookie", "entries_max")
@@ -989,3 +1009,33 @@ class SettleSessionsReply(_message.Message):
     SETTLED_FIELD_NUMBER: _ClassVar[int]
     settled: int
     def __init__(self, settled: _Optional[int] = ...) -> None: ...
+
+class WatchLeasesRequest(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    def __init__(self, session: _Optional[int] = ...) -> None: ...
+
+class WatchLeasesReply(_message.Message):
+    __slots__ = ("granting", "fresh", "everything", "changed", "dropped")
+    GRANTING_FIELD_NUMBER: _ClassVar[int]
+    FRESH_FIELD_NUMBER: _ClassVar[int]
+    EVERYTHING_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    granting: bool
+    fresh: bool
+    everything: bool
+    changed: EndedLeases
+    dropped: EndedLeases
+    def __init__(self, granting: bool = ..., fresh: bool = ..., everything: bool = ..., changed: _Optional[_Union[EndedLeases, _Mapping]] = ..., dropped: _Optional[_Union[EndedLeases, _Mapping]] = ...) -> None: ...
+
+class EndedLeases(_message.Message):
+    __slots__ = ("inodes", "directories", "names")
+    INODES_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORIES_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    inodes: _containers.RepeatedScalarFieldContainer[int]
+    directories: _containers.RepeatedScalarFieldContainer[int]
+    names: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, inodes: _Optional[_Iterable[int]] = ..., directories: _Optional[_Iterable[int]] = ..., names: _Optional[_Iterable[bytes]] = ...) -> None: ...
