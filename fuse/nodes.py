@@ -66,7 +66,7 @@ class Nodes:
         if known & _PAGES:
             self._known[inode] = known & (_LOOKUPS | _PAGES)
         else:
-            self._known[inode] = change << _CHANGE_SHIFT | known
+            self._known[inode] = change << _CHANGE_SHIFT | (known & _LOOKUPS)
 
     def opened(self, inode: int) -> None:
         """The kernel may hold pages of it from now on, of the version that it was told."""

@@ -154,14 +154,17 @@ class Session:
             self._ended.set_result(None)
 
     async def _drain(self) -> None:
-        """Wait for what is in flight, then cancel it: whoever waits for it gets an answer in any case."""
+        """Wait for what is in flight, then cancel it: whoever waits for it gets an answer in any case.
+
+        But no waits for locks: who would unlock cannot any more. The kernel ends them with the connection, or asks whoever takes it over.
+        """
         seconds = DRAIN_SECONDS * time_scale()
         self._idle = asyncio.Event()
         if not self.inflight:
             self._idle.set()
         for request in list(self.inflight.values()):
             if request.opcode == Opcode.SETLKW:
-                request.interrupted = True  # who would give the lock back cannot any more
+                request.abandoned = True
                 self._cancel(request)
         for _ in range(2):
             try:

@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+
 from emberfs.fuse.protocol import Opcode
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def test_what_this_mount_wrote_is_not_read_again(mounts: tuple[MountThread, Moun
 
 def test_both_wrote_and_each_sees_all(mounts: tuple[MountThread, MountThread]) -> None:
     """A settlement of ours that another mount's came before must not make the kernel's pages pass for new."""
-    here, there = mounts
+    here, _ = mounts
     (here.path / "both").write_bytes(b"-" * 8192)
     for mount in mounts:
         (mount.path / "both").read_bytes()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     MakeMount = Callable[..., "MountThread"]
 
-MNT_DETACH = 2
+MNT_FORCE, MNT_DETACH = 1, 2
 SECONDS_MAX = 20.0  # for beginning and for ending
 STOP = {signal.SIGINT, signal.SIGTERM}
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -99,18 +99,31 @@ class MountThread:
 
     def requests(self, opcode: int) -> int:
         """How many of an operation were answered."""
-        return self.session.fs.statistics.requests[opcode]
+
+        async def look() -> int:  # there, since an answer is counted after it was given
+            return self.session.fs.statistics.requests[opcode]
+
+        return int(self.call(look()))
+
+    def soon(self, work: Callable[[], None]) -> None:
+        """Have something done on the mount's loop, if that is still there."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(work)
 
     def call(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run something on the mount's loop; its result."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(SECONDS_MAX)
+
+    def abort(self) -> None:
+        """The kernel ends the connection, whatever is under way."""
+        _libc.umount2(os.fsencode(self.path), MNT_FORCE)
 
     def close(self) -> None:
         """Unmount, and wait until everything has ended."""
         if _libc.umount2(os.fsencode(self.path), 0):
             _libc.umount2(os.fsencode(self.path), MNT_DETACH)
             if hasattr(self, "session"):
-                self.loop.call_soon_threadsafe(self.session.stop)
+                self.soon(self.session.stop)
         self._thread.join(SECONDS_MAX)
         if self._thread.is_alive():
             raise TimeoutError(f"the mount at {self.path} does not end")
@@ -150,7 +163,7 @@ def make_mount() -> Iterator[MakeMount]:
     with contextlib.ExitStack() as stack:
 
         def make(url: str = "", **options: Any) -> MountThread:
-            path = stack.enter_context(tempfile.TemporaryDirectory(prefix="emberfs-mount-"))
+            path = stack.enter_context(tempfile.TemporaryDirectory(prefix="emberfs-session-"))
             made = MountThread(url, path, **options)
             stack.callback(made.close)
             return made
