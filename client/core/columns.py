@@ -37,7 +37,7 @@ class Into:
 
 
 # Is called once with the bytes of a read, in pieces; they are somebody else's again when it returns.
-Consume = Callable[[Sequence[memoryview | bytes]], None]
+Consume = Callable[[Sequence[memoryview | bytes]], object]
 
 
 class Lender:
