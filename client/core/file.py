@@ -251,6 +251,10 @@ class Handle(Reader):
     async def _end_session(self, discard: bool, *, answered: bool = False) -> None:
         file = self.file
         async with file.lock:
+            if not answered and self._may_end_silently():
+                self.core.ended.add(file.id, self.session)
+                await self._forget_session()
+                return
             await self._renew_session()
             if file.write_back is not None:
                 if discard and file.handles == 1 and file.write_back.pending:
@@ -274,10 +278,6 @@ class Handle(Reader):
                 token=file.token is not None and file.sessions == [self.session],
                 inlined=small,
             )
-            if not answered and self._may_end_silently(request) and failure is None:
-                self.core.ended.add(file.id, self.session)
-                await self._forget_session()
-                return
             if request.token:
                 self.core.tokens.forget(file)
             try:
@@ -297,10 +297,13 @@ class Handle(Reader):
         if failure is not None and not discard:
             raise failure
 
-    def _may_end_silently(self, request: CloseRequest) -> bool:
-        """Whether nothing was written that the server has not settled yet: it may hear later (`ended.py`)."""
-        nothing = not (request.written or request.reading or request.token or request.HasField("inlined"))
-        return nothing and not self.unnamed and not self.core.ended.full
+    def _may_end_silently(self) -> bool:
+        """Whether nothing was written that the server has not settled yet, and nothing is wrong: it may hear later (`ended.py`)."""
+        file, written = self.file, self.file.write_back
+        if file.unsettled or file.stale_end or file.token is not None or (written is not None and written.pending):
+            return False
+        fine = file.error is None and self.failures_told == file.failures and not self.ending
+        return fine and self.closed and not self.unnamed and not self.core.ended.full
 
     async def _forget_session(self) -> None:
         """It is over, and the handle one like those for reading."""

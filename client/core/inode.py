@@ -44,11 +44,11 @@ class Inode:
     """One open inode of one client. `lock` guards writing, settling and truncating; reads need it only where dirty data lies."""
 
     __slots__ = (
+        "_chains",
         "arrived_end",
         "atime_due",
         "capability_read",
         "capability_write",
-        "chains",
         "change",
         "chunk_size",
         "cluster",
@@ -90,7 +90,7 @@ class Inode:
         self.id = attributes.inode
         self.layout: Layout = attributes.layout
         self.chunk_size = attributes.layout.chunk_size
-        self.chains: Sequence[int] = chains_of(cluster, attributes.layout)
+        self._chains: Sequence[int] | None = None  # many a file is made and closed
         self.lock = cluster.env.lock()
         self.length = self.settled_length = attributes.length
         self.length_max: int | None = None  # as far as quotas let it grow, as of the last open or settlement
@@ -126,6 +126,13 @@ class Inode:
         self.locks: dict[
             tuple[int, int], list[Piece[int]]
         ] = {}  # (kind, owner) -> ranges that this client holds, with the type
+
+    @property
+    def chains(self) -> Sequence[int]:
+        """The chains of the layout, in striping order. Raises STALE_ROUTING when the table is newer than our routing."""
+        if self._chains is None:
+            self._chains = chains_of(self.cluster, self.layout)
+        return self._chains
 
     # --- what the server said -------------------------------------------------------------------------------------------------------
 
@@ -169,7 +176,7 @@ class Inode:
             self.generation += 1
             if attributes.layout != self.layout:  # it was empty, and has taken the layout of another file
                 self.layout, self.chunk_size = attributes.layout, attributes.layout.chunk_size
-                self.chains = chains_of(self.cluster, attributes.layout)
+                self._chains = chains_of(self.cluster, attributes.layout)
                 self.write_back = None
         self.settled_length = attributes.length
         self.length = max(attributes.length, self.written_end)

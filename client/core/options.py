@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 from ...proto.errors import Status, error
@@ -73,6 +74,7 @@ _FLAGS = {
 }
 
 
+@cache
 def parse_mode(mode: str, *, as_text: bool = False) -> Mode:
     """The flags of a mode string: one of r, w, x, a, with "+", "b" or "t" behind it. Raises ValueError as the built-in open does."""
     letters = set(mode)
