@@ -159,14 +159,9 @@ def batch_forget(fs: FileSystem, request: Request) -> None:
 
 def handlers() -> dict[int, Handler]:
     """Every operation that the mount serves."""
-    import importlib
+    from .operations import attributes, data, directories, files, locks, names, xattrs  # they import this module
 
     table: dict[int, Handler] = {}
-    for name in ("names", "attributes", "directories", "xattrs", "files", "data", "locks"):
-        try:
-            module: Any = importlib.import_module(f".operations.{name}", __package__)
-        except ImportError as failure:
-            logger.error("fuse/operations/%s.py: %s", name, failure)
-            continue
+    for module in (names, attributes, directories, xattrs, files, data, locks):
         table.update(module.OPERATIONS)
     return table
