@@ -45,6 +45,9 @@ async def lock(attempt: Attempt, request: meta_pb2.LockRequest) -> meta_pb2.Lock
     is gone."""
     what = wanted(attempt.client, request)
     key = keys.lock_key(request.inode)
+    if request.withdraw:
+        # Whoever was given up may be about to commit, and not know it yet: it has read this key, and conflicts.
+        attempt.txn.conflict_write(key)
     table = locks.unpack(await attempt.txn.get(key))
     reply = meta_pb2.LockReply()
     if request.type == meta_pb2.LOCK_TYPE_UNLOCK:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from emberfs.meta import keys
+from emberfs.meta.kv.memory import MemoryEngine
 from emberfs.meta.namespace import locks
 from emberfs.meta.namespace.check import check
 from emberfs.proto.drivers.aio import AioEnvironment
@@ -326,3 +328,35 @@ async def test_locking_takes_the_right_to_read_or_write(served: Locks) -> None:
     with pytest.raises(PermissionError):
         await as_bob(FLOCK, SHARED)
     await world.close(opened, client=B)
+
+
+@pytest.mark.parametrize("kind", [FLOCK, POSIX])
+async def test_a_withdrawal_at_any_moment_of_its_request_leaves_nothing_locked(kind: Any) -> None:
+    """Also between the request's last look whether it was given up, and its commit."""
+    world = await World().start()
+    served, engine = Locks(world), world.engine
+    assert isinstance(engine, MemoryEngine)
+    moment, reached = 0, True
+    while reached:
+        moment += 1
+        inode = (await world.touch(f"/f{moment}", mode=0o666)).inode
+        passed, reached = 0, False
+
+        async def pause(inode: int = inode, moment: int = moment) -> None:
+            nonlocal passed, reached
+            passed += 1
+            if passed == moment:
+                reached, engine.pause = True, nothing
+                await served.lock(A, inode, kind, UNLOCK, owner=1, withdraw=moment)
+
+        async def nothing() -> None:
+            pass
+
+        engine.pause = pause
+        with suppress(StatusError):  # it was granted, and taken back, or it says that it was given up
+            await served.lock(A, inode, kind, EXCLUSIVE, owner=1, number=moment, wait=True)
+        engine.pause = nothing
+        assert bool(await served.table(inode)) is not reached, moment
+    assert moment > 3
+    await served.lock(A, inode, kind, UNLOCK, owner=1)
+    assert await check(engine) == []
