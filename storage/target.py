@@ -327,7 +327,7 @@ class Target:
             for i, job in staged:
                 results[i] = Result(Status.OK, job.version, job.length, job.state.whole)
                 self.counters.bytes_written += effect.updates[i].length if job.kind is chunks.Kind.WRITE else 0
-                if effect.updates[i].units:
+                if job.damaged:
                     self.found_damaged(job.chunk, "it was damaged where it came from")
             self.counters.writes += sum(job.kind is not chunks.Kind.REPLACE for _, job in staged)
 

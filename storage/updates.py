@@ -113,6 +113,8 @@ def is_quick(job: Job) -> bool:
     old, update = job.old, job.update
     if job.source is not None:
         return not job.cuts_source
+    if job.before is not None:
+        return False
     if old is None or job.shape is Shape.APPEND:
         return True
     if job.shape is Shape.NONE:

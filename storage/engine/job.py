@@ -78,7 +78,9 @@ class Job:
 
     __slots__ = (
         "_space",
+        "before",
         "chunk",
+        "damaged",
         "disk",
         "fresh",
         "kind",
@@ -112,6 +114,8 @@ class Job:
         self.fresh: list[int] = []
         self.shared: list[int] = []
         self.source = source  # of a CLONE: what the other chunk has committed
+        self.before: State | None = None  # what a REPLACE with damaged content finds here
+        self.damaged = False  # some of the content is not what it should be, as its checksums will show
         self.touched = (0, 0)  # units whose checksum changes: [first, last)
         self.ran = False
         self.receipt: Receipt | None = None  # of the client's update that this is, persisted with it
@@ -132,6 +136,7 @@ class Job:
         if not 0 <= update.offset <= end <= min(update.chunk_size, SLOT_BYTES_MAX):
             raise error(Status.INVALID, f"bytes {update.offset} to {end} of a chunk of {update.chunk_size}")
         if update.kind is Kind.REPLACE:
+            self.before = old if update.units else None
             self.old = old = None
         if old is not None and old.unit != checksum_unit(update.chunk_size):
             raise error(Status.INVALID, f"chunk size {update.chunk_size}: the chunk was written with another one")
@@ -245,9 +250,11 @@ class Job:
         payload = memoryview(update.payload).cast("B")
         if self.source is not None:
             self._run_clone(self.source)
+        elif update.units:
+            self._run_damaged(payload)
         elif old is None and update.offset == 0:
             self._write(self.state.slot, 0, [payload])
-            self._settle(self._given_crcs() or unit_crcs(payload, self.state.unit), update.checksum)
+            self._settle(unit_crcs(payload, self.state.unit), update.checksum)
         elif old is None:
             parts = [*_zero_parts(update.offset), payload]
             self._write(self.state.slot, 0, parts)
@@ -260,14 +267,33 @@ class Job:
         else:
             self._run_merge(old, payload)
 
-    def _given_crcs(self) -> Crcs | None:
-        """Of content whose damage is known: with the checksums that it should have, it stays recognisable. Raises CHECKSUM."""
-        if not self.update.units:
-            return None
-        crcs = array(CRC_TYPE, self.update.units)
-        if len(crcs) != self.state.units or fold(crcs, self.state.unit, self.length) != self.update.checksum:
+    def _run_damaged(self, payload: memoryview) -> None:
+        """Content that was damaged where it comes from. With the checksums that it should have, what is damaged stays recognisable; a unit
+        of what is here that has the right one takes its place. Raises CHECKSUM."""
+        unit, crcs = self.state.unit, array(CRC_TYPE, self.update.units)
+        if len(crcs) != self.state.units or fold(crcs, unit, self.length) != self.update.checksum:
             raise error(Status.CHECKSUM, f"chunk {self.chunk.hex()}: checksums that do not belong to it")
-        return crcs
+        content = bytearray(payload)
+        for number, (crc, right) in enumerate(zip(unit_crcs(payload, unit), crcs, strict=True)):
+            if crc == right:
+                continue
+            start = number * unit
+            piece = self._read_before(start, min(start + unit, self.length))
+            if crc32c(piece) == right:
+                content[start : start + len(piece)] = piece
+            else:
+                self.damaged = True
+        self._write(self.state.slot, 0, [memoryview(content)])
+        self._settle(crcs, self.update.checksum)
+
+    def _read_before(self, start: int, end: int) -> memoryview:
+        """These bytes of what is here now; none where it has not all of them, or its disk does not give them."""
+        if self.before is None or self.before.removed or self.before.length < end:
+            return _ZEROS[:0]
+        try:
+            return read_content(self.before, self._space, self.disk, start, end)
+        except OSError:
+            return _ZEROS[:0]
 
     def _run_append(self, old: State, payload: memoryview) -> None:
         gap = self.update.offset - old.length

@@ -51,6 +51,13 @@ async def repaired(member: Member, count: int) -> None:
             await asyncio.sleep(0.01)
 
 
+async def settled(members: Members) -> None:
+    """Until no member has anything under way."""
+    async with asyncio.timeout(20):
+        while any(member.target.replica.in_flight for member in members.members):
+            await asyncio.sleep(0.01)
+
+
 def assert_sound(members: Members) -> None:
     first, *others = [holdings(member.engine) for member in members.members]
     assert all(other == first for other in others)
@@ -151,6 +158,38 @@ async def test_damage_without_another_replica_does_not_stop_a_sync(tmp_path: Pat
     assert await members.write(1, b"y" * 4096) is Status.OK  # whoever writes the damaged part anew heals it
     for engine in (first, second):
         assert bytes(engine.read(chunk_key(5, 1))) == b"y" * 4096 + b"x" * (SIZE - 4096)
+    await members.stop()
+
+
+async def test_what_a_returning_member_still_has_makes_the_only_copy_whole(tmp_path: Path) -> None:
+    """A chunk was changed while one member was away, and then damaged elsewhere: there that member's old bytes are the right ones."""
+    members = await Members(tmp_path, 2).start()
+    members.announce(SERVING, SERVING)
+    for index in range(3):
+        assert await members.write(index, b"x" * SIZE) is Status.OK
+    await settled(members)
+    members.announce(SERVING, OFFLINE)
+    for index in range(3):
+        assert await members.write(index, b"y" * 5000, offset=100_000) is Status.OK
+    first, second = (member.engine for member in members.members)
+    flip(first, chunk_key(5, 0), 5)
+    flip(first, chunk_key(5, 1), SIZE - 1)
+    flip(first, chunk_key(5, 2), 5)
+    flip(first, chunk_key(5, 2), 101_000)  # of this nobody has another copy
+    members.announce(SERVING, SYNCING)
+    await members.synced(2)
+    right = b"x" * 100_000 + b"y" * 5000 + b"x" * (SIZE - 105_000)
+    for index in (0, 1):
+        assert bytes(second.read(chunk_key(5, index))) == right
+    members.announce(SERVING, SERVING)
+    await report(members, 1, 0)
+    await report(members, 1, 1)
+    await repaired(members.head, 2)
+    assert bytes(first.read(chunk_key(5, 0))) == bytes(first.read(chunk_key(5, 1))) == right
+    assert bytes(second.read(chunk_key(5, 2), 0, 4096)) == right[:4096]
+    with pytest.raises(StatusError, match="do not match"):
+        second.read(chunk_key(5, 2), 100_000, 4096)
+    assert list(members.members[1].target.damaged) == [chunk_key(5, 2)]
     await members.stop()
 
 
