@@ -45,7 +45,7 @@ class FileSystem:
         self.options = options
         self.notifier = notifier
         self.root = root
-        self.nodes = Nodes()
+        self.nodes = Nodes(inherited=first_handle > 1)
         self.callers = Callers(core)
         self.statistics = Statistics()
         self.control: Control | None = None  # the nodes that are no inodes: `.ember`, `3fs-virt`
@@ -117,6 +117,19 @@ class FileSystem:
         await self.notifier.inode(ROOT_NODE if inode == self.root else inode)
         self.nodes.invalidated(inode, change)
         return False
+
+    def has_old_pages(self, stat: Stat) -> bool:
+        """Whether the kernel holds pages of an older version than these attributes. With the new size alone it would make zeros up."""
+        if not self.nodes.has_pages(stat.inode) or self.nodes.told(stat.inode) >= stat.change:
+            return False
+        if (file := self.core.inodes.get(stat.inode)) is not None:  # what we have settled ourselves is in the pages
+            self.nodes.followed(stat.inode, file.since, file.change)
+        return self.nodes.told(stat.inode) < stat.change
+
+    async def drop_old_pages(self, stat: Stat) -> None:
+        """Before a reply with attributes: whoever sees them, and goes on reading what he has open, sees bytes of the same version."""
+        if self.has_old_pages(stat):
+            await self.revalidate(stat.inode, stat.change)
 
     # --- work that nobody waits for -------------------------------------------------------------------------------------------------
 

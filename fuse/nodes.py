@@ -20,13 +20,16 @@ _ONE_LOOKUP = 1
 _LOOKUPS = (1 << LOOKUP_BITS) - 1
 _PAGES = 1 << LOOKUP_BITS
 _CHANGE_SHIFT = LOOKUP_BITS + 1
+FIRST_CHANGE = 1  # of a file that was made and never changed: there are no older pages of it
 SHRINK_MIN = 4096  # inodes; a smaller table is not worth making anew
 
 
 class Nodes:
     """The inodes that the kernel holds, by number."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, inherited: bool = False) -> None:
+        """`inherited`: the kernel had this connection before, so that it may hold pages of inodes that are not known here."""
+        self._unseen = _PAGES if inherited else 0
         self._known: dict[int, int] = {}
         self._most = 0  # entries since the table was made: a dictionary never shrinks by itself
 
@@ -50,7 +53,9 @@ class Nodes:
 
     def looked_up(self, inode: int, change: int) -> None:
         """A reply gave the kernel an entry with attributes: one lookup more."""
-        known = self._known.get(inode, 0)
+        known = self._known.get(inode)
+        if known is None:
+            known = self._unseen if change != FIRST_CHANGE else 0
         if known >> _CHANGE_SHIFT == change:
             self._known[inode] = known + _ONE_LOOKUP
         elif known & _PAGES:

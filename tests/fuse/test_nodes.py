@@ -79,6 +79,16 @@ def test_the_first_version_does_not_follow_the_unknown() -> None:
     assert nodes.told(FILE) == 0
 
 
+def test_of_a_daemon_before_this_one_the_kernel_may_have_any_pages() -> None:
+    nodes = Nodes(inherited=True)
+    nodes.looked_up(FILE, 5)
+    assert nodes.told(FILE) == 0
+    nodes.invalidated(FILE, 5)
+    assert nodes.told(FILE) == 5
+    nodes.looked_up(FILE + 1, 1)  # just made
+    assert nodes.told(FILE + 1) == 1
+
+
 def test_what_the_kernel_does_not_know_is_not_noted() -> None:
     nodes = Nodes()
     nodes.tell(FILE, 5)
