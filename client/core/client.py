@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
@@ -38,8 +38,9 @@ from .held import Held
 from .inode import ACCESS, Inode
 from .keeper import Keeper
 from .lease import Lease
+from .leases import Kept, Leases
 from .namespace import Namespace, with_path
-from .options import O_APPEND, O_ONCE, O_RDONLY, O_TRUNC, Mode, Options, parse_mode
+from .options import O_APPEND, O_CREAT, O_ONCE, O_RDONLY, O_TRUNC, Mode, Options, parse_mode
 from .paths import PathLike, at, place, text
 from .ranges import read_ranges
 from .reading import Reader
@@ -96,6 +97,13 @@ class Core(Namespace):
         as its chunks say. Raises DEADLINE when storage does not answer for so long."""
         await self.cluster.meta(META.SettleSessions, SettleSessionsRequest(keep=keep))
 
+    def hold_leases(self, keep: Callable[[Stat], Kept]) -> Leases[Kept]:
+        """From now on remember attributes and names for as long as the server says that they have not changed; what is kept of the
+        attributes is what `keep` makes of them."""
+        leases = Leases(self.cluster, keep)
+        self.cluster.leases = leases
+        return leases
+
     async def connect(self) -> None:
         """The first contact. Raises UNAVAILABLE, WRONG_CLUSTER, UNAUTHENTICATED."""
         await self.cluster.connect()
@@ -105,10 +113,12 @@ class Core(Namespace):
         return self.cluster.table.cluster
 
     def seen(self, stat: Stat) -> Stat:
-        if self.inodes and (inode := self.inodes.get(stat.inode)) is not None and inode.unsettled:
-            stat.size = inode.length
-            stat.mtime_ns = inode.written_ns
-            stat.ctime_ns = max(stat.ctime_ns, inode.written_ns)
+        if self.inodes and (inode := self.inodes.get(stat.inode)) is not None:
+            inode.seen_change = max(inode.seen_change, stat.change)
+            if inode.unsettled:
+                stat.size = inode.length
+                stat.mtime_ns = inode.written_ns
+                stat.ctime_ns = max(stat.ctime_ns, inode.written_ns)
         return stat
 
     # --- opening ------------------------------------------------------------------------------------------------------------------
@@ -180,6 +190,9 @@ class Core(Namespace):
                 raise Lease.ended_error()  # the session is the old identity's, which is gone
 
     async def _ask_open(self, request: OpenRequest) -> OpenReply:
+        leases = self.cluster.leases
+        if leases is not None and request.flags & O_CREAT:
+            request.lease = leases.asked() > 0
         if request.flags == O_RDONLY:
             reply = await self.cluster.meta(META.Open, request)
         else:

@@ -69,6 +69,7 @@ class Inode:
         "lock",
         "locks",
         "readers",
+        "seen_change",
         "sessions",
         "settled_length",
         "since",
@@ -101,6 +102,7 @@ class Inode:
         self.sparse = attributes.sparse
         self.change = attributes.change
         self.since = attributes.change  # from this version on only this client has changed the file
+        self.seen_change = attributes.change  # the newest version of which this client has heard
         self.inlined = attributes.inlined  # the bytes lie beside the inode, at the metadata server
         self.content: bytes | None = _content_of(attributes)  # these, as of `change`; None: to be asked for
         self.inlining = False  # a settlement was sent that may have brought them there

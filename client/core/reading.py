@@ -373,8 +373,17 @@ class Reader:
         if self.ending or (writing and not self.session):
             async with self.file.lock:
                 await self._renew_session()
+        if reading and self.file.seen_change > self.file.change:
+            await self._catch_up()
         if reading and self.file.atime_due and self.core.options.atime:
             self.core.read_times.note(self.file)
+
+    async def _catch_up(self) -> None:
+        """This client has shown attributes that are newer than what it reads by."""
+        file = self.file
+        async with file.lock:
+            if file.seen_change > file.change:
+                await file.fetch()
 
     def _raise_error(self) -> None:
         """Raise what nobody has been told yet of data that was lost."""

@@ -47,13 +47,16 @@ def getattr_(fs: FileSystem, request: Request) -> bytes | Coroutine[Any, Any, by
 
 
 async def _getattr(fs: FileSystem, request: Request) -> bytes:
-    return attr(fs, await fs.core.stat(fs.place(request.node), follow=False))
+    stat = await fs.core.stat(fs.place(request.node), follow=False)
+    await fs.drop_old_pages(stat)
+    return attr(fs, stat)
 
 
 async def statx(fs: FileSystem, request: Request) -> bytes:
     """As GETATTR, with the time of birth."""
     Statx.parse(request.body)
     stat = fs.removed.get(request.node) or await fs.core.stat(fs.place(request.node), follow=False)
+    await fs.drop_old_pages(stat)
     fs.nodes.tell(stat.inode, stat.change)
     number, size, blocks, *_, mode, links, uid, gid, rdev, block_bytes, _ = encoded(fs, stat)
     times = (stat.atime_ns, stat.birth_ns, stat.ctime_ns, stat.mtime_ns)

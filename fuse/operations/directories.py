@@ -211,7 +211,9 @@ async def readdirplus(fs: FileSystem, request: Request) -> bytes:
             if room < 0:
                 return b"".join(parts)
             known = page.attributes[index] if page.attributes is not None else None
-            found = NO_ENTRY if known is None else entry(fs, seen(stat_of(known)))
+            stat = None if known is None else seen(stat_of(known))
+            # Where the kernel has older pages, it looks the name up when it needs it: a listing is no time to wait for invalidations.
+            found = NO_ENTRY if stat is None or fs.has_old_pages(stat) else entry(fs, stat)
             parts.append(pack_direntplus(found, page.inodes[index], offset, _KINDS.get(page.kinds[index], 0), name))
         if parts or not page.names:
             return b"".join(parts)

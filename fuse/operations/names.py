@@ -37,6 +37,7 @@ async def lookup(fs: FileSystem, request: Request) -> bytes:
         stat = await fs.callers.view(request).stat(place, follow=False)
     except FileNotFoundError:
         return missing(fs)
+    await fs.drop_old_pages(stat)
     return entry(fs, stat)
 
 
