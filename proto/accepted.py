@@ -202,7 +202,8 @@ class Connection(Stream):
         except Exception as failure:
             self._fail(request, failure)
             return
-        self._release(request)
+        if sink is not None or request.bulk_held or frame.flags & wire.TABLE:  # most hold nothing
+            self._release(request)
 
     def _reply_inline(self, request: Request, reply: Message, sink: Scratch) -> None:
         """The filled bytes follow the frame; the buffer is free when the socket has taken them."""
