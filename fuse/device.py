@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from .protocol import OUT_HEADER, OUT_HEADER_BYTES
 
 BUFFERS_MAX = 16  # of about 1 MiB
+ERRNO_END = 512  # from here on the kernel refuses a reply, and its request would never end
 IOV_MAX = 1024  # pieces of one writev
 
 Body = bytes | Sequence[bytes | memoryview] | None  # what follows a reply's header; None: there is no reply
@@ -108,6 +109,9 @@ class Device:
 
     def refuse(self, unique: int, number: int) -> bool:
         """Answer a request with an errno. False: nobody waits for it any more."""
+        if not 0 < number < ERRNO_END:
+            logger.error("errno %d is none that the kernel would take: EIO instead", number)
+            number = errno.EIO
         try:
             os.write(self.fd, OUT_HEADER.pack(OUT_HEADER_BYTES, -number, unique))
         except OSError as failure:

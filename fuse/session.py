@@ -41,6 +41,7 @@ DRAIN_SECONDS = (
     35.0  # before scaling: for operations in flight when the mount ends; longer than any operation's own patience
 )
 
+COPIED_BYTES_MAX = 16 << 10  # a WRITE of so much is copied (0.5 µs), so that small ones that wait use up no buffers
 VIRTUAL_NODE_MIN = 1 << 63  # nodes from here on are no inodes of the cluster
 
 DATA_START = IN_HEADER_BYTES + WRITE_IN.size  # of a WRITE's payload
@@ -80,6 +81,7 @@ class Request:
         "data",
         "gid",
         "interrupted",
+        "lends",
         "node",
         "opcode",
         "operation",
@@ -96,11 +98,12 @@ class Request:
         self.gid = gid
         self.pid = pid
         self.body = body  # what follows the header; of WRITE: only its fixed part
-        self.data: memoryview | None = None  # of WRITE: the payload, lent until the reply was sent
+        self.data: memoryview | None = None  # of WRITE: the payload, valid until the reply was sent
+        self.lends = False  # it lies in the device's buffer
         self.interrupted = False
         self.abandoned = False  # answered already, with EINTR
         self.begin = 0.0  # seconds, perf_counter
-        self.buffer: memoryview | None = None  # the device's, that `data` lies in
+        self.buffer: memoryview | None = None  # the device's, lent until the reply was sent
         self.operation: Operation | None = None  # at work, where it has to wait
 
 
@@ -223,7 +226,11 @@ class Session:
         view = self.device.buffer
         if opcode == Opcode.WRITE:
             request = Request(opcode, unique, node, uid, gid, pid, bytes(view[IN_HEADER_BYTES:DATA_START]))
-            request.data = view[DATA_START:received]
+            if received <= COPIED_BYTES_MAX:
+                request.data = memoryview(bytes(view[DATA_START:received]))
+            else:
+                request.data = view[DATA_START:received]
+                request.lends = True
         else:
             request = Request(opcode, unique, node, uid, gid, pid, bytes(view[IN_HEADER_BYTES : received - 8 * words]))
         if opcode >= OPCODES:
@@ -271,7 +278,7 @@ class Session:
             return
         self.inflight[request.unique] = request
         self._lock_waits += waits_for_lock
-        if request.data is not None:
+        if request.lends:
             request.buffer = self.device.lend()
         if not self._has_room():
             self._pause()

@@ -116,6 +116,8 @@ def test_answers_at_once_and_later(mount: MountThread, little: Little, pool: Thr
         (error(Status.NOT_EMPTY, "of the table"), errno.ENOTEMPTY),
         (PermissionError(errno.EACCES, "an errno"), errno.EACCES),
         (OSError("without a number"), errno.EIO),
+        (OSError(524, "the kernel's own"), errno.EIO),
+        (OSError(-2, "negative"), errno.EIO),
         (ValueError("a fault of ours"), errno.EIO),
         (RecursionError("deep"), errno.EIO),
     ],
@@ -134,7 +136,7 @@ def test_failures_are_errnos(
     with pytest.raises(OSError) as caught:
         (mount.path / "one").stat()
     assert caught.value.errno == number
-    ours = not isinstance(failure, OSError) or not failure.errno
+    ours = not isinstance(failure, OSError) or not 0 < (failure.errno or 0) < 512
     assert bool(caplog.records) == ours
     until(lambda: mount.session.fs.statistics.errors[Opcode.GETATTR] == 1)
 
@@ -285,6 +287,21 @@ def test_payloads_are_lent_until_they_are_answered(
     assert [one.result(SECONDS_MAX) for one in done] == [size] * count
     assert little.written == {number * size: 64 * number for number in range(count)}
     assert mount.session.device._made <= device.BUFFERS_MAX
+
+
+def test_small_writes_that_wait_use_up_no_buffers(mount: MountThread, little: Little, pool: ThreadPoolExecutor) -> None:
+    little.open_flags = OpenReply.DIRECT_IO | OpenReply.PARALLEL_DIRECT_WRITES
+    little.held.add(Opcode.WRITE)
+    count = 2 * device.BUFFERS_MAX
+    fds = [os.open(mount.path / "one", os.O_WRONLY) for _ in range(count)]
+    done = [pool.submit(os.pwrite, fd, bytes([number]) * 4096, number * 4096) for number, fd in enumerate(fds)]
+    until(lambda: len(little.waiting) == count)
+    assert (mount.path / "two").exists()
+    mount.soon(little.release)
+    assert [one.result(SECONDS_MAX) for one in done] == [4096] * count
+    assert little.written == {number * 4096: 64 * number for number in range(count)}
+    for fd in fds:
+        os.close(fd)
 
 
 # --- the kernel's caches ------------------------------------------------------------------------------------------------------------
