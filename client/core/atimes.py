@@ -47,3 +47,5 @@ class ReadTimes:
                 await self._core.cluster.meta(META.ReadTimes, ReadTimesRequest(inodes=batch), patience)
             except StatusError:
                 self._files.clear()
+            if (leases := self._core.cluster.leases) is not None:
+                leases.forget(batch)

@@ -17,6 +17,7 @@ from ...proto.ids import boot_id
 from ...proto.rendezvous import owner_of
 from ...proto.routing import RoutingTable
 from ...proto.rpc import CLUSTER, Method
+from .leases import Leases
 from .options import Options
 from .replicas import Replicas
 from .retry import ATTEMPT_SECONDS, Patience
@@ -75,6 +76,7 @@ class Cluster:
         self.operation_seconds = options.scaled(options.timeout)
         self.attempt_seconds = min(options.scaled(ATTEMPT_SECONDS), self.operation_seconds)
         self.replicas = Replicas(env, options)
+        self.leases: Leases[Any] | None = None  # what this client may believe without asking
         self.lookahead: dict[Any, Any] = {}  # streams between two reads -> their windows, who read last at the end
 
     def after_fork_in_child(self) -> None:
@@ -90,6 +92,8 @@ class Cluster:
         self._refresh_due = 0.0
         # The numbers go on: a request that is on its way while the identity changes must not share one with a later request.
         self.requests = RequestIds(self.env, self.requests.last)
+        if self.leases is not None:
+            self.leases.begin_anew()
 
     def drop_lookahead(self) -> bool:
         """Buffers are short: give back what some file has read ahead and not used for longest. False if there is nothing."""
@@ -336,12 +340,21 @@ class Cluster:
 
     async def change(self, method: Method, request: Any, patience: Patience | None = None, *, inode: int = 0) -> Any:
         """`meta` for a request that changes something: its request id makes every repetition count once."""
-        ids = self.requests
+        ids, leases = self.requests, self.leases
         request.request_id = await ids.begin()
+        began = leases.number if leases is not None else 0
+        patience = patience or self.patience()
         try:
-            return await self.meta(method, request, patience, ids, inode)
+            reply = await self.meta(method, request, patience, ids, inode)
+        except BaseException as failure:
+            if leases is not None:
+                leases.failed(failure, again=patience.failures > 0)
+            raise
         finally:
             await ids.end(request.request_id)
+        if leases is not None:
+            leases.changed(began, method, request, reply)
+        return reply
 
     async def meta_many(self, method: Method, requests: Sequence[Message]) -> list[Any]:
         """The same question about many things at once: per request the reply or its StatusError, in order."""

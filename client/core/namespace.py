@@ -80,10 +80,20 @@ class Namespace(Keeping):
     # --- looking ------------------------------------------------------------------------------------------------------------------
 
     async def stat(self, path: PathLike, *, follow: bool = True) -> Stat:
-        reply = await self._ask(META.Stat, StatRequest(places=(place(path),), follow=follow))
+        where, leases = place(path), self.cluster.leases
+        request = StatRequest(places=(where,), follow=follow)
+        began = leases.asked() if leases is not None and not follow else 0
+        if began:
+            request.lease = True
+        reply = await self._ask(META.Stat, request)
         if reply.statuses[0]:
+            if reply.leased and leases is not None:
+                leases.learn(began, where, None)
             raise failed(reply.statuses[0], path)
-        return self.seen(stat_of(reply.attributes[0]))
+        found = stat_of(reply.attributes[0])
+        if reply.leased and leases is not None:
+            leases.learn(began, where, found)
+        return self.seen(found)
 
     async def stat_many(self, paths: Iterable[PathLike], *, follow: bool = True) -> list[Stat | StatusError]:
         given = list(paths)
@@ -118,10 +128,13 @@ class Namespace(Keeping):
         return [name.decode("utf-8", "surrogateescape") for name in reply.names], None if reply.end else reply.cookie
 
     async def read_directory(
-        self, path: PathLike, cookie: bytes, entries_max: int, *, attributes: bool = False
+        self, path: PathLike, cookie: bytes, entries_max: int, *, attributes: bool = False, lease: bool = False
     ) -> ReadDirectoryReply:
-        """A page of a directory's entries as the server gives it, in columns."""
-        request = ReadDirectoryRequest(place=place(path), cookie=cookie, entries_max=entries_max, attributes=attributes)
+        """A page of a directory's entries as the server gives it, in columns. `lease`: of all of them, for who learns them
+        (`Leases.asked`)."""
+        request = ReadDirectoryRequest(
+            place=place(path), cookie=cookie, entries_max=entries_max, attributes=attributes, lease=lease
+        )
         return await self._named(META.ReadDirectory, request, path)  # type: ignore[no-any-return]
 
     async def scandir_page(self, path: PathLike, cookie: bytes) -> tuple[list[tuple[str, Stat]], bytes | None]:
@@ -179,7 +192,9 @@ class Namespace(Keeping):
         return await self._create(path, entry)
 
     async def _create(self, path: PathLike, entry: NewEntry, *, parents: bool = False, exist_ok: bool = False) -> Stat:
-        request = CreateRequest(entries=(entry,), parents=parents, exist_ok=exist_ok, umask=self.umask)
+        leases = self.cluster.leases
+        lease = leases is not None and leases.asked() > 0
+        request = CreateRequest(entries=(entry,), parents=parents, exist_ok=exist_ok, umask=self.umask, lease=lease)
         reply = await self._changed(META.Create, request, path)
         if reply.statuses[0]:
             raise failed(reply.statuses[0], path)

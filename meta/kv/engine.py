@@ -10,7 +10,8 @@ the smallest engine (FoundationDB); every engine enforces them, the in-memory mo
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 TRANSACTION_SECONDS_MAX = 5.0  # older transactions fail with CONFLICT
 TRANSACTION_BYTES_MAX = 10_000_000  # keys and values written, and keys of the read set
@@ -78,3 +79,21 @@ class Engine(Protocol):
         """Everything committed before is durable when this returns."""
 
     async def close(self) -> None: ...
+
+
+Watcher = Callable[
+    [object, Sequence[bytes], Sequence[Pair]], None
+]  # actor of the transaction, keys written, ranges cleared
+
+
+class WatchedTransaction(Transaction, Protocol):
+    actor: object  # whose it is, as watchers are told; None: nobody has said
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """An engine all of whose commits are made in this process."""
+
+    watchers: list[
+        Watcher
+    ]  # called within each commit that has succeeded, before anything else runs; they must not fail

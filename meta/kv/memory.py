@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from . import limits
-from .engine import TRANSACTION_BYTES_MAX, TRANSACTION_SECONDS_MAX, Pair
+from .engine import TRANSACTION_BYTES_MAX, TRANSACTION_SECONDS_MAX, Pair, Watcher
 
 Change = Callable[[bytes | None], bytes | None]  # from a key's value to its next one
 
@@ -70,6 +70,7 @@ class MemoryTransaction:
         self._written_too: list[Pair] = []  # by conflict_write
         self._size = 0
         self._spent = False
+        self.actor: object = None  # for those who watch commits (`engine.Watched`)
 
     async def get(self, key: bytes, *, snapshot: bool = False) -> bytes | None:
         await self._engine.pause()
@@ -152,7 +153,9 @@ class MemoryTransaction:
         written = [(op.begin, op.end) for op in self._operations] + self._written_too
         if not written and not self._stamped:
             return self._version
-        return self._engine.commit(self._version, self._read, written, self._operations, self._stamped)
+        return self._engine.commit(
+            self._version, self._read, written, self._operations, self._stamped, actor=self.actor
+        )
 
     def _get(self, key: bytes, snapshot: bool) -> bytes | None:
         self._refuse(limits.key_refusal(key))
@@ -215,6 +218,7 @@ class MemoryEngine:
         self.now = now
         self.pause = pause
         self.version = 0
+        self.watchers: list[Watcher] = []
         self._rows: dict[bytes, _Row] = {}
         self._sorted: list[bytes] = []  # the keys of `_rows`
         self._commits: list[_Commit] = []  # oldest first
@@ -253,6 +257,7 @@ class MemoryEngine:
         written: list[Pair],
         operations: list[_Operation],
         stamped: list[tuple[bytes, bytes, bytes]],
+        actor: object = None,
     ) -> int:
         """Raises CONFLICT when something was written since `snapshot` into what was read."""
         for other in self._commits:
@@ -260,18 +265,23 @@ class MemoryEngine:
                 if other.version > snapshot and any(begin < b and a < end for a, b in read):
                     raise limits.overtaken(begin)
         self.version += 1
+        touched: list[bytes] = []
         for operation in operations:
             keys = self.keys(operation.begin, operation.end)
             if operation.end == operation.begin + b"\0" and not keys:
                 keys = [operation.begin]
+            touched += keys
             for key in keys:
                 self._set(key, operation.change(self.at(key, self.version)))
         for prefix, suffix, value in stamped:
             key = prefix + limits.stamp(self.version) + suffix
             self._set(key, value)
+            touched.append(key)
             written = [*written, _only(key)]
         self._commits.append(_Commit(self.version, self.now(), written))
         self._forget()
+        for watcher in self.watchers:
+            watcher(actor, touched, [])
         return self.version
 
     def _set(self, key: bytes, value: bytes | None) -> None:

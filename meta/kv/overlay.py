@@ -28,6 +28,7 @@ class Overlay:
     """The half of a transaction that an engine need not write: it inherits from this. Any refusal spends the transaction."""
 
     __slots__ = (
+        "actor",
         "blind",
         "cleared",
         "extra_writes",
@@ -49,6 +50,7 @@ class Overlay:
         self.read_ranges: list[Pair] = []
         self.size = 0  # bytes that count against TRANSACTION_BYTES_MAX
         self.spent = False
+        self.actor: object = None  # for those who watch commits (`engine.Watched`)
 
     # Writing.
 

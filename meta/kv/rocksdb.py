@@ -29,7 +29,7 @@ from rocksdict import Checkpoint, Options, Rdict, ReadOptions, Snapshot, WriteBa
 
 from ...proto.errors import Status, StatusError, error
 from . import limits
-from .engine import KEY_BYTES_MAX, KEYS_END, TRANSACTION_SECONDS_MAX, Pair
+from .engine import KEY_BYTES_MAX, KEYS_END, TRANSACTION_SECONDS_MAX, Pair, Watcher
 from .log_sync import LogSync
 from .overlay import Overlay, Unknown, changed, replaced
 from .recent import Epoch, Recent
@@ -159,6 +159,7 @@ class RocksEngine:
         # Newest values of counters and of keys that were lately read, None for those that are absent: RocksDB takes ten times as
         # long for what every request reads.
         self._newest: dict[bytes, bytes | None] = {}
+        self.watchers: list[Watcher] = []
         self.refuses = False  # everything: it has failed, or is closed
         self._failure: StatusError | None = None
         self._closed = False
@@ -274,6 +275,8 @@ class RocksEngine:
             raise error(Status.MAYBE_COMMITTED, f"the metadata store failed in a commit: {failure}") from failure
         self.recent.committed(committed, writes, others, wiped, self.now())
         self.log.written(committed)
+        for watcher in self.watchers:
+            watcher(writes.actor, [*writes.writes, *writes.blind, *others], wiped)
         return committed
 
     def _newest_pairs(self, begin: bytes, end: bytes, reverse: bool) -> Iterator[Pair]:

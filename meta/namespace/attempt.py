@@ -25,6 +25,7 @@ from .inode import Inode
 from .seams import Layout
 
 if TYPE_CHECKING:
+    from .leases import Session as LeaseSession
     from .namespace import Namespace
 
 
@@ -50,6 +51,9 @@ class Task:
         default_factory=dict
     )  # inode -> (truncate version, end of its last chunk)
     unheard: set[int] = field(default_factory=set)  # inodes whose append token was not given back when it was asked for
+    session: LeaseSession | None = None  # that holds leases, and came by the same connection
+    committed: int = 0  # number of the commit, as `Leases.commits` counts
+    told: bool = False  # it has ended leases of others
 
     def has_open(self, inode: int, rights: int) -> bool:
         """Whether these rights (`proto.capability.Rights`) on an inode were granted before."""

@@ -26,6 +26,7 @@ from .clients import Clients, gone, require_wanted
 from .directories import Memory, View
 from .gc import Collector
 from .inode import Inode
+from .leases import Leases
 from .locking import Locking
 from .projects import Recounter
 from .seams import Capabilities, Chunks, Clock, Layout, Layouts
@@ -80,6 +81,7 @@ class Namespace:
         self.events = events.Events(self)
         self.appending = Appending(self)
         self.clients = Clients(self)
+        self.leases = Leases(engine, clock, self.time_scale, lambda: self.closing)
 
     # life
 
@@ -192,6 +194,8 @@ class Namespace:
         shared = True  # whether to use what others have learned about directories
 
         async def work(txn: Transaction) -> tuple[_Reply, bool, Attempt | None]:
+            if self.leases.watching:
+                self.leases.on_behalf(txn, task)
             done, version, ended, acknowledged, events_until = await txn.get_many(asked)
             if ended is not None:
                 raise gone()
@@ -227,6 +231,8 @@ class Namespace:
                 continue
             for step in attempt.after if attempt is not None else ():
                 await step()
+            if task.told:
+                await self.clock.sleep(0)  # the holders of leases hear of it before the one that has done it
             return reply, repeated
         raise error(Status.CONFLICT, f"{method.name}: the file is truncated again and again meanwhile; try again")
 

@@ -7,11 +7,13 @@ from contextlib import suppress
 
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen import meta_pb2
+from ...proto.ids import ROOT_INODE
 from ...proto.rpc import META, Context, PeerInfo
 from . import trim
 from .access import Credentials
 from .attempt import Task
 from .inode import REGULAR
+from .leases import session_of
 from .namespace import Namespace
 from .ops import (
     allocate,
@@ -59,7 +61,7 @@ class MetaService:
         # Whom the request acts for. Only root and the owner of a server may name somebody else: the connection proved who it is.
         peer = context.peer
         if not request.HasField("caller"):  # type: ignore[attr-defined]
-            return Task(_credentials(peer), peer.client)
+            return Task(_credentials(peer), peer.client, session=session_of(peer))
         caller = request.caller  # type: ignore[attr-defined]
         if len(caller.groups) > GROUPS_MAX:
             raise error(Status.TOO_LARGE, f"a caller in {len(caller.groups)} groups: at most {GROUPS_MAX}")
@@ -69,14 +71,21 @@ class MetaService:
                 Status.NOT_PERMITTED,
                 f"user {peer.identity.uid} may not act for user {caller.uid}: leave the caller out, or connect as the server's user",
             )
-        return Task(named, peer.client)
+        return Task(named, peer.client, session=session_of(peer))
 
     def _owner_task(self, context: Context) -> Task:
         # Requests that carry a session need no caller: the right was checked when it was opened.
-        return Task(_credentials(context.peer), context.peer.client)
+        return Task(_credentials(context.peer), context.peer.client, session=session_of(context.peer))
 
     async def stat(self, request: meta_pb2.StatRequest, context: Context) -> meta_pb2.StatReply:
-        return await self._namespace.read(stat.stat, self._task(context, request), request)
+        task, leases = self._task(context, request), self._namespace.leases
+        mark = leases.commits
+        reply = await self._namespace.read(stat.stat, task, request)
+        if request.lease and task.session is not None and len(reply.statuses) == 1 and not request.follow:
+            status, inode = reply.statuses[0], reply.attributes[0].inode
+            if not status or status == Status.NOT_FOUND:
+                reply.leased = leases.keep(task.session, mark, request.places[0], inode)
+        return reply
 
     def _task_with_grant(self, context: Context, request: meta_pb2.OpenRequest | meta_pb2.LockRequest) -> Task:
         task = self._task(context, request)
@@ -86,12 +95,14 @@ class MetaService:
         return task
 
     async def open(self, request: meta_pb2.OpenRequest, context: Context) -> meta_pb2.OpenReply:
-        task = self._task_with_grant(context, request)
+        task, leases = self._task_with_grant(context, request), self._namespace.leases
+        mark = leases.commits
         readers = self._namespace.clients.readers
         if open.changes(request):
             if not open.writes(request.flags):
                 await readers.admit(task.client)
             reply, repeated = await self._namespace.change(META.Open, open.open_file, task, request)
+            mark = task.committed
             if repeated and request.flags & os.O_TRUNC:
                 await trim.finish(self._namespace, reply.attributes.inode)
         else:
@@ -99,6 +110,8 @@ class MetaService:
             if reply.attributes.type == REGULAR and await readers.admit(task.client):
                 # Only what is opened from now on waits for the client's reports.
                 reply = await self._namespace.read(open.open_file, task, request)
+        if request.lease and task.session is not None and (not request.place.path or request.flags & os.O_NOFOLLOW):
+            reply.leased = leases.keep(task.session, mark, request.place, reply.attributes.inode)
         if reply.attributes.type == REGULAR:
             if not reply.session and not reply.attributes.nlink:
                 await readers.hold(task.client, reply.attributes.inode)
@@ -129,7 +142,11 @@ class MetaService:
         return reply
 
     async def create(self, request: meta_pb2.CreateRequest, context: Context) -> meta_pb2.CreateReply:
-        reply, _ = await self._namespace.change(META.Create, create.create, self._task(context, request), request)
+        task, leases = self._task(context, request), self._namespace.leases
+        reply, _ = await self._namespace.change(META.Create, create.create, task, request)
+        if request.lease and task.session is not None and len(reply.statuses) == 1 and not reply.statuses[0]:
+            place, inode = request.entries[0].place, reply.attributes[0].inode
+            reply.leased = leases.keep(task.session, task.committed, place, inode)
         return reply
 
     async def remove(self, request: meta_pb2.RemoveRequest, context: Context) -> meta_pb2.RemoveReply:
@@ -175,7 +192,16 @@ class MetaService:
     async def read_directory(
         self, request: meta_pb2.ReadDirectoryRequest, context: Context
     ) -> meta_pb2.ReadDirectoryReply:
-        return await self._namespace.read(readdir.read_directory, self._task(context, request), request)
+        task, leases = self._task(context, request), self._namespace.leases
+        mark = leases.commits
+        reply = await self._namespace.read(readdir.read_directory, task, request)
+        if request.lease and task.session is not None and request.attributes and not request.place.path:
+            directory = request.place.parent or ROOT_INODE
+            reply.leased = leases.keep_listed(task.session, mark, directory, reply)
+        return reply
+
+    async def watch_leases(self, request: meta_pb2.WatchLeasesRequest, context: Context) -> meta_pb2.WatchLeasesReply:
+        return await self._namespace.leases.watch(context.peer, request)
 
     async def find(self, request: meta_pb2.FindRequest, context: Context) -> meta_pb2.FindReply:
         return await self._namespace.read(find.find, self._task(context, request), request)

@@ -36,12 +36,15 @@ async def remove(attempt: Attempt, request: meta_pb2.RemoveRequest) -> meta_pb2.
     attempt.forever = request.forever
     for place in request.places:
         try:
-            gone = await one(attempt, await path.locate(attempt, place))
+            found = await path.locate(attempt, place)
+            gone = await one(attempt, found)
             reply.statuses.append(0)
+            reply.inodes.append(found.entry.inode if found.entry is not None else 0)
             if gone is not None:
                 inodes.fill(reply.attributes.add(), gone)
         except StatusError as failure:
             reply.statuses.append(status_of_entry(failure))
+            reply.inodes.append(0)
     return reply
 
 

@@ -33,8 +33,10 @@ async def rename(attempt: Attempt, request: meta_pb2.RenameRequest) -> meta_pb2.
         return await _rename_many(attempt, request)
     moved, replaced = await _rename_one(attempt, request.source, request.target, flags)
     reply = meta_pb2.RenameReply(attributes=await attempt.visible_attributes(moved))
-    if replaced is not None and replaced.is_directory:
-        inodes.fill(reply.replaced, replaced)
+    if replaced is not None:
+        reply.other = replaced.id
+        if replaced.is_directory and request.flags != EXCHANGE:
+            inodes.fill(reply.replaced, replaced)
     return reply
 
 
@@ -53,14 +55,13 @@ async def _rename_many(attempt: Attempt, request: meta_pb2.RenameRequest) -> met
 
 
 async def _rename_one(attempt: Attempt, old: Place, new: Place, flags: int) -> tuple[Inode, Inode | None]:
-    """What has moved, and what lost its name to it."""
+    """What has moved, and what lost its name to it, or has moved the other way."""
     source = await path.locate(attempt, old)
     target = await path.locate(attempt, new)
     _check_names(source, target, flags)
     moved = await _moved(attempt, source)
     if flags == EXCHANGE:
-        await _exchange(attempt, source, target, moved)
-        return moved, None
+        return moved, await _exchange(attempt, source, target, moved)
     return moved, await _move(attempt, source, target, moved, noreplace=flags == NOREPLACE)
 
 
@@ -140,7 +141,7 @@ async def _moved_to(attempt: Attempt, inode: Inode, parent: Directory) -> None:
     end_change(attempt, inode)
 
 
-async def _exchange(attempt: Attempt, source: Found, target: Found, moved: Inode) -> None:
+async def _exchange(attempt: Attempt, source: Found, target: Found, moved: Inode) -> Inode:
     assert source.entry is not None
     if target.entry is None:
         raise path.missing(target.name, target.parent.id)
@@ -151,7 +152,7 @@ async def _exchange(attempt: Attempt, source: Found, target: Found, moved: Inode
     await _check_below(attempt, source.parent, target.parent, moved, Status.INVALID)
     await _check_below(attempt, target.parent, source.parent, other, Status.INVALID)
     if moved.id == other.id:
-        return
+        return other
     for found, inode in ((source, moved), (target, other)):
         require_removable(found.parent, inode.uid, attempt.caller, found.name)
     for inode in (moved, other):
@@ -164,6 +165,7 @@ async def _exchange(attempt: Attempt, source: Found, target: Found, moved: Inode
     await _moved_to(attempt, other, source.parent)
     if moved.is_directory or other.is_directory:
         attempt.directory_changed()
+    return other
 
 
 def _swap(attempt: Attempt, source: Found, target: Found, first: Dentry, second: Dentry) -> None:

@@ -1,0 +1,266 @@
+"""What this client may believe of attributes and names without asking: metadata leases.
+
+    began = leases.asked()                       before a request with `lease`; 0: do not ask for one
+    leases.learn(began, place, stat)             the reply said so, and was `leased`
+    leases.entry(directory, name), .attributes   what is known: no request is needed
+
+The server tells, in answer to a request that a worker here keeps open (`WatchLeases`), what others have changed. What is known may be used
+until a second after the last such request was *sent* that has been answered: so whatever happens to the server or the network,
+nobody believes anything for longer than a second after it ceased to be true. The worker begins with the first question and ends when
+nobody has asked for a while; when it fails, everything is forgotten.
+
+**Replies and notices overtake one another.** A reply may have left the server before a change, and arrive after the notice of it. Every
+notice, and every change of our own, has a number; who asks notes the last one, and what has been told since is not learned.
+
+**Changes of our own** are not told to us. Before such an operation returns, what it touched is learned anew from its reply, or
+forgotten (`touched.py`). Where nobody knows whether it was carried out, all is forgotten under a new session: should it be carried out
+later, that is somebody else's change to the server.
+
+What is kept of an inode is up to whoever uses this: `keep` makes it of its attributes (a mount keeps what the kernel wants to hear).
+For the tasks of one event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ...proto.env import Call
+from ...proto.errors import Status, StatusError
+from ...proto.gen.meta_pb2 import EndedLeases, Place, WatchLeasesReply, WatchLeasesRequest
+from ...proto.ids import ROOT_INODE
+from ...proto.rpc import META
+from .attributes import Stat, stat_of
+from .touched import Name, simple_name, touched
+
+if TYPE_CHECKING:
+    from ...proto.rpc import Method
+    from .cluster import Cluster
+
+VALID_SECONDS = 1.0  # after the last request was sent that the server answered; scaled
+WATCH_SECONDS_MAX = 2.0  # for an answer of the server, which comes after 0.3 s at the latest; scaled
+PAUSE_SECONDS = 0.2  # after a request that failed, scaled
+REFUSED_SECONDS = 30.0  # until a server that grants no leases is asked again; scaled
+IDLE_SECONDS = 10.0  # scaled: without a question the worker ends
+INODES_MAX = 1 << 17  # whose attributes are kept; at the limit the oldest 1/8 go
+NAMES_MAX = 1 << 17
+DROPPED_PART = 8
+NOTICES_MAX = 4096  # that are remembered one by one, for replies that are on their way
+
+FIRST_OF_SERVERS = 50  # statuses from here on are about servers: the request may have been carried out all the same
+
+MISSING = 0  # where a name leads that does not exist
+
+Listener = Callable[[Iterable[int], Iterable[Name]], None]  # attributes of inodes, and names, that others have changed
+Kept = TypeVar("Kept")
+
+
+class Leases(Generic[Kept]):
+    """See the module."""
+
+    def __init__(self, cluster: Cluster, keep: Callable[[Stat], Kept]) -> None:
+        self._cluster = cluster
+        self._env = cluster.env
+        self._keep = keep
+        self._inodes: dict[int, Kept] = {}  # the oldest first
+        self._names: dict[Name, int] = {}
+        self._told: dict[int | Name, int] = {}  # -> number of the last notice
+        self._number = 1  # of the last notice
+        self._floor = 1  # what was asked before this one is not learned
+        self._valid_until = 0.0  # on the environment's clock
+        self._session = 0
+        self._watching = False
+        self._used = False
+        self._refused_until = 0.0
+        self._listeners: list[Listener] = []
+
+    # --- what is known --------------------------------------------------------------------------------------------------------------
+
+    def remaining(self) -> float:
+        """Seconds for which what is known may be believed; 0 or less: not at all."""
+        return self._valid_until - self._env.now()
+
+    def attributes(self, inode: int) -> Kept | None:
+        """What was kept of an inode's attributes; None: they are not known. Only while there is time `remaining`."""
+        self._used = True
+        return self._inodes.get(inode)
+
+    def entry(self, directory: int, name: bytes) -> int | None:
+        """The inode that a name leads to, MISSING where there is no such name; None: that is not known. Only while there is time
+        `remaining`."""
+        self._used = True
+        return self._names.get((directory, name))
+
+    def __len__(self) -> int:
+        return len(self._inodes) + len(self._names)
+
+    def listen(self, listener: Listener) -> None:
+        """Be called with what others have changed, of what is or was known here."""
+        self._listeners.append(listener)
+
+    # --- learning -------------------------------------------------------------------------------------------------------------------
+
+    def asked(self) -> int:
+        """Note when a question is asked. 0: no lease can be had now."""
+        self._used = True
+        if self._valid_until > self._env.now():
+            return self._number
+        self._start()
+        return 0
+
+    def learn(self, began: int, place: Place, stat: Stat | None) -> None:
+        """A reply has said where a place leads, under a lease; None: nowhere. A symlink was not followed."""
+        if stat is not None:
+            self.learn_inode(began, stat)
+        if (name := simple_name(place)) is not None:
+            self.learn_name(began, place.parent or ROOT_INODE, name, stat.inode if stat is not None else MISSING)
+
+    def learn_inode(self, began: int, stat: Stat) -> Kept | None:
+        """The attributes of an inode. What is kept of them, where they may be."""
+        if not self._may_learn(began, stat.inode):
+            return None
+        if len(self._inodes) >= INODES_MAX:
+            _drop_oldest(self._inodes)
+        kept = self._inodes[stat.inode] = self._keep(stat)
+        return kept
+
+    def learn_name(self, began: int, directory: int, name: bytes, inode: int) -> None:
+        """Where a name leads."""
+        key = (directory, name)
+        if self._may_learn(began, key):
+            if len(self._names) >= NAMES_MAX:
+                _drop_oldest(self._names)
+            self._names[key] = inode
+
+    def _may_learn(self, began: int, key: int | Name) -> bool:
+        return began >= self._floor and (began == self._number or self._told.get(key, 0) <= began)
+
+    # --- forgetting -----------------------------------------------------------------------------------------------------------------
+
+    def forget(self, inodes: Iterable[int], names: Iterable[Name] = ()) -> None:
+        """These have changed, and replies that are on their way do not know it."""
+        self._number += 1
+        number, told = self._number, self._told
+        for inode in inodes:
+            self._inodes.pop(inode, None)
+            told[inode] = number
+        for name in names:
+            self._names.pop(name, None)
+            told[name] = number
+        if len(told) > NOTICES_MAX:
+            told.clear()
+            self._floor = number
+
+    def forget_all(self) -> None:
+        """Nothing is known any more, and what was asked before now will not be learned."""
+        self._number += 1
+        self._floor = self._number
+        self._inodes.clear()
+        self._names.clear()
+        self._told.clear()
+
+    def begin_anew(self) -> None:
+        """Forget everything, and tell the server so: no lease is held until it has answered."""
+        self.forget_all()
+        self._valid_until = 0.0
+        self._session += 1
+
+    # --- changes of our own ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def number(self) -> int:
+        """Of the last notice, for who begins a change."""
+        return self._number
+
+    def changed(self, began: int, method: Method, request: Any, reply: Any) -> None:
+        """This client has changed something, which it began at this `number`."""
+        found = touched(method.name, request, reply)
+        if found is None:
+            self.forget_all()
+            return
+        # Its reply knows of this change, and of nothing that was told since it began. What it says of a directory may be older than
+        # the change: counters are read without conflict.
+        stats = [
+            stat_of(each)
+            for each in found.attributes
+            if (found.leased or each.inode in self._inodes) and self._may_learn(began, each.inode)
+        ]
+        name = found.leased_name
+        if name is not None and not self._may_learn(began, name):
+            name = None
+        self.forget(found.inodes, found.names)
+        for stat in stats:
+            if not stat.is_dir:
+                self.learn_inode(self._number, stat)
+        if name is not None:
+            self.learn_name(self._number, *name, found.attributes[0].inode)
+
+    def failed(self, failure: BaseException, *, again: bool) -> None:
+        """A change of ours has failed. `again`: it was sent more than once. Unless a server said clearly that it will not be, it may
+        still be carried out."""
+        certain = isinstance(failure, StatusError) and failure.status < FIRST_OF_SERVERS and not failure.maybe_committed
+        if again or not certain:
+            self.begin_anew()
+
+    # --- hearing of others ------------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if not self._watching and self._env.now() >= self._refused_until:
+            self._watching = True
+            self._env.spawn(self._watch, "leases")
+
+    async def _watch(self) -> None:
+        env, scaled = self._env, self._cluster.options.scaled
+        idle_at = env.now() + scaled(IDLE_SECONDS)
+        try:
+            while True:
+                sent = env.now()
+                if self._used:
+                    self._used, idle_at = False, sent + scaled(IDLE_SECONDS)
+                elif sent >= idle_at:
+                    return
+                session = self._session
+                request, seconds = WatchLeasesRequest(session=session), scaled(WATCH_SECONDS_MAX)
+                try:
+                    reply: WatchLeasesReply = await env.call(
+                        Call(self._cluster.meta_address(), META.WatchLeases, request, seconds)
+                    )
+                except StatusError as failure:
+                    if failure.status is Status.CANCELLED:
+                        return
+                    self.begin_anew()
+                    if failure.status is not Status.UNSUPPORTED:
+                        await env.sleep(scaled(PAUSE_SECONDS))
+                        continue
+                    reply = WatchLeasesReply()
+                if session != self._session:
+                    continue
+                if not reply.granting:
+                    self._refused_until = env.now() + scaled(REFUSED_SECONDS)
+                    return
+                self._take(reply)
+                self._valid_until = sent + scaled(VALID_SECONDS)
+        finally:
+            self._watching = False
+            self.begin_anew()
+
+    def _take(self, reply: WatchLeasesReply) -> None:
+        if reply.fresh or reply.everything:
+            self.forget_all()
+        if reply.HasField("dropped"):
+            self.forget(*_columns(reply.dropped))
+        if reply.HasField("changed"):
+            inodes, names = _columns(reply.changed)
+            self.forget(inodes, names)
+            for listener in self._listeners:
+                listener(inodes, names)
+
+
+def _columns(ended: EndedLeases) -> tuple[list[int], list[Name]]:
+    return list(ended.inodes), list(zip(ended.directories, ended.names, strict=True))
+
+
+def _drop_oldest(known: dict[Any, Any]) -> None:
+    for key in list(islice(known, len(known) // DROPPED_PART)):
+        del known[key]
