@@ -45,6 +45,8 @@ COPIED_BYTES_MAX = 16 << 10  # a WRITE of so much is copied (0.5 µs), so that s
 VIRTUAL_NODE_MIN = 1 << 63  # nodes from here on are no inodes of the cluster
 
 DATA_START = IN_HEADER_BYTES + WRITE_IN.size  # of a WRITE's payload
+# What names no name: where its node is gone, the kernel came by an old name, and with ESTALE it looks that up again.
+OF_A_NODE = frozenset((Opcode.GETATTR, Opcode.SETATTR, Opcode.STATX, Opcode.READLINK, Opcode.OPEN, Opcode.OPENDIR))
 CANCELLED_BY_INTERRUPT = frozenset((Opcode.READ, Opcode.SETLKW))
 
 # What another process may have begun for somebody else: the page cache, closing.
@@ -314,6 +316,8 @@ class Session:
     def _errno(request: Request, failure: BaseException) -> int:
         """What a failure is to the caller. One that is no answer of the file system is a fault of ours, and is logged."""
         if isinstance(failure, OSError) and failure.errno:
+            if failure.errno == errno.ENOENT and request.opcode in OF_A_NODE:
+                return errno.ESTALE
             return failure.errno
         if isinstance(failure, asyncio.CancelledError):
             return errno.EINTR if request.interrupted else errno.EIO

@@ -52,6 +52,9 @@ async def open_(fs: FileSystem, request: Request) -> bytes:
     view = fs.core if flags & FMODE_EXEC else fs.callers.view(request)
     handle: Handle = await view.open(fs.place(request.node), Mode(flags & OPEN_FLAGS, "", False))
     try:
+        if handle.opened is not None and not handle.opened.nlink and handle.file.handles == 1:
+            # Nobody here has it open: the kernel came by a name that has been taken away elsewhere. So it looks again.
+            raise error(Status.STALE_HANDLE, f"inode {handle.file.id:x} has no name any more")
         if more & OPEN_KILL_SUIDGID and handle.file.id in fs.set_ids:
             await lose_set_ids(fs, request, handle.file.id)
         return await _opened(fs, handle)
