@@ -153,10 +153,12 @@ def _unpack(inode: int, data: bytes) -> Inode:
     if data[0] == 1:
         data = _of_version_1(data)
     kind = data[1]
-    if kind == REGULAR:
-        fields = _FILE.unpack(data)
-        redundancy, bits, table, version, base, stripe, seed = fields[_HEAD_FIELDS:]
-        return _made(inode, *fields[1:_HEAD_FIELDS], Layout(redundancy, 1 << bits, table, version, base, stripe, seed))
+    if kind == REGULAR:  # most are files: cutting the tuple apart would cost as much as all the rest
+        (_, _, flags, mode, uid, gid, nlink, length, atime, mtime, ctime, birth, change, truncates, project,
+         redundancy, bits, table, version, base, stripe, seed) = _FILE.unpack(data)  # fmt: skip
+        layout = Layout(redundancy, 1 << bits, table, version, base, stripe, seed)
+        return Inode(inode, kind, flags, mode, uid, gid, nlink, length, atime, mtime, ctime, birth, change, truncates,
+                     project, layout)  # fmt: skip
     if kind == DIRECTORY:
         fields = _DIRECTORY.unpack(data)
         return _made(inode, *fields[1:_HEAD_FIELDS], None, *fields[_HEAD_FIELDS:])
