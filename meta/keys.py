@@ -35,7 +35,7 @@ ACKN client:16 → number of the last request (u64, little-endian) whose reply t
     belongs to the manager: meta/cluster/store.py. Every change reads both.)
 DEADf versionstamp:10 inode:u64 → (version), "u" for a file that never had a name   a file whose nlink reached 0 (namespace/gc.py)
 DEADt versionstamp:10 inode:u64 → (version)   a directory that a recursive removal detached
-DEADc versionstamp:10 inode:u64 → layout      the inode is gone, its chunks are going
+DEADc versionstamp:10 inode:u64 → layout      the inode is gone, its chunks are going; of files that may have any (gc.py)
     Three garbage queues in the order of commits. A record of the first is stale, and dropped, when a link or publish gave the file a
     name meanwhile; when that name went too, there is a later record. Repair: put what nothing names into its queue.
 LOCK inode:u64 → the locks that are held (namespace/locks.py): kind, type, client, owner, range, pid
