@@ -1,4 +1,4 @@
-"""A name that the kernel believes, and that another mount has taken away or given to another file in the meantime: ESTALE makes the kernel look
+"""A name that the kernel believes, and that another mount has taken away or given to another file meanwhile: ESTALE makes the kernel look
 it up again, so that programs never find a file that has no name any more."""
 
 from __future__ import annotations
