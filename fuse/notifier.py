@@ -1,8 +1,10 @@
-"""The thread that tells the kernel what it must not believe any more.
+"""The threads that tell the kernel what it must not believe any more.
 
 The kernel waits for locks while it takes an invalidation: for a page's while a READ of it is under way, for a directory's while a
 LOOKUP or CREATE in it is. Whoever answers requests must therefore never send one itself, or both wait for ever; a thread of its own
-may. Who needs it done before going on awaits it. What the kernel does not know (ENOENT) needs no invalidation.
+may. One that waits holds up no others: there are up to `THREADS_MAX`, made when all that there are have something to do. So invalidations
+may overtake one another, which does no harm. Who needs one done before going on awaits it. What the kernel does not know
+(ENOENT) needs no invalidation.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ import asyncio
 import errno
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
 from .protocol import INVAL_EXPIRE_ONLY
 from .replies import notify_delete, notify_inval_entry, notify_inval_inode
 
+THREADS_MAX = 4
 WAITING_MAX = 65536  # notifications that nobody awaits; at the limit more are refused
 
 logger = logging.getLogger(__name__)
@@ -28,14 +32,15 @@ Waiter = asyncio.Future[None]
 
 
 class Notifier:
-    """Sends in order. Every method may be called from the loop's thread only; results of those awaited come there too."""
+    """Every method may be called from the loop's thread only; results of those awaited come there too."""
 
     def __init__(self, send: Callable[[bytes], int]) -> None:
         """`send` writes a frame to the device and returns an errno; it may block."""
         self._send = send
         self._waiting: deque[tuple[bytes, Waiter | None]] = deque()
         self._some = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
+        self._idle = 0  # of these threads
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self.sent = 0
@@ -79,9 +84,10 @@ class Notifier:
         with self._some:
             self._waiting.append((frame, waiter))
             self._some.notify()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="emberfs-notifier", daemon=True)
-            self._thread.start()
+            short = self._idle < len(self._waiting) and len(self._threads) < THREADS_MAX
+        if short:
+            self._threads.append(threading.Thread(target=self._run, name="emberfs-notifier", daemon=True))
+            self._threads[-1].start()
 
     def _run(self) -> None:
         while True:
@@ -89,27 +95,36 @@ class Notifier:
                 while not self._waiting:
                     if self._closed:
                         return
+                    self._idle += 1
                     self._some.wait()
+                    self._idle -= 1
                 frame, waiter = self._waiting.popleft()
-            failure = self._send(frame)
-            if failure in _FINE:
-                self.sent += 1
-            else:
-                self.refused += 1
-                logger.warning("the kernel refused a notification with errno %d", failure)
+            self._count(self._send(frame))
             if waiter is not None and self._loop is not None:
                 try:
                     self._loop.call_soon_threadsafe(_settle, waiter)
                 except RuntimeError:
                     return  # the loop is closed: nobody waits
 
+    def _count(self, failure: int) -> None:
+        fine = failure in _FINE
+        with self._some:
+            self.sent += fine
+            self.refused += not fine
+        if not fine:
+            logger.warning("the kernel refused a notification with errno %d", failure)
+
     async def close(self, seconds: float) -> None:
-        """Send what waits, and end the thread. One that the kernel holds for longer than that is left behind: it ends with the mount."""
+        """Send what waits, and end the threads. Those that the kernel holds for longer than that are left behind: they end with the
+        mount."""
         self._closed = True
         with self._some:
-            self._some.notify()
-        if self._thread is not None:
-            await asyncio.get_running_loop().run_in_executor(None, self._thread.join, seconds)
+            self._some.notify_all()
+        await asyncio.get_running_loop().run_in_executor(None, self._join, time.monotonic() + seconds)
+
+    def _join(self, end: float) -> None:
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
 
 
 def _settle(waiter: Waiter) -> None:
