@@ -1,23 +1,26 @@
 """What `deploy/quickstart` shows: real work on a one-node cluster, every byte verified, and how fast it was.
 
 It copies the sources of Python's standard library in, builds a Parquet data set of all their lines through `ember://` URLs with pandas and
-pyarrow, queries it with duckdb over fsspec, and reads everything back. The cluster stays up.
+pyarrow, queries it with duckdb over fsspec, mounts the cluster and works on it with programs that know only paths, and reads everything
+back. The cluster stays up, and mounted. Where nothing can be mounted, it says so and does the rest.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import copying
+from . import copying, mounts
 from .cli.output import Failed, complain, console, human, progress, say
 from .local import LocalCluster
 
@@ -30,6 +33,9 @@ TOP = "/quickstart"
 SOURCES = f"{TOP}/python"
 LINES = f"{TOP}/lines"
 PARTS = 8  # Parquet files
+COMPILED = "asyncio"  # the package that is compiled on the mount
+ROWS = 2_000  # of the database on the mount
+TRANSACTIONS = 20
 NOT_SOURCES = {"__pycache__", "site-packages", "dist-packages"}
 QUERY = f"""
     select split_part(file, '/', 1) as package, count(*) as lines, sum(length(text)) as characters,
@@ -94,13 +100,18 @@ def tour(command: str) -> None:
         plan = _copy_in(client, steps)
         frame = _build(client, steps)
         _query(steps, frame)
+        mounted = _mount(cluster, steps)
+        if mounted is not None:
+            _compile(mounted, steps)
+            _keep_database(mounted, steps)
+            _verify_mounted(mounted, steps, plan)
         _verify(client, steps, plan)
         _verify_parquet(steps, frame)
         with steps.step("make it durable") as note:
             client.sync()
             note("fsync of data and namespace")
     steps.show()
-    _say_next(command, cluster)
+    _say_next(command, cluster, mounted)
 
 
 def _copy_in(client: Client, steps: Steps) -> copying.Plan:
@@ -175,6 +186,65 @@ def _query(steps: Steps, frame: pandas.DataFrame) -> None:
     console().print(table)
 
 
+def _mount(cluster: LocalCluster, steps: Steps) -> Path | None:
+    """Where the cluster is mounted, now and by each later `up`; None where this machine lets us mount nothing."""
+    with steps.step("mount it") as note:
+        if why := mounts.can_mount():
+            complain(f"NOT MOUNTED: {why}. Everything else is shown without it")
+            note(f"SKIPPED: {why}")
+            return None
+        path = cluster.data / "mnt"
+        path.mkdir(exist_ok=True)
+        mounts.remember(cluster, str(path))
+        mounts.start_remembered(cluster)
+        note(f"on {path}")
+    return path
+
+
+def _compile(mounted: Path, steps: Steps) -> None:
+    """With Python's own compiler, a program that has never heard of us."""
+    sources = mounted / SOURCES.lstrip("/") / COMPILED
+    with steps.step("compile a package on the mount") as note:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "compileall", "-q", str(sources)], check=False, capture_output=True, text=True
+        )
+        found = list(sources.rglob("*.pyc"))
+        if done.returncode or len(found) != len(list(sources.rglob("*.py"))):
+            raise Failed(f"{sources} was not compiled: {done.stdout}{done.stderr}")
+        note(f"{COMPILED}: {len(found)} files, {human(sum(path.stat().st_size for path in found))}")
+
+
+def _keep_database(mounted: Path, steps: Steps) -> None:
+    import sqlite3
+
+    path = mounted / TOP.lstrip("/") / "rows.sqlite"
+    with steps.step("keep a SQLite database on the mount") as note:
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("create table rows (number integer primary key, text)")
+            for part in range(TRANSACTIONS):
+                numbers = range(part * ROWS // TRANSACTIONS, (part + 1) * ROWS // TRANSACTIONS)
+                with database:
+                    database.executemany("insert into rows values (?, ?)", ((n, f"row {n}") for n in numbers))
+            if database.execute("pragma integrity_check").fetchone() != ("ok",):
+                raise Failed(f"{path} is damaged")
+            (count,) = database.execute("select count(*) from rows").fetchone()
+        if count != ROWS:
+            raise Failed(f"{path} has {count} rows where {ROWS} were written")
+        note(f"{TRANSACTIONS} durable transactions, {count} rows, and its integrity check")
+
+
+def _verify_mounted(mounted: Path, steps: Steps, plan: copying.Plan) -> None:
+    with steps.step("compare every byte through the mount", plan.size) as note:
+        different = [
+            item.source
+            for item in plan.files
+            if (mounted / item.target.lstrip("/")).read_bytes() != Path(item.source).read_bytes()
+        ]
+        if different:
+            raise Failed(f"{len(different)} files differ on the mount: {', '.join(different[:3])}")
+        note(f"{len(plan.files)} files are identical")
+
+
 def _verify(client: Client, steps: Steps, plan: copying.Plan) -> None:
     """Every byte of every file against the original on this machine."""
     with (
@@ -208,12 +278,16 @@ def _verify_parquet(steps: Steps, frame: pandas.DataFrame) -> None:
         note(f"{len(frame):,} rows are identical")
 
 
-def _say_next(command: str, cluster: LocalCluster) -> None:
+def _say_next(command: str, cluster: LocalCluster, mounted: Path | None) -> None:
     relative = os.path.relpath(command)
     name = relative if len(relative) < len(command) and os.sep in command else command
     if os.environ.get("EMBERFS_DATA"):
         name += f" --data {cluster.data}"
     say("\nThe cluster is running. Try:")
+    if mounted is not None:
+        say(f"  ls {mounted}{TOP}")
+        say(f"  grep -r 'import this' {mounted}{SOURCES}")
+        say(f"  cat {mounted}/.ember/stats")
     for line in (
         "status",
         f"ls -l {SOURCES}",

@@ -89,6 +89,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_the_rooms_and_nothing_else(wheel: Path) -> None:
     expected = {"emberfs/py.typed"}
+    expected |= {f"emberfs/{file.relative_to(ROOT)}" for file in (ROOT / "deploy" / "systemd").glob("*.service")}
     for package in folders():
         folder = ROOT.joinpath(*package.split(".")[1:])
         for file in folder.iterdir():
@@ -106,6 +107,7 @@ def test_wheel_says_license_and_entry_points(wheel: Path) -> None:
         text = {name.split("/", 1)[1]: file.read(name).decode() for name in file.namelist() if ".dist-info/" in name}
     assert "Apache License" in text["licenses/LICENSE"]
     assert "emberfs = emberfs.deploy.cli.main:main" in text["entry_points.txt"]
+    assert "mount.emberfs = emberfs.deploy.cli.mount:helper" in text["entry_points.txt"]
     assert "ember = emberfs.client.filesystem:EmberFileSystem" in text["entry_points.txt"]
 
 

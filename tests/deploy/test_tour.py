@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import emberfs
+from emberfs.deploy import mounts
 from emberfs.deploy.local import LocalCluster
 
 from .command import Command
@@ -29,6 +30,16 @@ def test_quickstart(cluster: LocalCluster) -> None:
     assert done.returncode == 0, done.stderr
     assert "files are identical" in done.stdout and "rows are identical" in done.stdout
     assert done.stdout.splitlines()[-1].endswith(" down")
+    if why := mounts.can_mount():
+        assert f"NOT MOUNTED: {why}" in done.stderr and "SKIPPED" in done.stdout
+    else:
+        try:
+            assert "durable transactions" in done.stdout and os.path.ismount(cluster.data / "mnt")
+            assert (cluster.data / "mnt" / "quickstart" / "rows.sqlite").stat().st_size
+        finally:
+            assert mounts.end(str(cluster.data / "mnt"))
+            with cluster.changing() as record:
+                del record["mounts"]
 
 
 @pytest.mark.parametrize("name", ["net", "target", "meta", "fs", "chains"])
