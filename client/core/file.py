@@ -154,8 +154,9 @@ class Handle(Reader):
         elif (failure := self._take_failure()) is not None:
             raise failure
 
-    async def fsync(self) -> None:
-        """`flush`, and make it durable on every replica and in the namespace."""
+    async def fsync(self, *, data_only: bool = False) -> None:
+        """`flush`, and make it durable on every replica and in the namespace. `data_only`: as fdatasync(2), which does not mind the
+        times of a file that has not grown."""
         await self._ready()
         file = self.file
         async with file.lock:
@@ -168,7 +169,8 @@ class Handle(Reader):
                 self._raise_error()
             if not file.synced and not file.inlined:
                 await sync_chains(self.core.cluster, file.chains)
-            await file.settle(durable=True)
+            if not data_only or file.inlined or file.length > file.durable_length:
+                await file.settle(durable=True)
             file.synced = True
 
     async def close(self) -> None:

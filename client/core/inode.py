@@ -53,6 +53,7 @@ class Inode:
         "chunk_size",
         "cluster",
         "content",
+        "durable_length",
         "error",
         "failed",
         "failure",
@@ -95,6 +96,7 @@ class Inode:
         self.lock = cluster.env.lock()
         self.length = self.settled_length = attributes.length
         self.length_max: int | None = None  # as far as quotas let it grow, as of the last open or settlement
+        self.durable_length = -1  # that the namespace certainly keeps, with a name; -1: nobody has asked it to
         self.written_end = 0
         self.arrived_end = 0  # as far as what was written certainly reached storage
         self.failed = False  # some of it did not
@@ -175,6 +177,7 @@ class Inode:
             self.stale_end = 0
         if attributes.change != self.change:
             self.change = self.since = attributes.change
+            self.durable_length = -1
             self.generation += 1
             if attributes.layout != self.layout:  # it was empty, and has taken the layout of another file
                 self.layout, self.chunk_size = attributes.layout, attributes.layout.chunk_size
@@ -290,6 +293,8 @@ class Inode:
             self.write_back.discard()
         self.take_limit(reply)
         self.settled(reply.attributes)
+        if durable:
+            self.durable_length = reply.attributes.length
 
     async def not_inline(self) -> None:
         """The server does not take what is small: it goes to chunks after all (`error` says why it did not arrive there)."""

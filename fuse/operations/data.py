@@ -45,7 +45,7 @@ async def write(fs: FileSystem, request: Request) -> bytes:
     if fs.journal is not None and handle.file.unsettled:
         fs.journal.written(fh, handle.file.id)
     if flags & SYNCHRONOUS:
-        await handle.fsync()
+        await handle.fsync(data_only=not flags & os.O_SYNC & ~os.O_DSYNC)
         followed(fs, handle.file)
     if end != offset + size:
         # The kernel took the end to be elsewhere: it has to look again. Nobody waits for that here, where pages may be held.

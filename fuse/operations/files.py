@@ -22,7 +22,7 @@ from ...client.core.paths import at
 from ...proto.errors import Status, StatusError, error
 from ..entries import entry
 from ..filesystem import ACCESS_BITS
-from ..protocol import OPEN_KILL_SUIDGID, RELEASE_FLOCK_UNLOCK, Opcode, OpenReply
+from ..protocol import FSYNC_DATASYNC, OPEN_KILL_SUIDGID, RELEASE_FLOCK_UNLOCK, Opcode, OpenReply
 from ..requests import name
 from ..structs import CREATE_IN, FLUSH_IN, FSYNC_IN, OPEN_IN, OPEN_OUT, RELEASE_IN
 from .attributes import lose_set_ids
@@ -222,10 +222,10 @@ async def _logged(work: Coroutine[Any, Any, None], file: Inode) -> None:
 
 
 async def fsync(fs: FileSystem, request: Request) -> bytes:
-    """What was written survives a loss of power, and so does the name. fdatasync(2) is no cheaper: the length must be durable too."""
-    fh, _ = FSYNC_IN.unpack_from(request.body)
+    """What was written survives a loss of power, and so does the name. fdatasync(2) of a file that has not grown asks the storage only."""
+    fh, flags = FSYNC_IN.unpack_from(request.body)
     handle = fs.handles.get(fh) or await handle_of(fs, request.node, fh)
-    await handle.fsync()
+    await handle.fsync(data_only=bool(flags & FSYNC_DATASYNC))
     followed(fs, handle.file)
     return b""
 

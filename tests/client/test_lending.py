@@ -171,3 +171,25 @@ def test_each_that_has_the_file_open_is_told_of_a_loss_once(world: World) -> Non
     later = client.open("/file", "rb+")
     for file in (first, second, later):
         file.close()
+
+
+# --- fdatasync ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_data_sync_of_a_file_that_has_not_grown_asks_the_storage_only(world: World) -> None:
+    client = world.client()
+    with client.open("/file", "wb+") as file:
+        file.write(b"x" * 100_000)
+        drive(file.handle.fsync(data_only=True))  # the first one keeps name and length
+        before = client.core.cluster.requests.last
+        for offset in (0, 50_000):
+            file.pwrite(b"again", offset)
+            drive(file.handle.fsync(data_only=True))
+        assert client.core.cluster.requests.last == before
+        assert world.storage.requests.count("sync") == 3
+        for change in (lambda: file.pwrite(b"more", 99_999), lambda: file.punch(0, 10), lambda: file.truncate(10)):
+            change()
+            before = client.core.cluster.requests.last
+            drive(file.handle.fsync(data_only=True))
+            assert client.core.cluster.requests.last > before
+    assert client.stat("/file").size == 10
