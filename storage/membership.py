@@ -152,6 +152,8 @@ class Membership:
         except StatusError as failed:
             if failed.status is Status.FENCED:
                 raise
+            if failed.status is Status.DUPLICATE:
+                return  # a registration has overtaken it, and said the same
             if failed.status is Status.NOT_FOUND:
                 self._log.warning("the manager does not know this node; registering again", node=self.node.id)
                 await self.register()
