@@ -235,11 +235,14 @@ def _keep_database(mounted: Path, steps: Steps) -> None:
 
 def _verify_mounted(mounted: Path, steps: Steps, plan: copying.Plan) -> None:
     with steps.step("compare every byte through the mount", plan.size) as note:
-        different = [
-            item.source
-            for item in plan.files
-            if (mounted / item.target.lstrip("/")).read_bytes() != Path(item.source).read_bytes()
-        ]
+
+        def same(item: copying.Item) -> bool:
+            return (mounted / item.target.lstrip("/")).read_bytes() == Path(item.source).read_bytes()
+
+        with ThreadPoolExecutor(copying.JOBS_DEFAULT) as pool:
+            different = [
+                item.source for item, equal in zip(plan.files, pool.map(same, plan.files), strict=True) if not equal
+            ]
         if different:
             raise Failed(f"{len(different)} files differ on the mount: {', '.join(different[:3])}")
         note(f"{len(plan.files)} files are identical")

@@ -33,7 +33,7 @@ def mount(
 
     Options: ro, noatime, allow_other, allow_root, uid=N and gid=N (who is shown as the owner of everything), dev, suid, noexec,
     strict (the kernel caches no names or attributes: every look asks), attr_timeout=S, entry_timeout=S, negative_timeout=S (for how
-    long it does; 1, 1, 0), readahead=SIZE (4M), timeout=S (of one operation, 30), memory=SIZE (of buffers, 256M), max_workers=N,
+    long it does; 1, 1, 0), readahead=SIZE (4M), timeout=S (of one operation, 30), memory=SIZE (of buffers, 256M),
     secret_file=PATH (of a cluster over TCP; secrets themselves belong neither into options nor URLs), nocontrol (no .ember/).
 
     In /etc/fstab, with mount.emberfs linked into /sbin: ember://host:9440/sets /mnt/sets emberfs
