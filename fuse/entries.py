@@ -101,7 +101,11 @@ _NOTHING = (0,) * 16
 def missing(fs: FileSystem) -> bytes:
     """LOOKUP of a name that does not exist: an entry that leads nowhere, for as long as the kernel may believe that. Raises
     NOT_FOUND where it may not believe it at all."""
-    seconds, nanoseconds = fs.negative_timeout
+    return missing_for(*fs.negative_timeout)
+
+
+def missing_for(seconds: int, nanoseconds: int) -> bytes:
+    """The same, for so long."""
     if not seconds and not nanoseconds:
         raise error(Status.NOT_FOUND)
     return ENTRY_OUT.pack(0, 0, seconds, 0, nanoseconds, 0, *_NOTHING)

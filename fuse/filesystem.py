@@ -12,6 +12,7 @@ from ..client.core.client import Core
 from ..client.core.paths import at
 from ..proto.gen.meta_pb2 import Place
 from .bare import Bare
+from .believed import Believed
 from .callers import Callers
 from .negotiation import Agreement
 from .nodes import Nodes
@@ -66,6 +67,7 @@ class FileSystem:
         self.negative_timeout = _timeout(options.negative_timeout)
         self.shown_uid = options.uid
         self.shown_gid = options.gid
+        self.believed = None if options.strict else Believed(self)  # what needs no question
         self._next_handle = first_handle
         self._background: set[asyncio.Task[Any]] = set()
 

@@ -43,6 +43,8 @@ def getattr_(fs: FileSystem, request: Request) -> bytes | Coroutine[Any, Any, by
     """The attributes of a node. Whether it is asked by an open file makes no difference: all files open here share what is known."""
     if fs.removed and (removed := fs.removed.get(request.node)) is not None:
         return attr(fs, removed)
+    if fs.believed is not None and (known := fs.believed.attr(fs.inode(request.node))) is not None:
+        return known
     return _getattr(fs, request)
 
 

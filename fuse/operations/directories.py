@@ -51,6 +51,7 @@ class Page(NamedTuple):
     inodes: Sequence[int]
     kinds: Sequence[int]
     attributes: Sequence[Attributes | None] | None  # None: names only
+    leased: int = 0  # when all this was asked for, if it may be believed (Leases.learn)
 
     @property
     def end(self) -> int:
@@ -60,12 +61,13 @@ class Page(NamedTuple):
 class DirectoryHandle:
     """One open directory: where its listing stands."""
 
-    __slots__ = ("ended", "inode", "last", "marks", "page", "parent", "starts")
+    __slots__ = ("asked", "ended", "inode", "last", "marks", "page", "parent", "starts")
 
     def __init__(self, inode: int) -> None:
         self.inode = inode
         self.parent = inode  # for "..", until the first page says more
         self.page: Page | None = None
+        self.asked = 0  # `Page.leased` of the last question
         self._begin()
 
     def _begin(self) -> None:
@@ -106,7 +108,7 @@ class DirectoryHandle:
             reply = await self._ask(fs, cookie, entries_max, plus=plus)
             if not first:
                 self.parent = reply.directory.parent or self.inode
-            page = Page(first, reply.names, reply.inodes, reply.types, reply.attributes or None)
+            page = Page(first, reply.names, reply.inodes, reply.types, reply.attributes or None, self.asked)
             self.starts.append((first, cookie))
             self.marks.extend(map(hash, page.names))
             self.last, self.ended = reply.cookie, reply.end
@@ -140,8 +142,13 @@ class DirectoryHandle:
                 insort(self.starts, (begin, before))
 
     async def _ask(self, fs: FileSystem, cookie: bytes, entries_max: int, *, plus: bool) -> ReadDirectoryReply:
+        began = fs.believed.asked() if plus and fs.believed is not None else 0
+        self.asked = 0
         try:
-            return await fs.core.read_directory(fs.place(self.inode), cookie, entries_max, attributes=plus)
+            place = fs.place(self.inode)
+            reply = await fs.core.read_directory(place, cookie, entries_max, attributes=plus, lease=began > 0)
+            self.asked = began if reply.leased else 0
+            return reply
         except StatusError as failure:
             if failure.status is Status.STALE_HANDLE:
                 raise OSError(errno.ENOENT, "the directory was removed") from None
@@ -201,7 +208,7 @@ async def readdirplus(fs: FileSystem, request: Request) -> bytes:
     parts = _dots(handle, offset, plus=True)
     room = size - sum(map(len, parts))
     offset = max(offset, DOTS)
-    seen = fs.core.seen
+    seen, believed = fs.core.seen, fs.believed
     while True:
         for index in range(offset - DOTS - page.first, len(page.names)):
             offset += 1
@@ -211,7 +218,11 @@ async def readdirplus(fs: FileSystem, request: Request) -> bytes:
             if room < 0:
                 return b"".join(parts)
             known = page.attributes[index] if page.attributes is not None else None
-            stat = None if known is None else seen(stat_of(known))
+            stat = None if known is None else stat_of(known)
+            if stat is not None:
+                if page.leased and believed is not None:
+                    believed.listed(page.leased, handle.inode, name, stat)
+                stat = seen(stat)
             # Where the kernel has older pages, it looks the name up when it needs it: a listing is no time to wait for invalidations.
             found = NO_ENTRY if stat is None or fs.has_old_pages(stat) else entry(fs, stat)
             parts.append(pack_direntplus(found, page.inodes[index], offset, _KINDS.get(page.kinds[index], 0), name))

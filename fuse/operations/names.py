@@ -11,13 +11,15 @@ as the caller.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..entries import entry, missing
 from ..protocol import ROOT_NODE, Opcode, RenameFlag
 from ..requests import Link, Mkdir, Mknod, Rename, Symlink
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from ...proto.gen.meta_pb2 import Place
     from ..filesystem import FileSystem
     from ..session import Handler, Request
@@ -27,9 +29,15 @@ ITSELF = b"."
 ABOVE = b".."
 
 
-async def lookup(fs: FileSystem, request: Request) -> bytes:
+def lookup(fs: FileSystem, request: Request) -> bytes | Coroutine[Any, Any, bytes]:
     """Where a name leads. Raises NOT_FOUND, unless the kernel may remember that there is no such name."""
     name = request.body[:-1]
+    if fs.believed is not None and (known := fs.believed.entry(fs.inode(request.node), name)) is not None:
+        return known
+    return _lookup(fs, request, name)
+
+
+async def _lookup(fs: FileSystem, request: Request, name: bytes) -> bytes:
     # No way leads out of what is mounted: "above" its root is the root.
     itself = name == ITSELF or (name == ABOVE and request.node == ROOT_NODE)
     place = fs.place(request.node) if itself else fs.place(request.node, name)

@@ -1,0 +1,139 @@
+"""LOOKUP and GETATTR answered without asking, from metadata leases; and what other clients change, told to the kernel at once.
+
+What is known under a lease (`client/core/leases.py`) is kept in the form that the kernel wants, so that an answer is packed in a
+microsecond or two. The kernel may believe it for as long as its time-outs say, but no longer than the leases hold without another word
+from the server: both caches in a row promise no more than one of them.
+
+**May a cached answer be given to anybody?** What the server would check before it tells where a name leads is the right to search the
+directory, and the kernel has checked that before it asks (default_permissions, ACLs included), by attributes that are at most a second
+old and come from the same leases: when somebody changes them, both hear of it. Attributes of an inode that one holds need no right at
+all. What comes with a change or an open is never answered from here. Who may search by a capability of his (CAP_DAC_READ_SEARCH)
+without being root sees names that the server would not tell him, as the administrator of this machine wants it.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from ..client.core.leases import MISSING
+from .entries import SET_ID_BITS, encoded, missing_for
+from .protocol import INVAL_EXPIRE_ONLY, ROOT_NODE
+from .replies import notify_inval_entry, notify_inval_inode
+from .structs import ATTR
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..client.core.attributes import Stat
+    from ..client.core.touched import Name
+    from .filesystem import FileSystem
+
+_KEPT = Struct(f"={ATTR.size}sQB")  # ATTR, the version, what more there is to know
+_EXTENDED, _SET_ID = 1, 2
+_ENTRY_HEAD = Struct("=QQQQII")  # of ENTRY_OUT, up to the attributes
+_ATTR_HEAD = Struct("=QI4x")  # of ATTR_OUT
+ATTRIBUTES_ONLY = -1  # the offset that spares the pages
+_SECOND_NS = 1_000_000_000
+
+
+class Believed:
+    """Of one mount."""
+
+    def __init__(self, fs: FileSystem) -> None:
+        self._fs = fs
+        self._leases = fs.core.hold_leases(self._keep)
+        self._leases.listen(self._changed)
+
+    def _keep(self, stat: Stat) -> bytes:
+        more = (stat.extended and _EXTENDED) | (bool(stat.mode & SET_ID_BITS) and _SET_ID)
+        return _KEPT.pack(ATTR.pack(*encoded(self._fs, stat)), stat.change, more)
+
+    # --- answers --------------------------------------------------------------------------------------------------------------------
+
+    def attr(self, inode: int) -> bytes | None:
+        """The reply to GETATTR; None where the server has to be asked."""
+        left = self._leases.remaining()
+        if left <= 0 or (fields := self._fields(inode, looked_up=False)) is None:
+            return None
+        return _ATTR_HEAD.pack(*self._shortened(self._fs.attr_timeout, left)) + fields
+
+    def entry(self, directory: int, name: bytes) -> bytes | None:
+        """The reply to LOOKUP; None where the server has to be asked. Raises NOT_FOUND, as `entries.missing`."""
+        left = self._leases.remaining()
+        if left <= 0 or (inode := self._leases.entry(directory, name)) is None:
+            return None
+        fs = self._fs
+        if inode == MISSING:
+            return missing_for(*self._shortened(fs.negative_timeout, left))
+        fields = self._fields(inode, looked_up=True)
+        return None if fields is None else self._entry(inode, left) + fields
+
+    def _entry(self, inode: int, left: float) -> bytes:
+        fs = self._fs
+        entry_seconds, entry_ns = self._shortened(fs.entry_timeout, left)
+        attr_seconds, attr_ns = self._shortened(fs.attr_timeout, left)
+        node = ROOT_NODE if inode == fs.root else inode
+        return _ENTRY_HEAD.pack(node, 0, entry_seconds, attr_seconds, entry_ns, attr_ns)
+
+    def _fields(self, inode: int, *, looked_up: bool) -> bytes | None:
+        """The fields of ATTR, and a note that the kernel is told them. None where they are not known, or not the whole truth: bytes that
+        were written here and are not settled, or pages of an older version, which have to go before."""
+        kept = self._leases.attributes(inode)
+        if kept is None:
+            return None
+        fs = self._fs
+        fields, change, more = _KEPT.unpack(kept)
+        nodes = fs.nodes
+        if nodes.has_pages(inode) and nodes.told(inode) != change:
+            return None
+        if (opened := fs.core.inodes.get(inode)) is not None and opened.unsettled:
+            return None
+        if looked_up:
+            nodes.looked_up(inode, change)
+        else:
+            nodes.tell(inode, change)
+        fs.bare.told(inode, monotonic(), extended=bool(more & _EXTENDED))
+        if more & _SET_ID:
+            fs.set_ids.add(inode)
+        return fields  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _shortened(timeout: tuple[int, int], left: float) -> tuple[int, int]:
+        """A time-out in seconds and nanoseconds, of at most so many seconds."""
+        seconds, nanoseconds = timeout
+        if seconds + nanoseconds / _SECOND_NS <= left:
+            return timeout
+        return int(left), int(left % 1 * _SECOND_NS)
+
+    # --- questions ------------------------------------------------------------------------------------------------------------------
+
+    def asked(self) -> int:
+        """As `Leases.asked`."""
+        return self._leases.asked()
+
+    def listed(self, began: int, directory: int, name: bytes, stat: Stat) -> None:
+        """A page of a directory that was asked for then, and is leased, says so. What is written here is not yet in these
+        attributes."""
+        self._leases.learn_inode(began, stat)
+        self._leases.learn_name(began, directory, name, stat.inode)
+
+    # --- what others change ---------------------------------------------------------------------------------------------------------
+
+    def _changed(self, inodes: Iterable[int], names: Iterable[Name]) -> None:
+        """The kernel asks again for what it holds of these. A file's pages go as well: its content may be what has changed."""
+        fs = self._fs
+        nodes, post, root = fs.nodes, fs.notifier.post, fs.root
+        for inode in inodes:
+            if inode == root:
+                post(notify_inval_inode(ROOT_NODE, ATTRIBUTES_ONLY))
+            elif inode in nodes:
+                post(notify_inval_inode(inode, 0 if nodes.has_pages(inode) else ATTRIBUTES_ONLY))
+        if fs.entry_timeout == (0, 0) and fs.negative_timeout == (0, 0):
+            return
+        for directory, name in names:
+            if directory == root:
+                post(notify_inval_entry(ROOT_NODE, name, INVAL_EXPIRE_ONLY))
+            elif directory in nodes:
+                post(notify_inval_entry(directory, name, INVAL_EXPIRE_ONLY))
