@@ -174,7 +174,9 @@ class Handle(Reader):
             file.synced = True
 
     async def close(self) -> None:
-        """Send everything, settle the length, end the session. The handle is closed even if this raises, unless it is interrupted."""
+        """Send everything, settle the length, end the session. The handle is closed even if this raises, unless it is interrupted. When
+        this returns, every replica has the data and everybody sees the length; where both was so before, nobody is asked, and the
+        server hears within a second that the session is over (`ended.py`)."""
         await self._end(discard=False)
 
     async def close_with_stat(self) -> Stat:
