@@ -38,7 +38,7 @@ from .device import Device
 from .entries import node_of
 from .filesystem import FileSystem, handlers
 from .inheritance import inherit
-from .journal import Journal
+from .journal import BEAT_SECONDS, Journal
 from .negotiation import REQUEST_HEAD_BYTES_MAX, Agreement
 from .notifier import Notifier
 from .options import parse
@@ -172,6 +172,7 @@ class Mount:
         session.on_answered = self._requests.answered if self._requests is not None else None
         fs.journal = self._journal
         self._sweep(core)
+        self._beat()
         if self._options.control:
             fs.control = Control(fs, session, self._given["path"], self._generation)
         if agreement := self._given["agreement"]:
@@ -183,6 +184,10 @@ class Mount:
             _log.info("unmounted", path=self._given["path"])
             self._supervisor.tell(state="unmounted")
         await fs.notifier.close(NOTIFIER_SECONDS_MAX)
+
+    def _beat(self) -> None:
+        self._supervisor.tell(state="alive")
+        asyncio.get_running_loop().call_later(BEAT_SECONDS * time_scale(), self._beat)
 
     def _sweep(self, core: Core) -> None:
         """What was sent in the background is not lost with us."""

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from .protocol import RESEND
 
+BEAT_SECONDS = 5.0  # before scaling: so often a daemon tells its supervisor that it is at work
 HANDLES_MAX = (
     65_536  # open files; of those beyond, an unlinked one is lost with the daemon, and lost writes are not told
 )

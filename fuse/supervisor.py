@@ -8,6 +8,7 @@ The supervisor holds the descriptor and does no file system's work, so that a da
 what programs asked, a new daemon over the same descriptor has it sent again, and programs see a pause. It touches the mount itself
 only to mount and unmount it.
 
+    daemon is silent for long  → it is killed
     daemon dies                → a new one; DEATHS_MAX of them in DEATHS_SECONDS: unmount and fail with the end of its log
     SIGTERM, SIGINT            → unmount; busy: flush everything, detach the mount (loudly), end
     SIGHUP                     → another daemon, after this one flushed: a new version of the software without unmounting
@@ -32,13 +33,14 @@ import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..proto.errors import Status, StatusError, error
 from ..proto.settings import time_scale
 from . import mounting
-from .journal import new_memory
+from .journal import BEAT_SECONDS, new_memory
 from .options import MountOptions, parse
 from .protocol import Init
 
@@ -48,6 +50,7 @@ CONNECT_SECONDS_MAX = 60.0  # from the daemon's start until it knows the cluster
 SERVE_SECONDS_MAX = 30.0  # from the mount until the kernel's first request was answered
 UNMOUNT_SECONDS_MAX = 10.0  # a clean unmount, which writes back what is mapped
 FLUSH_SECONDS_MAX = 60.0  # of a daemon that was asked to end
+SILENT_SECONDS_MAX = 12 * BEAT_SECONDS  # from a daemon that has hung
 PAUSE_SECONDS = 0.2  # before the next start of a daemon that died at once; doubles
 MESSAGE_BYTES_MAX = 64 << 10
 FILES_MAX = 1 << 20  # descriptors a daemon may have, if the system allows it
@@ -98,9 +101,10 @@ class Daemon:
         self.exited = os.pidfd_open(self.process.pid)
 
     def tell(self, message: dict[str, Any], descriptor: int = -1) -> None:
-        """Raises OSError when it is gone."""
+        """If it is gone, its exit will be noticed."""
         descriptors = [descriptor] if descriptor >= 0 else []
-        socket.send_fds(self.socket, [json.dumps(message).encode()], descriptors)
+        with contextlib.suppress(OSError):
+            socket.send_fds(self.socket, [json.dumps(message).encode()], descriptors)
 
     def hear(self) -> dict[str, Any] | None:
         """The next message; None at the end."""
@@ -236,7 +240,7 @@ class Supervisor:
             self._started()
             self._supervise()
         except Signalled:
-            logger.info("ending", extra={"why": self._asked})
+            logger.info("ending: %s", self._asked)
         finally:
             self._end()
 
@@ -258,7 +262,10 @@ class Supervisor:
             if self._renew:
                 self._renew = False
                 self._replace()
-            found = self._wait(None)
+            found = self._wait(SILENT_SECONDS_MAX * time_scale())
+            if not found and self._daemon is not None:
+                logger.error("the daemon has been silent for %g s, and is killed", SILENT_SECONDS_MAX * time_scale())
+                self._daemon.signal(signal.SIGKILL)
             if "message" in found and self._daemon is not None:
                 message = self._daemon.hear()
                 if message is None:
@@ -405,6 +412,15 @@ def protect() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+class JsonLines(logging.Formatter):
+    """As the daemon and the servers log, without what they load for it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC)
+        line = {"event": record.getMessage(), "level": record.levelname.lower(), "timestamp": moment.isoformat()}
+        return json.dumps({**line, "server": "mount supervisor", "pid": record.process})
+
+
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="emberfs.fuse.supervisor", description="Mounts a cluster, and keeps it mounted."
@@ -423,9 +439,9 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Entry point; the exit code."""
     given = parser().parse_args()
-    logging.basicConfig(
-        level=given.log_level.upper(), format="%(asctime)s %(levelname)s supervisor %(message)s", stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=given.log_level.upper(), handlers=[handler])
     return supervise(given.url, given.path, given.options, given.log_level, given.ready_fd, given.bound_fd)
 
 

@@ -240,6 +240,16 @@ def test_a_daemon_is_replaced_without_a_loss(fresh: Path) -> None:
     assert (fresh / "file").read_bytes() == b"not flushed"
 
 
+def test_a_daemon_that_hangs_is_replaced(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not can_mount():
+        pytest.skip("mounting needs root and /dev/fuse")
+    monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.1")
+    with mounted(cluster.url) as path:
+        (path / "hung").write_bytes(b"x")
+        os.kill(daemon_of(details(path)["pid"]), signal.SIGSTOP)
+        assert (path / "hung").read_bytes() == b"x" and generation(path) == 2
+
+
 def test_without_its_supervisor_a_daemon_goes_on(cluster: LocalCluster, tmp_path: Path) -> None:
     if not can_mount():
         pytest.skip("mounting needs root and /dev/fuse")
