@@ -5,6 +5,9 @@ LOOKUP or CREATE in it is. Whoever answers requests must therefore never send on
 may. One that waits holds up no others: there are up to `THREADS_MAX`, made when all that there are have something to do. So invalidations
 may overtake one another, which does no harm. Who needs one done before going on awaits it. What the kernel does not know
 (ENOENT) needs no invalidation.
+
+Names have a thread of their own. They wait for a directory's lock, and whoever holds that may be a LOOKUP or CREATE that awaits here
+that the pages of an inode are gone: behind a few names of the same directory it would wait for itself.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from .protocol import INVAL_EXPIRE_ONLY
+from .protocol import INVAL_EXPIRE_ONLY, Notify
 from .replies import notify_delete, notify_inval_entry, notify_inval_inode
 
 THREADS_MAX = 4
@@ -28,7 +32,21 @@ logger = logging.getLogger(__name__)
 # The kernel knows no such inode or name; the mount is gone; or a directory is not empty, a name in use.
 _FINE = frozenset((0, errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENOTEMPTY, errno.EBUSY, errno.ENOTCONN))
 
+_OF_NAMES = frozenset(code.to_bytes(4, sys.byteorder) for code in (Notify.INVAL_ENTRY, Notify.DELETE))
+_CODE = slice(4, 8)  # of a frame
+
 Waiter = asyncio.Future[None]
+
+
+class _Line:
+    """Frames that wait, and the threads that send them."""
+
+    def __init__(self, threads_max: int) -> None:
+        self.waiting: deque[tuple[bytes, Waiter | None]] = deque()
+        self.some = threading.Condition()
+        self.threads_max = threads_max
+        self.threads: list[threading.Thread] = []
+        self.idle = 0  # of these threads
 
 
 class Notifier:
@@ -37,10 +55,8 @@ class Notifier:
     def __init__(self, send: Callable[[bytes], int]) -> None:
         """`send` writes a frame to the device and returns an errno; it may block."""
         self._send = send
-        self._waiting: deque[tuple[bytes, Waiter | None]] = deque()
-        self._some = threading.Condition()
-        self._threads: list[threading.Thread] = []
-        self._idle = 0  # of these threads
+        self._inodes, self._names = _Line(THREADS_MAX), _Line(1)
+        self._counting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self.sent = 0
@@ -63,7 +79,7 @@ class Notifier:
 
     def post(self, frame: bytes) -> bool:
         """Send a frame that nobody awaits. False at the limit: it is not sent."""
-        if self._closed or len(self._waiting) >= WAITING_MAX:
+        if self._closed or len(self._line(frame).waiting) >= WAITING_MAX:
             self.refused += 1
             return False
         self._append(frame, None)
@@ -80,25 +96,29 @@ class Notifier:
             self._append(frame, waiter)
         return waiter
 
-    def _append(self, frame: bytes, waiter: Waiter | None) -> None:
-        with self._some:
-            self._waiting.append((frame, waiter))
-            self._some.notify()
-            short = self._idle < len(self._waiting) and len(self._threads) < THREADS_MAX
-        if short:
-            self._threads.append(threading.Thread(target=self._run, name="emberfs-notifier", daemon=True))
-            self._threads[-1].start()
+    def _line(self, frame: bytes) -> _Line:
+        return self._names if frame[_CODE] in _OF_NAMES else self._inodes
 
-    def _run(self) -> None:
+    def _append(self, frame: bytes, waiter: Waiter | None) -> None:
+        line = self._line(frame)
+        with line.some:
+            line.waiting.append((frame, waiter))
+            line.some.notify()
+            short = line.idle < len(line.waiting) and len(line.threads) < line.threads_max
+        if short:
+            line.threads.append(threading.Thread(target=self._run, args=(line,), name="emberfs-notifier", daemon=True))
+            line.threads[-1].start()
+
+    def _run(self, line: _Line) -> None:
         while True:
-            with self._some:
-                while not self._waiting:
+            with line.some:
+                while not line.waiting:
                     if self._closed:
                         return
-                    self._idle += 1
-                    self._some.wait()
-                    self._idle -= 1
-                frame, waiter = self._waiting.popleft()
+                    line.idle += 1
+                    line.some.wait()
+                    line.idle -= 1
+                frame, waiter = line.waiting.popleft()
             self._count(self._send(frame))
             if waiter is not None and self._loop is not None:
                 try:
@@ -108,7 +128,7 @@ class Notifier:
 
     def _count(self, failure: int) -> None:
         fine = failure in _FINE
-        with self._some:
+        with self._counting:
             self.sent += fine
             self.refused += not fine
         if not fine:
@@ -118,12 +138,13 @@ class Notifier:
         """Send what waits, and end the threads. Those that the kernel holds for longer than that are left behind: they end with the
         mount."""
         self._closed = True
-        with self._some:
-            self._some.notify_all()
+        for line in (self._inodes, self._names):
+            with line.some:
+                line.some.notify_all()
         await asyncio.get_running_loop().run_in_executor(None, self._join, time.monotonic() + seconds)
 
     def _join(self, end: float) -> None:
-        for thread in self._threads:
+        for thread in (*self._inodes.threads, *self._names.threads):
             thread.join(max(0.0, end - time.monotonic()))
 
 

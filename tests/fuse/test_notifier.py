@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from emberfs.fuse import notifier
+from emberfs.fuse import notifier, replies
 from emberfs.fuse.notifier import Notifier
 
 SECONDS_MAX = 10.0
@@ -85,6 +85,32 @@ def test_one_that_the_kernel_holds_up_holds_up_no_others() -> None:
         kernel.free.set()
 
     assert with_notifier(kernel, work).sent == 3 * notifier.THREADS_MAX
+
+
+def test_names_that_the_kernel_holds_up_hold_up_no_inode() -> None:
+    """Who holds the directory's lock that they wait for may be waiting for the inode."""
+    kernel = Kernel()
+    sent: list[bytes] = []
+
+    def send(frame: bytes) -> int:
+        if b"name" in frame:
+            return kernel.send(frame)
+        sent.append(frame)
+        return 0
+
+    async def main() -> None:
+        made = Notifier(send)
+        kernel.free.clear()
+        for _ in range(3 * notifier.THREADS_MAX):
+            made.post(replies.notify_inval_entry(1, b"name"))
+            made.post(replies.notify_delete(1, 7, b"name"))
+        await asyncio.wait_for(made.inode(5), SECONDS_MAX)
+        assert (len(sent), len(kernel.frames)) == (1, 0)
+        kernel.free.set()
+        await made.close(SECONDS_MAX)
+        assert made.sent == 6 * notifier.THREADS_MAX + 1
+
+    asyncio.run(main())
 
 
 def test_at_the_limit_nothing_more_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
