@@ -177,7 +177,7 @@ class Exerciser:
         if not length or (start < to + length and to < start + length):
             return
         self.tell(f"copy {start} +{length} to {to}")
-        os.fstat(self.fd)  # as cp does: the kernel believes the size that it knows, which after an open may be an old one
+        os.fstat(self.fd)  # as cp does: the kernel believes the size that it knows, after an open perhaps an old one
         done = 0
         while done < length:
             count = os.copy_file_range(self.fd, self.fd, length - done, start + done, to + done)
