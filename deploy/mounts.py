@@ -159,14 +159,19 @@ def forget(path: str) -> None:
                 record["mounts"].remove(mount.path)
 
 
-def start_remembered(cluster: LocalCluster) -> list[str]:
-    """Mount where the cluster is to be mounted and is not; where it is mounted then. Raises as `start`."""
-    places: list[str] = cluster.record.get("mounts", [])
+def start_remembered(cluster: LocalCluster) -> tuple[list[str], StatusError | None]:
+    """Mount where the cluster is to be mounted and is not; where it is mounted then, and the first failure."""
+    failure: StatusError | None = None
+    wanted: list[str] = cluster.record.get("mounts", [])
+    before = of_cluster(cluster.url)
+    for place in wanted:
+        if place not in before:
+            try:
+                start(cluster.url, place)
+            except StatusError as failed:
+                failure = failure or failed
     there = of_cluster(cluster.url)
-    for place in places:
-        if place not in there:
-            start(cluster.url, place)
-    return places
+    return [place for place in wanted if place in there], failure
 
 
 def can_mount() -> str:

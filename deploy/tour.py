@@ -196,7 +196,9 @@ def _mount(cluster: LocalCluster, steps: Steps) -> Path | None:
         path = cluster.data / "mnt"
         path.mkdir(exist_ok=True)
         mounts.remember(cluster, str(path))
-        mounts.start_remembered(cluster)
+        _, failure = mounts.start_remembered(cluster)
+        if failure is not None:
+            raise failure
         note(f"on {path}")
     return path
 

@@ -241,6 +241,10 @@ async def _main(supervisor: Supervisor) -> int:
         return 1
     except ConnectionError:
         return 1
+    except Exception as bug:
+        supervisor.tell(error=f"this is a bug: {type(bug).__name__}: {bug}", status=Status.INTERNAL.name)
+        _log.error("broke down", exc_info=bug)
+        return 1
     return 0
 
 

@@ -91,6 +91,8 @@ class FileSystem:
     def drop(self, fh: int) -> None:
         """Close what nobody will release: its reply reached nobody."""
         handle = self.handles.pop(fh, None)
+        if self.journal is not None:
+            self.journal.closed(fh)
         if handle is not None:
             self.later(handle.close())
 

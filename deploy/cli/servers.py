@@ -84,10 +84,12 @@ def up(
     started = cluster.start()
     if mount:
         mounts.remember(cluster, mount)
-    places = mounts.start_remembered(cluster)
+    places, trouble = mounts.start_remembered(cluster)
     status = cluster.status()
     if as_json:
         write_json({"started": started, "url": cluster.url, "mounts": places, **status})
+        if trouble is not None:
+            raise trouble
         return
     pids = ", ".join(f"{server['name']} {server['pid']}" for server in status["servers"])
     what = f"started in {time.monotonic() - begin:.1f} s" if started else "is running already"
@@ -99,6 +101,8 @@ def up(
     for place in places:
         say(f"It is mounted on {place}.")
     _say_how_to_go_on(cluster, status)
+    if trouble is not None:
+        raise trouble
 
 
 def _say_how_to_go_on(cluster: LocalCluster, status: dict[str, Any]) -> None:

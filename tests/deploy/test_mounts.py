@@ -164,6 +164,12 @@ class TestOfACluster:
             assert mounting.find(str(place)) is None
             assert f"mounted on {place}" in run("up").text, "remembered"
             assert (place / "file").read_bytes() == b"kept"
+            run("down")
+            place.rename(tmp_path / "elsewhere")
+            assert "make the directory first" in run.fail(1, "up"), "and the cluster runs"
+            assert run("ls", "/").lines == ["file"]
+            (tmp_path / "elsewhere").rename(place)
+            run("up")
             run("umount", str(place))
             assert run("up", "--json").json["mounts"] == [], "forgotten"
         finally:
