@@ -167,14 +167,18 @@ def no_lease() -> Iterator[None]:
 def lease_asked_before_the_read_only() -> Iterator[None]:
     """Bytes that were read before a stop are sent after it."""
     read_group = StorageService._read_group
+    over = (Status.FENCED, Status.STALE_CHAIN_VERSION, Status.TARGET_OFFLINE)
+
+    class Deaf(dict[int, Status]):
+        def update(self, statuses: Any) -> None:  # type: ignore[override]
+            super().update({place: status for place, status in dict(statuses).items() if status not in over})
 
     async def once(
         self: Any, target: Any, version: Any, places: Any, reads: Any, plans: Any, refused: Any, moving: Any
     ) -> None:
-        await read_group(self, target, version, places, reads, plans, refused, moving)
-        for place in places:
-            if refused.get(place) in (Status.FENCED, Status.STALE_CHAIN_VERSION, Status.TARGET_OFFLINE):
-                del refused[place]
+        heard = Deaf(refused)
+        await read_group(self, target, version, places, reads, plans, heard, moving)
+        refused.update(heard)
 
     with replaced(StorageService, "_read_group", once):
         yield
