@@ -34,6 +34,8 @@ _KEPT = Struct(f"={ATTR.size}sQB")  # ATTR, the version, what more there is to k
 _EXTENDED, _SET_ID = 1, 2
 _ENTRY_HEAD = Struct("=QQQQII")  # of ENTRY_OUT, up to the attributes
 _ATTR_HEAD = Struct("=QI4x")  # of ATTR_OUT
+_TIMES, _TIMES_AT = Struct("=qq"), 32  # mtime and ctime in ATTR: seconds,
+_FRACTIONS, _FRACTIONS_AT = Struct("=II"), 52  # and nanoseconds
 ATTRIBUTES_ONLY = -1  # the offset that spares the pages
 _SECOND_NS = 1_000_000_000
 
@@ -43,7 +45,7 @@ class Believed:
 
     def __init__(self, fs: FileSystem) -> None:
         self._fs = fs
-        self._leases = fs.core.hold_leases(self._keep)
+        self._leases = fs.core.hold_leases(self._keep, advanced)
         self._leases.listen(self._changed)
 
     def _keep(self, stat: Stat) -> bytes:
@@ -137,3 +139,15 @@ class Believed:
                 post(notify_inval_entry(ROOT_NODE, name, INVAL_EXPIRE_ONLY))
             elif directory in nodes:
                 post(notify_inval_entry(directory, name, INVAL_EXPIRE_ONLY))
+
+
+def advanced(kept: bytes, when_ns: int) -> bytes:
+    """What is kept of a directory, changed at this time: its version is its ctime, which never goes back."""
+    fields, change, more = _KEPT.unpack(kept)
+    if when_ns <= change:
+        return kept
+    seconds, nanoseconds = divmod(when_ns, _SECOND_NS)
+    moved = bytearray(fields)
+    _TIMES.pack_into(moved, _TIMES_AT, seconds, seconds)
+    _FRACTIONS.pack_into(moved, _FRACTIONS_AT, nanoseconds, nanoseconds)
+    return _KEPT.pack(bytes(moved), when_ns, more)

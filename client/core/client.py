@@ -97,10 +97,12 @@ class Core(Namespace):
         as its chunks say. Raises DEADLINE when storage does not answer for so long."""
         await self.cluster.meta(META.SettleSessions, SettleSessionsRequest(keep=keep))
 
-    def hold_leases(self, keep: Callable[[Stat], Kept]) -> Leases[Kept]:
+    def hold_leases(
+        self, keep: Callable[[Stat], Kept], advance: Callable[[Kept, int], Kept] | None = None
+    ) -> Leases[Kept]:
         """From now on remember attributes and names for as long as the server says that they have not changed; what is kept of the
-        attributes is what `keep` makes of them."""
-        leases = Leases(self.cluster, keep)
+        attributes is what `keep` makes of them; `advance` as of Leases."""
+        leases = Leases(self.cluster, keep, advance)
         self.cluster.leases = leases
         return leases
 

@@ -59,10 +59,14 @@ Kept = TypeVar("Kept")
 class Leases(Generic[Kept]):
     """See the module."""
 
-    def __init__(self, cluster: Cluster, keep: Callable[[Stat], Kept]) -> None:
+    def __init__(
+        self, cluster: Cluster, keep: Callable[[Stat], Kept], advance: Callable[[Kept, int], Kept] | None = None
+    ) -> None:
+        """`advance` gives what is kept of a directory with this time (ns) as mtime, ctime and version, if it is later."""
         self._cluster = cluster
         self._env = cluster.env
         self._keep = keep
+        self._advance = advance
         self._inodes: dict[int, Kept] = {}  # the oldest first
         self._names: dict[Name, int] = {}
         self._told: dict[int | Name, int] = {}  # -> number of the last notice
@@ -190,11 +194,22 @@ class Leases(Generic[Kept]):
         if name is not None and not self._may_learn(began, name):
             name = None
         self.forget(found.inodes, found.names)
+        self._move_on(found.directories)
         for stat in stats:
             if not stat.is_dir:
                 self.learn_inode(self._number, stat)
         if name is not None:
             self.learn_name(self._number, *name, found.attributes[0].inode)
+
+    def _move_on(self, directories: Iterable[tuple[int, int]]) -> None:
+        """The times of these have moved by a change of ours. What is known of them holds with the later ones, in whatever order changes
+        are carried out: unless somebody else has changed them too, and then we hear of that. Or else each create would cost one more
+        request: the kernel asks for the directory's attributes after each change in it."""
+        for directory, when_ns in directories:
+            self._told[directory] = self._number  # replies that are on their way may not know it
+            kept = self._inodes.pop(directory, None)
+            if kept is not None and self._advance is not None:
+                self._inodes[directory] = self._advance(kept, when_ns)
 
     def failed(self, failure: BaseException, *, again: bool) -> None:
         """A change of ours has failed. `again`: it was sent more than once. Unless a server said clearly that it will not be, it may

@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ...proto.gen.common_pb2 import Attributes
-from ...proto.gen.meta_pb2 import REMOVE_KIND_TREE, Place
+from ...proto.gen.common_pb2 import FILE_TYPE_DIRECTORY, Attributes
+from ...proto.gen.meta_pb2 import REMOVE_KIND_TREE, REMOVE_KIND_UNLINK, Place
 from ...proto.ids import ROOT_INODE
 
 Name = tuple[int, bytes]  # directory, name
@@ -27,6 +27,7 @@ class Touched(NamedTuple):
     attributes: Sequence[Attributes] = ()  # of some of these inodes, as the change left them
     leased: bool = False  # the first of these attributes are leased,
     leased_name: Name | None = None  # and so is this name, which leads there
+    directories: Sequence[tuple[int, int]] = ()  # of which only the times have moved, to this one (ns) at least
 
 
 def simple_name(place: Place) -> bytes | None:
@@ -53,51 +54,70 @@ def _open(request: Any, reply: Any) -> Touched | None:
     if reply.created and not request.unnamed:
         if name is None or request.parents:
             return None
-        return Touched([*inodes, name[0]], (name,), (reply.attributes,), reply.leased, leased_name)
+        moved = ((name[0], reply.attributes.birth_ns),)
+        return Touched(inodes, (name,), (reply.attributes,), reply.leased, leased_name, moved)
     return Touched(inodes, (), (reply.attributes,), reply.leased, leased_name)
 
 
 def _create(request: Any, reply: Any) -> Touched | None:
     inodes: list[int] = []
     names: list[Name] = []
+    moved: list[tuple[int, int]] = []
     for entry, status, attributes in zip(request.entries, reply.statuses, reply.attributes, strict=True):
         if status:
             continue
         name = _name(entry.place)
         if name is None or request.parents:
             return None
-        inodes += (attributes.inode, name[0])
+        inodes.append(attributes.inode)
+        if attributes.type == FILE_TYPE_DIRECTORY:
+            inodes.append(name[0])  # it has one more subdirectory
+        else:
+            moved.append((name[0], attributes.birth_ns))
         names.append(name)
-    return Touched(inodes, names, reply.attributes[:1], reply.leased, names[0] if reply.leased and names else None)
+    leased_name = names[0] if reply.leased and names else None
+    return Touched(inodes, names, reply.attributes[:1], reply.leased, leased_name, moved)
 
 
 def _remove(request: Any, reply: Any) -> Touched | None:
     inodes: list[int] = []
     names: list[Name] = []
+    moved: list[tuple[int, int]] = []
     for place, status, inode in zip(request.places, reply.statuses, reply.inodes, strict=True):
         if status:
             continue
         name = _name(place)
         if name is None or request.kind == REMOVE_KIND_TREE:
             return None
-        inodes += (inode, name[0])
+        inodes.append(inode)
+        if request.kind == REMOVE_KIND_UNLINK:
+            moved.append((name[0], reply.at_ns))
+        else:
+            inodes.append(name[0])
         names.append(name)
-    return Touched(inodes, names)
+    return Touched(inodes, names, directories=moved)
 
 
 def _rename(request: Any, reply: Any) -> Touched | None:
     source, target = _name(request.source), _name(request.target)
     if request.sources or source is None or target is None:
         return None
-    inodes = (source[0], target[0], reply.attributes.inode, reply.other)
-    return Touched(inodes, (source, target), (reply.attributes,))
+    if reply.other == reply.attributes.inode:
+        return Touched((reply.other,), (source, target))  # two names of one inode: nothing has happened
+    if request.flags or reply.attributes.type == FILE_TYPE_DIRECTORY:
+        inodes = (source[0], target[0], reply.attributes.inode, reply.other)
+        return Touched(inodes, (source, target), (reply.attributes,))
+    when_ns = reply.attributes.ctime_ns
+    moved = ((source[0], when_ns), (target[0], when_ns))
+    return Touched((reply.attributes.inode, reply.other), (source, target), (reply.attributes,), directories=moved)
 
 
 def _link(request: Any, reply: Any) -> Touched | None:
     target = _name(request.target)
     if target is None:
         return None
-    return Touched((target[0], reply.attributes.inode), (target,), (reply.attributes,))
+    moved = ((target[0], reply.attributes.ctime_ns),)
+    return Touched((reply.attributes.inode,), (target,), (reply.attributes,), directories=moved)
 
 
 def _of_the_reply(request: Any, reply: Any) -> Touched:

@@ -303,14 +303,16 @@ class RemoveRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., kind: _Optional[_Union[RemoveKind, str]] = ..., forever: bool = ...) -> None: ...
 
 class RemoveReply(_message.Message):
-    __slots__ = ("statuses", "attributes", "inodes")
+    __slots__ = ("statuses", "attributes", "inodes", "at_ns")
     STATUSES_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     INODES_FIELD_NUMBER: _ClassVar[int]
+    AT_NS_FIELD_NUMBER: _ClassVar[int]
     statuses: _containers.RepeatedScalarFieldContainer[int]
     attributes: _containers.RepeatedCompositeFieldContainer[_common_pb2.Attributes]
     inodes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, statuses: _Optional[_Iterable[int]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ..., inodes: _Optional[_Iterable[int]] = ...) -> None: ...
+    at_ns: int
+    def __init__(self, statuses: _Optional[_Iterable[int]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ..., inodes: _Optional[_Iterable[int]] = ..., at_ns: _Optional[int] = ...) -> None: ...
 
 class RenameRequest(_message.Message):
     __slots__ = ("caller", "request_id", "source", "target", "flags", "sources", "targets")

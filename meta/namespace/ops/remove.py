@@ -32,7 +32,7 @@ async def remove(attempt: Attempt, request: meta_pb2.RemoveRequest) -> meta_pb2.
     one = _KINDS.get(int(request.kind))
     if one is None:
         raise error(Status.INVALID, f"kind of removal {request.kind}: unlink, rmdir or tree")
-    reply = meta_pb2.RemoveReply()
+    reply = meta_pb2.RemoveReply(at_ns=attempt.now_ns)
     attempt.forever = request.forever
     for place in request.places:
         try:

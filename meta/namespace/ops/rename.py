@@ -35,7 +35,7 @@ async def rename(attempt: Attempt, request: meta_pb2.RenameRequest) -> meta_pb2.
     reply = meta_pb2.RenameReply(attributes=await attempt.visible_attributes(moved))
     if replaced is not None:
         reply.other = replaced.id
-        if replaced.is_directory and request.flags != EXCHANGE:
+        if replaced.is_directory and replaced.id != moved.id and request.flags != EXCHANGE:
             inodes.fill(reply.replaced, replaced)
     return reply
 
@@ -91,7 +91,7 @@ async def _move(attempt: Attempt, source: Found, target: Found, moved: Inode, *,
     if replaced is not None and replaced.is_directory:
         await _check_below(attempt, target.parent, source.parent, replaced, Status.NOT_EMPTY)
     if replaced is not None and replaced.id == moved.id:
-        return None  # two names of one inode: nothing happens, both stay, whoever asks
+        return replaced  # two names of one inode: nothing happens, both stay, whoever asks
     require_removable(source.parent, moved.uid, attempt.caller, source.name)
     await _check_target(attempt, target, moved, replaced)
     if moved.is_directory and source.parent.id != target.parent.id:

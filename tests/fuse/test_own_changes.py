@@ -1,0 +1,85 @@
+"""What a mount believes of a directory after changes of its own is what the server has, without asking."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emberfs import connect
+from emberfs.fuse.protocol import Opcode
+
+if TYPE_CHECKING:
+    from emberfs.deploy.local import LocalCluster
+
+    from ..plugin.emberfs_mount import MakeMount, MountThread
+
+SECONDS_MAX = 10.0
+
+
+def until_leased(mount: MountThread, directory: Path) -> None:
+    """Look at a directory until the answer comes from a lease."""
+    believed = mount.session.fs.believed
+    assert believed is not None
+    number = os.stat(directory).st_ino
+    deadline = time.monotonic() + SECONDS_MAX
+    while mount.call(known(mount, number)) is None:
+        assert time.monotonic() < deadline, "no lease was granted"
+        os.utime(directory)  # so that the kernel asks
+        os.stat(directory)
+
+
+async def known(mount: MountThread, inode: int) -> bytes | None:
+    """The reply to GETATTR that needs no question."""
+    assert mount.session.fs.believed is not None
+    return mount.session.fs.believed.attr(inode)
+
+
+def test_times_of_a_directory_after_each_change_in_it(cluster: LocalCluster, make_mount: MakeMount) -> None:
+    mount = make_mount(cluster.url, attr_timeout=0.0, entry_timeout=0.0)
+    top = mount.path / "own-changes"
+    (top / "d").mkdir(parents=True)
+    (top / "other").mkdir()
+    d, other = top / "d", top / "other"
+    (top / "file").write_bytes(b"x")
+    changes: list[Callable[[], object]] = [
+        lambda: os.mknod(d / "a"),
+        lambda: (d / "b").write_bytes(b"b"),
+        lambda: os.symlink("x", d / "c"),
+        lambda: os.link(top / "file", d / "e"),
+        lambda: os.rename(d / "a", d / "f"),
+        lambda: os.rename(d / "f", other / "g"),
+        lambda: os.rename(other / "g", d / "b"),
+        lambda: os.unlink(d / "b"),
+        lambda: os.mkdir(d / "sub"),
+        lambda: os.rmdir(d / "sub"),
+        lambda: os.unlink(d / "c"),
+    ]
+    with connect(cluster.url) as client:
+        for change in changes:
+            until_leased(mount, d)
+            until_leased(mount, other)
+            change()
+            for path in (d, other):
+                seen, there = os.stat(path), client.stat("/" + str(path.relative_to(mount.path)))
+                assert (seen.st_mtime_ns, seen.st_ctime_ns, seen.st_nlink) == (
+                    there.mtime_ns,
+                    there.ctime_ns,
+                    there.nlink,
+                )
+
+
+def test_a_change_in_a_directory_costs_no_look_at_it(cluster: LocalCluster, make_mount: MakeMount) -> None:
+    mount = make_mount(cluster.url)
+    d = mount.path / "no-look"
+    d.mkdir()
+    until_leased(mount, d)
+    number = os.stat(d).st_ino
+    for i in range(10):
+        os.mknod(d / f"f{i}")
+        assert mount.call(known(mount, number)) is not None
+        os.unlink(d / f"f{i}")
+        assert mount.call(known(mount, number)) is not None
+    assert mount.requests(Opcode.MKNOD) >= 10
