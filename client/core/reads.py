@@ -436,11 +436,11 @@ class Fetch:
                         for row, target in zip(chosen[begin:end], targets[begin:end], strict=True):
                             self._tries(row).tried.add(target)
         rivals, now = self._parts[before:], self.cluster.env.now()
-        for rival in rivals:
-            rival.since = now
+        for part in rivals:
+            part.since = now
         runners += rivals
         if rivals:
-            return max(map(replicas.hedge_seconds, [rival.replica for rival in rivals]))
+            return max(map(replicas.hedge_seconds, [part.replica for part in rivals]))
         self.cluster.refresh_soon()
         return self.cluster.options.scaled(LOOK_SECONDS)
 

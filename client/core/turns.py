@@ -12,7 +12,7 @@ TURN_SECONDS_MAX = 256.0
 
 
 class _Turn(NamedTuple):
-    count: int  # addresses behind the best one
+    steps: int  # behind the best address
     until: float
     seconds: float
 
@@ -29,13 +29,13 @@ class Turns:
     def of(self, node: int) -> int:
         """How many addresses to go on from the best one."""
         turn = self._turns.get(node)
-        return turn.count if turn is not None and self._env.now() < turn.until else 0
+        return turn.steps if turn is not None and self._env.now() < turn.until else 0
 
     def failed(self, node: int) -> None:
         """The address in use did."""
         now, last = self._env.now(), self._turns.get(node)
         if last is not None and now < last.until:
-            self._turns[node] = last._replace(count=last.count + 1)
+            self._turns[node] = last._replace(steps=last.steps + 1)
             return
         is_new = last is None or now - last.until > last.seconds
         seconds = self._shortest if last is None or is_new else min(2 * last.seconds, self._longest)

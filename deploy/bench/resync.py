@@ -65,7 +65,10 @@ def _idle(cluster: LocalCluster, folder: Path, mib: int, tell: Tell) -> list[dic
     after = _copy(blocks, folder, tell)
     # Before and after: what a copy takes depends on whether the machine has had memory for the page cache in hand.
     copied, durable = ((first + second) / 2 for first, second in zip(before, after, strict=True))
-    spread = {"cp_s": [round(before[0], 2), round(after[0], 2)], "durable_s": [round(before[1], 2), round(after[1], 2)]}
+    spread: dict[str, Any] = {
+        "cp_s": [round(before[0], 2), round(after[0], 2)],
+        "durable_s": [round(before[1], 2), round(after[1], 2)],
+    }
     return [
         row(
             "resync without clients, against cp that is durable too",
