@@ -165,8 +165,11 @@ class Handle(Reader):
             if (failure := self._take_failure()) is not None:
                 raise failure
             if file.write_back is not None and file.write_back.small:
-                await file.settle()  # to chunks, if the server will not have it
+                await file.settle(durable=True)  # to chunks, if the server will not have it
                 self._raise_error()
+                if file.inlined:
+                    file.synced = True
+                    return
             if not file.synced and not file.inlined:
                 await sync_chains(self.core.cluster, file.chains)
             if not data_only or file.inlined or file.length > file.durable_length:

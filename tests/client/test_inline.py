@@ -77,6 +77,15 @@ def test_it_is_there_after_fsync(client: Client, folder: str, cluster: LocalClus
     assert client.read_bytes(f"{folder}/f") == b"synced and more"
 
 
+def test_it_is_synced_with_one_request(client: Client, folder: str) -> None:
+    with client.open(f"{folder}/file", "wb") as file:
+        file.write(b"small")
+        before = client.core.cluster.requests.last
+        file.fsync()
+        assert client.core.cluster.requests.last == before + 1
+        assert file.handle.file.inlined
+
+
 def test_others_see_what_is_written_and_keep_what_they_wrote(
     client: Client, folder: str, cluster: LocalCluster
 ) -> None:
