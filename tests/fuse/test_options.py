@@ -28,7 +28,10 @@ def test_later_words_win_over_earlier_ones() -> None:
     assert parse(["attr_timeout=0.5,strict"]).attr_timeout == 0
     found = parse(["noatime,relatime"])
     assert found.noatime is False and found.mount_flags & options.MS_RELATIME
-    assert parse(["relatime,strictatime"]).mount_flags & (options.MS_RELATIME | options.MS_STRICTATIME) == options.MS_STRICTATIME
+    assert (
+        parse(["relatime,strictatime"]).mount_flags & (options.MS_RELATIME | options.MS_STRICTATIME)
+        == options.MS_STRICTATIME
+    )
 
 
 def test_flags_of_mount() -> None:

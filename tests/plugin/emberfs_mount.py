@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MNT_FORCE, MNT_DETACH = 1, 2
 SECONDS_MAX = 20.0  # for beginning and for ending
+UNMOUNT_SECONDS_MAX = 2.0  # for the kernel to end the connection
 STOP = {signal.SIGINT, signal.SIGTERM}
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -122,8 +123,10 @@ class MountThread:
         """Unmount, and wait until everything has ended."""
         if _libc.umount2(os.fsencode(self.path), 0):
             _libc.umount2(os.fsencode(self.path), MNT_DETACH)
-            if hasattr(self, "session"):
-                self.soon(self.session.stop)
+        else:
+            self._thread.join(UNMOUNT_SECONDS_MAX)  # by itself
+        if hasattr(self, "session"):
+            self.soon(self.session.stop)  # a mount namespace that another process has made meanwhile has the mount, too
         self._thread.join(SECONDS_MAX)
         if self._thread.is_alive():
             raise TimeoutError(f"the mount at {self.path} does not end")
