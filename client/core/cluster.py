@@ -348,7 +348,7 @@ class Cluster:
             reply = await self.meta(method, request, patience, ids, inode)
         except BaseException as failure:
             if leases is not None:
-                leases.failed(failure, again=patience.failures > 0)
+                leases.failed(failure, uncertain=patience.uncertain)
             raise
         finally:
             await ids.end(request.request_id)

@@ -48,8 +48,6 @@ NAMES_MAX = 1 << 17
 DROPPED_PART = 8
 NOTICES_MAX = 4096  # that are remembered one by one, for replies that are on their way
 
-FIRST_OF_SERVERS = 50  # statuses from here on are about servers: the request may have been carried out all the same
-
 MISSING = 0  # where a name leads that does not exist
 
 Listener = Callable[[Iterable[int], Iterable[Name]], None]  # attributes of inodes, and names, that others have changed
@@ -211,11 +209,13 @@ class Leases(Generic[Kept]):
             if kept is not None and self._advance is not None:
                 self._inodes[directory] = self._advance(kept, when_ns)
 
-    def failed(self, failure: BaseException, *, again: bool) -> None:
-        """A change of ours has failed. `again`: it was sent more than once. Unless a server said clearly that it will not be, it may
-        still be carried out."""
-        certain = isinstance(failure, StatusError) and failure.status < FIRST_OF_SERVERS and not failure.maybe_committed
-        if again or not certain:
+    def failed(self, failure: BaseException, *, uncertain: bool) -> None:
+        """A change of ours has failed; `uncertain`: after attempts that had no answer. Unless a server said clearly that it will not be
+        carried out, it still may be."""
+        clear = isinstance(failure, StatusError) and not (
+            failure.maybe_committed or failure.status is Status.UNAVAILABLE
+        )
+        if uncertain or not clear:
             self.begin_anew()
 
     # --- hearing of others ------------------------------------------------------------------------------------------------------------

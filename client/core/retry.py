@@ -25,7 +25,7 @@ _AT_ONCE = frozenset(
 class Patience:
     """How long one operation still waits. `again` is called after each failed attempt."""
 
-    __slots__ = ("attempt_max", "deadline", "env", "failures", "total")
+    __slots__ = ("attempt_max", "deadline", "env", "failures", "total", "uncertain")
 
     def __init__(self, env: Environment, seconds: float, attempt_max: float = ATTEMPT_SECONDS) -> None:
         self.env = env
@@ -33,6 +33,7 @@ class Patience:
         self.deadline = env.now() + seconds
         self.attempt_max = attempt_max
         self.failures = 0
+        self.uncertain = False  # whether an attempt that has failed may still be carried out
 
     def remaining(self) -> float:
         """Seconds to the deadline, never negative."""
@@ -47,6 +48,7 @@ class Patience:
         if not failure.retryable and failure.status is not Status.DEADLINE:
             raise failure
         self.failures += 1
+        self.uncertain = self.uncertain or failure.maybe_committed
         delay = self._delay(failure)
         if delay >= self.remaining():
             raise self.exhausted(failure) from failure
