@@ -25,7 +25,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 @pytest.fixture
 def strict(cluster: LocalCluster, make_mount: MakeMount) -> tuple[Path, Path]:
     """A directory through two mounts whose kernels believe nothing."""
-    options = {"attr_timeout": 0.0, "entry_timeout": 0.0}
+    options = {"strict": True, "attr_timeout": 0.0, "entry_timeout": 0.0}
     one, two = (make_mount(cluster.url, **options).path for _ in range(2))
     name = f"strict-{os.getpid()}-{id(one)}"
     (one / name).mkdir(mode=0o777)
