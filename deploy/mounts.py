@@ -76,7 +76,8 @@ def start(
     process.launch(arguments)
     try:
         report = process.wait()
-    except StatusError:
+    except BaseException:  # Ctrl-C too: it would be mounted behind our back
+        process.stop()
         _forget(place, process)
         raise
     return {**report, "log": str(process.log_file)}

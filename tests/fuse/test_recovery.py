@@ -19,7 +19,7 @@ import pytest
 from emberfs_mount import can_mount
 
 import emberfs
-from emberfs.deploy import mounts
+from emberfs.deploy import mounts, processes
 from emberfs.fuse import mounting
 from emberfs.fuse.journal import BYTES, HANDLES_MAX, Journal, new_memory
 from emberfs.fuse.protocol import RESEND
@@ -243,7 +243,8 @@ def test_a_daemon_is_replaced_without_a_loss(fresh: Path) -> None:
 def test_a_daemon_that_hangs_is_replaced(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     if not can_mount():
         pytest.skip("mounting needs root and /dev/fuse")
-    monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.1")
+    monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.2")  # a daemon is silent for 12 s then
+    monkeypatch.setattr(processes, "READY_SECONDS_MAX", 300.0)
     with mounted(cluster.url) as path:
         (path / "hung").write_bytes(b"x")
         os.kill(daemon_of(details(path)["pid"]), signal.SIGSTOP)
