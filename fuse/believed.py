@@ -13,6 +13,7 @@ without being root sees names that the server would not tell him, as the adminis
 
 from __future__ import annotations
 
+from math import inf
 from struct import Struct
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -57,7 +58,9 @@ class Believed:
     def attr(self, inode: int) -> bytes | None:
         """The reply to GETATTR; None where the server has to be asked."""
         left = self._leases.remaining()
-        if left <= 0 or (fields := self._fields(inode, looked_up=False)) is None:
+        if left <= 0 or (kept := self._leases.attributes(inode)) is None:
+            return None
+        if (fields := self._fields(inode, kept, looked_up=False)) is None:
             return None
         return _ATTR_HEAD.pack(*self._shortened(self._fs.attr_timeout, left)) + fields
 
@@ -69,22 +72,22 @@ class Believed:
         fs = self._fs
         if inode == MISSING:
             return missing_for(*self._shortened(fs.negative_timeout, left))
-        fields = self._fields(inode, looked_up=True)
-        return None if fields is None else self._entry(inode, left) + fields
+        kept = self._leases.attributes(inode)
+        return None if kept is None else self._entry(inode, kept, left)
 
-    def _entry(self, inode: int, left: float) -> bytes:
+    def _entry(self, inode: int, kept: bytes, left: float) -> bytes | None:
         fs = self._fs
+        fields = self._fields(inode, kept, looked_up=True)
+        if fields is None:
+            return None
         entry_seconds, entry_ns = self._shortened(fs.entry_timeout, left)
         attr_seconds, attr_ns = self._shortened(fs.attr_timeout, left)
         node = ROOT_NODE if inode == fs.root else inode
-        return _ENTRY_HEAD.pack(node, 0, entry_seconds, attr_seconds, entry_ns, attr_ns)
+        return _ENTRY_HEAD.pack(node, 0, entry_seconds, attr_seconds, entry_ns, attr_ns) + fields
 
-    def _fields(self, inode: int, *, looked_up: bool) -> bytes | None:
-        """The fields of ATTR, and a note that the kernel is told them. None where they are not known, or not the whole truth: bytes that
-        were written here and are not settled, or pages of an older version, which have to go before."""
-        kept = self._leases.attributes(inode)
-        if kept is None:
-            return None
+    def _fields(self, inode: int, kept: bytes, *, looked_up: bool) -> bytes | None:
+        """The fields of ATTR, and a note that the kernel is told them. None where they are not the whole truth: bytes were written here and
+        are not settled, or there are pages of an older version, which have to go before."""
         fs = self._fs
         fields, change, more = _KEPT.unpack(kept)
         nodes = fs.nodes
@@ -115,11 +118,12 @@ class Believed:
         """As `Leases.asked`."""
         return self._leases.asked()
 
-    def listed(self, began: int, directory: int, name: bytes, stat: Stat) -> None:
-        """A page of a directory that was asked for then, and is leased, says so. What is written here is not yet in these
-        attributes."""
-        self._leases.learn_inode(began, stat)
+    def listed(self, began: int, directory: int, name: bytes, stat: Stat) -> bytes | None:
+        """A page of a directory that was asked for then, and is leased, says so, as the server sees it. The entry for READDIRPLUS; None
+        where it has to be made in another way."""
+        kept = self._leases.learn_inode(began, stat)
         self._leases.learn_name(began, directory, name, stat.inode)
+        return None if kept is None else self._entry(stat.inode, kept, inf)
 
     # --- what others change ---------------------------------------------------------------------------------------------------------
 

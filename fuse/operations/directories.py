@@ -219,12 +219,13 @@ async def readdirplus(fs: FileSystem, request: Request) -> bytes:
                 return b"".join(parts)
             known = page.attributes[index] if page.attributes is not None else None
             stat = None if known is None else stat_of(known)
-            if stat is not None:
-                if page.leased and believed is not None:
-                    believed.listed(page.leased, handle.inode, name, stat)
-                stat = seen(stat)
-            # Where the kernel has older pages, it looks the name up when it needs it: a listing is no time to wait for invalidations.
-            found = NO_ENTRY if stat is None or fs.has_old_pages(stat) else entry(fs, stat)
+            found = None
+            if stat is not None and page.leased and believed is not None:
+                found = believed.listed(page.leased, handle.inode, name, stat)
+            if found is None:
+                stat = None if stat is None else seen(stat)
+                # Where the kernel has older pages, it looks the name up when it needs it: a listing is no time to wait for invalidations.
+                found = NO_ENTRY if stat is None or fs.has_old_pages(stat) else entry(fs, stat)
             parts.append(pack_direntplus(found, page.inodes[index], offset, _KINDS.get(page.kinds[index], 0), name))
         if parts or not page.names:
             return b"".join(parts)
