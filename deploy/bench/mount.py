@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ...proto.errors import Status, error
 from . import loads
 from .loads import Load
-from .measure import Median, in_turns, row, temporary_cluster
+from .measure import MIB, Median, in_turns, row, temporary_cluster
 
 GIB = 1 << 30
 UNCACHED = "attr_timeout=0,entry_timeout=0"  # of the kernel, for the mounts that are asked every time
@@ -89,7 +89,7 @@ def _given(path: Path) -> Iterator[Places]:
 @contextlib.contextmanager
 def _own(sizes: Sizes) -> Iterator[Places]:
     with ExitStack() as stack:
-        cluster, folder = stack.enter_context(temporary_cluster(port=0, capacity=8 * sizes.mib * loads.MIB + 2 * GIB))
+        cluster, folder = stack.enter_context(temporary_cluster(port=0, capacity=8 * sizes.mib * MIB + 2 * GIB))
         mounts = [
             stack.enter_context(_mounted(cluster.url, folder / name, options))
             for name, options in (("mount", ""), ("uncached", f"{UNCACHED},strict"), ("leased", UNCACHED))
@@ -103,11 +103,9 @@ def _beside(stack: ExitStack, folder: Path, ours: Path, uncached: Path | None, l
     local.mkdir()
     through = stack.enter_context(_passed_through(local, folder / "through", ""))
     bare = stack.enter_context(_passed_through(local, folder / "through-uncached", UNCACHED))
-    inner = []
     for place in (through, bare):
         (place / "inner").mkdir(exist_ok=True)
-        inner.append(place / "inner")
-    return Places(ours, uncached, leased, *inner, local)
+    return Places(ours, uncached, leased, through / "inner", bare / "inner", local)
 
 
 @contextlib.contextmanager
