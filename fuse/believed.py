@@ -64,6 +64,11 @@ class Believed:
             return None
         return _ATTR_HEAD.pack(*self._shortened(self._fs.attr_timeout, left)) + fields
 
+    def is_bare(self, inode: int) -> bool:
+        """Whether it is known to have neither extended attributes nor ACLs."""
+        kept = self._leases.attributes(inode) if self._leases.remaining() > 0 else None
+        return kept is not None and not kept[-1] & _EXTENDED
+
     def entry(self, directory: int, name: bytes) -> bytes | None:
         """The reply to LOOKUP; None where the server has to be asked. Raises NOT_FOUND, as `entries.missing`."""
         left = self._leases.remaining()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..client.core.attributes import Stat
@@ -134,6 +135,10 @@ class FileSystem:
         """Before a reply with attributes: whoever sees them, and goes on reading what he has open, sees bytes of the same version."""
         if self.has_old_pages(stat):
             await self.revalidate(stat.inode, stat.change)
+
+    def is_bare(self, inode: int) -> bool:
+        """Whether an inode certainly has neither extended attributes nor ACLs."""
+        return self.bare.known(inode, monotonic()) or (self.believed is not None and self.believed.is_bare(inode))
 
     # --- work that nobody waits for -------------------------------------------------------------------------------------------------
 

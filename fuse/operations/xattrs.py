@@ -8,7 +8,6 @@ said that there is nothing (`bare`), it is answered without a request.
 from __future__ import annotations
 
 import errno
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..protocol import Init, Opcode
@@ -28,7 +27,7 @@ _SELDOM = (b"system.posix_acl_", b"security.")
 def getxattr(fs: FileSystem, request: Request) -> bytes | Coroutine[Any, Any, bytes]:
     """One value, or its size. Raises NO_DATA, ERANGE where it does not fit."""
     asked = Getxattr.parse(request.body)
-    if asked.name.startswith(_SELDOM) and fs.bare.known(fs.inode(request.node), monotonic()):
+    if asked.name.startswith(_SELDOM) and fs.is_bare(fs.inode(request.node)):
         raise OSError(errno.ENODATA, "it has no extended attributes")
     return _getxattr(fs, request, asked)
 
@@ -41,7 +40,7 @@ async def _getxattr(fs: FileSystem, request: Request, asked: Getxattr) -> bytes:
 def listxattr(fs: FileSystem, request: Request) -> bytes | Coroutine[Any, Any, bytes]:
     """All names, each with a NUL, or their size. Raises ERANGE where they do not fit."""
     (size,) = GETXATTR_IN.unpack_from(request.body)
-    if fs.bare.known(fs.inode(request.node), monotonic()):
+    if fs.is_bare(fs.inode(request.node)):
         return _fitting(b"", size)
     return _listxattr(fs, request, size)
 
