@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @pytest.fixture
 def mounts(cluster: LocalCluster, make_mount: MakeMount) -> tuple[MountThread, MountThread]:
     """Two mounts that believe no attributes for longer than a request."""
-    return make_mount(cluster.url, attr_timeout=0.0), make_mount(cluster.url, attr_timeout=0.0)
+    options = {"strict": True, "attr_timeout": 0.0, "entry_timeout": 0.0}
+    return make_mount(cluster.url, **options), make_mount(cluster.url, **options)
 
 
 def by_stat(path: os.PathLike[str], fd: int) -> int:
