@@ -57,6 +57,7 @@ class GrpcContext:
 
     cancelled = False
     stopping = False
+    listening = False
 
     def __init__(self, peer: PeerInfo, seconds: float | None) -> None:
         self.peer = peer

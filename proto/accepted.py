@@ -168,7 +168,7 @@ class Connection(Stream):
             self._fail(request, failure)
         else:
             self._requests[frame.request_id] = request
-            self.server.waiting += 1
+            self.server.waiting += not request.listening
             self.loop.create_task(self._finish(request, coro, waits_for))
 
     async def _finish(self, request: Request, coro: Coroutine[Any, Any, Message], waits_for: Any) -> None:
@@ -182,7 +182,7 @@ class Connection(Stream):
             self._fail(request, failure)
         else:
             self._reply(request, reply)
-        self.server.waiting -= 1
+        self.server.waiting -= not request.listening
         self._requests.pop(request.frame.request_id, None)
         if self._retiring:
             self._close_if_done()

@@ -32,6 +32,7 @@ class Request:
         "bulk_held",
         "cancelled",
         "frame",
+        "listening",
         "peer",
         "regions",
         "reserve",
@@ -46,6 +47,7 @@ class Request:
         self.peer = peer
         self.cancelled = False
         self.stopping = False
+        self.listening = False
         self.regions = regions
         self.buffers = buffers
         self.reserve = reserve  # counts bulk bytes held for this peer; False at the limit

@@ -146,6 +146,7 @@ class Context(Protocol):
     peer: PeerInfo
     cancelled: bool  # the client gave up, or is gone: no further piece may be moved
     stopping: bool  # the server is about to end: a request that waits for others should be answered soon
+    listening: bool  # set by a handler before it first waits, for what others may do: the server is idle meanwhile
 
     def remaining(self) -> float:
         """Seconds to the deadline; negative when it has passed."""

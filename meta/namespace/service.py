@@ -12,7 +12,7 @@ from ...proto.rpc import META, Context, PeerInfo
 from . import trim
 from .access import Credentials
 from .attempt import Task
-from .inode import REGULAR
+from .inode import DIRECTORY, REGULAR
 from .leases import session_of
 from .namespace import Namespace
 from .ops import (
@@ -143,10 +143,12 @@ class MetaService:
 
     async def create(self, request: meta_pb2.CreateRequest, context: Context) -> meta_pb2.CreateReply:
         task, leases = self._task(context, request), self._namespace.leases
-        reply, _ = await self._namespace.change(META.Create, create.create, task, request)
+        reply, repeated = await self._namespace.change(META.Create, create.create, task, request)
         if request.lease and task.session is not None and len(reply.statuses) == 1 and not reply.statuses[0]:
             place, inode = request.entries[0].place, reply.attributes[0].inode
             reply.leased = leases.keep(task.session, task.committed, place, inode)
+            if reply.leased and reply.attributes[0].type == DIRECTORY and not (repeated or request.exist_ok):
+                reply.whole = leases.keep_made(task.session, task.committed, inode)
         return reply
 
     async def remove(self, request: meta_pb2.RemoveRequest, context: Context) -> meta_pb2.RemoveReply:
@@ -201,6 +203,7 @@ class MetaService:
         return reply
 
     async def watch_leases(self, request: meta_pb2.WatchLeasesRequest, context: Context) -> meta_pb2.WatchLeasesReply:
+        context.listening = True
         return await self._namespace.leases.watch(context.peer, request)
 
     async def find(self, request: meta_pb2.FindRequest, context: Context) -> meta_pb2.FindReply:
@@ -216,6 +219,7 @@ class MetaService:
         return await self._namespace.appending.append(self._owner_task(context), request, context)
 
     async def watch_tokens(self, request: meta_pb2.WatchTokensRequest, context: Context) -> meta_pb2.WatchTokensReply:
+        context.listening = True
         return await self._namespace.appending.watch(context.peer.client, request, context)
 
     async def stat_fs(self, request: meta_pb2.StatFsRequest, context: Context) -> meta_pb2.StatFsReply:

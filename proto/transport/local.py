@@ -30,6 +30,7 @@ class LocalContext:
         self.peer = peer
         self.cancelled = False
         self.stopping = False
+        self.listening = False
         self._call = call
         self._buffers = buffers
         self._sink: Scratch | None = None

@@ -49,6 +49,7 @@ class Pieces:
         self.gate = threading.Event()
         self.entered = threading.Event()  # a handler waits at the gate
         self.contexts: list[Any] = []
+        self.listening = False  # what handlers say of themselves when they wait
 
     async def read(self, request: storage_pb2.ReadRequest, context: rpc.Context) -> storage_pb2.ReadReply:
         sink = context.sink(sum(request.length))
@@ -97,6 +98,7 @@ class Pieces:
 
     async def _wait(self, context: rpc.Context) -> None:
         self.contexts.append(context)
+        context.listening = self.listening
         self.entered.set()
         await asyncio.to_thread(self.gate.wait, 30)
 

@@ -280,6 +280,20 @@ def test_a_client_that_stops_reading_holds_up_nobody_else(pair: Pair) -> None:
     raw.sock.close()
 
 
+@pytest.mark.parametrize("listening", [False, True])
+def test_a_server_is_idle_while_requests_only_listen(pair: Pair, listening: bool) -> None:
+    pair.service.listening = listening
+    ticket = pair.client.start(pair.address, SYNC, storage_pb2.SyncRequest())
+    assert pair.service.entered.wait(10)
+    pair.client.call(pair.address, SPACE, SPACE_REQUEST)
+    assert pair.running is not None
+    assert pair.running.server.waiting == (not listening)
+    pair.service.gate.set()
+    pair.client.collect(ticket)
+    pair.client.call(pair.address, SPACE, SPACE_REQUEST)
+    assert pair.running.server.waiting == 0
+
+
 def test_stopping_a_server_finishes_what_is_under_way(pair: Pair) -> None:
     ticket = pair.client.start(pair.address, SYNC, storage_pb2.SyncRequest())
     assert pair.service.entered.wait(10)

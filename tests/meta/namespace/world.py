@@ -140,6 +140,7 @@ class Call:
     peer: PeerInfo
     cancelled: bool = False
     stopping: bool = False
+    listening: bool = False
 
     def remaining(self) -> float:
         return 60.0
