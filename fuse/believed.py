@@ -37,6 +37,7 @@ _ENTRY_HEAD = Struct("=QQQQII")  # of ENTRY_OUT, up to the attributes
 _ATTR_HEAD = Struct("=QI4x")  # of ATTR_OUT
 _TIMES, _TIMES_AT = Struct("=qq"), 32  # mtime and ctime in ATTR: seconds,
 _FRACTIONS, _FRACTIONS_AT = Struct("=II"), 52  # and nanoseconds
+_LINKS, _LINKS_AT = Struct("=I"), 64
 ATTRIBUTES_ONLY = -1  # the offset that spares the pages
 _SECOND_NS = 1_000_000_000
 
@@ -150,13 +151,16 @@ class Believed:
                 post(notify_inval_entry(directory, name, INVAL_EXPIRE_ONLY))
 
 
-def advanced(kept: bytes, when_ns: int) -> bytes:
-    """What is kept of a directory, changed at this time: its version is its ctime, which never goes back."""
+def advanced(kept: bytes, when_ns: int, subdirectories: int) -> bytes:
+    """What is kept of a directory, changed at this time, with so many subdirectories more: its version is its ctime, which never goes
+    back."""
     fields, change, more = _KEPT.unpack(kept)
-    if when_ns <= change:
-        return kept
-    seconds, nanoseconds = divmod(when_ns, _SECOND_NS)
     moved = bytearray(fields)
-    _TIMES.pack_into(moved, _TIMES_AT, seconds, seconds)
-    _FRACTIONS.pack_into(moved, _FRACTIONS_AT, nanoseconds, nanoseconds)
-    return _KEPT.pack(bytes(moved), when_ns, more)
+    if subdirectories:
+        _LINKS.pack_into(moved, _LINKS_AT, _LINKS.unpack_from(fields, _LINKS_AT)[0] + subdirectories)
+    if when_ns > change:
+        seconds, nanoseconds = divmod(when_ns, _SECOND_NS)
+        _TIMES.pack_into(moved, _TIMES_AT, seconds, seconds)
+        _FRACTIONS.pack_into(moved, _FRACTIONS_AT, nanoseconds, nanoseconds)
+        change = when_ns
+    return _KEPT.pack(bytes(moved), change, more)

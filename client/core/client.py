@@ -98,7 +98,7 @@ class Core(Namespace):
         await self.cluster.meta(META.SettleSessions, SettleSessionsRequest(keep=keep))
 
     def hold_leases(
-        self, keep: Callable[[Stat], Kept], advance: Callable[[Kept, int], Kept] | None = None
+        self, keep: Callable[[Stat], Kept], advance: Callable[[Kept, int, int], Kept] | None = None
     ) -> Leases[Kept]:
         """From now on remember attributes and names for as long as the server says that they have not changed; what is kept of the
         attributes is what `keep` makes of them; `advance` as of Leases."""

@@ -342,7 +342,7 @@ class Cluster:
         """`meta` for a request that changes something: its request id makes every repetition count once."""
         ids, leases = self.requests, self.leases
         request.request_id = await ids.begin()
-        began = leases.number if leases is not None else 0
+        began = leases.begin() if leases is not None else 0
         patience = patience or self.patience()
         try:
             reply = await self.meta(method, request, patience, ids, inode)
@@ -350,11 +350,12 @@ class Cluster:
             if leases is not None:
                 leases.failed(failure, uncertain=patience.uncertain)
             raise
+        else:
+            if leases is not None:
+                leases.changed(began, method, request, reply)
+            return reply
         finally:
             await ids.end(request.request_id)
-        if leases is not None:
-            leases.changed(began, method, request, reply)
-        return reply
 
     async def meta_many(self, method: Method, requests: Sequence[Message]) -> list[Any]:
         """The same question about many things at once: per request the reply or its StatusError, in order."""

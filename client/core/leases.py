@@ -12,9 +12,12 @@ nobody has asked for a while; when it fails, everything is forgotten.
 **Replies and notices overtake one another.** A reply may have left the server before a change, and arrive after the notice of it. Every
 notice, and every change of our own, has a number; who asks notes the last one, and what has been told since is not learned.
 
-**Changes of our own** are not told to us. Before such an operation returns, what it touched is learned anew from its reply, or
-forgotten (`touched.py`). Where nobody knows whether it was carried out, all is forgotten under a new session: should it be carried out
-later, that is somebody else's change to the server.
+**Changes of our own** are not told to us. Before such an operation returns, what it touched is learned anew from its reply where a
+lease is held on it, or forgotten (`touched.py`). Where nobody knows whether it was carried out, all is forgotten under a new session:
+should it be carried out later, that is somebody else's change to the server.
+
+**Whole directories.** Of a directory that this client has made all names are known, and so that there are no others: the server tells when
+somebody else changes one of them. What is known of its names under no lease of their own goes with that.
 
 What is kept of an inode is up to whoever uses this: `keep` makes it of its attributes (a mount keeps what the kernel wants to hear).
 For the tasks of one event loop.
@@ -46,9 +49,11 @@ IDLE_SECONDS = 10.0  # scaled: without a question the worker ends
 INODES_MAX = 1 << 17  # whose attributes are kept; at the limit the oldest 1/8 go
 NAMES_MAX = 1 << 17
 DROPPED_PART = 8
+WHOLE_MAX = 1 << 15  # directories all of whose names are known
 NOTICES_MAX = 4096  # that are remembered one by one, for replies that are on their way
 
 MISSING = 0  # where a name leads that does not exist
+_DOTS = (b".", b"..")
 
 Listener = Callable[[Iterable[int], Iterable[Name]], None]  # attributes of inodes, and names, that others have changed
 Kept = TypeVar("Kept")
@@ -58,16 +63,20 @@ class Leases(Generic[Kept]):
     """See the module."""
 
     def __init__(
-        self, cluster: Cluster, keep: Callable[[Stat], Kept], advance: Callable[[Kept, int], Kept] | None = None
+        self, cluster: Cluster, keep: Callable[[Stat], Kept], advance: Callable[[Kept, int, int], Kept] | None = None
     ) -> None:
-        """`advance` gives what is kept of a directory with this time (ns) as mtime, ctime and version, if it is later."""
+        """`advance` gives what is kept of a directory with this time (ns) as mtime, ctime and version, if it is later, and so many
+        subdirectories more."""
         self._cluster = cluster
         self._env = cluster.env
         self._keep = keep
         self._advance = advance
         self._inodes: dict[int, Kept] = {}  # the oldest first
         self._names: dict[Name, int] = {}
-        self._told: dict[int | Name, int] = {}  # -> number of the last notice
+        self._whole: dict[int, dict[bytes, int]] = {}  # directories -> all their names
+        self._whole_names = 0
+        self._told: dict[int | Name, int] = {}  # -> number of the last notice; (directory, b""): of any name in it
+        self._changing = 0  # changes of our own that have no answer yet
         self._number = 1  # of the last notice
         self._floor = 1  # what was asked before this one is not learned
         self._valid_until = 0.0  # on the environment's clock
@@ -92,10 +101,12 @@ class Leases(Generic[Kept]):
         """The inode that a name leads to, MISSING where there is no such name; None: that is not known. Only while there is time
         `remaining`."""
         self._used = True
+        if (names := self._whole.get(directory)) is not None and name not in _DOTS:
+            return names.get(name, MISSING)
         return self._names.get((directory, name))
 
     def __len__(self) -> int:
-        return len(self._inodes) + len(self._names)
+        return len(self._inodes) + len(self._names) + self._whole_names
 
     def listen(self, listener: Listener) -> None:
         """Be called with what others have changed, of what is or was known here."""
@@ -124,6 +135,7 @@ class Leases(Generic[Kept]):
             return None
         if len(self._inodes) >= INODES_MAX:
             _drop_oldest(self._inodes)
+        self._learned(stat.inode)
         kept = self._inodes[stat.inode] = self._keep(stat)
         return kept
 
@@ -131,9 +143,40 @@ class Leases(Generic[Kept]):
         """Where a name leads."""
         key = (directory, name)
         if self._may_learn(began, key):
+            self._learned(key)
+            self._lead(key, inode)
+
+    def _learn_whole(self, began: int, directory: int) -> None:
+        """A directory was empty when we made it, which began then."""
+        if self._may_learn(began, (directory, b"")) and directory not in self._whole:
+            if len(self._whole) >= WHOLE_MAX:
+                self._end_whole(next(iter(self._whole)))
+            self._whole[directory] = {}
+
+    def _end_whole(self, directory: int) -> None:
+        self._whole_names -= len(self._whole.pop(directory, ()))
+
+    def _lead(self, key: Name, inode: int) -> None:
+        directory, name = key
+        if (whole := self._whole.get(directory)) is None:
             if len(self._names) >= NAMES_MAX:
                 _drop_oldest(self._names)
             self._names[key] = inode
+            return
+        self._whole_names -= len(whole)
+        if inode == MISSING:
+            whole.pop(name, None)
+        else:
+            whole[name] = inode
+        self._whole_names += len(whole)
+        while self._whole_names > NAMES_MAX:
+            self._end_whole(next(iter(self._whole)))
+
+    def _learned(self, key: int | Name) -> None:
+        """A change of ours that is under way may have been carried out before this, and others' after it: its reply says nothing more."""
+        if self._changing:
+            self._number += 1
+            self._told[key] = self._number
 
     def _may_learn(self, began: int, key: int | Name) -> bool:
         return began >= self._floor and (began == self._number or self._told.get(key, 0) <= began)
@@ -149,7 +192,9 @@ class Leases(Generic[Kept]):
             told[inode] = number
         for name in names:
             self._names.pop(name, None)
-            told[name] = number
+            told[name] = told[name[0], b""] = number
+            if name[0] in self._whole:
+                self._end_whole(name[0])
         if len(told) > NOTICES_MAX:
             told.clear()
             self._floor = number
@@ -160,6 +205,8 @@ class Leases(Generic[Kept]):
         self._floor = self._number
         self._inodes.clear()
         self._names.clear()
+        self._whole.clear()
+        self._whole_names = 0
         self._told.clear()
 
     def begin_anew(self) -> None:
@@ -170,13 +217,14 @@ class Leases(Generic[Kept]):
 
     # --- changes of our own ---------------------------------------------------------------------------------------------------------
 
-    @property
-    def number(self) -> int:
-        """Of the last notice, for who begins a change."""
+    def begin(self) -> int:
+        """A change of ours begins: the number of the last notice. `changed` or `failed` follows."""
+        self._changing += 1
         return self._number
 
     def changed(self, began: int, method: Method, request: Any, reply: Any) -> None:
-        """This client has changed something, which it began at this `number`."""
+        """This client has changed something, which it began at this number."""
+        self._changing -= 1
         found = touched(method.name, request, reply)
         if found is None:
             self.forget_all()
@@ -188,30 +236,42 @@ class Leases(Generic[Kept]):
             for each in found.attributes
             if (found.leased or each.inode in self._inodes) and self._may_learn(began, each.inode)
         ]
-        name = found.leased_name
-        if name is not None and not self._may_learn(began, name):
-            name = None
-        self.forget(found.inodes, found.names)
+        leads = [
+            (name, inode) for name, inode in found.names.items() if inode is not None and self._may_learn(began, name)
+        ]
+        lost = found.names if not leads else found.names.keys() - dict(leads).keys()
+        recounted = [moved[0] for moved in found.directories if moved[2] and not self._may_learn(began, moved[0])]
+        self.forget((*found.inodes, *recounted), lost)
         self._move_on(found.directories)
         for stat in stats:
-            if not stat.is_dir:
+            if not stat.is_dir or found.made:
                 self.learn_inode(self._number, stat)
-        if name is not None:
-            self.learn_name(self._number, *name, found.attributes[0].inode)
+        self._lead_on(leads, leased=found.names_leased)
+        if found.made:
+            self._learn_whole(began, found.made)
 
-    def _move_on(self, directories: Iterable[tuple[int, int]]) -> None:
-        """The times of these have moved by a change of ours. What is known of them holds with the later ones, in whatever order changes
-        are carried out: unless somebody else has changed them too, and then we hear of that. Or else each create would cost one more
-        request: the kernel asks for the directory's attributes after each change in it."""
-        for directory, when_ns in directories:
+    def _lead_on(self, leads: Iterable[tuple[Name, int]], *, leased: bool) -> None:
+        """Where names lead now. Who held a lease on a name before a change of his own holds it still."""
+        number, told = self._number, self._told
+        for name, inode in leads:
+            told[name] = told[name[0], b""] = number
+            if leased or name in self._names or name[0] in self._whole:
+                self._lead(name, inode)
+
+    def _move_on(self, directories: Iterable[tuple[int, int, int]]) -> None:
+        """The times of these have moved by a change of ours, and perhaps the number of their subdirectories. What is known of them holds
+        with that, in whatever order changes are carried out: unless somebody else has changed them too, and then we hear of that. Or
+        else each create would cost one more request: the kernel asks for the directory's attributes after each change in it."""
+        for directory, when_ns, more in directories:
             self._told[directory] = self._number  # replies that are on their way may not know it
             kept = self._inodes.pop(directory, None)
             if kept is not None and self._advance is not None:
-                self._inodes[directory] = self._advance(kept, when_ns)
+                self._inodes[directory] = self._advance(kept, when_ns, more)
 
     def failed(self, failure: BaseException, *, uncertain: bool) -> None:
-        """A change of ours has failed; `uncertain`: after attempts that had no answer. Unless a server said clearly that it will not be
-        carried out, it still may be."""
+        """A change of ours that was begun has failed; `uncertain`: after attempts that had no answer. Unless a server said clearly that it
+        will not be carried out, it still may be."""
+        self._changing -= 1
         clear = isinstance(failure, StatusError) and not (
             failure.maybe_committed or failure.status is Status.UNAVAILABLE
         )

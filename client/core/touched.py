@@ -7,15 +7,17 @@ cannot be told, everything counts as touched.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...proto.gen.common_pb2 import FILE_TYPE_DIRECTORY, Attributes
-from ...proto.gen.meta_pb2 import REMOVE_KIND_TREE, REMOVE_KIND_UNLINK, Place
+from ...proto.gen.meta_pb2 import REMOVE_KIND_RMDIR, REMOVE_KIND_TREE, Place
 from ...proto.ids import ROOT_INODE
 
 Name = tuple[int, bytes]  # directory, name
 
+NOWHERE = 0  # where a name leads that does not exist
+RENAME_EXCHANGE = 2
 _DOTS = (b".", b"..")
 
 
@@ -23,11 +25,13 @@ class Touched(NamedTuple):
     """The effects of one change."""
 
     inodes: Sequence[int]
-    names: Sequence[Name] = ()
+    names: Mapping[Name, int | None] = {}  # where they lead now (0: nowhere; None: that is not known)
     attributes: Sequence[Attributes] = ()  # of some of these inodes, as the change left them
     leased: bool = False  # the first of these attributes are leased,
-    leased_name: Name | None = None  # and so is this name, which leads there
-    directories: Sequence[tuple[int, int]] = ()  # of which only the times have moved, to this one (ns) at least
+    names_leased: bool = False  # and so are the names
+    # of which only the times have moved, to this one (ns) at least, and the number of subdirectories by so many
+    directories: Sequence[tuple[int, int, int]] = ()
+    made: int = 0  # a directory that is new and empty, all of whose names are leased
 
 
 def simple_name(place: Place) -> bytes | None:
@@ -48,21 +52,24 @@ def _name(place: Place) -> Name | None:
 
 
 def _open(request: Any, reply: Any) -> Touched | None:
-    inodes = [reply.attributes.inode, *request.ended.inodes]
+    inode = reply.attributes.inode
+    inodes = [inode, *request.ended.inodes]
+    if not reply.created or request.unnamed:
+        name = _name(request.place)
+        if reply.leased and name is not None and request.flags & os.O_NOFOLLOW:
+            return Touched(inodes, {name: inode}, (reply.attributes,), leased=True, names_leased=True)
+        return Touched(inodes, {}, (reply.attributes,), reply.leased)
     name = _name(request.place)
-    leased_name = name if reply.leased and (reply.created or request.flags & os.O_NOFOLLOW) else None
-    if reply.created and not request.unnamed:
-        if name is None or request.parents:
-            return None
-        moved = ((name[0], reply.attributes.birth_ns),)
-        return Touched(inodes, (name,), (reply.attributes,), reply.leased, leased_name, moved)
-    return Touched(inodes, (), (reply.attributes,), reply.leased, leased_name)
+    if name is None or request.parents:
+        return None
+    moved = ((name[0], reply.attributes.birth_ns, 0),)
+    return Touched(inodes, {name: inode}, (reply.attributes,), reply.leased, reply.leased, moved)
 
 
 def _create(request: Any, reply: Any) -> Touched | None:
     inodes: list[int] = []
-    names: list[Name] = []
-    moved: list[tuple[int, int]] = []
+    names: dict[Name, int | None] = {}
+    moved: list[tuple[int, int, int]] = []
     for entry, status, attributes in zip(request.entries, reply.statuses, reply.attributes, strict=True):
         if status:
             continue
@@ -70,19 +77,20 @@ def _create(request: Any, reply: Any) -> Touched | None:
         if name is None or request.parents:
             return None
         inodes.append(attributes.inode)
-        if attributes.type == FILE_TYPE_DIRECTORY:
-            inodes.append(name[0])  # it has one more subdirectory
+        if request.exist_ok:
+            inodes.append(name[0])  # perhaps nothing was made
         else:
-            moved.append((name[0], attributes.birth_ns))
-        names.append(name)
-    leased_name = names[0] if reply.leased and names else None
-    return Touched(inodes, names, reply.attributes[:1], reply.leased, leased_name, moved)
+            moved.append((name[0], attributes.birth_ns, attributes.type == FILE_TYPE_DIRECTORY))
+        names[name] = attributes.inode
+    made = inodes[0] if reply.whole and inodes else 0
+    return Touched(inodes, names, reply.attributes[:1], reply.leased, reply.leased, moved, made)
 
 
 def _remove(request: Any, reply: Any) -> Touched | None:
     inodes: list[int] = []
-    names: list[Name] = []
-    moved: list[tuple[int, int]] = []
+    names: dict[Name, int | None] = {}
+    moved: list[tuple[int, int, int]] = []
+    fewer = -1 if request.kind == REMOVE_KIND_RMDIR else 0
     for place, status, inode in zip(request.places, reply.statuses, reply.inodes, strict=True):
         if status:
             continue
@@ -90,11 +98,8 @@ def _remove(request: Any, reply: Any) -> Touched | None:
         if name is None or request.kind == REMOVE_KIND_TREE:
             return None
         inodes.append(inode)
-        if request.kind == REMOVE_KIND_UNLINK:
-            moved.append((name[0], reply.at_ns))
-        else:
-            inodes.append(name[0])
-        names.append(name)
+        moved.append((name[0], reply.at_ns, fewer))
+        names[name] = NOWHERE
     return Touched(inodes, names, directories=moved)
 
 
@@ -102,31 +107,36 @@ def _rename(request: Any, reply: Any) -> Touched | None:
     source, target = _name(request.source), _name(request.target)
     if request.sources or source is None or target is None:
         return None
-    if reply.other == reply.attributes.inode:
-        return Touched((reply.other,), (source, target))  # two names of one inode: nothing has happened
-    if request.flags or reply.attributes.type == FILE_TYPE_DIRECTORY:
-        inodes = (source[0], target[0], reply.attributes.inode, reply.other)
-        return Touched(inodes, (source, target), (reply.attributes,))
+    inode = reply.attributes.inode
+    if reply.other == inode:
+        return Touched((inode,), {source: None, target: None})  # two names of one inode: nothing has happened
+    if request.flags == RENAME_EXCHANGE:
+        inodes = (source[0], target[0], inode, reply.other)
+        return Touched(inodes, {source: None, target: None}, (reply.attributes,))
+    names: dict[Name, int | None] = {source: NOWHERE, target: inode}
+    if reply.attributes.type == FILE_TYPE_DIRECTORY:
+        return Touched((source[0], target[0], inode, reply.other), names, (reply.attributes,))
     when_ns = reply.attributes.ctime_ns
-    moved = ((source[0], when_ns), (target[0], when_ns))
-    return Touched((reply.attributes.inode, reply.other), (source, target), (reply.attributes,), directories=moved)
+    moved = ((source[0], when_ns, 0), (target[0], when_ns, 0))
+    return Touched((inode, reply.other), names, (reply.attributes,), directories=moved)
 
 
 def _link(request: Any, reply: Any) -> Touched | None:
     target = _name(request.target)
     if target is None:
         return None
-    moved = ((target[0], reply.attributes.ctime_ns),)
-    return Touched((reply.attributes.inode,), (target,), (reply.attributes,), directories=moved)
+    inode = reply.attributes.inode
+    moved = ((target[0], reply.attributes.ctime_ns, 0),)
+    return Touched((inode,), {target: inode}, (reply.attributes,), directories=moved)
 
 
 def _of_the_reply(request: Any, reply: Any) -> Touched:
-    return Touched((reply.attributes.inode,), (), (reply.attributes,))
+    return Touched((reply.attributes.inode,), {}, (reply.attributes,))
 
 
 def _of_the_request(request: Any, reply: Any) -> Touched:
     known = (reply.attributes,) if reply.attributes.inode == request.inode else ()
-    return Touched((request.inode,), (), known)
+    return Touched((request.inode,), {}, known)
 
 
 def _close(request: Any, reply: Any) -> Touched:

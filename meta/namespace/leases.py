@@ -6,7 +6,8 @@
 
 **A lease is on a key**: INOD of an inode for its attributes, DENT of a name for where it leads or that there is none. So what a commit
 takes away is read off the keys that it wrote, and no operation, and no worker in the background, can forget to say so. Counters of a
-directory (DCNT) are part of its attributes. Nobody hears of a name that he has not asked for himself.
+directory (DCNT) are part of its attributes. Nobody hears of a name that he has not asked for himself, but who made a directory holds a
+lease on all its names, the key DENT without a name: he knows which ones there are, and hears of the first that somebody else changes.
 
 **A lease belongs to a session**: one connection of one client. A change counts as the session's own, and is not told to it, only if it
 came by that connection after the session had begun. A copy that arrives late, after the client gave it up and forgot its leases, is
@@ -219,6 +220,10 @@ class Leases:
             wanted.append(keys.dentry_key(place.parent or ROOT_INODE, name))
         return bool(wanted) and self._grant(session, mark, wanted)
 
+    def keep_made(self, session: Session, mark: int, directory: int) -> bool:
+        """Grant that a new directory is empty, until a name appears in it."""
+        return self._grant(session, mark, [keys.dentry_key(directory, b"")])
+
     def keep_listed(self, session: Session, mark: int, directory: int, reply: meta_pb2.ReadDirectoryReply) -> bool:
         """Grant a page of a directory."""
         wanted = [keys.inode_key(inode) for inode in reply.inodes]
@@ -279,6 +284,8 @@ class Leases:
         for key in written:
             letters = key[:4]
             if letters in _HELD:
+                if letters == keys.DENTRY and (found := holders.get(key[: keys.DENTRY_NAME_AT])) is not None:
+                    self._changed(key[: keys.DENTRY_NAME_AT], found, own, task, key)
                 found = holders.get(key)
             elif letters == _COUNTER:
                 if key[12:] == _ENTRIES:
@@ -290,12 +297,15 @@ class Leases:
                 moved = moved or key == keys.DIRECTORY_VERSION
                 continue
             if found is not None:
-                self._changed(key, found, own, task)
+                self._changed(key, found, own, task, key)
         if (trashed and moved) or any(begin[:4] in (*_HELD, _COUNTER) for begin, _ in cleared):
             # A tree was detached, or came back: what lies in it has not been written, and yet no name leads there.
             self._forget_all()
 
-    def _changed(self, key: bytes, holders: tuple[Session, ...], own: Session | None, task: Task | None) -> None:
+    def _changed(
+        self, key: bytes, holders: tuple[Session, ...], own: Session | None, task: Task | None, told: bytes
+    ) -> None:
+        """The leases on a key end, because this one was written."""
         kept = False
         for session in holders:
             if session is own:
@@ -304,7 +314,7 @@ class Leases:
             del session.held[key]
             self.count -= 1
             if not session.over:
-                session.tell(key)
+                session.tell(told)
                 if task is not None:
                     task.told = True
         if kept and own is not None:

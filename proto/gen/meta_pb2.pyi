@@ -279,14 +279,16 @@ class NewEntry(_message.Message):
     def __init__(self, place: _Optional[_Union[Place, _Mapping]] = ..., type: _Optional[_Union[_common_pb2.FileType, str]] = ..., mode: _Optional[int] = ..., target: _Optional[bytes] = ..., rdev: _Optional[int] = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class CreateReply(_message.Message):
-    __slots__ = ("statuses", "attributes", "leased")
+    __slots__ = ("statuses", "attributes", "leased", "whole")
     STATUSES_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     LEASED_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
     statuses: _containers.RepeatedScalarFieldContainer[int]
     attributes: _containers.RepeatedCompositeFieldContainer[_common_pb2.Attributes]
     leased: bool
-    def __init__(self, statuses: _Optional[_Iterable[int]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ..., leased: bool = ...) -> None: ...
+    whole: bool
+    def __init__(self, statuses: _Optional[_Iterable[int]] = ..., attributes: _Optional[_Iterable[_Union[_common_pb2.Attributes, _Mapping]]] = ..., leased: bool = ..., whole: bool = ...) -> None: ...
 
 class RemoveRequest(_message.Message):
     __slots__ = ("caller", "request_id", "places", "kind", "forever")

@@ -80,7 +80,7 @@ async def test_what_is_known_is_bounded(leases: Leases[Stat]) -> None:
 async def test_a_change_of_our_own_is_learned_from_its_reply_or_forgotten(leases: Leases[Stat]) -> None:
     leases.learn(leases.asked(), at(1, b"f"), a_stat(5))
     leases.learn(leases.asked(), at(1), a_stat(1, type="directory"))
-    began = leases.number
+    began = leases.begin()
     request = meta_pb2.SetAttributesRequest(place=at(5), mode=0o600)
     reply = meta_pb2.SetAttributesReply(attributes=Attributes(inode=5, type=1, mode=0o600))
     leases.changed(began, META.SetAttributes, request, reply)
@@ -90,17 +90,17 @@ async def test_a_change_of_our_own_is_learned_from_its_reply_or_forgotten(leases
     leases.learn(began, at(5), a_stat(5, mode=0o644))  # a question from before has its answer late
     assert leases.attributes(5) == found
     remove = meta_pb2.RemoveRequest(places=[at(1, b"f")], kind=meta_pb2.REMOVE_KIND_UNLINK)
-    leases.changed(leases.number, META.Remove, remove, meta_pb2.RemoveReply(statuses=[0], inodes=[5]))
-    assert leases.entry(1, b"f") is None
+    leases.changed(leases.begin(), META.Remove, remove, meta_pb2.RemoveReply(statuses=[0], inodes=[5]))
+    assert leases.entry(1, b"f") == MISSING  # who held a lease on the name holds it still
     assert leases.attributes(5) is None
     assert leases.attributes(1) is None
 
 
 async def test_two_changes_of_our_own_whose_replies_change_places(leases: Leases[Stat]) -> None:
     leases.learn(leases.asked(), at(5), a_stat(5))
-    began = leases.number
+    begun = [leases.begin(), leases.begin()]
     request = meta_pb2.SetAttributesRequest(place=at(5))
-    for mode in (0o600, 0o640):  # the first reply is that of the second change
+    for began, mode in zip(begun, (0o600, 0o640), strict=True):  # the first reply is that of the second change
         reply = meta_pb2.SetAttributesReply(attributes=Attributes(inode=5, type=1, mode=mode))
         leases.changed(began, META.SetAttributes, request, reply)
     assert leases.attributes(5) is None
@@ -119,6 +119,7 @@ async def test_a_change_that_may_still_be_carried_out(
     leases: Leases[Stat], failure: BaseException, forgotten: bool
 ) -> None:
     leases.learn(leases.asked(), at(5), a_stat(5))
+    leases.begin()
     leases.failed(failure, uncertain=False)
     assert (leases.attributes(5) is None) is forgotten
     assert (leases.remaining() <= 0) is forgotten
@@ -126,7 +127,7 @@ async def test_a_change_that_may_still_be_carried_out(
 
 async def test_every_change_has_a_row_or_forgets_everything(leases: Leases[Stat]) -> None:
     leases.learn(leases.asked(), at(5), a_stat(5))
-    leases.changed(leases.number, META.SetQuota, meta_pb2.SetQuotaRequest(), meta_pb2.SetQuotaReply())
+    leases.changed(leases.begin(), META.SetQuota, meta_pb2.SetQuotaRequest(), meta_pb2.SetQuotaReply())
     assert leases.attributes(5) is None
 
 
@@ -180,6 +181,42 @@ async def test_others_hear_at_once(cluster: Any) -> None:
         await two.close()
 
 
+async def test_of_a_directory_that_it_made_a_client_knows_all_names(cluster: Any) -> None:
+    one, two = await connected(cluster.url), await connected(cluster.url)
+    try:
+        directory = (await one.mkdir(f"/whole-{random.randrange(1 << 60):x}")).inode
+        known = leases_of(one)
+        assert known.entry(directory, b"a") == MISSING
+        assert known.entry(directory, b"..") is None
+        file = await one.mknod(at(directory, b"a"))
+        await one.rename(at(directory, b"a"), at(directory, b"b"))
+        assert (known.entry(directory, b"a"), known.entry(directory, b"b")) == (MISSING, file.inode)
+        await one.unlink(at(directory, b"b"))
+        assert (known.entry(directory, b"a"), known.entry(directory, b"b")) == (MISSING, MISSING)
+        await one.mknod(at(directory, b"c"))
+        await two.mknod(at(directory, b"b"))
+        await heard(one)
+        assert known.entry(directory, b"b") is None
+        assert known.entry(directory, b"never-asked") is None
+    finally:
+        await one.close()
+        await two.close()
+
+
+async def test_names_of_whole_directories_are_bounded(leases: Leases[Stat], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NAMES_MAX", 8)
+    monkeypatch.setattr(module, "WHOLE_MAX", 3)
+    for directory in range(10, 20):
+        leases._learn_whole(leases.asked(), directory)
+        for i in range(5):
+            leases._lead((directory, b"%d" % i), 100 + i)
+        assert len(leases) <= 8
+        assert len(leases._whole) <= 3
+        assert leases._whole_names == sum(map(len, leases._whole.values()))
+    assert leases.entry(10, b"0") is None
+    assert leases.entry(19, b"0") == 100
+
+
 async def _step(core: Core, directory: int, chance: random.Random) -> None:
     name, other = (at(directory, chance.choice(NAMES)) for _ in range(2))
     kind = chance.randrange(11)
@@ -213,14 +250,15 @@ async def _try(core: Core, directory: int, chance: random.Random) -> None:
         await _step(core, directory, chance)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 async def test_two_clients_race_and_neither_believes_what_is_not_true(cluster: Any, seed: int) -> None:
     chance = random.Random(seed)
     clients = [await connected(cluster.url) for _ in range(2)]
     judge = await connected(cluster.url, believing=False)
     believed = 0
     try:
-        directory = (await judge.mkdir(f"/race-{seed}-{random.randrange(1 << 60):x}")).inode
+        maker = clients[0] if seed % 2 else judge  # who makes a directory knows all that is in it
+        directory = (await maker.mkdir(f"/race-{seed}-{random.randrange(1 << 60):x}")).inode
         for _ in range(40):
             await asyncio.gather(*[_try(core, directory, chance) for core in clients for _ in range(3)])
             for core in clients:

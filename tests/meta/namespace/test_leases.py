@@ -108,6 +108,24 @@ async def test_that_there_is_no_such_name_is_believed_until_there_is(world: Worl
     assert await holder.told() == (set(), {(ROOT_INODE, b"f")})
 
 
+async def test_who_made_a_directory_hears_of_the_first_name_that_somebody_else_changes(world: World) -> None:
+    holder = await Holder(world).begin()
+    entry = meta_pb2.NewEntry(place=place("/d"), type=2, mode=0o755)
+    made = await holder.ask("create", meta_pb2.CreateRequest(entries=[entry], lease=True))
+    assert made.whole
+    number = made.attributes[0].inode
+    mine = meta_pb2.NewEntry(place=under(number, "mine"), type=1, mode=0o644)
+    assert not (await holder.ask("create", meta_pb2.CreateRequest(entries=[mine], lease=True))).whole
+    await world.touch("/d/theirs")
+    inodes, names = await holder.told()
+    assert names == {(number, b"theirs")}
+    assert inodes == {number}  # its times
+    await world.touch("/d/more")
+    assert await holder.told() == (set(), set())
+    await world.unlink("/d/mine")
+    assert (number, b"mine") in (await holder.told())[1]  # under the lease on that name
+
+
 async def test_changes_of_ones_own_are_not_told(world: World) -> None:
     holder, other = await Holder(world).begin(), await Holder(world, OTHER).begin()
     made = await holder.ask(
