@@ -175,8 +175,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     **{call.__name__: call for call in (os.truncate, os.stat, os.lstat, os.listdir, os.statvfs, os.removexattr)},
 }
 ON_FILES: dict[str, Callable[..., Any]] = {
-    "read": lambda fd, size: os.read(fd, size),
-    "pread": lambda fd, size, offset: os.pread(fd, size, offset),
+    "read": os.read,
+    "pread": os.pread,
     "write": lambda fd, text: os.write(fd, text.encode()),
     "pwrite": lambda fd, text, offset: os.pwrite(fd, text.encode(), offset),
     "lseek": os.lseek,

@@ -1,4 +1,4 @@
-"""Where the suite runs: on the local file system, which proves that the suite is right, and on a mount; or wherever EMBERFS_POSIX_DIR says."""
+"""Where the suite runs: on the local file system, which proves that it is right, and on a mount; or where EMBERFS_POSIX_DIR says."""
 
 from __future__ import annotations
 
