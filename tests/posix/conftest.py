@@ -73,7 +73,10 @@ def side(request: pytest.FixtureRequest) -> Iterator[Side]:
             if _type_of(tempfile.gettempdir()) not in COMPLETE:
                 pytest.skip("the local file system is none to compare with")
             elsewhere = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="emberfs-posix-", dir=parent)))
+        if request.param == "mount":  # it goes with its cluster
+            directory = Path(tempfile.mkdtemp(prefix="posix-", dir=parent))
+        else:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="emberfs-posix-", dir=parent)))
         for folder in (directory, elsewhere):
             folder.chmod(0o777)
         if request.param == "mount":

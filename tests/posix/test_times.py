@@ -157,7 +157,9 @@ def test_what_moves(people: People, here: Path, row: Row) -> None:
     expected = dict(item.split(":") for item in row.moved.split())
     for path, kinds in moved.items():
         # When reading moves the time of access is the mount's choice, and looking at all this reads directories.
-        reads = {"a"} if path in (".", "d", "s") and "a" not in expected.get(path, "") or row.call in READING else set()
+        reads = (
+            {"a"} if (path in (".", "d", "s") and "a" not in expected.get(path, "")) or row.call in READING else set()
+        )
         assert set(kinds) - reads == set(expected.get(path, "")) - reads, path
 
 
