@@ -53,6 +53,7 @@ WHOLE_MAX = 1 << 15  # directories all of whose names are known
 NOTICES_MAX = 4096  # that are remembered one by one, for replies that are on their way
 
 MISSING = 0  # where a name leads that does not exist
+NAME_BYTES_MAX = 255  # longer ones are wrong, not missing
 _DOTS = (b".", b"..")
 
 Listener = Callable[[Iterable[int], Iterable[Name]], None]  # attributes of inodes, and names, that others have changed
@@ -101,9 +102,12 @@ class Leases(Generic[Kept]):
         """The inode that a name leads to, MISSING where there is no such name; None: that is not known. Only while there is time
         `remaining`."""
         self._used = True
-        if (names := self._whole.get(directory)) is not None and name not in _DOTS:
-            return names.get(name, MISSING)
-        return self._names.get((directory, name))
+        if (names := self._whole.get(directory)) is None:
+            return self._names.get((directory, name))
+        found = names.get(name)
+        if found is None and len(name) <= NAME_BYTES_MAX and name not in _DOTS:
+            return MISSING
+        return found
 
     def __len__(self) -> int:
         return len(self._inodes) + len(self._names) + self._whole_names

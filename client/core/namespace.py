@@ -250,7 +250,10 @@ class Namespace(Keeping):
             raise error(Status.INVALID, "rename: exchange needs an existing target, replace=False refuses one")
         flags = RENAME_EXCHANGE if exchange else 0 if replace else RENAME_NOREPLACE
         request = RenameRequest(source=place(source), target=place(target), flags=flags)
-        reply = await self._changed(META.Rename, request, f"{text(source)} -> {text(target)}")
+        try:
+            reply = await self._change(META.Rename, request)
+        except StatusError as failure:
+            raise with_path(failure, f"{text(source)} -> {text(target)}") from None
         return self.seen(stat_of(reply.attributes)), stat_of(reply.replaced) if reply.replaced.inode else None
 
     async def link(self, source: PathLike, target: PathLike, *, follow: bool = False) -> Stat:

@@ -188,6 +188,7 @@ async def test_of_a_directory_that_it_made_a_client_knows_all_names(cluster: Any
         known = leases_of(one)
         assert known.entry(directory, b"a") == MISSING
         assert known.entry(directory, b"..") is None
+        assert known.entry(directory, b"n" * 256) is None  # that is another error
         file = await one.mknod(at(directory, b"a"))
         await one.rename(at(directory, b"a"), at(directory, b"b"))
         assert (known.entry(directory, b"a"), known.entry(directory, b"b")) == (MISSING, file.inode)
