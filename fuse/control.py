@@ -19,6 +19,7 @@ import stat as modes
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ..client.core.paths import at
@@ -86,7 +87,7 @@ class Control:
         self._made = time.time()
         self._log = AccessLog(lambda watcher: setattr(session, "watcher", watcher))
         self._texts: dict[int, bytes] = {}  # what `stats` said when it was opened, by fh
-        self._next = 1
+        self._next = FIRST + (generation << 40)  # handles: no file of the cluster has one of such a number
         self._links = LINKS
         self._table: dict[int, Callable[[FileSystem, Request], Answer]] = {
             Opcode.LOOKUP: self._lookup,
@@ -213,18 +214,28 @@ class Control:
         _, target = requests.names(request.body)
         path = self.meant(target)
         view = fs.callers.view(request)
-        directory, name = posixpath.split(path)
-        parent = await view.stat(at(fs.root, directory))
-        if not parent.is_dir:
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        await view.remove_tree(at(parent.inode, name))
-        await fs.notifier.entry(ROOT_NODE if parent.inode == fs.root else parent.inode, name)
+        *directories, name = path.split(b"/")
+        parent = fs.root
+        for directory in directories:
+            found = await view.stat(at(parent, directory), follow=False)
+            if found.is_symlink:
+                # The servers would follow it from the cluster's root, perhaps out of what is mounted, and whoever may
+                # replace a directory by a symlink would choose what somebody else removes.
+                raise OSError(errno.ELOOP, f"{os.fsdecode(directory)} is a symlink: name the tree by its real path")
+            if not found.is_dir:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            parent = found.inode
+        await view.remove_tree(at(parent, name))
+        await fs.notifier.entry(ROOT_NODE if parent == fs.root else parent, name)
         self._links += 1
         return self._entry(self._links)
 
     def meant(self, target: bytes) -> bytes:
         """What a link in `rm-rf` points to, relative to the mount's root. Raises EXDEV for what is not below the mount point, EPERM for
-        the mount itself and for what is no part of the cluster."""
+        the mount itself and for what is no part of the cluster, EINVAL for ".." behind a name: what that means depends on symlinks."""
+        steps = [step for step in target.split(b"/") if step not in (b"", b".")]
+        if any(step == b".." and before != b".." for before, step in pairwise(steps)):
+            raise OSError(errno.EINVAL, f"{os.fsdecode(target)}: name the tree by its real path, without '..'")
         if target.startswith(b"/"):
             whole = posixpath.normpath(target)
             if whole != self._path and not whole.startswith(self._path.rstrip(b"/") + b"/"):

@@ -209,6 +209,42 @@ def test_a_mount_of_a_directory_removes_below_it(cluster: LocalCluster) -> None:
             assert os.listdir(path) == [] and client.listdir("/part/of it") == [] and client.exists("/outside")
 
 
+def test_no_symlink_leads_rm_rf_elsewhere(cluster: LocalCluster) -> None:
+    """Neither out of what is mounted, nor to what somebody else has put in a directory's place."""
+    with emberfs.connect(cluster.url) as client:
+        client.mkdir("/shown/inner", parents=True)
+        client.mkdir("/secret/kept", parents=True)
+        client.symlink("/secret", "/shown/absolute")
+        client.symlink("../secret", "/shown/relative")
+        with mounted(f"{cluster.url}shown") as path:
+            link = path / "3fs-virt" / "rm-rf" / "x"
+            for target in (path / "absolute" / "kept", path / "relative" / "kept"):
+                assert errno_of(lambda target=target: os.symlink(target, link)) == errno.ELOOP
+            for target in (path / "absolute" / ".." / "inner", Path("../../absolute/../inner")):
+                assert errno_of(lambda target=target: os.symlink(target, link)) == errno.EINVAL
+            os.symlink(path / "relative", link)  # the symlink itself is no way elsewhere
+            assert client.exists("/secret/kept") and client.exists("/shown/inner")
+            assert sorted(client.listdir("/shown")) == ["absolute", "inner"]
+
+
+def test_a_copy_into_a_file_of_ours_reaches_no_other(cluster: LocalCluster) -> None:
+    """The handles of these nodes are not those of the cluster's files."""
+    with mounted(cluster.url) as path:
+        victim = os.open(path / "victim", os.O_RDWR | os.O_CREAT)
+        os.write(victim, b"untouched")
+        (path / "source").write_bytes(b"overwritten")
+        source = os.open(path / "source", os.O_RDONLY)
+        opened = []
+        try:
+            for _ in range(1100):  # a handle's number is 256 times how many there were before, and its access mode
+                opened.append(os.open(path / ".ember" / "stats", os.O_WRONLY))
+                errno_of(lambda: os.copy_file_range(source, opened[-1], 11, 0, 0))
+            assert os.pread(victim, 100, 0) == b"untouched"
+        finally:
+            for fd in (*opened, source, victim):
+                os.close(fd)
+
+
 def test_smallpond_removes_its_trees_so(mount: Path, place: Path) -> None:
     """Its own lines, but for the prefix of the mount point."""
     make_tree(place / "temp")
