@@ -16,6 +16,7 @@ from ..client.core.paths import at
 from ..proto.errors import Status, StatusError, error
 
 if TYPE_CHECKING:
+    from ..client.core.inode import Inode
     from .filesystem import FileSystem
     from .journal import Journal, OpenFile
 
@@ -38,13 +39,16 @@ async def inherit(fs: FileSystem, journal: Journal) -> list[int]:
     await asyncio.gather(*(_reread(fs, inode) for inode in sorted({file.inode for file in journal.files})))
     for inode in lost:
         if (opened := fs.core.inodes.get(inode)) is not None:
-            # Not `fail`: what is written from now on is good, and arrives.
-            text = f"inode {inode:x}: the mount's daemon died before what was written was flushed; write it again"
-            opened.failure = error(Status.IO_ERROR, text)
-            opened.failures += 1
-    journal.losses_told()
+            note_loss(opened)
     logger.warning("took over %d open files, %d with writes that may be lost", len(journal.files), len(lost))
     return lost
+
+
+def note_loss(file: Inode) -> None:
+    """Each handle that there is hears once that bytes were lost. Not `fail`: what is written from now on is good, and arrives."""
+    text = f"inode {file.id:x}: the mount's daemon died before what was written was flushed; write it again"
+    file.failure = error(Status.IO_ERROR, text)
+    file.failures += 1
 
 
 async def _open(fs: FileSystem, file: OpenFile, waiting: asyncio.Semaphore) -> None:

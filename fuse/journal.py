@@ -60,6 +60,7 @@ class Journal:
         self._memory = mmap.mmap(fd, BYTES)
         self._slots: dict[int, int] = {}  # fh -> where
         self._dirty: dict[int, list[int]] = {}  # inode -> where, of the handles through which it was written
+        self._untold: set[int] = set()  # where, of handles that have yet to hear what an earlier daemon lost
         self._free = list(range(0, _REQUESTS_AT, _HANDLE.size))
         self._requests: dict[int, list[int]] = {}  # unique -> where
         self._free_requests = list(range(_REQUESTS_AT, BYTES, _REQUEST.size))
@@ -78,6 +79,8 @@ class Journal:
             if fh:
                 found.append(OpenFile(fh, inode, flags, bool(dirty)))
                 self._slots[fh] = at
+                if dirty:
+                    self._untold.add(at)
         taken = set(self._slots.values())
         self._free = [at for at in self._free if at not in taken]
         return found
@@ -94,6 +97,10 @@ class Journal:
         at = self._slots.pop(fh, None)
         if at is not None:
             _WORD.pack_into(self._memory, at, 0)
+            self._untold.discard(at)
+            places = self._dirty.get(_HANDLE.unpack_from(self._memory, at)[1], [])
+            if at in places:
+                places.remove(at)  # another file's handle may have this slot before the bytes are sent
             self._free.append(at)
 
     def written(self, fh: int, inode: int) -> None:
@@ -109,13 +116,21 @@ class Journal:
     def flushed(self, inode: int) -> None:
         """All bytes of the file have been sent, or the failure was told."""
         for at in self._dirty.pop(inode, ()):
-            _FLAG.pack_into(self._memory, at + _DIRTY_AT, 0)
-
-    def losses_told(self) -> None:
-        """Whoever wrote what was lost will hear of it from us."""
-        for file in self.files:
-            if (at := self._slots.get(file.fh)) is not None:
+            if at not in self._untold:
                 _FLAG.pack_into(self._memory, at + _DIRTY_AT, 0)
+
+    def has_lost(self, fh: int) -> bool:
+        """Whether what was written through a handle died with a daemon before us, and nobody has said so yet."""
+        return self._slots.get(fh) in self._untold
+
+    def told(self, fh: int) -> None:
+        """Whoever has this handle knows what was lost. Until then a daemon after us has to say it."""
+        at = self._slots.get(fh)
+        if at is None or at not in self._untold:
+            return
+        self._untold.discard(at)
+        if at not in self._dirty.get(_HANDLE.unpack_from(self._memory, at)[1], ()):
+            _FLAG.pack_into(self._memory, at + _DIRTY_AT, 0)
 
     def sweep(self, unsettled: Callable[[int], bool]) -> None:
         """Files that were sent in the background meanwhile have nothing to lose any more."""

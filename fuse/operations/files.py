@@ -22,6 +22,7 @@ from ...client.core.paths import at
 from ...proto.errors import Status, StatusError, error
 from ..entries import entry
 from ..filesystem import ACCESS_BITS
+from ..inheritance import note_loss
 from ..protocol import FSYNC_DATASYNC, OPEN_KILL_SUIDGID, RELEASE_FLOCK_UNLOCK, Opcode, OpenReply
 from ..requests import name
 from ..structs import CREATE_IN, FLUSH_IN, FSYNC_IN, OPEN_IN, OPEN_OUT, RELEASE_IN
@@ -153,6 +154,8 @@ async def _reopen(fs: FileSystem, node: int, fh: int) -> Handle:
         handle = await fs.core.open(fs.place(node), Mode(access, "", False))
     except FileNotFoundError:
         raise error(Status.STALE_HANDLE, f"inode {fs.inode(node):x} is gone; open the path again") from None
+    if fs.journal is not None and fs.journal.has_lost(fh):
+        note_loss(handle.file)
     return handle
 
 
@@ -183,6 +186,7 @@ async def _flush(fs: FileSystem, request: Request, fh: int, owner: int) -> bytes
         await handle.flush(ending=True)
     finally:
         followed(fs, handle.file)
+        _told(fs, fh, handle)
         if _holds(fs, handle, fh, POSIX, owner):
             await handle.unlock_range(0, 0, owner=owner)
     return b""
@@ -225,9 +229,18 @@ async def fsync(fs: FileSystem, request: Request) -> bytes:
     """What was written survives a loss of power, and so does the name. fdatasync(2) of a file that has not grown asks the storage only."""
     fh, flags = FSYNC_IN.unpack_from(request.body)
     handle = fs.handles.get(fh) or await handle_of(fs, request.node, fh)
-    await handle.fsync(data_only=bool(flags & FSYNC_DATASYNC))
+    try:
+        await handle.fsync(data_only=bool(flags & FSYNC_DATASYNC))
+    finally:
+        _told(fs, fh, handle)
     followed(fs, handle.file)
     return b""
+
+
+def _told(fs: FileSystem, fh: int, handle: Handle) -> None:
+    """If it heard of all losses, so did whoever has it: a daemon after this one need not say it again."""
+    if fs.journal is not None and handle.failures_told == handle.file.failures:
+        fs.journal.told(fh)
 
 
 OPERATIONS: dict[int, Handler] = {

@@ -194,6 +194,17 @@ def test_what_was_not_flushed_is_lost_and_told_once(fresh: Path) -> None:
     assert (fresh / "file").read_bytes() == b"firstsecond" and (fresh / "flushed").read_bytes() == b"all"
 
 
+def test_a_loss_is_told_whatever_dies_before(fresh: Path) -> None:
+    with open(fresh / "file", "w+b", buffering=0) as file:
+        file.write(b"lost")
+        kill_daemon(fresh)
+        kill_daemon(fresh)  # the one that knew
+        assert errno_of(lambda: os.fsync(file.fileno())) == errno.EIO
+        os.fsync(file.fileno())
+        kill_daemon(fresh)
+        os.fsync(file.fileno())
+
+
 def test_close_tells_of_a_loss_too(fresh: Path) -> None:
     fd = os.open(fresh / "file", os.O_CREAT | os.O_WRONLY)
     os.write(fd, b"lost")
@@ -322,6 +333,35 @@ def test_a_journal_remembers_what_is_open(memory: int) -> None:
     second.closed(514)
     second.opened(5 << 8, 80, os.O_RDONLY)
     assert sorted(file.fh for file in Journal(memory).files) == [256, 769, 1280]
+
+
+def test_a_slot_that_is_used_again_is_the_new_files_alone(memory: int) -> None:
+    journal = Journal(memory)
+    journal.opened(1 << 8, 77, os.O_RDWR)
+    journal.written(1 << 8, 77)
+    journal.closed(1 << 8)
+    journal.opened(2 << 8, 78, os.O_RDWR)
+    journal.written(2 << 8, 78)
+    journal.flushed(77)
+    assert Journal(memory).files == [(512, 78, os.O_RDWR, True)]
+
+
+def test_a_loss_stays_until_it_was_told(memory: int) -> None:
+    first = Journal(memory)
+    first.opened(1 << 8, 77, os.O_RDWR)
+    first.opened(2 << 8, 77, os.O_RDWR)
+    first.written(1 << 8, 77)
+    second = Journal(memory)
+    assert second.has_lost(1 << 8) and not second.has_lost(2 << 8)
+    second.written(1 << 8, 77)
+    second.written(2 << 8, 77)
+    second.flushed(77)
+    assert [file.dirty for file in Journal(memory).files] == [True, False]
+    second.written(1 << 8, 77)
+    second.told(1 << 8)
+    assert Journal(memory).has_lost(1 << 8), "what was written since"
+    second.flushed(77)
+    assert not Journal(memory).has_lost(1 << 8)
 
 
 def test_a_journal_is_full(memory: int) -> None:
