@@ -278,7 +278,9 @@ class MetaService:
     async def settle_sessions(
         self, request: meta_pb2.SettleSessionsRequest, context: Context
     ) -> meta_pb2.SettleSessionsReply:
-        settled = await self._namespace.clients.settle_own(context.peer.client, frozenset(request.keep))
+        peer = context.peer
+        uid = None if peer.identity.trusted else peer.identity.uid  # who is not trusted opens for himself only
+        settled = await self._namespace.clients.settle_own(peer.client, frozenset(request.keep), uid)
         return meta_pb2.SettleSessionsReply(settled=settled)
 
     async def read_events(self, request: meta_pb2.ReadEventsRequest, context: Context) -> meta_pb2.ReadEventsReply:

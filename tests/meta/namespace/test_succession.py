@@ -10,6 +10,7 @@ from emberfs.meta.namespace.check import check
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2
 from emberfs.proto.gen.meta_pb2 import SettleSessionsRequest
+from emberfs.proto.rpc import Identity
 
 from .world import World
 
@@ -63,3 +64,15 @@ async def test_tokens_to_append_are_free(world: World) -> None:
     await world.ask("append", take(log.session))
     await settle(world)
     assert not (await world.ask("append", take(other.session), client=OTHER)).waiting
+
+
+async def test_nobody_settles_for_another_user(world: World) -> None:
+    """A client's id is no secret: who asks for it under another user's connection is refused."""
+    opened = await world.open("/file", os.O_WRONLY | os.O_CREAT)
+    stranger = world.context(identity=Identity(2001, 2001))
+    with pytest.raises(StatusError) as refused:
+        await world.service.settle_sessions(SettleSessionsRequest(), stranger)
+    assert refused.value.status is Status.NOT_PERMITTED
+    closing = meta_pb2.CloseRequest(inode=opened.attributes.inode, session=opened.session, written=True, length=5)
+    await world.ask("close", closing)
+    assert (await world.stat("/file")).length == 5
