@@ -217,7 +217,12 @@ class Namespace(Keeping):
         return stat_of((await self._remove(path, REMOVE_KIND_RMDIR)).attributes[0])
 
     async def unlink(self, path: PathLike, *, forever: bool = False) -> None:
-        await self._remove(path, REMOVE_KIND_UNLINK, forever=forever)
+        await self.remove_name(path, forever=forever)
+
+    async def remove_name(self, path: PathLike, *, forever: bool = False) -> Stat | None:
+        """`unlink`; the attributes of what has other names."""
+        left = (await self._remove(path, REMOVE_KIND_UNLINK, forever=forever)).attributes
+        return self.seen(stat_of(left[0])) if left else None
 
     async def remove_tree(self, path: PathLike, *, forever: bool = False) -> None:
         await self._remove(path, REMOVE_KIND_TREE, forever=forever)

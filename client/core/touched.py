@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...proto.gen.common_pb2 import FILE_TYPE_DIRECTORY, Attributes
-from ...proto.gen.meta_pb2 import REMOVE_KIND_RMDIR, REMOVE_KIND_TREE, Place
+from ...proto.gen.meta_pb2 import REMOVE_KIND_RMDIR, REMOVE_KIND_TREE, REMOVE_KIND_UNLINK, Place
 from ...proto.ids import ROOT_INODE
 
 Name = tuple[int, bytes]  # directory, name
@@ -100,7 +100,8 @@ def _remove(request: Any, reply: Any) -> Touched | None:
         inodes.append(inode)
         moved.append((name[0], reply.at_ns, fewer))
         names[name] = NOWHERE
-    return Touched(inodes, names, directories=moved)
+    left = reply.attributes if request.kind == REMOVE_KIND_UNLINK else ()  # what has other names
+    return Touched(inodes, names, left, directories=moved)
 
 
 def _rename(request: Any, reply: Any) -> Touched | None:

@@ -94,7 +94,9 @@ async def readlink(fs: FileSystem, request: Request) -> bytes:
 
 async def unlink(fs: FileSystem, request: Request) -> bytes:
     """Remove a name of anything but a directory. What is open stays until it is closed: the server waits for whoever reads it."""
-    await fs.callers.view(request).unlink(fs.place(request.node, request.body[:-1]))
+    left = await fs.callers.view(request).remove_name(fs.place(request.node, request.body[:-1]))
+    if left is not None:
+        fs.nodes.advanced(left.inode, left.change)  # under another name its cached pages stay
     return b""
 
 

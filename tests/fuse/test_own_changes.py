@@ -83,3 +83,20 @@ def test_a_change_in_a_directory_costs_no_look_at_it(cluster: LocalCluster, make
         os.unlink(d / f"f{i}")
         assert mount.call(known(mount, number)) is not None
     assert mount.requests(Opcode.MKNOD) >= 10
+
+
+def test_what_loses_one_of_its_names_is_known_and_keeps_its_pages(cluster: LocalCluster, make_mount: MakeMount) -> None:
+    """As git makes objects: written under one name, linked to another, the first one removed."""
+    mount = make_mount(cluster.url)
+    d = mount.path / "two-names"
+    d.mkdir()
+    until_leased(mount, d)
+    (d / "tmp").write_bytes(b"object")
+    os.link(d / "tmp", d / "object")
+    os.unlink(d / "tmp")
+    number = os.stat(d / "object").st_ino
+    assert mount.call(known(mount, number)) is not None
+    reads = mount.requests(Opcode.READ)
+    assert (d / "object").read_bytes() == b"object"
+    assert mount.requests(Opcode.READ) - reads <= 1
+    assert os.stat(d / "object").st_nlink == 1

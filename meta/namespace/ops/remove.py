@@ -48,8 +48,9 @@ async def remove(attempt: Attempt, request: meta_pb2.RemoveRequest) -> meta_pb2.
     return reply
 
 
-async def unlink(attempt: Attempt, found: Found) -> None:
-    """Remove a name of anything but a directory. Raises IS_DIRECTORY and what `unlink_entry` raises."""
+async def unlink(attempt: Attempt, found: Found) -> Inode | None:
+    """Remove a name of anything but a directory. What has other names, as it is then. Raises IS_DIRECTORY, NOT_FOUND and what
+    forbids it."""
     if not found.name:
         raise error(Status.IS_DIRECTORY, "unlink of a directory: use rmdir")
     entry = found.entry
@@ -65,6 +66,7 @@ async def unlink(attempt: Attempt, found: Found) -> None:
     dentries.remove(attempt.txn, found.parent.id, found.name, entry, attempt.now_ns)
     attempt.tell(REMOVED, inode.id, found.parent.id, found.name)
     drop_name(attempt, inode, found)
+    return inode if inode.nlink > 0 else None
 
 
 def drop_name(attempt: Attempt, inode: Inode, found: Found) -> None:
