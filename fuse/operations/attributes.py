@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..session import Handler, Request
 
 SECOND_NS = 1_000_000_000
+TIME_NS_MIN, TIME_NS_MAX = -(1 << 63), (1 << 63) - 1  # in 1677 and 2262
 SET_GROUP_ID = 0o2000
 STATFS_BLOCK_BYTES = 4096  # in which statfs(2) counts
 NAME_BYTES_MAX = 255
@@ -141,12 +142,17 @@ def _changes(asked: Setattr) -> Changes:
     if valid & SetAttr.ATIME_NOW:
         changes["atime_now"] = True
     elif valid & SetAttr.ATIME:
-        changes["atime_ns"] = asked.atime * SECOND_NS + asked.atime_ns
+        changes["atime_ns"] = _kept(asked.atime * SECOND_NS + asked.atime_ns)
     if valid & SetAttr.MTIME_NOW:
         changes["mtime_now"] = True
     elif valid & SetAttr.MTIME:
-        changes["mtime_ns"] = asked.mtime * SECOND_NS + asked.mtime_ns
+        changes["mtime_ns"] = _kept(asked.mtime * SECOND_NS + asked.mtime_ns)
     return changes
+
+
+def _kept(time_ns: int) -> int:
+    """The nearest time that an inode can have, as Linux does it for a file system that cannot keep all (`touch -d 3000-01-01`)."""
+    return min(max(time_ns, TIME_NS_MIN), TIME_NS_MAX)
 
 
 async def _set(fs: FileSystem, view: Acting, place: Place, changes: Changes) -> Stat:

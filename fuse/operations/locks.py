@@ -9,8 +9,10 @@ published first.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from ..protocol import LK_FLOCK, Opcode
 from ..requests import Lock
@@ -18,6 +20,8 @@ from ..structs import LK_OUT
 from .files import followed, handle_of
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from ...client.core.file import Handle
     from ..filesystem import FileSystem
     from ..session import Handler, Request
@@ -69,8 +73,18 @@ async def _set(fs: FileSystem, request: Request, *, blocking: bool) -> bytes:
         await handle.lock_range(*span, exclusive=exclusive, blocking=blocking, owner=asked.owner, pid=asked.pid)
     followed(fs, handle.file)
     if asked.type != fcntl.F_UNLCK:
-        await fs.revalidate(handle.file.id, handle.file.change)
+        await _whatever_comes(fs.revalidate(handle.file.id, handle.file.change))
     return b""
+
+
+async def _whatever_comes(work: Coroutine[Any, Any, object]) -> None:
+    """Do this to its end. The lock was granted: a signal comes too late, and with EINTR nobody would know that there is a lock to give
+    back, while others wait for it."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+    task.result()
 
 
 OPERATIONS: dict[int, Handler] = {

@@ -305,3 +305,11 @@ def test_birth_is_told(place: Path) -> None:
     assert stat.S_ISREG(mode)
     birth, change = (struct.unpack_from("=qI", buffer, at) for at in (0x50, 0x60))
     assert birth[0] * SECOND_NS + birth[1] <= change[0] * SECOND_NS + change[1] == found.st_ctime_ns
+
+
+@pytest.mark.parametrize("seconds", [1 << 40, -(1 << 40), 32_503_680_000])
+def test_a_time_that_cannot_be_kept_is_the_nearest_that_can(place: Path, seconds: int) -> None:
+    (place / "file").touch()
+    os.utime(place / "file", (seconds, seconds))
+    found = (place / "file").stat()
+    assert found.st_mtime_ns == found.st_atime_ns == ((1 << 63) - 1 if seconds > 0 else -(1 << 63))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -16,11 +17,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from emberfs.fuse.operation import Operation
+from emberfs.fuse.operations.locks import setlkw
+from emberfs.fuse.protocol import Opcode
+from emberfs.fuse.session import Request
+from emberfs.fuse.structs import LK_IN
+
 from .processes import mounted
 from .users import errno_of
 
 if TYPE_CHECKING:
     from emberfs.deploy.local import LocalCluster
+
+    from ..plugin.emberfs_mount import MakeMount
 
 SECONDS_MAX = 30.0
 COUNTS = 25  # of each process that counts
@@ -228,3 +237,31 @@ def test_appenders_on_two_mounts_lose_and_mix_nothing(two: tuple[Path, Path]) ->
         assert all(len(line) == 49 for line in lines)
         found = sorted(tuple(map(int, line.split()[:2])) for line in lines)
         assert found == [(writer, i) for writer in range(4) for i in range(40)]
+
+
+def test_a_signal_after_a_lock_was_granted_comes_too_late(cluster: LocalCluster, make_mount: MakeMount) -> None:
+    """EINTR would say that there is no lock, while the owner keeps others out."""
+    mount = make_mount(cluster.url)
+    fs = mount.session.fs
+    with open(mount.path / "file", "w+b"):
+        [fh] = fs.handles
+
+        async def lock() -> object:
+            loop = asyncio.get_running_loop()
+            ended, revalidate = loop.create_future(), fs.revalidate
+
+            async def interrupted(inode: int, change: int) -> bool:
+                loop.call_soon(operation.cancel)
+                return await revalidate(inode, change)
+
+            fs.nodes.unknown(fs.handles[fh].file.id)
+            fs.revalidate = interrupted
+            body = LK_IN.pack(fh, 77, 0, 9, fcntl.F_WRLCK, os.getpid(), 0)
+            request = Request(Opcode.SETLKW, 1, fs.handles[fh].file.id, 0, 0, os.getpid(), body)
+            operation = Operation(loop, request, setlkw(fs, request), ended.set_result)
+            loop.call_soon(operation.step)
+            await ended
+            return operation.failure
+
+        failure = mount.call(lock())
+        assert failure is None and next(iter(fs.handles.values())).file.locks
