@@ -380,6 +380,11 @@ class RequestIds:
         self.last = last
         self._in_flight: dict[int, None] = {}  # in rising order
 
+    @property
+    def quiet_since(self) -> int:
+        """The number of the last change, if all have their answers: while this stays, nothing was changed by this client. Else -1."""
+        return -1 if self._in_flight else self.last
+
     async def begin(self) -> int:
         async with self._lock:
             self.last += 1

@@ -18,6 +18,7 @@ from array import array
 from bisect import bisect_right, insort
 from collections.abc import Sequence
 from operator import itemgetter
+from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...client.core.attributes import TYPE_NAMES, stat_of
@@ -52,10 +53,20 @@ class Page(NamedTuple):
     kinds: Sequence[int]
     attributes: Sequence[Attributes | None] | None  # None: names only
     leased: int = 0  # when all this was asked for, if it may be believed (Leases.learn)
+    asked_at: float = 0.0  # seconds, monotonic
+    quiet: int = -1  # `RequestIds.quiet_since` when it was asked for
 
     @property
     def end(self) -> int:
         return self.first + len(self.names)
+
+    def is_of_now(self, fs: FileSystem) -> bool:
+        """Whether a page that has waited for its reader still says what the server would, as far as the kernel may believe anything
+        that long: this mount has changed nothing since. What it has, must not come back: a name that was removed, an old size."""
+        if self.leased:
+            return False  # the leases know better (`Believed.listed`)
+        quiet = fs.core.cluster.requests.quiet_since
+        return 0 <= self.quiet == quiet and monotonic() - self.asked_at <= fs.options.attr_timeout
 
 
 class DirectoryHandle:
@@ -105,10 +116,12 @@ class DirectoryHandle:
         while number >= len(self.marks) and not self.ended:
             first, cookie = len(self.marks), self.last
             entries_max = FIRST_ENTRIES if not first else PAGE_ENTRIES_PLUS if plus else PAGE_ENTRIES
+            asked_at, quiet = monotonic(), fs.core.cluster.requests.quiet_since
             reply = await self._ask(fs, cookie, entries_max, plus=plus)
             if not first:
                 self.parent = reply.directory.parent or self.inode
-            page = Page(first, reply.names, reply.inodes, reply.types, reply.attributes or None, self.asked)
+            said = (reply.names, reply.inodes, reply.types, reply.attributes or None)
+            page = Page(first, *said, self.asked, asked_at, quiet)
             self.starts.append((first, cookie))
             self.marks.extend(map(hash, page.names))
             self.last, self.ended = reply.cookie, reply.end
@@ -204,7 +217,9 @@ async def readdirplus(fs: FileSystem, request: Request) -> bytes:
     """As READDIR, with attributes: each name counts as a lookup."""
     fh, offset, size, *_ = READ_IN.unpack_from(request.body)
     handle = handle_of(fs, fh, request.node)
+    kept = handle.page
     page = await handle.find(fs, offset, plus=True)
+    of_now = page is not kept or page.is_of_now(fs)
     parts = _dots(handle, offset, plus=True)
     room = size - sum(map(len, parts))
     offset = max(offset, DOTS)
@@ -223,13 +238,13 @@ async def readdirplus(fs: FileSystem, request: Request) -> bytes:
             if stat is not None and page.leased and believed is not None:
                 found = believed.listed(page.leased, handle.inode, name, stat)
             if found is None:
-                stat = None if stat is None else seen(stat)
+                stat = None if stat is None or not of_now else seen(stat)
                 # Where the kernel has older pages, it looks the name up when it needs it: a listing is no time to wait for invalidations.
                 found = NO_ENTRY if stat is None or fs.has_old_pages(stat) else entry(fs, stat)
             parts.append(pack_direntplus(found, page.inodes[index], offset, _KINDS.get(page.kinds[index], 0), name))
         if parts or not page.names:
             return b"".join(parts)
-        page = await handle.find(fs, offset, plus=True)
+        page, of_now = await handle.find(fs, offset, plus=True), True
 
 
 def handle_of(fs: FileSystem, fh: int, node: int) -> DirectoryHandle:

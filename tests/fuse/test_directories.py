@@ -161,6 +161,27 @@ def test_a_directory_that_grows_while_it_is_read(both: Path) -> None:
     assert len(seen) == len(set(seen))
 
 
+def test_what_changes_while_a_directory_is_listed_does_not_change_back(both: Path) -> None:
+    """Attributes that were asked for with a page are of then: given to the kernel later, they would make files short, and names exist."""
+    names = [f"{number:03d}{'x' * 200}" for number in range(300)]
+    for name in names:
+        (both / name).touch()
+    with listing(both) as found:
+        first = {found.next() for _ in range(100)}
+        for name in names:
+            if name in first:
+                (both / name).stat()  # so the kernel goes on asking for attributes
+        rest = [name for name in names if name not in first]
+        written, removed = rest[::2], rest[1::2]
+        for name in written:
+            (both / name).write_bytes(b"x" * 100)
+        for name in removed:
+            (both / name).unlink()
+        found.rest()
+    assert {(both / name).stat().st_size for name in written} == {100}
+    assert not any((both / name).exists() for name in removed)
+
+
 def test_reading_many_names(many: Path) -> None:
     names = os.listdir(many)
     assert len(names) == MANY
