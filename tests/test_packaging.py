@@ -178,7 +178,8 @@ def test_lowest_declared_versions(wheel: Path, tmp_path: Path) -> None:
     """An environment with exactly the lower bounds: every module imports, and a cluster starts and answers."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
-    extras = PROJECT["project"]["optional-dependencies"]["grpc"]
+    optional = PROJECT["project"]["optional-dependencies"]
+    extras = [*optional["grpc"], *optional["postgres"]]  # what modules import when they are imported
     lowest = [_lowest(requirement) for requirement in [*PROJECT["project"]["dependencies"], *extras]]
     subprocess.run([python, "-m", "pip", "install", "-q", *lowest], check=True)
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", wheel], check=True)

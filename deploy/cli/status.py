@@ -196,7 +196,7 @@ def _head(found: dict[str, Any]) -> str:
     if space := found.get("space"):
         head += f"\n{found['inodes']} inodes, {found['clients']} clients, {human(space['used'])} used of {human(space['total'])}"
         if found["gc_pending"]:
-            head += f", {found['gc_pending']} removed files still being freed"
+            head += f", {found['gc_pending']} removed files and ended clients still being cleaned up"
     if found["chains"]:
         head += f"\n{_health(found['chains'])}"
     silent = [node["name"] or str(node["node"]) for node in found["nodes"] if node["state"] == "silent"]

@@ -92,6 +92,11 @@ class Clients:
         if client in self._gone:
             raise gone()
 
+    @property
+    def pending(self) -> int:
+        """Ended clients that are not cleaned up after yet."""
+        return len(self._ended)
+
     async def with_records(self) -> list[bytes]:
         """The clients that have sessions here or may have files open for reading."""
         namespace = self._namespace

@@ -146,9 +146,9 @@ class Namespace:
         return await self.clients.with_records()
 
     async def counts(self) -> tuple[int, int]:
-        """(inodes, records in the garbage queues)."""
+        """(inodes, what is still to be cleaned up: records in the garbage queues, and clients that have ended)."""
         used = keys.counter(await self.engine.begin().get(keys.INODES_USED, snapshot=True))
-        return max(0, used), await self.collector.pending()
+        return max(0, used), await self.collector.pending() + self.clients.pending
 
     # running operations
 

@@ -173,7 +173,7 @@ def _await_settled(cluster: LocalCluster) -> None:
         end = time.monotonic() + SETTLED_SECONDS
         while True:
             status = client.status()
-            if status.clients <= 1 and not status.gc_pending and not client.trash():
+            if not status.clients and not status.gc_pending and not client.trash():
                 return
             assert time.monotonic() < end, (status.clients, status.gc_pending, len(client.trash()))
             client.keep_removed("/", None)  # a request, so that this does not spin
