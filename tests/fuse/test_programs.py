@@ -299,7 +299,7 @@ def test_postgresql(place: Path) -> None:
         control("stop", "-m", "immediate")
         control("start")
         assert ask("SELECT count(*) FROM pgbench_history") == "200\n", "what was committed is there"
-        as_postgres("pgbench", *bench, "-t", "50", "postgres")
+        as_postgres("pgbench", *bench, "-n", "-t", "50", "postgres")  # -n: the history stays
         sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history)"
         assert ask(sums) == "t\n"
         ask("VACUUM FULL")
