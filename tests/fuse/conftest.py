@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,14 +42,18 @@ def place(mount: Path) -> Path:
     return _directory(mount)
 
 
+@pytest.fixture(scope="session")
+def local() -> Iterator[Path]:
+    """A directory of the local file system that everybody reaches: pytest keeps its own to whoever runs it."""
+    with tempfile.TemporaryDirectory(prefix="emberfs-local-") as folder:
+        path = Path(folder)
+        path.chmod(0o755)
+        yield path
+
+
 @pytest.fixture(params=["mount", "local"])
-def both(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+def both(request: pytest.FixtureRequest) -> Path:
     """The same, and then one of the local file system."""
-    if request.param == "mount":
-        return _directory(request.getfixturevalue("mount"))
-    if os.geteuid():
+    if request.param == "local" and os.geteuid():
         pytest.skip("only root becomes other users")
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == "root" and folder != Path("/") and folder != Path("/tmp"):
-            folder.chmod(folder.stat().st_mode | 0o711)
-    return _directory(tmp_path)
+    return _directory(request.getfixturevalue(request.param))
