@@ -147,18 +147,13 @@ class WriteBack:
                 await self._send(list(self._blocks.values()))
             await self._settle_oldest()
 
-    async def drain(self, *, durable: bool = False) -> set[int]:
-        """Send everything and wait until it arrived or failed (the inode's `error` says so); what is `small` stays for the settlement.
-        `durable`: where one request will do, it asks for that, too, which saves a round; the chains that became durable so."""
+    async def drain(self) -> None:
+        """Send everything and wait until it arrived or failed (the inode's `error` says so); what is `small` stays for the settlement."""
         if not self.pending or self.small:
-            return set()
-        await self._send(list(self._blocks.values()), durable=durable and not self._batches)
-        synced: set[int] = set()
+            return
+        await self._send(list(self._blocks.values()))
         while self._batches:
-            batch = self._batches[0]
             await self._settle_oldest()
-            synced |= batch.durable_chains
-        return synced
 
     async def empty(self) -> None:
         """`drain`, and publish what is small. Raises what a settlement raises."""
@@ -227,9 +222,8 @@ class WriteBack:
     def _dirty(self) -> int:
         return sum(block.end - block.start for block in self._blocks.values())
 
-    async def _send(self, blocks: list[Block], *, durable: bool = False) -> None:
-        """Hand blocks over to batches; one update a channel in each. `durable`: if it is only one, for all chains of the file (nobody
-        knows what was written to the others before)."""
+    async def _send(self, blocks: list[Block]) -> None:
+        """Hand blocks over to batches; one update a channel in each."""
         self.file.inline_max = 0  # what goes to chunks is not small any more, and never will be
         if self.file.inlined or self.file.inlining:
             await self.file.grow()
@@ -252,9 +246,7 @@ class WriteBack:
             blocks = left
             if not batch:
                 continue
-            updates = list(batch.values())
-            durable = durable and not left and {update.chain for update in updates}.issuperset(self.file.chains)
-            made = WriteBatch(self._cluster, self._channels, self._lease, self._budget, updates, durable=durable)
+            made = WriteBatch(self._cluster, self._channels, self._lease, self._budget, list(batch.values()))
             batches = deque((*self._batches, made))
             kept = {base: block for base, block in self._blocks.items() if base not in sent}
             full = {base: block for base, block in self._full.items() if base not in sent}
