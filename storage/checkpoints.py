@@ -12,14 +12,13 @@ CHECKPOINT_SECONDS = 1.0  # what was acknowledged is durable after this at the l
 
 
 class Checkpoints:
-    """Of one target. `write(recorded)` takes one, and raises when it failed: those that somebody waits for as fast as they can be had,
-    the others so that the index knows of them (engine/checkpoint.py). `spawn(work, *arguments)` runs it in the background."""
+    """Of one target. `write` takes one, and raises when it failed; `spawn(work, *arguments)` runs it in the background."""
 
     def __init__(
         self,
         engine: ChunkEngine,
         env: Environment,
-        write: Callable[[bool], Awaitable[None]],
+        write: Callable[[], Awaitable[None]],
         spawn: Callable[..., None],
     ) -> None:
         self._engine = engine
@@ -30,43 +29,35 @@ class Checkpoints:
 
     async def reach(self) -> None:
         """Everything staged before is durable when this returns; calls that come meanwhile share the next one. Raises TARGET_OFFLINE."""
-        wanted = self._wanted()
-        while self._engine.checkpointed < wanted:
-            await self._begin(recorded=False)
+        engine = self._engine
+        wanted = engine.epoch if engine.is_dirty else engine.epoch - 1
+        while engine.checkpointed < wanted:
+            await self._begin()
 
     def relieve(self) -> None:
         """A checkpoint now, where space is short for what only a checkpoint frees."""
         if self._engine.wants_checkpoint and not self._engine.failed:
-            self._begin(recorded=True)
+            self._begin()
 
     async def keep(self) -> None:
         """Background: a checkpoint each second."""
         while not self._engine.failed:
             await self._env.sleep(CHECKPOINT_SECONDS)
             try:
-                await self._record()
+                await self.reach()
             except StatusError:
                 return  # told already; the target is out
 
-    async def _record(self) -> None:
-        """As `reach`, and after a power loss nothing has to prove it."""
-        wanted = self._wanted()
-        while self._engine.recorded < wanted:
-            await self._begin(recorded=True)
-
-    def _wanted(self) -> int:
-        return self._engine.epoch if self._engine.is_dirty else self._engine.epoch - 1
-
-    def _begin(self, *, recorded: bool) -> Promise[None]:
+    def _begin(self) -> Promise[None]:
         """The end of the checkpoint that is under way, or of a new one."""
         if self._under_way is None:
             self._under_way = self._env.promise()
-            self._spawn(self._take, self._under_way, recorded)
+            self._spawn(self._take, self._under_way)
         return self._under_way
 
-    async def _take(self, over: Promise[None], recorded: bool) -> None:
+    async def _take(self, over: Promise[None]) -> None:
         try:
-            await self._write(recorded)
+            await self._write()
         except BaseException as failed:
             self._under_way = None
             over.fail(failed)

@@ -21,7 +21,6 @@ from ..proto.gen.common_pb2 import Chain
 from .checkpoints import Checkpoints
 from .craq import Replica
 from .engine import job as chunks
-from .engine.checkpoint import Checkpoint as EngineCheckpoint
 from .engine.checksum import crc32c
 from .engine.engine import ChunkEngine
 from .engine.job import Job
@@ -446,25 +445,14 @@ class Target:
         """Everything staged before is durable when this returns. Raises TARGET_OFFLINE."""
         await self.checkpoints.reach()
 
-    async def _write_checkpoint(self, recorded: bool) -> None:
+    async def _write_checkpoint(self) -> None:
         try:
             checkpoint = self.engine.begin_checkpoint()
-            if recorded or not checkpoint.handles:
-                await self.blocking(checkpoint.run)
-            else:
-                await self._sync_at_once(checkpoint)
+            await self.blocking(checkpoint.run)
             self.engine.finish_checkpoint(checkpoint)
         finally:
             if self.engine.failed:
                 self._tell_offline()
-
-    async def _sync_at_once(self, checkpoint: EngineCheckpoint) -> None:
-        """Bytes and rows at the same time: somebody waits."""
-        index, files = self.blocking(checkpoint.sync_index), self.blocking(checkpoint.sync_files)
-        await index
-        await files
-        if checkpoint.trims and not checkpoint.failed:
-            await self.blocking(checkpoint.punch)
 
     def _tell_offline(self) -> None:
         if not self._offline_told:

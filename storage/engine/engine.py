@@ -68,7 +68,6 @@ class ChunkEngine:
         self.lost = self.found.lost  # chunks that were here may be missing; remembered until `complete`
         self.epoch = self.found.epoch + 1  # which checkpoint will cover what is written now
         self.checkpointed = self.found.checkpoint  # the last one that passed
-        self.recorded = self.found.checkpoint  # the last one of which the index knows
         self._boot = boot
         self._version_floor = self.found.version_floor
         self._chunks = self.found.chunks
@@ -497,8 +496,7 @@ class ChunkEngine:
             raise error(Status.BUSY, "a checkpoint is under way")
         trims = self.space.choose_trim()
         names = self.space.new_names
-        handles = sorted(self._dirty)
-        made = Checkpoint(self.epoch, handles, names, trims, self.space, self.disk, self.index, self.checkpointed)
+        made = Checkpoint(self.epoch, sorted(self._dirty), names, trims, self.space, self.disk, self.index)
         self.epoch += 1
         self._dirty.clear()
         self._unsynced = self.space.new_names = self.space.short = False
@@ -510,7 +508,7 @@ class ChunkEngine:
         self._checkpoint = None
         if checkpoint.failed:
             self._fail(checkpoint.failed)
-        self.checkpointed, self.recorded = checkpoint.number, checkpoint.recorded
+        self.checkpointed = checkpoint.number
         self.space.trimmed(checkpoint.trims)
         self.space.checkpoint_passed(checkpoint.number)
 

@@ -176,15 +176,13 @@ class Run:
         promise.acknowledge()
 
     def step_checkpoint(self) -> None:
-        """One of its steps, so that updates happen between them. Every other one syncs bytes and rows in any order, and records nothing."""
+        """One of its three steps, so that updates happen between them."""
         if self.checkpoint is None:
-            begun = self.engine.begin_checkpoint()
-            parts = [begun.sync_files, begun.sync_index]
-            self.choice.shuffle(parts)
-            self.checkpoint = (begun, [*parts, begun.punch] if begun.number % 2 else [begun.run])
+            self.checkpoint = (self.engine.begin_checkpoint(), "run")
             self.promise.checkpoint_begun()
-        elif self.checkpoint[1]:
-            self.checkpoint[1].pop(0)()
+        elif self.checkpoint[1] == "run":
+            self.checkpoint[0].run()
+            self.checkpoint = (self.checkpoint[0], "finish")
         else:
             self.engine.finish_checkpoint(self.checkpoint[0])
             self.checkpoint = None
@@ -193,8 +191,7 @@ class Run:
     def sync(self) -> None:
         while self.checkpoint is not None:
             self.step_checkpoint()
-        self.step_checkpoint()
-        while self.checkpoint is not None:
+        for _ in range(3):
             self.step_checkpoint()
 
     def read(self) -> None:
