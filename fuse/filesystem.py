@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..client.core.attributes import Stat
 from ..client.core.client import Core
 from ..client.core.paths import at
+from ..client.core.steps import since
 from ..proto.gen.meta_pb2 import Place
 from .bare import Bare
 from .believed import Believed
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .session import Handler, Request
 
 ROOT_INODE = 1  # of the cluster
+OVERTAKEN_MAX = 8  # questions for attributes that changes made here overtake again and again
 ACCESS_BITS = 8  # of a handle's number: the access mode that it was opened with, for a daemon that is started again
 
 logger = logging.getLogger(__name__)
@@ -117,8 +119,13 @@ class FileSystem:
 
         Not to be awaited by a handler whose request may hold a page of this inode (READ, WRITE): it would wait for itself.
         """
-        if self.nodes.told(inode) == change:
+        if self.nodes.told(inode) >= change:
             return True
+        if (file := self.core.inodes.get(inode)) is not None:
+            async with file.lock:  # the version may be one that a change of ours has made, whose reply is on its way
+                self.nodes.followed(inode, file.since, file.change)
+            if self.nodes.told(inode) >= change:
+                return True
         await self.notifier.inode(ROOT_NODE if inode == self.root else inode)
         self.nodes.invalidated(inode, change)
         return False
@@ -131,10 +138,34 @@ class FileSystem:
             self.nodes.followed(stat.inode, file.since, file.change)
         return self.nodes.told(stat.inode) < stat.change
 
-    async def drop_old_pages(self, stat: Stat) -> None:
-        """Before a reply with attributes: whoever sees them, and goes on reading what he has open, sees bytes of the same version."""
-        if self.has_old_pages(stat):
-            await self.revalidate(stat.inode, stat.change)
+    async def current(self, stat: Stat) -> Stat:
+        """Before a reply with attributes: these, or newer ones, with the kernel's old pages dropped. Whoever sees them, and goes on reading
+        what he has open, sees bytes of the same version. Attributes that were overtaken by a change made here are asked for again:
+        with their length the kernel would cut the file's pages."""
+        for _ in range(OVERTAKEN_MAX):
+            if not self._is_overtaken(stat):
+                if not self.has_old_pages(stat):
+                    break
+                await self.revalidate(stat.inode, stat.change)
+                if not self._is_overtaken(stat):
+                    break
+            stat = await self.core.stat(at(stat.inode), follow=False)
+        return stat
+
+    def _is_overtaken(self, stat: Stat) -> bool:
+        """Whether the kernel, or this client, knows of a newer version of a file."""
+        if self.nodes.has_pages(stat.inode) and self.nodes.told(stat.inode) > stat.change:
+            return True
+        file = self.core.inodes.get(stat.inode)
+        return file is not None and file.change > stat.change
+
+    def advanced(self, inode: int, change: int) -> None:
+        """A change of our own, which the kernel knows of, has led to this version."""
+        if (file := self.core.inodes.get(inode)) is None:
+            self.nodes.advanced(inode, change)
+        else:  # others of ours may be on their way
+            file.made(change)
+            self.nodes.followed(inode, since(file.runs, change), change)
 
     def is_bare(self, inode: int) -> bool:
         """Whether an inode certainly has neither extended attributes nor ACLs."""

@@ -80,9 +80,10 @@ class Nodes:
             self._known[inode] = known | _PAGES
 
     def invalidated(self, inode: int, change: int) -> None:
-        """The kernel has dropped attributes and pages; what it asks for now is at least of this version."""
+        """The kernel has dropped attributes and pages; what it asks for now is at least of this version, or of a newer one that it was told
+        meanwhile."""
         known = self._known.get(inode)
-        if known is not None:
+        if known is not None and known >> _CHANGE_SHIFT < change:
             self._known[inode] = change << _CHANGE_SHIFT | (known & (_LOOKUPS | _PAGES))
 
     def advanced(self, inode: int, change: int) -> None:
@@ -98,15 +99,14 @@ class Nodes:
             self._known[inode] = known & (_LOOKUPS | _PAGES)
 
     def followed(self, inode: int, since: int, change: int) -> None:
-        """As `advanced`, of several changes: from version `since` on all up to this one were ours."""
+        """As `advanced`, of several changes: from version `since` on all up to this one were ours. Where the kernel is at an older version
+        it stays there: the steps between may yet turn out to be ours as well, when their replies come."""
         known = self._known.get(inode)
         if known is None:
             return
         before = known >> _CHANGE_SHIFT
         if before and since <= before:
             self._known[inode] = max(before, change) << _CHANGE_SHIFT | (known & (_LOOKUPS | _PAGES))
-        elif before != change:
-            self._known[inode] = known & (_LOOKUPS | _PAGES)
 
     def unknown(self, inode: int) -> None:
         """Nobody knows any more what the kernel holds of it: the next OPEN invalidates."""

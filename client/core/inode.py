@@ -27,6 +27,7 @@ from ...proto.ranges import Piece, overlaid
 from ...proto.rpc import META
 from .cluster import Cluster
 from .options import O_RDONLY, O_RDWR, O_WRONLY
+from .steps import Runs, noted, since
 
 if TYPE_CHECKING:
     from .append import Token
@@ -70,10 +71,10 @@ class Inode:
         "lock",
         "locks",
         "readers",
+        "runs",
         "seen_change",
         "sessions",
         "settled_length",
-        "since",
         "sparse",
         "stale_end",
         "stale_version",
@@ -103,7 +104,7 @@ class Inode:
         self.truncate_version = attributes.truncate_version
         self.sparse = attributes.sparse
         self.change = attributes.change
-        self.since = attributes.change  # from this version on only this client has changed the file
+        self.runs: Runs = ()  # of changes that this client made
         self.seen_change = attributes.change  # the newest version of which this client has heard
         self.inlined = attributes.inlined  # the bytes lie beside the inode, at the metadata server
         self.content: bytes | None = _content_of(attributes)  # these, as of `change`; None: to be asked for
@@ -176,7 +177,7 @@ class Inode:
                 self.arrived_end = max(self.arrived_end, self.stale_end)
             self.stale_end = 0
         if attributes.change != self.change:
-            self.change = self.since = attributes.change
+            self.change = attributes.change
             self.durable_length = -1
             self.generation += 1
             if attributes.layout != self.layout:  # it was empty, and has taken the layout of another file
@@ -189,9 +190,17 @@ class Inode:
 
     def take_own(self, attributes: Attributes) -> None:
         """`take`, of what a change that was made here and by nobody else has led to."""
-        since = self.since if attributes.change == self.change + 1 else attributes.change - 1
+        self.made(attributes.change)
         self.take(attributes)
-        self.since = since
+
+    def made(self, change: int) -> None:
+        """Note that the step to this version was this client's own, whenever its reply came."""
+        self.runs = noted(self.runs, change)
+
+    @property
+    def since(self) -> int:
+        """From this version on only this client has changed the file."""
+        return since(self.runs, self.change)
 
     def take_limit(self, reply: OpenReply | SyncFileReply) -> None:
         """What quotas allow, as of now."""
@@ -292,7 +301,7 @@ class Inode:
         if small is not None and self.write_back is not None:
             self.write_back.discard()
         self.take_limit(reply)
-        self.settled(reply.attributes)
+        self.settled(reply.attributes, ours=request.written)
         if durable:
             self.durable_length = reply.attributes.length
 
@@ -307,7 +316,10 @@ class Inode:
         """Have the server move the bytes into chunks, as more is written than fits beside the inode."""
         session = self.sessions[-1] if self.sessions else 0
         reply = await self.cluster.change(META.Grow, GrowRequest(inode=self.id, session=session))
-        self.take(reply.attributes)
+        now = reply.attributes
+        if now.change == self.change + 1 and not now.inlined and now.length == self.settled_length:
+            self.made(now.change)  # nothing but that step, whoever made it: the bytes are the same
+        self.take(now)
         self.inlining = False
 
     async def small_content(self) -> bytes | None:
@@ -319,14 +331,16 @@ class Inode:
             self.take((await self.cluster.meta(META.Open, request)).attributes)
         return None
 
-    def settled(self, attributes: Attributes) -> None:
-        """The server has taken over what was written. Only its own words count from here on."""
+    def settled(self, attributes: Attributes, *, ours: bool = True) -> None:
+        """The server has taken over what was written, which was a change of `ours` if there was anything. Only its own words count from
+        here on; newer ones may have come before these."""
         self.unsettled = self.failed = False
         self.written_end = self.arrived_end = 0
-        # Our own write changed `change`: that is no reason to drop what was read ahead.
-        if attributes.change != self.change + 1:
-            self.since = attributes.change - 1  # others have changed it as well, but the last step was ours
-        self.change = attributes.change
+        self.length = self.settled_length
+        if ours:
+            self.made(attributes.change)
+            if attributes.change == self.change + 1:
+                self.change = attributes.change  # our own write: that is no reason to drop what was read ahead
         self.content = None
         self.inlining = False
         self.take(attributes)

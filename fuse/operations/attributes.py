@@ -1,7 +1,7 @@
 """Attributes of inodes: asked for and set, access(2), statfs(2).
 
 What is open and written here shows as it is here (`Core.seen`): the length with what is still buffered, and the time of the last
-write. A change of our own lets the kernel keep the pages that it has (`nodes.advanced`).
+write. A change of our own lets the kernel keep the pages that it has (`FileSystem.advanced`).
 """
 
 from __future__ import annotations
@@ -51,15 +51,14 @@ def getattr_(fs: FileSystem, request: Request) -> bytes | Coroutine[Any, Any, by
 
 async def _getattr(fs: FileSystem, request: Request) -> bytes:
     stat = await fs.core.stat(fs.place(request.node), follow=False)
-    await fs.drop_old_pages(stat)
-    return attr(fs, stat)
+    return attr(fs, await fs.current(stat))
 
 
 async def statx(fs: FileSystem, request: Request) -> bytes:
     """As GETATTR, with the time of birth."""
     Statx.parse(request.body)
     stat = fs.removed.get(request.node) or await fs.core.stat(fs.place(request.node), follow=False)
-    await fs.drop_old_pages(stat)
+    stat = await fs.current(stat)
     fs.nodes.tell(stat.inode, stat.change)
     number, size, blocks, *_, mode, links, uid, gid, rdev, block_bytes, _ = encoded(fs, stat)
     times = (stat.atime_ns, stat.birth_ns, stat.ctime_ns, stat.mtime_ns)
@@ -164,7 +163,7 @@ async def _set(fs: FileSystem, view: Acting, place: Place, changes: Changes) -> 
         # Nothing to set: chown(2) with -1 and -1, or a stranger is about to write and the kernel takes the set-id bits away before.
         # The bits go with his WRITE, which says so again; who only asked for that is told nothing.
         return await fs.core.stat(place, follow=False)
-    fs.nodes.advanced(stat.inode, stat.change)
+    fs.advanced(stat.inode, stat.change)
     return stat
 
 
@@ -179,7 +178,7 @@ async def _truncate(fs: FileSystem, asked: Setattr, view: Acting, place: Place) 
         stat = await fs.core.truncate(place, asked.size)
     else:
         stat = await view.truncate(place, asked.size)
-    fs.nodes.advanced(stat.inode, stat.change)
+    fs.advanced(stat.inode, stat.change)
     return stat
 
 
@@ -189,7 +188,7 @@ async def _write_out(fs: FileSystem, number: int) -> None:
     if inode is not None and inode.unsettled:
         async with inode.lock:
             await fs.core.flush_inode(inode)
-        fs.nodes.advanced(number, inode.change)
+        fs.advanced(number, inode.change)
 
 
 async def lose_set_ids(fs: FileSystem, request: Request, inode: int) -> Stat:

@@ -45,8 +45,7 @@ async def _lookup(fs: FileSystem, request: Request, name: bytes) -> bytes:
         stat = await fs.callers.view(request).stat(place, follow=False)
     except FileNotFoundError:
         return missing(fs)
-    await fs.drop_old_pages(stat)
-    return entry(fs, stat)
+    return entry(fs, await fs.current(stat))
 
 
 # --- making -----------------------------------------------------------------------------------------------------------------------
@@ -77,7 +76,7 @@ async def link(fs: FileSystem, request: Request) -> bytes:
     asked = Link.parse(request.body)
     view = fs.callers.view(request)
     stat = await view.link(fs.place(asked.node), fs.place(request.node, asked.new_name))
-    fs.nodes.advanced(stat.inode, stat.change)
+    fs.advanced(stat.inode, stat.change)
     return entry(fs, stat)
 
 
@@ -96,7 +95,7 @@ async def unlink(fs: FileSystem, request: Request) -> bytes:
     """Remove a name of anything but a directory. What is open stays until it is closed: the server waits for whoever reads it."""
     left = await fs.callers.view(request).remove_name(fs.place(request.node, request.body[:-1]))
     if left is not None:
-        fs.nodes.advanced(left.inode, left.change)  # under another name its cached pages stay
+        fs.advanced(left.inode, left.change)  # under another name its cached pages stay
     return b""
 
 
@@ -129,7 +128,7 @@ async def _rename(fs: FileSystem, request: Request, target: Place, asked: Rename
         replace=not asked.flags & RenameFlag.NOREPLACE,
         exchange=bool(asked.flags & RenameFlag.EXCHANGE),
     )
-    fs.nodes.advanced(moved.inode, moved.change)  # its content is what it was: cached pages stay
+    fs.advanced(moved.inode, moved.change)  # its content is what it was: cached pages stay
     if replaced is not None:
         fs.removed_directory(replaced)
     return b""

@@ -65,7 +65,7 @@ async def setxattr(fs: FileSystem, request: Request) -> bytes:
     fs.bare.dress(fs.inode(request.node))
     view = fs.callers.view(request)
     stat = await view.setxattr(fs.place(request.node), asked.name, asked.value, asked.flags, follow=False)
-    fs.nodes.advanced(stat.inode, stat.change)
+    fs.advanced(stat.inode, stat.change)
     return b""
 
 
@@ -73,7 +73,7 @@ async def removexattr(fs: FileSystem, request: Request) -> bytes:
     """Remove one. Raises NO_DATA where there is none."""
     view = fs.callers.view(request)
     stat = await view.removexattr(fs.place(request.node), request.body[:-1], follow=False)
-    fs.nodes.advanced(stat.inode, stat.change)
+    fs.advanced(stat.inode, stat.change)
     return b""
 
 

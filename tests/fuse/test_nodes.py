@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from itertools import permutations
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from emberfs.client.core.steps import RUNS_MAX, Runs, noted, since
 from emberfs.fuse.nodes import SHRINK_MIN, Nodes
 
 FILE = 1 << 50
@@ -69,6 +71,60 @@ def test_a_change_of_our_own_is_followed_from_the_version_before_it_only(nodes: 
     assert nodes.told(FILE) == 0
     nodes.advanced(FILE, 9)
     assert nodes.told(FILE) == 0
+
+
+@pytest.mark.parametrize("order", list(permutations((6, 7, 8))))
+def test_a_chain_of_own_changes_stays_ours_in_whatever_order_their_replies_come(
+    nodes: Nodes, order: tuple[int, ...]
+) -> None:
+    """Of a settlement, an unlock and an fsync through three handles: each reply knows its own step only."""
+    nodes.opened(FILE)
+    runs: Runs = ()
+    newest, before = 5, 5
+    for change in order:
+        newest, runs = max(newest, change), noted(runs, change)
+        nodes.followed(FILE, since(runs, newest), newest)
+        assert nodes.told(FILE) >= before
+        before = nodes.told(FILE)
+    assert nodes.told(FILE) == 8
+
+
+def test_an_own_change_that_another_reply_showed_first_is_ours_once_its_reply_comes(nodes: Nodes) -> None:
+    nodes.opened(FILE)
+    runs = noted((), 6)
+    nodes.followed(FILE, since(runs, 7), 7)  # a lock's reply, or GETATTR's, shows 7; who made it is not known yet
+    assert nodes.told(FILE) == 5  # which is what the kernel holds
+    runs = noted(runs, 7)
+    nodes.followed(FILE, since(runs, 7), 7)
+    assert nodes.told(FILE) == 7
+
+
+def test_another_clients_change_among_our_own_is_never_followed(nodes: Nodes) -> None:
+    nodes.opened(FILE)
+    runs: Runs = ()
+    for change in (6, 8, 9):  # 7 is missing
+        runs = noted(runs, change)
+        nodes.followed(FILE, since(runs, change), change)
+    assert nodes.told(FILE) == 6
+    assert since(runs, 9) == 7
+    assert since(runs, 10) == 10
+
+
+def test_what_the_kernel_was_told_never_goes_back(nodes: Nodes) -> None:
+    nodes.opened(FILE)
+    nodes.followed(FILE, 5, 8)
+    nodes.followed(FILE, 7, 7)  # a handle that still is at an older version
+    assert nodes.told(FILE) == 8
+    nodes.invalidated(FILE, 7)  # asked for before that, done after it
+    assert nodes.told(FILE) == 8
+
+
+def test_runs_of_own_changes_are_bounded() -> None:
+    runs: Runs = ()
+    for change in range(2, 200, 2):
+        runs = noted(runs, change)
+    assert len(runs) == RUNS_MAX
+    assert since(runs, 198) == 197
 
 
 def test_the_first_version_does_not_follow_the_unknown() -> None:
