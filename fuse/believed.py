@@ -13,14 +13,12 @@ without being root sees names that the server would not tell him, as the adminis
 
 from __future__ import annotations
 
-from contextlib import suppress
 from math import inf
 from struct import Struct
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..client.core.leases import MISSING
-from ..client.core.paths import at
 from .entries import SET_ID_BITS, encoded, missing_for
 from .protocol import INVAL_EXPIRE_ONLY, ROOT_NODE
 from .replies import notify_inval_entry, notify_inval_inode
@@ -51,7 +49,6 @@ class Believed:
         self._fs = fs
         self._leases = fs.core.hold_leases(self._keep, advanced)
         self._leases.listen(self._changed)
-        self._looking: set[int] = set()  # files that will be looked at
 
     def _keep(self, stat: Stat) -> bytes:
         more = (stat.extended and _EXTENDED) | (bool(stat.mode & SET_ID_BITS) and _SET_ID)
@@ -137,19 +134,14 @@ class Believed:
     # --- what others change ---------------------------------------------------------------------------------------------------------
 
     def _changed(self, inodes: Iterable[int], names: Iterable[Name]) -> None:
-        """The kernel asks again for what it holds of these. A file's pages go as well: its content may be what has changed. Of one that is
-        open here we look first: it may be a step that the server took for a write of our own (`Inode.grow`)."""
+        """The kernel asks again for what it holds of these. A file's pages go as well: its content may be what has changed."""
         fs = self._fs
         nodes, post, root = fs.nodes, fs.notifier.post, fs.root
         for inode in inodes:
             if inode == root:
                 post(notify_inval_inode(ROOT_NODE, ATTRIBUTES_ONLY))
             elif inode in nodes:
-                in_use = inode in fs.core.inodes
-                post(notify_inval_inode(inode, 0 if nodes.has_pages(inode) and not in_use else ATTRIBUTES_ONLY))
-                if in_use and nodes.has_pages(inode) and inode not in self._looking:
-                    self._looking.add(inode)
-                    fs.later(self._look(inode))
+                post(notify_inval_inode(inode, 0 if nodes.has_pages(inode) else ATTRIBUTES_ONLY))
         if fs.entry_timeout == (0, 0) and fs.negative_timeout == (0, 0):
             return
         for directory, name in names:
@@ -157,12 +149,6 @@ class Believed:
                 post(notify_inval_entry(ROOT_NODE, name, INVAL_EXPIRE_ONLY))
             elif directory in nodes:
                 post(notify_inval_entry(directory, name, INVAL_EXPIRE_ONLY))
-
-    async def _look(self, inode: int) -> None:
-        """Drop the pages of a file if somebody else has changed it."""
-        self._looking.discard(inode)  # a notice from here on means a newer change
-        with suppress(OSError):  # gone, or nobody answers: then OPEN and GETATTR will find out
-            await self._fs.current(await self._fs.core.stat(at(inode), follow=False))
 
 
 def advanced(kept: bytes, when_ns: int, subdirectories: int) -> bytes:

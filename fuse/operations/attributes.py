@@ -188,7 +188,7 @@ async def _write_out(fs: FileSystem, number: int) -> None:
     if inode is not None and inode.unsettled:
         async with inode.lock:
             await fs.core.flush_inode(inode)
-        fs.advanced(number, inode.change)
+        fs.nodes.followed(number, inode.since, inode.change)
 
 
 async def lose_set_ids(fs: FileSystem, request: Request, inode: int) -> Stat:
