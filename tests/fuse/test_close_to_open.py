@@ -67,9 +67,9 @@ def test_reading_beyond_the_end_that_was_known_is_not_the_end(mounts: tuple[Moun
 def test_writers_take_turns(mounts: tuple[MountThread, MountThread]) -> None:
     for turn in range(20):
         mount, other = mounts[turn % 2], mounts[1 - turn % 2]
-        with (mount.path / "turns").open("ab") as file:
+        with (mount.path / "in turns").open("ab") as file:
             file.write(b"%04d\n" % turn)
-        assert (other.path / "turns").read_bytes() == b"".join(b"%04d\n" % t for t in range(turn + 1))
+        assert (other.path / "in turns").read_bytes() == b"".join(b"%04d\n" % t for t in range(turn + 1))
 
 
 def test_an_overwrite_in_the_middle(mounts: tuple[MountThread, MountThread]) -> None:
