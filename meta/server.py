@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from ..proto.blocks import TABLE_OF_FILES
 from ..proto.datadir import DataDirectory, open_data_directory
 from ..proto.drivers.aio import AioEnvironment
 from ..proto.errors import Status, error
@@ -34,7 +35,6 @@ from .chunks import StorageChunks
 from .cluster.manager import Manager
 from .cluster.service import ClusterService
 from .cluster.shared import Shared
-from .cluster.table import TABLE_OF_FILES
 from .dump import require_whole
 from .kv import retry
 from .kv.engine import Engine

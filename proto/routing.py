@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from .capability import VALID_EPOCHS
 from .errors import Status, error
-from .gen.cluster_pb2 import ChainTable, Node, Routing, Target
+from .gen.cluster_pb2 import ChainTable, KvNamespace, Node, Routing, Target
 from .gen.common_pb2 import TARGET_STATE_SERVING, TARGET_STATE_SYNCING, Chain
 
 UNIX = "unix:"
@@ -48,6 +48,8 @@ class Change:
     chains: frozenset[int] = frozenset()
     tables: frozenset[int] = frozenset()
     ended_clients: frozenset[bytes] = frozenset()
+    namespaces: frozenset[int] = frozenset()  # of the KV cache, dropped ones included
+    tenants: frozenset[str] = frozenset()  # whose quotas
     full: bool = False
     any: bool = False
 
@@ -104,6 +106,8 @@ class RoutingTable:
     tables: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)  # (table, version) -> chain ids
     table_versions: dict[int, int] = field(default_factory=dict)  # table -> newest version
     ended_clients: dict[bytes, int] = field(default_factory=dict)  # client -> capability epoch when we heard of it
+    namespaces: dict[int, KvNamespace] = field(default_factory=dict)
+    quotas: dict[str, int] = field(default_factory=dict)  # tenant of the KV cache -> bytes
     capability_epoch: int = 0
     capability_key: bytes = b""
     _routes: dict[int, Route] = field(default_factory=dict)
@@ -139,9 +143,18 @@ class RoutingTable:
         self.tables, self.table_versions = {}, {}
         self._take_tables(routing.tables)
         self.ended_clients = ended
-        tables = frozenset(self.table_versions)
+        self.namespaces = {n.id: n for n in routing.namespaces}
+        self.quotas = {q.tenant: q.bytes for q in routing.quotas if q.bytes}
         return Change(
-            frozenset(self.nodes), frozenset(self.targets), frozenset(chains), tables, fresh, full=True, any=True
+            frozenset(self.nodes),
+            frozenset(self.targets),
+            frozenset(chains),
+            frozenset(self.table_versions),
+            fresh,
+            frozenset(self.namespaces),
+            frozenset(self.quotas),
+            full=True,
+            any=True,
         )
 
     def _apply_delta(self, routing: Routing) -> Change:
@@ -158,14 +171,28 @@ class RoutingTable:
         fresh = [c for c in routing.ended_clients if c not in self.ended_clients]
         for client in fresh:
             self.ended_clients[client] = routing.capability_epoch
+        self._take_namespaces(routing)
         return Change(
             frozenset(n.id for n in routing.nodes) | frozenset(routing.removed_nodes),
             frozenset(t.id for t in routing.targets) | frozenset(routing.removed_targets),
             frozenset(chains),
             frozenset(t.id for t in routing.tables),
             frozenset(fresh),
+            frozenset(n.id for n in routing.namespaces) | frozenset(routing.removed_namespaces),
+            frozenset(q.tenant for q in routing.quotas),
             any=True,
         )
+
+    def _take_namespaces(self, routing: Routing) -> None:
+        for namespace in routing.namespaces:
+            self.namespaces[namespace.id] = namespace
+        for gone in routing.removed_namespaces:
+            self.namespaces.pop(gone, None)
+        for quota in routing.quotas:
+            if quota.bytes:
+                self.quotas[quota.tenant] = quota.bytes
+            else:
+                self.quotas.pop(quota.tenant, None)
 
     def learn_chain(self, chain: Chain) -> bool:
         """Take over one newer chain entry (it travels with a refusal for a stale chain version). Whether it was news."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
-from .gen import cluster_pb2, meta_pb2, rpc_pb2, storage_pb2
+from .gen import cluster_pb2, kvcache_pb2, meta_pb2, rpc_pb2, storage_pb2
 
 PROTOCOL_VERSION = 1
 PROTOCOL_VERSION_MIN = 1  # one older is accepted, so that a cluster can be upgraded in steps
@@ -80,7 +80,7 @@ def _spec(module: Any, name: str, number: int, bulk: dict[str, Bulk] | None = No
 
 
 def _module_of(descriptor: Any) -> Any:
-    modules = (cluster_pb2, meta_pb2, rpc_pb2, storage_pb2)
+    modules = (cluster_pb2, meta_pb2, rpc_pb2, storage_pb2, kvcache_pb2)
     return next(m for m in modules if m.DESCRIPTOR.name == descriptor.file.name)
 
 
@@ -95,6 +95,7 @@ def served(service: Service) -> list[tuple[Method, Callable[..., Any]]]:
 CLUSTER = _spec(cluster_pb2, "ClusterManager", 1)
 META = _spec(meta_pb2, "Meta", 2)
 STORAGE = _spec(storage_pb2, "Storage", 3, {"Read": Bulk.TO_CLIENT, "Write": Bulk.TO_SERVER, "Forward": Bulk.TO_SERVER})
+KVCACHE = _spec(kvcache_pb2, "KvCache", 4, {"Get": Bulk.TO_CLIENT, "Put": Bulk.TO_SERVER})
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ QUEUE_CHUNKS_MAX = 1024  # found different and not yet copied: no further page u
 AGAIN_CHUNKS_MAX = 1024  # whose copy failed; more of them end the try
 
 RATE_FLOOR_BYTES = 32 << 20  # a second, by all syncs of a process, however busy clients are
-CLIENT_PART = 0.2  # of the bytes that clients move may be copied beside them
+CLIENT_PART = 0.125  # of the bytes that clients move may be copied beside them
 IDLE_S = 0.25  # without a client's operation: then there is no limit
 SMOOTH_S = 0.5  # over which the clients' rate is averaged
 BURST_S = 0.25  # of the rate that may be saved up

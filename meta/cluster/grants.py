@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ...proto.blocks import TABLE_OF_FILES
 from ...proto.capability import EPOCH_SECONDS, Grant, issue, verify
 from ...proto.errors import Status, error
 from .routing import Book
-from .table import TABLE_OF_FILES
 
 
 class Grants:

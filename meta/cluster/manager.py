@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from ...proto.blocks import TABLE_OF_FILES
 from ...proto.capability import EPOCH_SECONDS
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import (
@@ -45,7 +46,7 @@ from .nodes import Nodes, Usage
 from .registration import Registered, register
 from .routing import Book, Draft, Kind
 from .store import Space, Store
-from .table import TABLE_OF_FILES, TableKeeper
+from .table import TableKeeper
 from .writer import Plan, Writer
 
 NODE_LEASE_SECONDS = 5.0  # scaled; a storage node renews it with every heartbeat

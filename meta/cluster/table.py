@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...proto.blocks import TABLE_OF_FILES
 from ...proto.gen.cluster_pb2 import ChainTable
 from ...proto.gen.common_pb2 import TARGET_STATE_SERVING, Chain
 from .chain import Lease
 from .nodes import Nodes
 from .routing import Book, Draft, Kind
 
-TABLE_OF_FILES = 1
 DEAD_SECONDS = 60.0  # that nobody serves a chain, before new files are laid out around it; scaled
 TABLE_SECONDS = 60.0  # between two versions made around what is full or dead, as they stay for ever; scaled
 

@@ -51,7 +51,7 @@ class Node(_message.Message):
     def __init__(self, id: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., addresses: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., name: _Optional[str] = ..., process: _Optional[int] = ..., software: _Optional[str] = ..., draining: bool = ..., rack: _Optional[str] = ...) -> None: ...
 
 class Target(_message.Message):
-    __slots__ = ("id", "node", "incarnation", "capacity", "used", "state", "path", "damaged", "full", "disabled", "chunks", "sync_done", "sync_total", "disk")
+    __slots__ = ("id", "node", "incarnation", "capacity", "used", "state", "path", "damaged", "full", "disabled", "chunks", "sync_done", "sync_total", "disk", "table")
     ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class Target(_message.Message):
     SYNC_DONE_FIELD_NUMBER: _ClassVar[int]
     SYNC_TOTAL_FIELD_NUMBER: _ClassVar[int]
     DISK_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
     id: int
     node: int
     incarnation: int
@@ -80,7 +81,8 @@ class Target(_message.Message):
     sync_done: int
     sync_total: int
     disk: int
-    def __init__(self, id: _Optional[int] = ..., node: _Optional[int] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[int] = ..., used: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., path: _Optional[str] = ..., damaged: bool = ..., full: bool = ..., disabled: bool = ..., chunks: _Optional[int] = ..., sync_done: _Optional[int] = ..., sync_total: _Optional[int] = ..., disk: _Optional[int] = ...) -> None: ...
+    table: int
+    def __init__(self, id: _Optional[int] = ..., node: _Optional[int] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[int] = ..., used: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., path: _Optional[str] = ..., damaged: bool = ..., full: bool = ..., disabled: bool = ..., chunks: _Optional[int] = ..., sync_done: _Optional[int] = ..., sync_total: _Optional[int] = ..., disk: _Optional[int] = ..., table: _Optional[int] = ...) -> None: ...
 
 class ChainTable(_message.Message):
     __slots__ = ("id", "version", "chains", "replicas")
@@ -95,7 +97,7 @@ class ChainTable(_message.Message):
     def __init__(self, id: _Optional[int] = ..., version: _Optional[int] = ..., chains: _Optional[_Iterable[int]] = ..., replicas: _Optional[int] = ...) -> None: ...
 
 class Routing(_message.Message):
-    __slots__ = ("version", "since", "cluster", "nodes", "targets", "chains", "tables", "removed_nodes", "ended_clients", "capability_epoch", "capability_key", "removed_targets")
+    __slots__ = ("version", "since", "cluster", "nodes", "targets", "chains", "tables", "removed_nodes", "ended_clients", "capability_epoch", "capability_key", "removed_targets", "namespaces", "removed_namespaces", "quotas")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +110,9 @@ class Routing(_message.Message):
     CAPABILITY_EPOCH_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_KEY_FIELD_NUMBER: _ClassVar[int]
     REMOVED_TARGETS_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACES_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_NAMESPACES_FIELD_NUMBER: _ClassVar[int]
+    QUOTAS_FIELD_NUMBER: _ClassVar[int]
     version: int
     since: int
     cluster: str
@@ -120,7 +125,10 @@ class Routing(_message.Message):
     capability_epoch: int
     capability_key: bytes
     removed_targets: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, version: _Optional[int] = ..., since: _Optional[int] = ..., cluster: _Optional[str] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[ChainTable, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[int]] = ..., ended_clients: _Optional[_Iterable[bytes]] = ..., capability_epoch: _Optional[int] = ..., capability_key: _Optional[bytes] = ..., removed_targets: _Optional[_Iterable[int]] = ...) -> None: ...
+    namespaces: _containers.RepeatedCompositeFieldContainer[KvNamespace]
+    removed_namespaces: _containers.RepeatedScalarFieldContainer[int]
+    quotas: _containers.RepeatedCompositeFieldContainer[TenantQuota]
+    def __init__(self, version: _Optional[int] = ..., since: _Optional[int] = ..., cluster: _Optional[str] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[ChainTable, _Mapping]]] = ..., removed_nodes: _Optional[_Iterable[int]] = ..., ended_clients: _Optional[_Iterable[bytes]] = ..., capability_epoch: _Optional[int] = ..., capability_key: _Optional[bytes] = ..., removed_targets: _Optional[_Iterable[int]] = ..., namespaces: _Optional[_Iterable[_Union[KvNamespace, _Mapping]]] = ..., removed_namespaces: _Optional[_Iterable[int]] = ..., quotas: _Optional[_Iterable[_Union[TenantQuota, _Mapping]]] = ...) -> None: ...
 
 class GetRoutingRequest(_message.Message):
     __slots__ = ("since",)
@@ -243,10 +251,84 @@ class StatusReply(_message.Message):
     def __init__(self, routing: _Optional[_Union[Routing, _Mapping]] = ..., clients: _Optional[int] = ..., inodes: _Optional[int] = ..., primary: _Optional[str] = ..., started_ns: _Optional[int] = ..., gc_pending: _Optional[int] = ..., silent_nodes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class CreateChainsRequest(_message.Message):
-    __slots__ = ("chains",)
+    __slots__ = ("chains", "table")
     CHAINS_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
     chains: _containers.RepeatedCompositeFieldContainer[ChainMembers]
-    def __init__(self, chains: _Optional[_Iterable[_Union[ChainMembers, _Mapping]]] = ...) -> None: ...
+    table: int
+    def __init__(self, chains: _Optional[_Iterable[_Union[ChainMembers, _Mapping]]] = ..., table: _Optional[int] = ...) -> None: ...
+
+class KvNamespace(_message.Message):
+    __slots__ = ("id", "digest", "descriptor", "name", "tenant", "block_bytes", "ttl_s", "uid", "gid", "mode", "table_version", "older_versions", "changed_s")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TTL_S_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    TABLE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    OLDER_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_S_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    digest: bytes
+    descriptor: str
+    name: str
+    tenant: str
+    block_bytes: int
+    ttl_s: int
+    uid: int
+    gid: int
+    mode: int
+    table_version: int
+    older_versions: _containers.RepeatedScalarFieldContainer[int]
+    changed_s: int
+    def __init__(self, id: _Optional[int] = ..., digest: _Optional[bytes] = ..., descriptor: _Optional[str] = ..., name: _Optional[str] = ..., tenant: _Optional[str] = ..., block_bytes: _Optional[int] = ..., ttl_s: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., mode: _Optional[int] = ..., table_version: _Optional[int] = ..., older_versions: _Optional[_Iterable[int]] = ..., changed_s: _Optional[int] = ...) -> None: ...
+
+class TenantQuota(_message.Message):
+    __slots__ = ("tenant", "bytes")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    bytes: int
+    def __init__(self, tenant: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class PutNamespaceRequest(_message.Message):
+    __slots__ = ("namespace",)
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    namespace: KvNamespace
+    def __init__(self, namespace: _Optional[_Union[KvNamespace, _Mapping]] = ...) -> None: ...
+
+class PutNamespaceReply(_message.Message):
+    __slots__ = ("namespace", "routing")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_FIELD_NUMBER: _ClassVar[int]
+    namespace: KvNamespace
+    routing: Routing
+    def __init__(self, namespace: _Optional[_Union[KvNamespace, _Mapping]] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ...) -> None: ...
+
+class DropNamespaceRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    def __init__(self, id: _Optional[int] = ...) -> None: ...
+
+class DropNamespaceReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SetTenantQuotaRequest(_message.Message):
+    __slots__ = ("quota",)
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
+    quota: TenantQuota
+    def __init__(self, quota: _Optional[_Union[TenantQuota, _Mapping]] = ...) -> None: ...
+
+class SetTenantQuotaReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class ChainMembers(_message.Message):
     __slots__ = ("targets",)

@@ -248,7 +248,7 @@ class ReportCorruptionReply(_message.Message):
     def __init__(self) -> None: ...
 
 class ForwardRequest(_message.Message):
-    __slots__ = ("chain", "chain_version", "target", "session", "kind", "chunks", "offset", "length", "checksum", "truncate_version", "chunk_size", "version_chain", "version_number", "clients", "client", "channel", "sequence", "number", "units", "entry", "sources", "source_chain", "source_number")
+    __slots__ = ("chain", "chain_version", "target", "session", "kind", "chunks", "offset", "length", "checksum", "truncate_version", "chunk_size", "version_chain", "version_number", "clients", "client", "channel", "sequence", "number", "units", "entry", "sources", "source_chain", "source_number", "block")
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
@@ -272,6 +272,7 @@ class ForwardRequest(_message.Message):
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     SOURCE_CHAIN_FIELD_NUMBER: _ClassVar[int]
     SOURCE_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
     chain: int
     chain_version: int
     target: int
@@ -295,7 +296,8 @@ class ForwardRequest(_message.Message):
     sources: bytes
     source_chain: _containers.RepeatedScalarFieldContainer[int]
     source_number: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, chain: _Optional[int] = ..., chain_version: _Optional[int] = ..., target: _Optional[int] = ..., session: _Optional[int] = ..., kind: _Optional[_Iterable[int]] = ..., chunks: _Optional[bytes] = ..., offset: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., checksum: _Optional[_Iterable[int]] = ..., truncate_version: _Optional[_Iterable[int]] = ..., chunk_size: _Optional[_Iterable[int]] = ..., version_chain: _Optional[_Iterable[int]] = ..., version_number: _Optional[_Iterable[int]] = ..., clients: _Optional[_Iterable[bytes]] = ..., client: _Optional[_Iterable[int]] = ..., channel: _Optional[_Iterable[int]] = ..., sequence: _Optional[_Iterable[int]] = ..., number: _Optional[int] = ..., units: _Optional[_Iterable[bytes]] = ..., entry: _Optional[_Union[_common_pb2.Chain, _Mapping]] = ..., sources: _Optional[bytes] = ..., source_chain: _Optional[_Iterable[int]] = ..., source_number: _Optional[_Iterable[int]] = ...) -> None: ...
+    block: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, chain: _Optional[int] = ..., chain_version: _Optional[int] = ..., target: _Optional[int] = ..., session: _Optional[int] = ..., kind: _Optional[_Iterable[int]] = ..., chunks: _Optional[bytes] = ..., offset: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., checksum: _Optional[_Iterable[int]] = ..., truncate_version: _Optional[_Iterable[int]] = ..., chunk_size: _Optional[_Iterable[int]] = ..., version_chain: _Optional[_Iterable[int]] = ..., version_number: _Optional[_Iterable[int]] = ..., clients: _Optional[_Iterable[bytes]] = ..., client: _Optional[_Iterable[int]] = ..., channel: _Optional[_Iterable[int]] = ..., sequence: _Optional[_Iterable[int]] = ..., number: _Optional[int] = ..., units: _Optional[_Iterable[bytes]] = ..., entry: _Optional[_Union[_common_pb2.Chain, _Mapping]] = ..., sources: _Optional[bytes] = ..., source_chain: _Optional[_Iterable[int]] = ..., source_number: _Optional[_Iterable[int]] = ..., block: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ForwardReply(_message.Message):
     __slots__ = ("status", "number", "length", "checksum", "chains")
@@ -418,12 +420,14 @@ class FinishSyncReply(_message.Message):
     def __init__(self, status: _Optional[int] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
 
 class AddTargetRequest(_message.Message):
-    __slots__ = ("capacity", "path")
+    __slots__ = ("capacity", "path", "table")
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
     capacity: int
     path: str
-    def __init__(self, capacity: _Optional[int] = ..., path: _Optional[str] = ...) -> None: ...
+    table: int
+    def __init__(self, capacity: _Optional[int] = ..., path: _Optional[str] = ..., table: _Optional[int] = ...) -> None: ...
 
 class AddTargetReply(_message.Message):
     __slots__ = ("target", "path")
