@@ -137,18 +137,20 @@ class GetRoutingRequest(_message.Message):
     def __init__(self, since: _Optional[int] = ...) -> None: ...
 
 class RegisterNodeRequest(_message.Message):
-    __slots__ = ("node", "targets", "spare", "dropped", "number")
+    __slots__ = ("node", "targets", "spare", "dropped", "number", "spare_blocks")
     NODE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     SPARE_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SPARE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     node: Node
     targets: _containers.RepeatedCompositeFieldContainer[Target]
     spare: bool
     dropped: _containers.RepeatedScalarFieldContainer[int]
     number: int
-    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., spare: bool = ..., dropped: _Optional[_Iterable[int]] = ..., number: _Optional[int] = ...) -> None: ...
+    spare_blocks: bool
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., spare: bool = ..., dropped: _Optional[_Iterable[int]] = ..., number: _Optional[int] = ..., spare_blocks: bool = ...) -> None: ...
 
 class RegisterNodeReply(_message.Message):
     __slots__ = ("node", "routing", "lease_ms")
@@ -297,10 +299,12 @@ class TenantQuota(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class PutNamespaceRequest(_message.Message):
-    __slots__ = ("namespace",)
+    __slots__ = ("namespace", "routing_version")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_VERSION_FIELD_NUMBER: _ClassVar[int]
     namespace: KvNamespace
-    def __init__(self, namespace: _Optional[_Union[KvNamespace, _Mapping]] = ...) -> None: ...
+    routing_version: int
+    def __init__(self, namespace: _Optional[_Union[KvNamespace, _Mapping]] = ..., routing_version: _Optional[int] = ...) -> None: ...
 
 class PutNamespaceReply(_message.Message):
     __slots__ = ("namespace", "routing")
