@@ -348,7 +348,7 @@ class ListChunksRequest(_message.Message):
     def __init__(self, chain: _Optional[int] = ..., chain_version: _Optional[int] = ..., first: _Optional[bytes] = ..., last: _Optional[bytes] = ..., chunks_max: _Optional[int] = ...) -> None: ...
 
 class ListChunksReply(_message.Message):
-    __slots__ = ("status", "chunks", "number", "version_chain", "length", "truncate_version", "checksum", "pending", "more", "chains")
+    __slots__ = ("status", "chunks", "number", "version_chain", "length", "truncate_version", "checksum", "pending", "more", "chains", "block")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -359,6 +359,7 @@ class ListChunksReply(_message.Message):
     PENDING_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     CHAINS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
     status: int
     chunks: bytes
     number: _containers.RepeatedScalarFieldContainer[int]
@@ -369,7 +370,8 @@ class ListChunksReply(_message.Message):
     pending: _containers.RepeatedScalarFieldContainer[bool]
     more: bool
     chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
-    def __init__(self, status: _Optional[int] = ..., chunks: _Optional[bytes] = ..., number: _Optional[_Iterable[int]] = ..., version_chain: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., truncate_version: _Optional[_Iterable[int]] = ..., checksum: _Optional[_Iterable[int]] = ..., pending: _Optional[_Iterable[bool]] = ..., more: bool = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
+    block: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, status: _Optional[int] = ..., chunks: _Optional[bytes] = ..., number: _Optional[_Iterable[int]] = ..., version_chain: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., truncate_version: _Optional[_Iterable[int]] = ..., checksum: _Optional[_Iterable[int]] = ..., pending: _Optional[_Iterable[bool]] = ..., more: bool = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ..., block: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class PutRecordsRequest(_message.Message):
     __slots__ = ("chain", "chain_version", "clients", "channel", "sequence", "number", "length", "files", "truncate_version", "version_floor")
