@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...proto.blocks import TABLE_OF_BLOCKS, TABLE_OF_FILES
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import (
     LOCAL_STATE_OFFLINE,
@@ -30,17 +31,22 @@ from ...proto.gen.common_pb2 import (
 )
 from .chain import Lease, with_members
 from .nodes import Nodes, state_of
-from .routing import Book, Draft, Kind
-from .table import append_to_table
+from .routing import Book, Draft, Kind, table_of
+from .table import TABLES, append_to_table
 
 CHAINS_MAX = 10_000  # made at once
 MEMBERS_MAX = 16  # of one chain
 LAST_WORDS = {TARGET_STATE_SERVING: "serves", TARGET_STATE_LASTSRV: "could revive it"}
 
 
-def create_chains(book: Book, nodes: Nodes, wanted: Sequence[ChainMembers], now: float) -> tuple[Draft, list[int]]:
-    """New chains over empty targets that no chain has; they serve from the start. Their ids. Raises INVALID, TOO_LARGE, NOT_FOUND,
-    BUSY_RESOURCE (a chain has it), NOT_EMPTY, UNAVAILABLE (its server is silent, or it is out of service)."""
+def create_chains(
+    book: Book, nodes: Nodes, wanted: Sequence[ChainMembers], now: float, table: int = TABLE_OF_FILES
+) -> tuple[Draft, list[int]]:
+    """New chains over empty targets that no chain has and that are meant for this chain table; they serve from the start. Their ids.
+    Raises INVALID, TOO_LARGE, NOT_FOUND, BUSY_RESOURCE (a chain has it), NOT_EMPTY, UNAVAILABLE (its server is silent, or it is out of
+    service)."""
+    if table not in TABLES:
+        raise error(Status.INVALID, f"there is no chain table {table}")
     if not wanted or any(not chain.targets for chain in wanted):
         raise error(Status.INVALID, "a chain needs at least one target")
     if len(wanted) > CHAINS_MAX or any(len(chain.targets) > MEMBERS_MAX for chain in wanted):
@@ -51,7 +57,7 @@ def create_chains(book: Book, nodes: Nodes, wanted: Sequence[ChainMembers], now:
     draft = Draft(book)
     made = []
     for entry in wanted:
-        records = [_spare(book, nodes, target, now) for target in entry.targets]
+        records = [_spare(book, nodes, target, now, table) for target in entry.targets]
         _require_apart([record.node for record in records])
         for record in records:
             said = nodes.entry(record.id)
@@ -64,15 +70,18 @@ def create_chains(book: Book, nodes: Nodes, wanted: Sequence[ChainMembers], now:
         )
         draft.put(Kind.CHAIN, chain, chain.id)
         made.append(chain.id)
-    append_to_table(book, draft, made, max(len(chain.targets) for chain in wanted))
+    append_to_table(book, draft, made, max(len(chain.targets) for chain in wanted), table)
     return draft, made
 
 
-def _spare(book: Book, nodes: Nodes, target: int, now: float) -> Target:
-    """A target that can become a member. Raises NOT_FOUND, BUSY_RESOURCE, UNAVAILABLE."""
+def _spare(book: Book, nodes: Nodes, target: int, now: float, table: int) -> Target:
+    """A target that can become a member. Raises NOT_FOUND, INVALID (it is for another kind of chains), BUSY_RESOURCE, UNAVAILABLE."""
     record = book.targets.get(target)
     if record is None:
         raise error(Status.NOT_FOUND, f"there is no target {target}")
+    if table_of(record) != table:
+        what = "KV blocks" if table_of(record) == TABLE_OF_BLOCKS else "files"
+        raise error(Status.INVALID, f"target {target} is for {what}, and the chain is not")
     if chain := book.chain_of(target):
         raise error(Status.BUSY_RESOURCE, f"target {target} is a member of chain {chain.id}")
     _require_there(nodes, record, now)
@@ -121,7 +130,7 @@ def change_chain(book: Book, nodes: Nodes, request: ChangeChainRequest, now: flo
     if request.add:
         after, done = _added(book, nodes, chain, target, now), True
     elif request.remove:
-        after, done = _removed(nodes, chain, members[target], now)
+        after, done = _removed(nodes, chain, members[target], now, disposable=_is_disposable(book, chain))
     else:
         after, done = _revived(book, nodes, chain, members[target], now), True
     if after is not chain:
@@ -130,15 +139,25 @@ def change_chain(book: Book, nodes: Nodes, request: ChangeChainRequest, now: flo
 
 
 def _added(book: Book, nodes: Nodes, chain: Chain, target: int, now: float) -> Chain:
-    record = _spare(book, nodes, target, now)
+    record = _spare(book, nodes, target, now, book.table_of_chain(chain))
     if len(chain.members) >= MEMBERS_MAX:
         raise error(Status.TOO_LARGE, f"chain {chain.id} has {MEMBERS_MAX} members, which is the most")
     _require_apart([*(member.node for member in chain.members), record.node])
     return with_members(chain, [*chain.members, _member(record, TARGET_STATE_WAITING)])
 
 
-def _removed(nodes: Nodes, chain: Chain, member: ChainMember, now: float) -> tuple[Chain, bool]:
+def _is_disposable(book: Book, chain: Chain) -> bool:
+    """Whether a chain may lose its last member, and be empty for ever: one of blocks that has left the table. What it held is a cache's."""
+    newest = book.tables.get(TABLE_OF_BLOCKS)
+    return book.table_of_chain(chain) == TABLE_OF_BLOCKS and newest is not None and chain.id not in newest.chains
+
+
+def _removed(
+    nodes: Nodes, chain: Chain, member: ChainMember, now: float, *, disposable: bool = False
+) -> tuple[Chain, bool]:
     rest = [other for other in chain.members if other.target != member.target]
+    if disposable and not rest:
+        return with_members(chain, ()), True
     if member.state in LAST_WORDS and not any(other.state == member.state for other in rest):
         word = LAST_WORDS[member.state]
         raise error(Status.BUSY_RESOURCE, f"target {member.target} is the last member of chain {chain.id} that {word}")

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from ...proto.blocks import TABLE_OF_FILES
+from ...proto.blocks import TABLE_OF_BLOCKS, TABLE_OF_FILES
 from ...proto.capability import EPOCH_SECONDS
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import (
@@ -28,15 +28,18 @@ from ...proto.gen.cluster_pb2 import (
     ChainMembers,
     ChangeChainRequest,
     HeartbeatRequest,
+    KvNamespace,
     Node,
     RenewClientReply,
     RenewClientRequest,
     Routing,
     Target,
+    TenantQuota,
 )
 from ...proto.gen.common_pb2 import TARGET_STATE_SERVING, TARGET_STATE_SYNCING, Chain
+from ...proto.rpc import Identity
 from ..kv.engine import Engine
-from . import administration
+from . import administration, namespaces
 from .chain import Lease, Report, next_chain
 from .clients import CHECKS_PER_LEASE, Clients, Sessions
 from .election import Term
@@ -44,7 +47,7 @@ from .grants import Grants
 from .lease import Leases
 from .nodes import Nodes, Usage
 from .registration import Registered, register
-from .routing import Book, Draft, Kind
+from .routing import Book, Draft, Kind, table_of
 from .store import Space, Store
 from .table import TableKeeper
 from .writer import Plan, Writer
@@ -63,6 +66,8 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None: ...
 
     def now(self) -> float: ...
+
+    def wall_ns(self) -> int: ...
 
     def random(self) -> float: ...
 
@@ -148,9 +153,13 @@ class Manager(Grants):
         return Nodes(storage, self._clock.now(), self.node_lease_seconds, self._time_scale)
 
     async def _change(self, plan: Plan) -> None:
-        await self.leading._writer.change(
-            plan
-        )  # whose term is over need not even try, nor load what its successor has made
+        def followed(book: Book) -> Draft:
+            draft = plan(book)
+            namespaces.follow(book, draft, self._clock.wall_ns() // 10**9)
+            return draft
+
+        # Whose term is over need not even try, nor load what its successor has made.
+        await self.leading._writer.change(followed)
 
     def routing(self, since: int = 0, *, server: bool = False) -> Routing | None:
         """What changed after version `since` (0: everything), None if nothing did."""
@@ -164,17 +173,20 @@ class Manager(Grants):
         targets: Sequence[Target],
         *,
         spare: bool = False,
+        spare_blocks: bool = False,
         dropped: Sequence[int] = (),
         number: int = 0,
     ) -> int:
-        """A server process introduces itself; its node number. Raises INVALID, NOT_FOUND, TOO_LARGE, FENCED for a process that another
+        """A server process introduces itself; its node number. `spare`, `spare_blocks`: new targets for files, for KV blocks, wait for an
+        administrator to put them into chains. Raises INVALID, NOT_FOUND, TOO_LARGE, FENCED for a process that another
         one has followed already, DUPLICATE where it has sent something newer."""
         found: Registered | None = None
         replaced = 0
+        waiting = [table for table, waits in ((TABLE_OF_FILES, spare), (TABLE_OF_BLOCKS, spare_blocks)) if waits]
 
         def plan(book: Book) -> Draft:
             nonlocal found, replaced
-            found = register(book, node, targets, spare=spare, dropped=dropped, others=self._heard_of)
+            found = register(book, node, targets, spare=waiting, dropped=dropped, others=self._heard_of)
             if self._nodes.was_replaced(found.node, node.process):
                 raise _taken(found.node, node.name)
             known = book.nodes.get(found.node)
@@ -288,22 +300,24 @@ class Manager(Grants):
         return sorted(self._nodes.silent(storage, self._clock.now()))
 
     def space(self) -> Usage:
-        """What fits into the chains and what is in them, each byte counted once, as last reported: of each chain its smallest member and
-        its fullest."""
+        """What fits into the chains of files and what is in them, each byte counted once, as last reported: of each chain its smallest
+        member and its fullest."""
         capacity = used = 0
         for chain in self.book.chains.values():
             targets = [self.book.targets[m.target] for m in chain.members if m.target in self.book.targets]
+            if not targets or table_of(targets[0]) != TABLE_OF_FILES:
+                continue
             usages = [self._nodes.usage(target) for target in targets if target.state != LOCAL_STATE_OFFLINE]
             capacity += min((usage.capacity for usage in usages), default=0)
             used += max((usage.used for usage in usages), default=0)
         return Usage(capacity, used)
 
     def free_part_min(self) -> float:
-        """Which part of the fullest target is free, from 0 to 1, as last reported."""
+        """Which part of the fullest target for files is free, from 0 to 1, as last reported."""
         return min((1.0 - usage.used / usage.capacity for usage in self._usages() if usage.capacity), default=1.0)
 
     def _usages(self) -> list[Usage]:
-        targets = self.book.targets.values()
+        targets = (target for target in self.book.targets.values() if table_of(target) == TABLE_OF_FILES)
         return [self._nodes.usage(target) for target in targets if target.state != LOCAL_STATE_OFFLINE]
 
     async def note_space(self, space: Space) -> None:
@@ -326,18 +340,18 @@ class Manager(Grants):
 
     # What an administrator changes.
 
-    async def create_chains(self, wanted: Sequence[ChainMembers]) -> tuple[list[int], int]:
-        """New chains over empty spare targets; their ids, and the version of the table of files that has them. Raises as
+    async def create_chains(self, wanted: Sequence[ChainMembers], table: int = TABLE_OF_FILES) -> tuple[list[int], int]:
+        """New chains over empty spare targets; their ids, and the version of the chain table that has them. Raises as
         `administration.create_chains`."""
         made: list[int] = []
 
         def plan(book: Book) -> Draft:
             nonlocal made
-            draft, made = administration.create_chains(book, self._nodes, wanted, self._clock.now())
+            draft, made = administration.create_chains(book, self._nodes, wanted, self._clock.now(), table)
             return draft
 
         await self._change(plan)
-        return made, self.book.tables[TABLE_OF_FILES].version
+        return made, self.book.tables[table].version
 
     async def change_chain(self, request: ChangeChainRequest, seconds: float) -> Chain:
         """One member more or less, or a revival. A member that serves goes when it has stopped, which is waited for. Raises as
@@ -383,6 +397,28 @@ class Manager(Grants):
         """Forget a node. Raises NOT_FOUND, BUSY_RESOURCE while a chain has a target of it."""
         await self._change(lambda book: administration.remove_node(book, node))
         self._nodes.forget(node)
+
+    # The KV cache's namespaces.
+
+    async def put_namespace(self, wanted: KvNamespace, user: Identity) -> KvNamespace:
+        """Make a namespace, or find it. Raises as `namespaces.put_namespace`."""
+        found = KvNamespace()
+
+        def plan(book: Book) -> Draft:
+            nonlocal found
+            draft, found = namespaces.put_namespace(book, wanted, user)
+            return draft
+
+        await self._change(plan)
+        return found
+
+    async def drop_namespace(self, number: int, user: Identity) -> None:
+        """Forget a namespace and its blocks. Raises NOT_FOUND, PERMISSION_DENIED."""
+        await self._change(lambda book: namespaces.drop_namespace(book, number, user))
+
+    async def set_tenant_quota(self, quota: TenantQuota) -> None:
+        """Limit what all namespaces of a tenant may take together. Raises as `namespaces.set_quota`."""
+        await self._change(lambda book: namespaces.set_quota(book, quota))
 
     # Clients.
 

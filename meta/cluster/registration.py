@@ -2,12 +2,14 @@
 
 A node and its targets are recognised by what they remember (their number) or, if they crashed before they could write that
 down, by the random incarnation of a target. A new target becomes a chain of its own, and the chains that are new with this
-registration are appended to the chain table of files as one new version; a spare one waits for an administrator to give it a place.
+registration are appended to the chain table of their kind (files or KV blocks) as one new version; a spare one waits for an
+administrator to give it a place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ...proto.errors import Status, error
@@ -23,8 +25,8 @@ from ...proto.gen.common_pb2 import Chain
 from .administration import forget_target
 from .chain import Report, new_chain, next_chain
 from .nodes import is_full, state_of
-from .routing import Book, Draft, Kind
-from .table import append_to_table
+from .routing import Book, Draft, Kind, table_of
+from .table import TABLES, append_to_table
 
 TARGETS_PER_NODE_MAX = 256
 ADDRESSES_MAX = 16
@@ -47,13 +49,13 @@ def register(
     node: Node,
     targets: Sequence[Target],
     *,
-    spare: bool = False,
+    spare: Collection[int] = (),
     dropped: Iterable[int] = (),
     others: Others = lambda _: {},
 ) -> Registered:
-    """The change that this registration makes. `spare`: new targets get no chain. `dropped`: targets that the node has deleted.
-    `others`: what is known about the other members of chains. Raises INVALID for what cannot be, NOT_FOUND for a number that this
-    cluster never gave out, BUSY_RESOURCE for a dropped target that a chain has."""
+    """The change that this registration makes. `spare`: new targets for these chain tables get no chain. `dropped`: targets that the
+    node has deleted. `others`: what is known about the other members of chains. Raises INVALID for what cannot be, NOT_FOUND for a
+    number that this cluster never gave out, BUSY_RESOURCE for a dropped target that a chain has."""
     _check(node, targets)
     draft = Draft(book)
     numbers = {known.incarnation: known.id for known in book.targets.values()}
@@ -97,6 +99,11 @@ def _check(node: Node, targets: Sequence[Target]) -> None:
         raise error(
             Status.TOO_LARGE, f"registration of node {node.id}: a name, path or address is over {TEXT_BYTES_MAX} bytes"
         )
+    if bad_table := [t.table for t in targets if table_of(t) not in TABLES]:
+        raise error(
+            Status.INVALID,
+            f"registration of {node.name!r}: a target is for chain table {bad_table[0]}, and there is none",
+        )
     incarnations = {t.incarnation for t in targets}
     if 0 in incarnations or len(incarnations) < len(targets):
         raise error(
@@ -134,10 +141,17 @@ def _changed(target: Target, **fields: int) -> Target:
 
 
 def _put_targets(
-    book: Book, draft: Draft, node_id: int, targets: Sequence[Target], restarted: bool, *, spare: bool, others: Others
+    book: Book,
+    draft: Draft,
+    node_id: int,
+    targets: Sequence[Target],
+    restarted: bool,
+    *,
+    spare: Collection[int],
+    others: Others,
 ) -> list[Target]:
     reports: dict[int, Report] = {}
-    added: list[int] = []
+    added: defaultdict[int, list[int]] = defaultdict(list)  # by chain table
     owned = []
     for target in targets:
         known = book.targets.get(target.id)
@@ -145,22 +159,25 @@ def _put_targets(
         fresh = restarted or (known is not None and known.node != node_id)
         state, full = _state(target, known, fresh), _full(target, known)
         record = _changed(target, id=target_id, node=node_id, state=state, full=full)
-        record.disabled = known is not None and known.disabled  # the manager's, whatever a registration says
+        if known is not None:  # the manager's, whatever a registration says
+            record.disabled, record.table = known.disabled, known.table
+        else:
+            record.disabled = False
         owned.append(record)
         draft.put(Kind.TARGET, record, target_id)
         if known is not None:
             reports[target_id] = Report(state, target.incarnation, fresh, opened_clean=not target.damaged)
-        elif not spare:
+        elif (table := table_of(target)) not in spare:
             chain = new_chain(draft.new_id(Kind.CHAIN), target_id, node_id, target.incarnation)
             draft.put(Kind.CHAIN, chain, chain.id)
-            added.append(chain.id)
+            added[table].append(chain.id)
     for missing in book.targets.values():
         if missing.node == node_id and missing.id not in reports:
             draft.put(Kind.TARGET, _changed(missing, state=LOCAL_STATE_OFFLINE), missing.id)
             reports[missing.id] = Report(LOCAL_STATE_OFFLINE, missing.incarnation)
     move_chains(book, draft, reports, dict.fromkeys((t.id for t in targets if t.id), node_id), others)
-    if added:
-        append_to_table(book, draft, added)
+    for table, chains in added.items():
+        append_to_table(book, draft, chains, table=table)
     return owned
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from google.protobuf.message import Message
 
+from ...proto.blocks import TABLE_OF_BLOCKS, TABLE_OF_FILES
 from ...proto.capability import VALID_EPOCHS
-from ...proto.gen.cluster_pb2 import ChainTable, Node, Routing, Target
+from ...proto.gen.cluster_pb2 import ChainTable, KvNamespace, Node, Routing, Target, TenantQuota
 from ...proto.gen.common_pb2 import Chain
 
 REMOVED_MAX = 1024  # tombstones kept
@@ -30,11 +31,21 @@ class Kind(enum.Enum):
     CHAIN = "c"
     TABLE = "b"  # one version of a chain table
     ENDED = "e"  # a client whose lease is over; no message
+    NAMESPACE = "k"  # of the KV cache
+    QUOTA = "q"  # of a tenant of the KV cache; named by the tenant
 
 
-MESSAGES: dict[Kind, type[Message]] = {Kind.NODE: Node, Kind.TARGET: Target, Kind.CHAIN: Chain, Kind.TABLE: ChainTable}
+MESSAGES: dict[Kind, type[Message]] = {
+    Kind.NODE: Node,
+    Kind.TARGET: Target,
+    Kind.CHAIN: Chain,
+    Kind.TABLE: ChainTable,
+    Kind.NAMESPACE: KvNamespace,
+    Kind.QUOTA: TenantQuota,
+}
 
-REMOVED = (Kind.NODE, Kind.TARGET)  # kinds whose records can go; chains and tables are for ever
+# Kinds whose records can go; chains and tables are for ever.
+REMOVED = (Kind.NODE, Kind.TARGET, Kind.NAMESPACE, Kind.QUOTA)
 
 Key = tuple[Kind, bytes]  # the id as it stands in the key space
 
@@ -42,6 +53,11 @@ Key = tuple[Kind, bytes]  # the id as it stands in the key space
 def number_key(kind: Kind, *numbers: int) -> Key:
     """The key of a record that is named by 32-bit numbers."""
     return kind, b"".join(n.to_bytes(4, "big") for n in numbers)
+
+
+def table_of(target: Target) -> int:
+    """The chain table that a target's chain belongs to."""
+    return target.table or TABLE_OF_FILES
 
 
 class Row(NamedTuple):
@@ -79,11 +95,14 @@ class Book:
         self.targets: dict[int, Target] = {}
         self.chains: dict[int, Chain] = {}
         self.tables: dict[int, ChainTable] = {}  # the newest version of each
+        self.block_tables: dict[int, Sequence[int]] = {}  # every version of the table of blocks -> chains
         self.ended: dict[bytes, int] = {}  # ended client -> capability epoch in which it ended
         self.last_end = 0  # version in which a client ended last
         self._chain_of: dict[int, int] = {}  # target -> chain
         self._targets_of: dict[int, dict[int, None]] = {}  # node -> targets
         self.disabled: set[int] = set()  # targets
+        self.namespaces: dict[int, KvNamespace] = {}
+        self.quotas: dict[str, int] = {}  # tenant -> bytes
         self._rows: OrderedDict[Key, Row] = OrderedDict()  # least recently changed first
         for key, row in sorted((rows or {}).items(), key=lambda item: item[1].version):
             self._take(key, row)
@@ -107,16 +126,34 @@ class Book:
             self.chains[message.id] = message
             self._chain_of.update((member.target, message.id) for member in message.members)
         elif isinstance(message, ChainTable):
+            if message.id == TABLE_OF_BLOCKS:
+                self.block_tables[message.version] = message.chains
             newest = self.tables.get(message.id)
             if newest is None or newest.version < message.version:
                 self.tables[message.id] = message
+        elif isinstance(message, KvNamespace):
+            self.namespaces[message.id] = message
+        elif isinstance(message, TenantQuota):
+            self.quotas[message.tenant] = message.bytes
         elif key[0] is Kind.ENDED:
             self.ended[key[1]] = row.epoch
             self.last_end = max(self.last_end, row.version)
-        elif key[0] is Kind.NODE:
-            self.nodes.pop(int.from_bytes(key[1], "big"), None)
-        elif key[0] is Kind.TARGET:
-            self._drop_target(int.from_bytes(key[1], "big"))
+        else:
+            self._drop(key)
+
+    def _drop(self, key: Key) -> None:
+        """What a tombstone says."""
+        kind, name = key
+        if kind is Kind.QUOTA:
+            self.quotas.pop(name.decode(), None)
+            return
+        number = int.from_bytes(name, "big")
+        if kind is Kind.NODE:
+            self.nodes.pop(number, None)
+        elif kind is Kind.TARGET:
+            self._drop_target(number)
+        elif kind is Kind.NAMESPACE:
+            self.namespaces.pop(number, None)
 
     def _drop_target(self, number: int) -> None:
         known = self.targets.pop(number, None)
@@ -131,6 +168,11 @@ class Book:
     def chain_of(self, target_id: int) -> Chain | None:
         """The chain that a target is a member of."""
         return self.chains.get(self._chain_of.get(target_id, 0))
+
+    def table_of_chain(self, chain: Chain) -> int:
+        """The chain table that a chain belongs to; 0 of one without members, which belongs to none any more."""
+        targets = (self.targets.get(member.target) for member in chain.members)
+        return next((table_of(target) for target in targets if target is not None), 0)
 
     def targets_of(self, node: int) -> list[int]:
         return list(self._targets_of.get(node, ()))
@@ -183,12 +225,20 @@ class Book:
             routing.chains.append(message)
         elif isinstance(message, ChainTable):
             routing.tables.append(message)
+        elif isinstance(message, KvNamespace):
+            routing.namespaces.append(message)
+        elif isinstance(message, TenantQuota):
+            routing.quotas.append(message)
         elif key[0] is Kind.ENDED:
             routing.ended_clients.append(key[1])
         elif delta and key[0] is Kind.NODE:
             routing.removed_nodes.append(int.from_bytes(key[1], "big"))
         elif delta and key[0] is Kind.TARGET:
             routing.removed_targets.append(int.from_bytes(key[1], "big"))
+        elif delta and key[0] is Kind.NAMESPACE:
+            routing.removed_namespaces.append(int.from_bytes(key[1], "big"))
+        elif delta and key[0] is Kind.QUOTA:
+            routing.quotas.append(TenantQuota(tenant=key[1].decode()))
 
 
 class Draft:
@@ -208,7 +258,10 @@ class Draft:
 
     def put(self, kind: Kind, message: Message, *numbers: int) -> None:
         """A new or changed record; one that is equal to what is there is no change."""
-        key = number_key(kind, *numbers)
+        self.put_named(number_key(kind, *numbers), message)
+
+    def put_named(self, key: Key, message: Message) -> None:
+        """The same, of a record that is not named by numbers."""
         if self._book.get(key) != message:
             self.rows[key] = Row(self.state.version, message)
         else:
@@ -220,13 +273,17 @@ class Draft:
         self.ended_leases.add(client)
 
     def remove(self, kind: Kind, number: int) -> None:
-        """Remove a node or a target, leaving a tombstone. The oldest ones go when there are too many, and with them the deltas from before
-        them."""
-        self.rows[number_key(kind, number)] = Row(self.state.version, None)
+        """Remove a record of a kind of `REMOVED`, leaving a tombstone. The oldest ones go when there are too many, and with them the
+        deltas from before them."""
+        self.remove_named(number_key(kind, number))
+
+    def remove_named(self, key: Key) -> None:
+        """The same, of a record that is not named by a number."""
+        self.rows[key] = Row(self.state.version, None)
         made = sum(row.message is None and key[0] in REMOVED for key, row in self.rows.items())
         tombs = self._book.tombstones()
-        for version, key in tombs[: max(0, len(tombs) + made - REMOVED_MAX)]:
-            self.dropped.add(key)
+        for version, oldest in tombs[: max(0, len(tombs) + made - REMOVED_MAX)]:
+            self.dropped.add(oldest)
             self.state = replace(self.state, floor=max(self.state.floor, version))
 
     def new_id(self, kind: Kind) -> int:

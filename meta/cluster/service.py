@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from ...proto.blocks import TABLE_OF_FILES
 from ...proto.errors import Status, error
 from ...proto.gen.cluster_pb2 import (
     BackUpMetadataReply,
@@ -13,6 +14,8 @@ from ...proto.gen.cluster_pb2 import (
     ChangeChainRequest,
     CreateChainsReply,
     CreateChainsRequest,
+    DropNamespaceReply,
+    DropNamespaceRequest,
     EndClientReply,
     EndClientRequest,
     FreezeMetadataReply,
@@ -20,6 +23,8 @@ from ...proto.gen.cluster_pb2 import (
     GetRoutingRequest,
     HeartbeatReply,
     HeartbeatRequest,
+    PutNamespaceReply,
+    PutNamespaceRequest,
     RegisterNodeReply,
     RegisterNodeRequest,
     RemoveNodeReply,
@@ -31,6 +36,8 @@ from ...proto.gen.cluster_pb2 import (
     SetNodeRequest,
     SetTargetReply,
     SetTargetRequest,
+    SetTenantQuotaReply,
+    SetTenantQuotaRequest,
     StatusReply,
     StatusRequest,
 )
@@ -96,7 +103,12 @@ class ClusterService:
     async def register_node(self, request: RegisterNodeRequest, context: Context) -> RegisterNodeReply:
         _need_trust(context, "register a server")
         node = await self._manager.register(
-            request.node, request.targets, spare=request.spare, dropped=request.dropped, number=request.number
+            request.node,
+            request.targets,
+            spare=request.spare,
+            spare_blocks=request.spare_blocks,
+            dropped=request.dropped,
+            number=request.number,
         )
         routing = self._manager.routing(server=True)
         return RegisterNodeReply(node=node, routing=routing, lease_ms=self._node_lease_ms)
@@ -137,7 +149,7 @@ class ClusterService:
 
     async def create_chains(self, request: CreateChainsRequest, context: Context) -> CreateChainsReply:
         _need_trust(context, "make chains")
-        chains, version = await self._manager.create_chains(request.chains)
+        chains, version = await self._manager.create_chains(request.chains, request.table or TABLE_OF_FILES)
         return CreateChainsReply(chains=chains, table_version=version)
 
     async def change_chain(self, request: ChangeChainRequest, context: Context) -> ChangeChainReply:
@@ -172,6 +184,21 @@ class ClusterService:
     async def set_node(self, request: SetNodeRequest, context: Context) -> SetNodeReply:
         _need_trust(context, "drain a node")
         return SetNodeReply(node=await self._manager.set_node(request.node, draining=request.draining))
+
+    async def put_namespace(self, request: PutNamespaceRequest, context: Context) -> PutNamespaceReply:
+        reply = PutNamespaceReply(namespace=await self._manager.put_namespace(request.namespace, context.peer.identity))
+        if (routing := self._manager.routing(request.routing_version)) is not None:
+            reply.routing.CopyFrom(routing)
+        return reply
+
+    async def drop_namespace(self, request: DropNamespaceRequest, context: Context) -> DropNamespaceReply:
+        await self._manager.drop_namespace(request.id, context.peer.identity)
+        return DropNamespaceReply()
+
+    async def set_tenant_quota(self, request: SetTenantQuotaRequest, context: Context) -> SetTenantQuotaReply:
+        _need_trust(context, "limit a tenant")
+        await self._manager.set_tenant_quota(request.quota)
+        return SetTenantQuotaReply()
 
 
 def _need_trust(context: Context, what: str) -> None:

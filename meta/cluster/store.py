@@ -7,6 +7,7 @@ CLUS s → JSON: cluster id, capability key (hex) and epoch, routing version, fl
 CLUS n node:u32 → Node                      CLUS t target:u32 → Target (capacity and use as of the last registration)
 CLUS c chain:u32 → Chain                    CLUS b table:u32 version:u32 → ChainTable; a version never changes
 CLUS e client:16 → (empty)                  its lease is over; goes when no capability of its can be good any more
+CLUS k namespace:u32 → KvNamespace          CLUS q tenant → TenantQuota   of the KV cache (namespaces.py)
     These values begin with: format u8, routing version of the last change u64, capability epoch u32 (of ended clients). An empty
     message is a tombstone.
 CLUS l client:16 → epoch u32, name          a client with a lease; goes with the change that ends the client. The

@@ -48,6 +48,9 @@ class VirtualClock:
     def now(self) -> float:
         return self.time
 
+    def wall_ns(self) -> int:
+        return int(self.time * 1e9)
+
     def random(self) -> float:
         return 0.5
 
