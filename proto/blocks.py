@@ -27,8 +27,10 @@ _TENANT = KV_TENANT.to_bytes(2, "big")
 
 
 def chunk_of(namespace: int, key: bytes) -> bytes:
-    """The chunk id of a block, 16 bytes. Two blocks may share one by an accident of 112 bits: rows hold the whole key."""
-    return _TENANT + blake2b(key, digest_size=14, key=namespace.to_bytes(4, "big")).digest()
+    """The chunk id of a block, 16 bytes, put together as those of files are. Two blocks may share one by an accident of 96 bits: rows
+    hold the whole key."""
+    digest = blake2b(key, digest_size=12, key=namespace.to_bytes(4, "big")).digest()
+    return b"%b%b\0\0%b" % (_TENANT, digest[:8], digest[8:])
 
 
 def chain_of(key: bytes, chains: Sequence[int]) -> int:

@@ -56,6 +56,7 @@ class Update(NamedTuple):
     version: Version | None = None  # None: comes from a client, the head assigns it
     units: bytes = b""  # of a REPLACE with damaged content: the CRC32C that every unit should have, u32 little-endian
     source: Source | None = None  # of a CLONE; None: the chunk becomes a hole
+    block: bytes = b""  # what the chunk is in the KV cache; empty: what it was before
 
 
 class Result(NamedTuple):

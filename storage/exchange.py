@@ -135,6 +135,7 @@ def _page(engine: ChunkEngine, first: bytes, last: bytes, count: int) -> ListChu
         truncate_version=[info.truncate_version for info in infos],
         checksum=[info.checksum for info in infos],
         pending=[bool(info.pending) for info in infos],
+        block=[info.block for info in infos] if any(info.block for info in infos) else (),
         more=more,
     )
 
@@ -145,7 +146,10 @@ def entries_of(reply: ListChunksReply) -> list[Entry]:
     chunks = _cut(reply.chunks, CHUNK_ID_BYTES, len(reply.number))
     if any(len(column) != len(chunks) for column in columns):
         raise error(Status.INVALID, "columns of different lengths in a list of chunks")
-    return [Entry(*row) for row in zip(chunks, *columns, strict=True)]
+    if len(reply.block) not in (0, len(chunks)):
+        raise error(Status.INVALID, "columns of different lengths in a list of chunks")
+    blocks = reply.block or [b""] * len(chunks)
+    return [Entry(*row) for row in zip(chunks, *columns, blocks, strict=True)]
 
 
 def entries_here(engine: ChunkEngine, first: bytes, count: int) -> tuple[list[Entry], bool]:

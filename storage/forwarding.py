@@ -128,6 +128,7 @@ class Forwarder:
             chunk_size=chunk_size_of(state),
             data=data,
             units=units,
+            block=state.block,
         )
 
     async def _send(
@@ -266,7 +267,7 @@ class _Lent:
 
 
 def _removed(update: Update) -> Update:
-    return update._replace(kind=Kind.REMOVE, offset=0, length=0, checksum=0, data=None)
+    return update._replace(kind=Kind.REMOVE, offset=0, length=0, checksum=0, data=None, block=b"")
 
 
 def _read_all(disk: Disk, plans: Sequence[ReadPlan], views: Sequence[memoryview]) -> list[StatusError | None]:
@@ -321,6 +322,7 @@ def _columns(effect: Forward, chain: int, sender: int, updates: Sequence[Update]
         channel=[update.channel for update in updates],
         sequence=[update.sequence for update in updates],
         units=[update.units for update in updates] if any(update.units for update in updates) else (),
+        block=[update.block for update in updates] if any(update.block for update in updates) else (),
     )
 
 
@@ -404,7 +406,8 @@ def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
         request.version_chain[:],
         request.version_number[:],
     )
-    columns_fit = all(len(column) == count for column in columns) and len(request.units) in (0, count)
+    columns_fit = all(len(column) == count for column in columns)
+    columns_fit = columns_fit and len(request.units) in (0, count) and len(request.block) in (0, count)
     if not columns_fit or len(request.chunks) != count * CHUNK_ID_BYTES:
         raise error(Status.INVALID, "columns of different lengths in a forward")
     sources = _sources(request, count)
@@ -435,6 +438,7 @@ def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
                 Version(under, number),
                 request.units[i] if request.units else b"",
                 sources[i] if sources and kind is Kind.CLONE else None,
+                request.block[i] if request.block else b"",
             )
         )
     if position != len(data):

@@ -44,7 +44,7 @@ def _fold(target: Target, chunk: bytes, version: int, data: bytearray) -> None:
         return  # a clone: one slot of its own would take more space, not less
     size = 1 << 20 if info.unit == UNIT_SMALL else SLOT_BYTES_MAX
     same = (info.truncate_version, info.chain_version, info.version)
-    update = chunks.Update(chunks.Kind.REPLACE, chunk, 0, data, info.checksum, size, *same)
+    update = chunks.Update(chunks.Kind.REPLACE, chunk, 0, data, info.checksum, size, *same, block=info.block)
     try:
         target.engine.apply([update])
     except StatusError as failed:  # no room for it now: it can wait

@@ -218,7 +218,10 @@ class Repairer:
             raise error(Status.BUSY, f"chunk {chunk_name(entry.chunk)} was changed meanwhile")  # we have left the chain
         size = 1 << 20 if unit == UNIT_SMALL else SLOT_BYTES_MAX
         same = (entry.truncate_version, entry.version_chain, entry.number)
-        job = engine.prepare(chunks.Update(chunks.Kind.REPLACE, entry.chunk, 0, data, entry.checksum, size, *same))
+        update = chunks.Update(
+            chunks.Kind.REPLACE, entry.chunk, 0, data, entry.checksum, size, *same, block=entry.block
+        )
+        job = engine.prepare(update)
         try:
             await target.blocking(job.run)
         except BaseException:
@@ -239,4 +242,5 @@ def _entry_of(info: ChunkInfo | None) -> Entry | None:
         info.truncate_version,
         info.checksum,
         bool(info.pending),
+        info.block,
     )

@@ -73,6 +73,7 @@ class Entry(NamedTuple):
     truncate_version: int
     checksum: int  # of the whole chunk
     pending: bool  # a version that is not committed is there
+    block: bytes = b""  # what the chunk is in the KV cache; not compared: it belongs to the version
 
 
 # --- events ---

@@ -63,6 +63,7 @@ def _unresolved(chunk: bytes, state: State, receipt: Receipt | None) -> Update:
         chunk_size_of(state),
         None,
         Version(state.chain_version, state.version),
+        block=state.block,
     )
 
 
@@ -100,6 +101,7 @@ def engine_update(update: Update, *, decided: bool = False) -> chunks.Update:
         decided,
         update.source.chunk if update.source is not None and kind is chunks.Kind.CLONE else b"",
         cold=decided and kind is chunks.Kind.REPLACE,  # copied to a member that does not serve yet
+        block=update.block,
     )
 
 

@@ -26,7 +26,7 @@ from .checksum import CRC_TYPE, Crcs, combine, crc32c, fold, shift, unit_crcs, z
 from .disk import Disk
 from .reads import read_content
 from .records import Receipt
-from .row import PATCHES_MAX, Patch, State
+from .row import BLOCK_BYTES_MAX, PATCHES_MAX, Patch, State
 from .slots import NO_SLOT, SLOT_BYTES_MAX, class_for, slot_bytes
 from .space import Space
 
@@ -61,6 +61,7 @@ class Update(NamedTuple):
     decided: bool = False  # by the head of a chain: refusing it helps nobody, so a new chunk may use the reserve
     source: bytes = b""  # of a CLONE: the other chunk; empty: there is none
     cold: bool = False  # nobody is expected to read it soon: it need not stay in memory
+    block: bytes = b""  # what the chunk is in the KV cache, kept in its row; empty: as it was, and of a clone nothing
 
 
 class Shape(enum.Enum):
@@ -129,6 +130,8 @@ class Job:
         update, old = self.update, self.old
         size = memoryview(update.payload).nbytes
         end = update.offset + size
+        if len(update.block) > BLOCK_BYTES_MAX:
+            raise error(Status.INVALID, f"{len(update.block)} bytes about a block: at most {BLOCK_BYTES_MAX}")
         if update.kind is Kind.REMOVE or (update.kind is Kind.TRUNCATE and (old is None or update.offset == 0)):
             return 0, Shape.NONE, self._new_state(0, NO_SLOT)
         if update.kind is Kind.CLONE:
@@ -215,6 +218,7 @@ class Job:
             unit=checksum_unit(update.chunk_size),
             slot=slot,
             patches=patches,
+            block=update.block or (old.block if old is not None and slot != NO_SLOT else b""),
         )
 
     # --- I/O: blocking, in any thread; only the job's own slots are written ---

@@ -40,6 +40,7 @@ class ChunkInfo(NamedTuple):
     pending_removes: bool = False
     patches: int = 0  # of the committed content: a fold makes one slot of them
     unit: int = 0  # bytes per checksum of the committed content
+    block: bytes = b""  # what the committed content is in the KV cache
 
 
 class LastChunk(NamedTuple):

@@ -17,6 +17,9 @@ checkpoint that makes it durable; one whose checkpoint has passed can be trusted
 CRC pages are never overwritten while a state needs them: a page has up to four copies, and a state says which one is its own. So
 an update writes one or two pages of 1 KiB and the small head row, a commit the head row only. Small chunks carry their CRCs in
 the head row: measured, 256 bytes more cost 0.5 µs a write, a key more 4 µs; 1 KiB more costs 3 µs at each of stage and commit.
+
+A row of version 2 says behind the fixed part of every state how long its `block` is, and the block itself behind the state: what the
+chunk is in the KV cache (storage/blocks/record.py), which means nothing here. Rows of chunks that are no blocks stay version 1.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from .records import Receipt
 from .slots import NO_SLOT
 
 ROW_VERSION = 1
+ROW_VERSION_BLOCK = 2  # of rows with a state that is a block
+BLOCK_BYTES_MAX = 1024  # of what is said of a block
 INLINE_UNITS = 64  # states with more units keep their CRCs in pages
 PAGE_UNITS = 256
 COPIES_MAX = 4  # of a page: committed, two fallbacks and the one being written
@@ -42,6 +47,7 @@ _HEAD = struct.Struct("<BBBBB")  # version, flags, fallbacks, pages ever, copies
 _STATE = struct.Struct("<QQIIIIIIBBB")
 _PATCH = struct.Struct("<QII")
 _RECEIPT = struct.Struct("<16sHQQI")
+_BLOCK = struct.Struct("<H")  # bytes of the block
 _COMMITTED, _PENDING, _NUMBERED = 1, 2, 4
 
 
@@ -71,6 +77,7 @@ class State:
     copies: bytes = b""  # per page, which copy; empty: the CRCs are inline
     crcs: list[Crcs | None] = field(default_factory=list)  # per page; None: not loaded yet
     place: tuple[int, int] | None = None  # handle and offset of the slot, once looked up
+    block: bytes = b""  # what this chunk is in the KV cache; empty: none of its blocks
 
     @property
     def units(self) -> int:
@@ -100,7 +107,7 @@ class Row:
         return [s for s in (self.committed, self.pending, *self.fallbacks) if s is not None]
 
 
-def _encode_state(state: State) -> bytes:
+def _encode_state(state: State, with_block: bool) -> bytes:
     inline = b"" if state.copies else b"".join(page.tobytes() for page in state.crcs if page is not None)
     return b"".join(
         (
@@ -119,11 +126,12 @@ def _encode_state(state: State) -> bytes:
             ),
             *(_PATCH.pack(p.slot, p.start, p.length) for p in state.patches),
             state.copies or inline,
+            _BLOCK.pack(len(state.block)) + state.block if with_block else b"",
         )
     )
 
 
-def _decode_state(data: bytes, at: int) -> tuple[State, int]:
+def _decode_state(data: bytes, at: int, with_block: bool) -> tuple[State, int]:
     slot, version, chain, truncate, length, high, whole, epoch, shift, patches, pages = _STATE.unpack_from(data, at)
     at += _STATE.size
     found: tuple[Patch, ...] = ()
@@ -131,13 +139,22 @@ def _decode_state(data: bytes, at: int) -> tuple[State, int]:
         found = tuple(Patch(*_PATCH.unpack_from(data, at + k * _PATCH.size)) for k in range(patches))
         at += patches * _PATCH.size
     unit = 1 << shift
+    copies = b""
+    crcs: list[Crcs | None]
     if pages:
         copies, at = data[at : at + pages], at + pages
-        missing: list[Crcs | None] = [None] * pages
-        return State(version, chain, truncate, length, high, whole, epoch, unit, slot, found, copies, missing), at
-    end = at + -(-length // unit) * 4
-    inline = array(CRC_TYPE, data[at:end])
-    return State(version, chain, truncate, length, high, whole, epoch, unit, slot, found, b"", [inline]), end
+        crcs = [None] * pages
+    else:
+        end = at + -(-length // unit) * 4
+        crcs, at = [array(CRC_TYPE, data[at:end])], end
+    block = b""
+    if with_block:
+        (size,) = _BLOCK.unpack_from(data, at)
+        at += _BLOCK.size
+        block, at = data[at : at + size], at + size
+    return State(
+        version, chain, truncate, length, high, whole, epoch, unit, slot, found, copies, crcs, None, block
+    ), at
 
 
 def encode_row(row: Row) -> bytes:
@@ -146,19 +163,24 @@ def encode_row(row: Row) -> bytes:
     if row.receipt is not None:
         flags |= _NUMBERED
         numbered = _RECEIPT.pack(*row.receipt)
-    head = _HEAD.pack(ROW_VERSION, flags, len(row.fallbacks), row.pages, row.copies)
-    return head + b"".join(map(_encode_state, row.states())) + numbered
+    states = row.states()
+    with_block = any([state.block for state in states])
+    version = ROW_VERSION_BLOCK if with_block else ROW_VERSION
+    head = _HEAD.pack(version, flags, len(row.fallbacks), row.pages, row.copies)
+    return head + b"".join([_encode_state(state, with_block) for state in states]) + numbered
 
 
 def decode_row(data: bytes) -> Row:
     """Raises BAD_FORMAT for a row of another version or a damaged one."""
     try:
         version, flags, fallbacks, pages, copies = _HEAD.unpack_from(data)
-        if version != ROW_VERSION:
-            raise error(Status.BAD_FORMAT, f"index row of version {version}; this emberfs reads version {ROW_VERSION}")
+        if version not in (ROW_VERSION, ROW_VERSION_BLOCK):
+            raise error(
+                Status.BAD_FORMAT, f"index row of version {version}; this emberfs reads up to {ROW_VERSION_BLOCK}"
+            )
         states, at = [], _HEAD.size
         for _ in range(bool(flags & _COMMITTED) + bool(flags & _PENDING) + fallbacks):
-            state, at = _decode_state(data, at)
+            state, at = _decode_state(data, at, version == ROW_VERSION_BLOCK)
             states.append(state)
         receipt = Receipt(*_RECEIPT.unpack_from(data, at)) if flags & _NUMBERED else None
         at += _RECEIPT.size if flags & _NUMBERED else 0

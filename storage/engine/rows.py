@@ -110,7 +110,7 @@ class Rows:
 
 def chunk_info(chunk: bytes, row: Row) -> ChunkInfo:
     committed, pending = row.committed, row.pending
-    known, shape = (0, 0, 0, 0, 0), (0, 0)
+    known, shape, block = (0, 0, 0, 0, 0), (0, 0), b""
     if committed is not None:
         known = (
             committed.version,
@@ -119,10 +119,11 @@ def chunk_info(chunk: bytes, row: Row) -> ChunkInfo:
             committed.truncate_version,
             committed.whole,
         )
-        shape = (len(committed.patches), committed.unit)
+        shape, block = (len(committed.patches), committed.unit), committed.block
     if pending is None:
-        return ChunkInfo(chunk, *known, 0, 0, 0, False, *shape)
-    return ChunkInfo(chunk, *known, pending.version, pending.chain_version, pending.length, pending.removed, *shape)
+        return ChunkInfo(chunk, *known, 0, 0, 0, False, *shape, block)
+    waiting = (pending.version, pending.chain_version, pending.length, pending.removed)
+    return ChunkInfo(chunk, *known, *waiting, *shape, block)
 
 
 class Receipts:
