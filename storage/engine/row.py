@@ -152,9 +152,7 @@ def _decode_state(data: bytes, at: int, with_block: bool) -> tuple[State, int]:
         (size,) = _BLOCK.unpack_from(data, at)
         at += _BLOCK.size
         block, at = data[at : at + size], at + size
-    return State(
-        version, chain, truncate, length, high, whole, epoch, unit, slot, found, copies, crcs, None, block
-    ), at
+    return State(version, chain, truncate, length, high, whole, epoch, unit, slot, found, copies, crcs, None, block), at
 
 
 def encode_row(row: Row) -> bytes:
@@ -164,7 +162,8 @@ def encode_row(row: Row) -> bytes:
         flags |= _NUMBERED
         numbered = _RECEIPT.pack(*row.receipt)
     states = row.states()
-    with_block = any([state.block for state in states])
+    blocks = [state.block for state in states]
+    with_block = any(blocks)
     version = ROW_VERSION_BLOCK if with_block else ROW_VERSION
     head = _HEAD.pack(version, flags, len(row.fallbacks), row.pages, row.copies)
     return head + b"".join([_encode_state(state, with_block) for state in states]) + numbered
