@@ -96,7 +96,7 @@ def write_at_random(seconds: float) -> Load:
 
 
 def _fio(path: Path, how: str, threads: int, seconds: float, *more: str) -> float:
-    sizes = [f"--bs={SMALL}", f"--numjobs={threads}", f"--runtime={seconds:g}", "--time_based"]
+    sizes = [f"--bs={SMALL}", f"--numjobs={threads}", f"--runtime={seconds * 1000:.0f}ms", "--time_based"]
     fixed = [
         "--name=bench",
         "--ioengine=psync",

@@ -36,8 +36,12 @@ class Sizes(NamedTuple):
     seconds: float  # of each run of fio
 
 
-FULL = Sizes(1024, 5, 20_000, 4_000, 10_000, 200, 3.0)
-QUICK = Sizes(64, 3, 2_000, 400, 500, 20, 0.5)
+FULL = Sizes(512, 3, 20_000, 2_000, 10_000, 200, 2.0)
+QUICK = Sizes(64, 3, 2_000, 400, 500, 20, 0.2)
+# For what all rounds write and remove: the chunks of removed files go within ten seconds, a fast disk is filled sooner. It is only a limit,
+# nothing is set aside for it.
+ROOM_FILES = 32  # large ones
+ROOM_BYTES = 4 * GIB
 
 
 class Places(NamedTuple):
@@ -89,7 +93,9 @@ def _given(path: Path) -> Iterator[Places]:
 @contextlib.contextmanager
 def _own(sizes: Sizes) -> Iterator[Places]:
     with ExitStack() as stack:
-        cluster, folder = stack.enter_context(temporary_cluster(port=0, capacity=8 * sizes.mib * MIB + 2 * GIB))
+        cluster, folder = stack.enter_context(
+            temporary_cluster(port=0, capacity=ROOM_FILES * sizes.mib * MIB + ROOM_BYTES)
+        )
         mounts = [
             stack.enter_context(_mounted(cluster.url, folder / name, options))
             for name, options in (("mount", ""), ("uncached", f"{UNCACHED},strict"), ("leased", UNCACHED))
