@@ -3,19 +3,23 @@
 Only an inode that says `sparse` has holes. In any other a missing or short chunk below the length is data that was lost, and reading zeros
 there would be the worst answer of all. Unless another client has cut the file since we looked: then the file ends there, and what was
 read is shorter.
+
+What was written here and had not arrived when it was read is no loss either. No read asks for such bytes, but while it is on its way the
+file may be cut here and written anew.
 """
 
 from __future__ import annotations
 
 from ...proto.errors import Status, error
-from .inode import name_of
+from .inode import Inode, name_of
 from .reads import Fetch, report_damage
 
 
 async def check_holes(fetch: Fetch) -> None:
     """Let short rows of a finished fetch pass if they are holes, or lie behind the end of the file, which the inode knows afterwards.
     Raises LOST_DATA, with the chunk and its targets, and reports it."""
-    while again := [row for row in _short(fetch) if await _was_written_since(fetch, row)]:
+    generations: dict[int, int] = {}  # by row: the file's, when it was read again because of what was written here
+    while again := [row for row in _short(fetch) if await _was_written_since(fetch, row, generations)]:
         await fetch.again(again)
 
 
@@ -26,9 +30,9 @@ def _short(fetch: Fetch) -> list[int]:
     return [row for row, view in enumerate(views) if len(view) < lengths[row] and not fetch.columns.inode(row).sparse]
 
 
-async def _was_written_since(fetch: Fetch, row: int) -> bool:
+async def _was_written_since(fetch: Fetch, row: int, generations: dict[int, int]) -> bool:
     """Ask the server. True if the file was cut and has grown again, or was empty and has taken another layout: what was read is neither the
-    old nor the new file."""
+    old nor the new file. True also if what is missing was written here, and has arrived by now."""
     columns, cluster = fetch.columns, fetch.cluster
     file, index = columns.inode(row), columns.index[row]
     known = (file.truncate_version, file.layout)
@@ -45,6 +49,8 @@ async def _was_written_since(fetch: Fetch, row: int) -> bool:
         return False
     if (attributes.truncate_version, attributes.layout) != known:
         return not file.unsettled
+    if missing >= attributes.length and await _has_arrived(file, row, missing, generations):
+        return True
     chain = columns.chain(row)
     targets = [replica.target for replica in cluster.table.route(chain).serving]
     for target in targets:
@@ -54,3 +60,16 @@ async def _was_written_since(fetch: Fetch, row: int) -> bool:
         f"{name_of(file.id)}: chunk {columns.chunk(row)} ends before the file does (from byte {missing} on) on chain {chain}, "
         f"targets {', '.join(map(str, targets))}: restore the file from a copy",
     )
+
+
+async def _has_arrived(file: Inode, row: int, missing: int, generations: dict[int, int]) -> bool:
+    """Wait until what was written here arrives; whether anything may have since this row was read. Raises why something did not."""
+    if file.write_back is not None and file.write_back.overlaps(missing, file.length):
+        async with file.lock:
+            await file.write_back.empty()
+        if file.error is not None:
+            raise file.error
+    if generations.get(row) == file.generation:
+        return False
+    generations[row] = file.generation
+    return True

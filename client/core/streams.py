@@ -171,7 +171,7 @@ class Stream:
         patience = None
         while not self.windows:
             try:
-                self._begin(offset, end if patience else max(end, offset + self._ahead))
+                self._begin(offset, end, end if patience else offset + self._ahead)
             except StatusError as failure:
                 first = patience is None
                 patience = patience or self.file.cluster.patience()
@@ -190,17 +190,26 @@ class Stream:
         frontier = self.windows[-1].end if self.windows else offset
         size = min(WINDOW_BYTES, self._ahead // 2 or WINDOW_BYTES)
         reach = offset + max(IN_FLIGHT_BYTES, self._limit)
-        last = self.file.length
+        last = self._last(offset, needed)
         if end >= last:
             end, size = last, min(size, max(1, last - frontier))
         needed = min(needed, last)
         try:
             while frontier < reach and (frontier < needed or frontier + size <= end):
-                frontier = self._begin(frontier, max(needed, frontier + size))
+                frontier = self._begin(frontier, needed, frontier + size)
         except StatusError:
             pass  # the read that needs the window will ask again, and tell
 
-    def _begin(self, offset: int, end: int) -> int:
-        stop = min(end, self.file.length, offset - offset % WINDOW_BYTES + WINDOW_BYTES)
+    def _begin(self, offset: int, needed: int, end: int) -> int:
+        """A window from `offset` on, to `end` if it may be so long; where it ends."""
+        stop = min(max(needed, end), self._last(offset, needed), offset - offset % WINDOW_BYTES + WINDOW_BYTES)
         self.windows.append(Window(self.file, offset, max(stop, offset + 1)))
         return self.windows[-1].end
+
+    def _last(self, offset: int, needed: int) -> int:
+        """Where to stop looking ahead from `offset`: at the file's end, or before bytes that were written here and have not arrived.
+        Storage would have nothing there. What is `needed` has."""
+        length, write_back = self.file.length, self.file.write_back
+        if write_back is None or not write_back.pending:
+            return length
+        return max(min(needed, length), write_back.clear_end(offset, length))

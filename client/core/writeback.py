@@ -84,6 +84,17 @@ class WriteBack:
             offset < u.end and end > u.end - u.source.length for batch in list(self._batches) for u in batch.updates
         )
 
+    def clear_end(self, offset: int, end: int) -> int:
+        """How far within [offset, end) all bytes have arrived."""
+        for block in list(self._blocks.values()):
+            if offset < block.base + block.end:
+                end = min(end, max(offset, block.base + block.start))
+        for batch in list(self._batches):
+            for update in batch.updates:
+                if offset < update.end:
+                    end = min(end, max(offset, update.end - update.source.length))
+        return end
+
     def covering(self, offset: int, end: int) -> memoryview | None:
         """The bytes [offset, end) as they were written here, if all of them lie in one piece that has not arrived yet. Valid until the
         next await, under the inode's lock."""

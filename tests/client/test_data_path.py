@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from emberfs.client import process
+from emberfs.client.core.columns import columns_of
+from emberfs.client.core.holes import check_holes
+from emberfs.client.core.reads import Fetch
 from emberfs.proto.env import drive
 from emberfs.proto.errors import Status
 
@@ -151,6 +154,38 @@ def interrupt_next_collect(env: Any) -> None:
         raise KeyboardInterrupt
 
     env.collect = interrupted
+
+
+@pytest.mark.parametrize("in_sequence_before", [True, False])
+def test_who_reads_in_sequence_beside_a_writer_asks_storage_for_nothing_that_is_not_there_yet(
+    world: World, in_sequence_before: bool
+) -> None:
+    """As sqlite's readers do with a WAL: they were told of lost data, while a writer's bytes were on their way."""
+    client = world.client()
+    old, new = bytes(range(256)) * 256, b"new" * 1000
+    client.write_bytes("/log", old)
+    with client.open("/log", "rb+") as writer, client.open("/log", "rb") as reader:
+        if in_sequence_before:
+            assert reader.read(4096) == old[:4096]
+        writer.pwrite(new, len(old))
+        while reader.tell() < len(old):
+            reader.read(4096)
+        assert world.storage.requests.count("write") == 1  # the old bytes; reading them has sent no others
+        assert reader.read(4096) == new
+    assert client.read_bytes("/log") == old + new
+
+
+def test_a_file_that_was_cut_here_and_written_anew_while_it_was_read_has_lost_nothing(world: World) -> None:
+    client = world.client()
+    client.write_bytes("/file", b"o" * MIB)
+    with client.open("/file", "rb+") as file:
+        file.truncate(0)
+        file.write(b"n" * MIB)  # here, and not at the storage
+        fetch = Fetch(client.core.cluster, columns_of(file.handle.file, 0, MIB)).start()  # as if sent before all that
+        drive(fetch.finish())
+        drive(check_holes(fetch))
+        assert b"".join(fetch.views) == b"n" * MIB
+        fetch.release()
 
 
 def test_many_files_read_in_turns_share_the_memory(world: World) -> None:
