@@ -12,6 +12,7 @@ from types import TracebackType
 
 from google.protobuf.message import Message
 
+from ..proto.blocks import TABLE_OF_BLOCKS, TABLE_OF_FILES
 from ..proto.drivers.blocking import BlockingEnvironment
 from ..proto.env import Call, drive
 from ..proto.errors import Status, StatusError, error
@@ -58,8 +59,8 @@ class Administration:
         self._patience = patience * time_scale()
         self._nodes: dict[int, Node] = {}  # as of the last status
         self._named: dict[
-            tuple[int, str], str
-        ] = {}  # (node, folder) -> the target asked for there and not answered yet
+            tuple[int, str, int], str
+        ] = {}  # (node, folder, table) -> target asked for and not answered yet
         self._env = BlockingEnvironment(
             cluster=location.cluster, secret_file=location.secret_file, acts_for_others=True, pool_bytes=POOL_BYTES
         )
@@ -88,9 +89,9 @@ class Administration:
         self._nodes = {node.id: node for node in reply.routing.nodes}
         return reply
 
-    def create_chains(self, chains: Sequence[Sequence[int]]) -> list[int]:
-        """New chains over these targets, heads first; their ids."""
-        request = CreateChainsRequest(chains=[ChainMembers(targets=targets) for targets in chains])
+    def create_chains(self, chains: Sequence[Sequence[int]], table: int = TABLE_OF_FILES) -> list[int]:
+        """New chains over these targets, heads first, for this chain table; their ids."""
+        request = CreateChainsRequest(chains=[ChainMembers(targets=targets) for targets in chains], table=table)
         return list(self._ask_manager(CLUSTER.CreateChains, request).chains)  # type: ignore[attr-defined]
 
     def change_chain(self, chain: int, version: int = 0, *, add: int = 0, remove: int = 0, revive: int = 0) -> Chain:
@@ -125,14 +126,15 @@ class Administration:
         frozen = self._ask_manager(CLUSTER.FreezeMetadata, FreezeMetadataRequest(), FORMAT_SECONDS)
         return str(frozen.path)  # type: ignore[attr-defined]
 
-    def add_target(self, node: int, folder: str = "") -> int:
-        """Format one more target in a storage process, in this folder ("": beside its first one); its number.
+    def add_target(self, node: int, folder: str = "", table: int = TABLE_OF_FILES) -> int:
+        """Format one more target in a storage process, in this folder ("": beside its first one), for chains of this table; its number.
 
         Without an answer it may be there or not: asked again, the same one is meant.
         """
-        path = self._named.setdefault((node, folder), posixpath.join(folder, f"target-{new_u64():016x}"))
-        added = self._ask_node(node, STORAGE.AddTarget, AddTargetRequest(path=path))
-        del self._named[node, folder]
+        prefix = "kv" if table == TABLE_OF_BLOCKS else "target"
+        path = self._named.setdefault((node, folder, table), posixpath.join(folder, f"{prefix}-{new_u64():016x}"))
+        added = self._ask_node(node, STORAGE.AddTarget, AddTargetRequest(path=path, table=table))
+        del self._named[node, folder, table]
         return int(added.target)  # type: ignore[attr-defined]
 
     def drop_target(self, node: int, target: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..proto.blocks import TABLE_OF_FILES
 from ..proto.errors import Status, error
 from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, Routing, Target
 from .administration import Administration
@@ -13,24 +14,26 @@ from .placement.view import view_of
 PLAN_SECONDS = 1.0  # for improving the greedy answer, which is the best one for most small clusters
 
 
-def make_first_chains(administration: Administration, replicas: int) -> int:
-    """Put the targets that wait into chains, unless there are chains: then adding targets to them is a rebalance, not a start.
+def make_first_chains(administration: Administration, replicas: int, table: int = TABLE_OF_FILES) -> int:
+    """Put the targets that wait into chains of one kind, unless there are such: then adding targets to them is a rebalance, not a start.
     Returns how many members each chain is meant to have. Raises INVALID when they do not give a single chain."""
     status = administration.status()
-    if status.routing.chains:
-        return view_of(status).replicas
-    spare = spare_targets(status.routing)
-    administration.create_chains(plan_new_chains(status.routing, spare, replicas, Domain.NODE))
+    view = view_of(status, table)
+    if view.chains:
+        return view.replicas
+    spare = spare_targets(status.routing, table)
+    administration.create_chains(plan_new_chains(status.routing, spare, replicas, Domain.NODE), table)
     return replicas
 
 
-def spare_targets(routing: Routing) -> list[Target]:
-    """Targets that are in no chain and could be."""
+def spare_targets(routing: Routing, table: int = TABLE_OF_FILES) -> list[Target]:
+    """Targets that are in no chain of this kind and could be."""
     used = {member.target for chain in routing.chains for member in chain.members}
     return [
         target
         for target in routing.targets
         if target.id not in used
+        and (target.table or TABLE_OF_FILES) == table
         and target.state != LOCAL_STATE_OFFLINE
         and not (target.disabled or target.full or target.damaged)
     ]

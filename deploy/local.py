@@ -4,6 +4,7 @@
     DIR/secret                  the cluster secret, 0600
     DIR/meta/, DIR/meta-N/      of the metadata servers: one, or several over a store that they share
     DIR/storage-N/target-M/     of the storage servers (the nodes), one folder a target
+    DIR/storage-N/kv-M/         the same, of the targets for KV blocks
     DIR/run/*.sock, *.pid       sockets and locks of the running servers
     DIR/log/*.log               their logs
 
@@ -23,14 +24,16 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..proto.blocks import TABLE_OF_BLOCKS
 from ..proto.datadir import read_json, write_json
 from ..proto.errors import Status, StatusError, error
 from ..proto.settings import CLUSTER_FILE, data_url, default_data_dir
+from ..storage.hosting import KV_CAPACITY_PART, default_kv_memory
 from . import mounts
 from .administration import Administration
 from .chains import make_first_chains
 from .directory import META_NAME, alone, meta_names, next_names, prepare, socket_dir, storage_names
-from .options import DISK_PART, ClusterOptions, differences, merged
+from .options import CAPACITY_BYTES_MIN, DISK_PART, ClusterOptions, differences, merged
 from .processes import ServerProcess
 
 FORMAT = 1  # of cluster.json and the data directory's shape
@@ -59,6 +62,9 @@ class LocalCluster:
         nodes: int | None = None,
         replicas: int | None = None,
         targets: int | None = None,
+        kv_capacity: int | None = None,
+        kv_replicas: int | None = None,
+        kv_memory: int | None = None,
         trash: int | None = None,
         metas: int | None = None,
         kv: str | None = None,
@@ -77,6 +83,9 @@ class LocalCluster:
             "nodes": nodes,
             "replicas": replicas,
             "targets": targets,
+            "kv_capacity": kv_capacity,
+            "kv_replicas": kv_replicas,
+            "kv_memory": kv_memory,
             "trash": trash,
             "metas": metas,
             "kv": kv,
@@ -201,7 +210,9 @@ class LocalCluster:
 
     @staticmethod
     def _has_chains(found: dict[str, Any], options: ClusterOptions) -> bool:
-        return not options.replicated or bool(found.get("chains"))
+        """Whether the chains that do not come by themselves, with the targets, have been made."""
+        files = not options.replicated or bool(found.get("chains"))
+        return files and (not options.kv_replicated or bool(found.get("kv_chains")))
 
     def _start(
         self, idle: list[str], options: ClusterOptions, found: dict[str, Any] | None, started: list[str]
@@ -215,9 +226,11 @@ class LocalCluster:
             "options": asdict(options),
             "target_capacity": self._capacity(options, found),
             "chains": bool(found and found.get("chains")),
+            "kv_chains": bool(found and found.get("kv_chains")),
             "mounts": found.get("mounts", []) if found else [],  # where `up` mounts it too
             "servers": servers,
         }
+        record["kv_target_capacity"] = self._kv_capacity(options, record["target_capacity"], found)
         # The metadata servers first, as the others register there; each group at once, as each server spends its start with itself.
         for group in (self.metas, self.nodes):
             waiting = [role for role in group if role in idle]
@@ -234,7 +247,10 @@ class LocalCluster:
         if lost or not self._has_chains(record, options):
             with Administration(self.url) as administration:
                 replicas = make_first_chains(administration, options.replicas)
-            record |= {"chains": True, "options": asdict(replace(options, nodes=len(self.nodes), replicas=replicas))}
+                if options.kv_replicated:
+                    make_first_chains(administration, options.kv_replicas, TABLE_OF_BLOCKS)
+            record |= {"chains": True, "kv_chains": options.kv_replicated}
+            record["options"] = asdict(replace(options, nodes=len(self.nodes), replicas=replicas))
             write_json(self.data / CLUSTER_FILE, record)
 
     def forget(self, role: str) -> None:
@@ -284,11 +300,26 @@ class LocalCluster:
             arguments += ["--target", str(path)]
         if record["target_capacity"]:
             arguments += ["--capacity", str(record["target_capacity"])]
+        arguments += self._kv_arguments(role, options, record)
         if options.direct:
             arguments.append("--direct")
         if options.replicated:
             arguments.append("--spare")
         return arguments
+
+    def _kv_arguments(self, role: str, options: ClusterOptions, record: dict[str, Any]) -> list[str]:
+        """What a storage server is told of targets for KV blocks. A cluster from before there were any gets them with its next start."""
+        folder = self.data / role
+        begin = [folder / f"kv-{number + 1}" for number in range(options.kv_target_count)]
+        there = sorted(folder.glob("kv-*"))
+        arguments = [word for path in there or begin for word in ("--kv-target", str(path))]
+        if not arguments:
+            return []
+        if record["kv_target_capacity"]:
+            arguments += ["--kv-capacity", str(record["kv_target_capacity"])]
+        memory = default_kv_memory() if options.kv_memory is None else options.kv_memory
+        arguments += ["--kv-memory", str(memory // len(self.nodes))]
+        return [*arguments, "--kv-spare"] if options.kv_replicated else arguments
 
     def metrics_socket(self, role: str) -> Path:
         """Where a server that was started with `metrics` answers GET /metrics."""
@@ -308,6 +339,16 @@ class LocalCluster:
         if found is not None or targets == 1:
             return int((found or {}).get("target_capacity", 0))
         return int(shutil.disk_usage(self.data).free * DISK_PART / targets) // CAPACITY_UNIT * CAPACITY_UNIT
+
+    @staticmethod
+    def _kv_capacity(options: ClusterOptions, capacity: int, found: dict[str, Any] | None) -> int:
+        """The same of each target for KV blocks, where a target for files has `capacity`: all of a node together have a quarter."""
+        if options.kv_capacity is not None:
+            return options.kv_capacity
+        if found is not None and "kv_target_capacity" in found:
+            return int(found["kv_target_capacity"])
+        each = capacity * options.target_count * KV_CAPACITY_PART / max(1, options.kv_target_count)
+        return max(CAPACITY_BYTES_MIN, int(each)) // CAPACITY_UNIT * CAPACITY_UNIT if capacity else 0
 
     def _check_identity(
         self, role: str, report: dict[str, Any], found: dict[str, Any] | None, servers: dict[str, Any]

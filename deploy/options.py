@@ -34,6 +34,13 @@ class ClusterOptions:
     metas: int = 1  # metadata servers; more than one needs a `kv` that they can share
     kv: str = ""  # URL of the metadata's store; empty: an embedded one in the data directory
     targets: int = 0  # of a new node; 0: as many as replicas, so that each node leads one chain and all share the work
+    kv_capacity: int | None = (
+        None  # bytes that a target for KV blocks may hold; 0: there are none; None: their part of the disk
+    )
+    kv_replicas: int = 1  # members of each chain of KV blocks, on as many nodes; each node has as many targets for them
+    kv_memory: int | None = (
+        None  # bytes of the page cache for KV blocks, of all nodes; None: a quarter of this machine's memory
+    )
 
     def __post_init__(self) -> None:
         if self.port is not None and not 0 <= self.port <= 65535:
@@ -42,10 +49,15 @@ class ClusterOptions:
             raise error(Status.INVALID, "tcp_only needs a port (0: any free one)")
         if self.capacity is not None and self.capacity < CAPACITY_BYTES_MIN:
             raise error(Status.INVALID, f"capacity of {self.capacity} bytes: a target needs at least 64 MiB")
+        if self.kv_capacity and self.kv_capacity < CAPACITY_BYTES_MIN:
+            raise error(Status.INVALID, f"kv_capacity of {self.kv_capacity} bytes: a target needs at least 64 MiB")
+        if min(self.kv_capacity or 0, self.kv_memory or 0) < 0:
+            raise error(Status.INVALID, "kv_capacity and kv_memory are not negative")
         if self.trash is not None and not 0 <= self.trash <= TRASH_SECONDS_MAX:
             raise error(Status.INVALID, f"a trash of {self.trash} seconds: must be from 0 to {TRASH_SECONDS_MAX}")
-        if not 1 <= self.replicas <= REPLICAS_MAX:
-            raise error(Status.INVALID, f"{self.replicas} replicas: must be from 1 to {REPLICAS_MAX}")
+        for replicas in (self.replicas, self.kv_replicas):
+            if not 1 <= replicas <= REPLICAS_MAX:
+                raise error(Status.INVALID, f"{replicas} replicas: must be from 1 to {REPLICAS_MAX}")
         if not 0 <= self.nodes <= NODES_MAX or not 0 <= self.targets <= TARGETS_MAX:
             raise error(Status.INVALID, f"at most {NODES_MAX} nodes of {TARGETS_MAX} targets run on one machine")
         if not 1 <= self.metas <= METAS_MAX:
@@ -57,9 +69,16 @@ class ClusterOptions:
                 "on another node. Take more with --nodes, or fewer --replicas",
             )
 
+        if 0 < self.nodes < self.kv_replicas and self.kv_capacity != 0:
+            raise error(
+                Status.INVALID,
+                f"{self.kv_replicas} copies of each KV block need {self.kv_replicas} nodes, and {self.nodes} is asked for: take more "
+                "with --nodes, or fewer --kv-replicas",
+            )
+
     @property
     def node_count(self) -> int:
-        return self.nodes or self.replicas
+        return self.nodes or max(self.replicas, self.kv_replicas if self.kv_target_count else 1)
 
     @property
     def target_count(self) -> int:
@@ -67,9 +86,19 @@ class ClusterOptions:
         return self.targets or self.replicas
 
     @property
+    def kv_target_count(self) -> int:
+        """Targets for KV blocks that a node begins with."""
+        return 0 if self.kv_capacity == 0 else self.kv_replicas
+
+    @property
     def replicated(self) -> bool:
         """Whether chains have several members, so that new targets wait until they are put into chains."""
         return self.replicas > 1
+
+    @property
+    def kv_replicated(self) -> bool:
+        """The same of chains of KV blocks."""
+        return self.kv_target_count > 0 and self.kv_replicas > 1
 
 
 def merged(kept: Mapping[str, Any] | None, nodes: int, asked: Mapping[str, Any]) -> ClusterOptions:
@@ -79,7 +108,8 @@ def merged(kept: Mapping[str, Any] | None, nodes: int, asked: Mapping[str, Any])
         made = ClusterOptions(**asked)
     else:
         before = ClusterOptions(**kept)
-        _check_changes(before, nodes, asked)
+        # A cluster.json from before there were KV blocks says nothing of them.
+        _check_changes(before, nodes, asked, has_blocks="kv_replicas" in kept and before.kv_target_count > 0)
         made = replace(before, **{"nodes": nodes, **asked})
     if made.metas > 1 and not is_shared(made.kv):
         raise error(
@@ -90,7 +120,7 @@ def merged(kept: Mapping[str, Any] | None, nodes: int, asked: Mapping[str, Any])
     return made
 
 
-def _check_changes(before: ClusterOptions, nodes: int, asked: Mapping[str, Any]) -> None:
+def _check_changes(before: ClusterOptions, nodes: int, asked: Mapping[str, Any], *, has_blocks: bool) -> None:
     replicas, targets = asked.get("replicas", before.replicas), asked.get("targets", 0)
     if asked.get("kv", before.kv) != before.kv:
         raise error(
@@ -102,6 +132,18 @@ def _check_changes(before: ClusterOptions, nodes: int, asked: Mapping[str, Any])
             Status.INVALID,
             f"the cluster keeps {_copies(before.replicas)} of each chunk, which cannot change: make another cluster with "
             f"--data DIR --replicas {replicas}, and copy the files there",
+        )
+    kv_replicas = asked.get("kv_replicas", before.kv_replicas)
+    if has_blocks and asked.get("kv_capacity") == 0:
+        raise error(
+            Status.INVALID,
+            "the storage nodes have targets for KV blocks, and go on with them: 'emberfs kv drop' gives back the space of a namespace",
+        )
+    if kv_replicas != before.kv_replicas and has_blocks:
+        raise error(
+            Status.INVALID,
+            f"the cluster keeps {_copies(before.kv_replicas)} of each KV block, which cannot change: make another cluster with "
+            f"--data DIR --kv-replicas {kv_replicas}",
         )
     if 0 < asked.get("nodes", 0) < nodes:
         raise error(

@@ -1,5 +1,7 @@
 """The targets of a storage process: opened at the start, added and dropped while it runs, each with what it needs in the background.
 
+A target is for files or for KV blocks, as its format says; chains have members of one kind only.
+
 Which targets there are is said by the command line (or the default), and by two facts in the data directory: those that were added
 later, and those that were dropped and are not to be made anew at the next start. A target is added in the order: format, register
 as spare, remember; and dropped: remember, unregister, delete. Interrupted anywhere, nothing is lost, and the same request brings it to
@@ -16,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+from ..proto.blocks import TABLE_OF_BLOCKS, TABLE_OF_FILES
 from ..proto.datadir import DataDirectory
 from ..proto.drivers.aio import AioEnvironment
 from ..proto.errors import Status, StatusError, error
@@ -37,6 +40,8 @@ from .target import Target
 
 THREADS_PER_TARGET = 4  # for blocking I/O: a slow disk does not take the threads of another
 CAPACITY_PART = 0.9  # of the disk's free space, where --capacity does not say
+KV_CAPACITY_PART = 0.25  # of what a target for files would take, where --kv-capacity does not say
+KV_MEMORY_PART = 0.25  # of this machine's memory, where --kv-memory does not say
 TARGETS_MAX = 256  # of one process, as the manager takes
 ADDED, DROPPED = "targets_added", "targets_dropped"  # facts: paths
 CONTENT = ("blocks", "index", FORMAT_FILE, LOCK_FILE)  # of a target's directory
@@ -78,9 +83,9 @@ class Hosting:
         in use) is raised."""
         self._cluster = cluster
         failure: StatusError | None = None
-        for path in self._paths():
+        for path, table in self._places().items():
             try:
-                self.targets.append(await self._open(path, self._process.options.capacity))
+                self.targets.append(await self._open(path, self._capacity(table), table))
             except StatusError as failed:
                 await self._leave_out(path, failed)
                 failure = failed
@@ -99,20 +104,27 @@ class Hosting:
         self._process.log.error(message, path=path, error=failed.strerror)
         if found is not None:
             entry = TargetEntry(incarnation=found.incarnation, path=path, state=LOCAL_STATE_OFFLINE, damaged=True)
-            entry.capacity = found.capacity
+            entry.capacity, entry.table = found.capacity, found.table
             self._left_out[path] = entry
 
-    def _paths(self) -> list[str]:
-        facts = self._directory.facts
-        wanted = self._process.options.target or [str(self._directory.path / "target-1")]
-        added = [path for path in facts.get(ADDED, ()) if path not in wanted]
+    def _places(self) -> dict[str, int]:
+        """Directories of targets, with the chain tables that they are for (0: as their formats say)."""
+        facts, options = self._directory.facts, self._process.options
+        wanted = dict.fromkeys(options.target or [str(self._directory.path / "target-1")], TABLE_OF_FILES)
+        wanted |= dict.fromkeys(options.kv_target, TABLE_OF_BLOCKS)
         dropped = set(facts.get(DROPPED, ()))
         for path in wanted:
             if path in dropped:
                 self._process.log.info("not opened: it was dropped", path=path)
-        return [path for path in [*wanted, *added] if path not in dropped]
+        added = {path: 0 for path in facts.get(ADDED, ()) if path not in wanted}
+        return {path: table for path, table in (wanted | added).items() if path not in dropped}
 
-    async def _open(self, path: str, capacity: int) -> Target:
+    def _capacity(self, table: int) -> int:
+        """As the command line says; 0 where it does not, or not whether it speaks of this target."""
+        options = self._process.options
+        return {TABLE_OF_FILES: options.capacity, TABLE_OF_BLOCKS: options.kv_capacity}.get(table, 0)
+
+    async def _open(self, path: str, capacity: int, table: int) -> Target:
         """Open (or format) a target, in a thread: recovery reads. Raises BAD_FORMAT, WRONG_CLUSTER, BUSY_RESOURCE, INVALID, IO_ERROR."""
         process, cluster = self._process, self._cluster
         pool = ThreadPoolExecutor(THREADS_PER_TARGET, thread_name_prefix=f"emberfs-{os.path.basename(path)}")
@@ -125,7 +137,8 @@ class Hosting:
             os.makedirs(path, mode=0o700, exist_ok=True)
             direct = process.options.direct
             self._disks[path] = shutil.disk_usage(path).total
-            return open_target(path, cluster=cluster, capacity=capacity_of(path, capacity), direct=direct)
+            size = capacity_of(path, capacity, table)
+            return open_target(path, cluster=cluster, capacity=size, direct=direct, table=table)
 
         try:
             engine, found = await blocking(opened)
@@ -138,7 +151,7 @@ class Hosting:
         if engine.lost:
             process.log.error("the index is not the one from before: what it named is lost here", path=path)
         process.log.info("target opened", path=path, how=engine.found.opened.value, chunks=engine.found.chunks)
-        return Target(engine, path, found.incarnation, blocking, self._env, process.log, self._lease)
+        return Target(engine, path, found.incarnation, blocking, self._env, process.log, self._lease, table=found.table)
 
     def reported(self) -> list[Reported]:
         """What the manager is told."""
@@ -168,7 +181,8 @@ class Hosting:
         target.state_watchers.append(self._report_soon)
         repairer = Repairer(target, peers, self._env, process.log)
         Resyncer(target, peers, self._env, process.log, self._share).routing_changed()  # our place may be known already
-        scrubber = Scrubber(target, process.options.scrub_rate, self._membership.living, repairer)
+        living = self._membership.living if target.table == TABLE_OF_FILES else None  # blocks belong to no inode
+        scrubber = Scrubber(target, process.options.scrub_rate, living, repairer)
         self._workers[target.id] = [
             process.spawn(target.keep_retrying(), f"retries of {path}"),
             process.spawn(target.checkpoints.keep(), f"checkpoints of {path}"),
@@ -195,20 +209,24 @@ class Hosting:
 
     # --- while it runs ---
 
-    async def add(self, path: str, capacity: int) -> Target:
+    async def add(self, path: str, capacity: int, table: int = TABLE_OF_FILES) -> Target:
         """Format one more target (or take up what lies there), as a member of no chain. A bare name lies beside the first target, and
         without one each call makes another. Raises INVALID, TOO_LARGE, and what opening raises."""
         async with self._changing:
-            path = self._place(path)
+            table = table or TABLE_OF_FILES
+            path = self._place(path, table)
             if (known := next((t for t in self.targets if t.path == path), None)) is not None:
                 return known
             if len(self.targets) >= TARGETS_MAX:
                 raise error(Status.TOO_LARGE, f"this process has {TARGETS_MAX} targets, which is the most")
-            if not capacity and self.targets:
-                capacity = self.targets[0].engine.space_info().capacity
-            target = await self._open(path, capacity)
+            like = next((t for t in self.targets if t.table == table), None)
+            if not capacity and like is not None:
+                capacity = like.engine.space_info().capacity
+            target = await self._open(path, capacity or self._capacity(table), table)
             self._left_out.pop(path, None)
-            self._membership.spare = True  # from now on: whatever is new comes from here
+            self._membership.spare = self._membership.spare_blocks = (
+                True  # from now on: whatever is new comes from here
+            )
             self._serve([*self.targets, target])
             try:
                 await self._membership.register()
@@ -222,7 +240,7 @@ class Hosting:
             self._process.log.info("target added", target=target.id, path=path)
             return target
 
-    def _place(self, wanted: str) -> str:
+    def _place(self, wanted: str, table: int) -> str:
         """The directory that a request means; a new one if it does not say. Raises INVALID."""
         if os.path.isabs(wanted):
             return wanted
@@ -232,7 +250,8 @@ class Hosting:
         if wanted:
             return os.path.join(parent, wanted)
         taken = {target.path for target in self.targets}
-        names = (os.path.join(parent, f"target-{number}") for number in range(1, 2 * TARGETS_MAX + 2))
+        prefix = "kv" if table == TABLE_OF_BLOCKS else "target"
+        names = (os.path.join(parent, f"{prefix}-{number}") for number in range(1, 2 * TARGETS_MAX + 2))
         return next(name for name in names if name not in taken and not os.path.exists(name))
 
     async def drop(self, number: int) -> None:
@@ -295,12 +314,18 @@ class Hosting:
         )
 
 
-def capacity_of(path: str, wanted: int) -> int:
+def capacity_of(path: str, wanted: int, table: int = TABLE_OF_FILES) -> int:
     """Bytes that the target may take: what was asked for; else 0 for a formatted target (as it was formatted), else a part of
     what the disk has free."""
     if wanted or os.path.exists(os.path.join(path, FORMAT_FILE)):
         return wanted
-    return int(shutil.disk_usage(path).free * CAPACITY_PART) // 4096 * 4096
+    part = CAPACITY_PART * (KV_CAPACITY_PART if table == TABLE_OF_BLOCKS else 1.0)
+    return int(shutil.disk_usage(path).free * part) // 4096 * 4096
+
+
+def default_kv_memory() -> int:
+    """Bytes of the page cache that KV blocks may take, where nothing is said."""
+    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * KV_MEMORY_PART)
 
 
 def _in_use(target: Target) -> StatusError:

@@ -75,7 +75,8 @@ class Membership:
             raise error(Status.INVALID, "no metadata server named: give --meta ADDRESS")
         self.node = Node()
         self.targets: Callable[[], Sequence[Reported]] = list
-        self.spare = False  # new targets wait for an administrator to put them into chains
+        self.spare = False  # new targets for files wait for an administrator to put them into chains
+        self.spare_blocks = False  # and those for KV blocks
         self.lease = lease or Lease()
         self.lease_seconds = LEASE_SECONDS_DEFAULT * time_scale()
         self._env = env
@@ -111,7 +112,12 @@ class Membership:
             entries = [reported.entry for reported in self.targets()]
             number = self._next_number()
             return RegisterNodeRequest(
-                node=self.node, targets=entries, spare=self.spare, dropped=dropped, number=number
+                node=self.node,
+                targets=entries,
+                spare=self.spare,
+                spare_blocks=self.spare_blocks,
+                dropped=dropped,
+                number=number,
             )
 
         while True:

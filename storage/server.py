@@ -23,7 +23,7 @@ from ..proto.process import Process, parser, run
 from ..proto.routing import Change, RoutingTable
 from ..proto.server import Server
 from ..proto.settings import own_rack, read_secret
-from .hosting import Hosting
+from .hosting import Hosting, default_kv_memory
 from .lease import Lease
 from .membership import Membership, Reported
 from .service import StorageService
@@ -46,6 +46,32 @@ def options_parser() -> argparse.ArgumentParser:
         help="a target's directory, formatted when empty; may be repeated (default: target-1 in the data directory)",
     )
     options.add_argument("--capacity", metavar="BYTES", type=int, default=0, help="that each target may take")
+    options.add_argument(
+        "--kv-target",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="a target for KV blocks, formatted when empty; may be repeated (default: none)",
+    )
+    options.add_argument(
+        "--kv-capacity",
+        metavar="BYTES",
+        type=int,
+        default=0,
+        help="that each target for KV blocks may take (default: a quarter of one for files)",
+    )
+    options.add_argument(
+        "--kv-memory",
+        metavar="BYTES",
+        type=int,
+        default=default_kv_memory(),
+        help="of the page cache that KV blocks may take (default: a quarter of this machine's memory)",
+    )
+    options.add_argument(
+        "--kv-spare",
+        action="store_true",
+        help="new targets for KV blocks get no chain before 'emberfs chain create --kv'",
+    )
     options.add_argument("--direct", action="store_true", help="go around the page cache")
     options.add_argument("--spare", action="store_true", help="new targets get no chain before 'emberfs chain apply'")
     options.add_argument(
@@ -89,7 +115,7 @@ async def _serve(process: Process, directory: DataDirectory) -> None:
         lambda: max(0.0, lease.until - env.now()),
     )
     membership = Membership(env, options.meta, routing, changed, process.log, lease=lease, taken=process.fail)
-    membership.spare = options.spare
+    membership.spare, membership.spare_blocks = options.spare, options.kv_spare
     hosting = Hosting(process, directory, env, routing, membership, lease)
     membership.targets = hosting.reported
     try:

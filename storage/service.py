@@ -82,8 +82,8 @@ _READ = int(Rights.READ)
 class TargetKeeper(Protocol):
     """Whoever opens the targets of this process."""
 
-    async def add(self, path: str, capacity: int) -> Target:
-        """Format one more target, beside the others where no path is given."""
+    async def add(self, path: str, capacity: int, table: int) -> Target:
+        """Format one more target for this chain table (0: of files), beside the others where no path is given."""
 
     async def drop(self, number: int) -> None:
         """Delete a target that no chain has."""
@@ -409,7 +409,7 @@ class StorageService:
 
     async def add_target(self, request: AddTargetRequest, context: Context) -> AddTargetReply:
         need_trust(context)
-        target = await self._keeper().add(request.path, request.capacity)
+        target = await self._keeper().add(request.path, request.capacity, request.table)
         return AddTargetReply(target=target.id, path=target.path)
 
     async def drop_target(self, request: DropTargetRequest, context: Context) -> DropTargetReply:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..proto.blocks import TABLE_OF_FILES
 from ..proto.env import Environment, Promise
 from ..proto.errors import Status, StatusError
 from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, LOCAL_STATE_ONLINE, LOCAL_STATE_UPTODATE, LocalState
@@ -89,6 +90,7 @@ class Target:
     log: Any
     lease: Lease = field(default_factory=Lease)
     id: int = 0
+    table: int = TABLE_OF_FILES  # chain table that it is for: of files, or of KV blocks
     read_only: str = ""  # why
     disabled: bool = False  # by an administrator
     others_have_room: bool = False  # of its chain, one that serves or is about to
@@ -484,7 +486,7 @@ class Target:
 
     def entry(self) -> TargetEntry:
         """What the heartbeat says of this target."""
-        entry = TargetEntry(id=self.id, incarnation=self.incarnation, path=self.path)
+        entry = TargetEntry(id=self.id, incarnation=self.incarnation, path=self.path, table=self.table)
         entry.state = self._local_state()
         entry.damaged = self.engine.lost
         space = self.engine.space_info()

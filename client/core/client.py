@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
+from ...proto.blocks import TABLE_OF_FILES
 from ...proto.env import Environment
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen import common_pb2
@@ -436,7 +437,8 @@ class Core(Namespace):
                     chains.update(inode.chains)
                     inode.synced = True
         # What was closed before lies on chains that we do not remember: all of those that files may use.
-        chains.update(chain for table in self.cluster.table.tables.values() for chain in table)
+        tables = self.cluster.table.tables.items()
+        chains.update(chain for (table, _), placed in tables if table == TABLE_OF_FILES for chain in placed)
         await sync_chains(self.cluster, sorted(chains))
         await self.sync_names()
         if failure is not None:

@@ -19,6 +19,11 @@ _NODES_HELP = "Storage processes. More than before: new ones join. Default: as m
 _REPLICAS_HELP = "Copies of each chunk, each on another node. Default: 1. Cannot change later."
 _TARGETS_HELP = "Targets that a node begins with. Default: as many as replicas."
 
+_KV_CAPACITY_HELP = (
+    "What each storage node's cache of KV blocks may hold, as 500G; 0: none. Default: a quarter of what a target may."
+)
+_KV_REPLICAS_HELP = "Copies of each KV block. Default: 1, also where files have several."
+_KV_MEMORY_HELP = "Memory for KV blocks, of all storage nodes, as 64G. Default: a quarter of this machine's."
 _METAS_HELP = "Metadata servers; more than one needs a --kv that they can share. Default: as many as there are, or one."
 _KV_HELP = (
     "Where the metadata lie. Default: in the data directory (RocksDB). Several servers share postgresql://user@host/database "
@@ -37,6 +42,9 @@ def up(
     nodes: Annotated[int | None, typer.Option(help=_NODES_HELP, show_default=False)] = None,
     replicas: Annotated[int | None, typer.Option(help=_REPLICAS_HELP, show_default=False)] = None,
     targets: Annotated[int | None, typer.Option(help=_TARGETS_HELP, show_default=False)] = None,
+    kv_capacity: Annotated[str, typer.Option(help=_KV_CAPACITY_HELP, show_default=False)] = "",
+    kv_replicas: Annotated[int | None, typer.Option(help=_KV_REPLICAS_HELP, show_default=False)] = None,
+    kv_memory: Annotated[str, typer.Option(help=_KV_MEMORY_HELP, show_default=False)] = "",
     metas: Annotated[int | None, typer.Option(help=_METAS_HELP, show_default=False)] = None,
     kv: Annotated[str, typer.Option(help=_KV_HELP, metavar="URL", show_default=False)] = "",
     port: Annotated[int, typer.Option(help=_PORT_HELP, show_default=False)] = -1,
@@ -73,6 +81,9 @@ def up(
         nodes=nodes,
         replicas=replicas,
         targets=targets,
+        kv_capacity=parse_size(kv_capacity) if kv_capacity else None,
+        kv_replicas=kv_replicas,
+        kv_memory=parse_size(kv_memory) if kv_memory else None,
         trash=parse_duration(trash) if trash else None,
         metas=metas,
         kv=kv or None,

@@ -1,4 +1,5 @@
-"""A cluster as the planner of moves sees it: plain values, without what only servers and clients need."""
+"""A cluster as the planner of moves sees it: plain values, without what only servers and clients need; chains and targets of one kind,
+as those for files and those for KV blocks never take each other's members."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import posixpath
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from ...proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, NODE_KIND_STORAGE, StatusReply
+from ...proto.blocks import TABLE_OF_FILES
+from ...proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, NODE_KIND_STORAGE, ChainTable, StatusReply
 from ...proto.gen.common_pb2 import TARGET_STATE_SERVING, TargetState
 from .model import Domain
 
@@ -66,6 +68,8 @@ class ClusterView:
     targets: dict[int, TargetView]
     chains: tuple[ChainView, ...]
     replicas: int  # members that each chain is meant to have
+    table: int = TABLE_OF_FILES  # that the chains belong to
+    placed: frozenset[int] = frozenset()  # chains in the newest version of the table: new files or keys go to them
 
     def node_of(self, target: int) -> NodeView:
         return self.nodes[self.targets[target].node]
@@ -91,8 +95,8 @@ class ClusterView:
         return Domain.HOST if len(hosts) >= max(2, self.replicas) else Domain.NODE
 
 
-def view_of(status: StatusReply) -> ClusterView:
-    """What the manager said, for the planner."""
+def view_of(status: StatusReply, table: int = TABLE_OF_FILES) -> ClusterView:
+    """What the manager said of the chains of one table, for the planner."""
     routing, silent = status.routing, set(status.silent_nodes)
     nodes = {
         node.id: NodeView(node.id, node.name, node.host, node.rack, node.draining, node.id not in silent)
@@ -115,18 +119,21 @@ def view_of(status: StatusReply) -> ClusterView:
             sync_total=target.sync_total,
         )
         for target in routing.targets
-        if target.node in nodes
+        if target.node in nodes and (target.table or TABLE_OF_FILES) == table
     }
+    others = {target.id for target in routing.targets if (target.table or TABLE_OF_FILES) != table}
     chains = tuple(
         ChainView(chain.id, chain.version, tuple(MemberView(m.target, m.state) for m in chain.members))
         for chain in sorted(routing.chains, key=lambda chain: chain.id)
+        if chain.members and not any(m.target in others for m in chain.members)
     )
-    return ClusterView(nodes, targets, chains, _replicas(status, chains))
+    newest = max((t for t in routing.tables if t.id == table), key=lambda t: t.version, default=None)
+    placed = frozenset(newest.chains) if newest is not None else frozenset()
+    return ClusterView(nodes, targets, chains, _replicas(newest, chains), table, placed)
 
 
-def _replicas(status: StatusReply, chains: Collection[ChainView]) -> int:
-    """As the newest chain table says; of a table from before it said so, the number that most chains have."""
-    newest = max(status.routing.tables, key=lambda table: (-table.id, table.version), default=None)
+def _replicas(newest: ChainTable | None, chains: Collection[ChainView]) -> int:
+    """As the newest version of the chain table says; of one from before it said so, the number that most chains have."""
     if newest is not None and newest.replicas:
         return newest.replicas
     return _most_common(len(chain.members) for chain in chains)

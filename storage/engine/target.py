@@ -1,6 +1,6 @@
 """A target's directory: formatted once, opened by one process at a time.
 
-format.json   version, random incarnation, cluster, capacity, geometry: written once, never changed
+format.json   version, random incarnation, cluster, capacity, geometry, what it is for: written once, never changed
 lock          held (flock) by the process that serves the target
 blocks/       block files (slots.py)
 index/        RocksDB (row.py has its key space)
@@ -13,6 +13,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 
+from ...proto.blocks import TABLE_OF_BLOCKS, TABLE_OF_FILES
 from ...proto.errors import Status, StatusError, error
 from ...proto.ids import boot_id, new_u64
 from .disk import FileDisk, sync_directory
@@ -20,7 +21,7 @@ from .engine import CACHE_BYTES, ChunkEngine
 from .index import RocksIndex
 from .slots import SLOT_BYTES_MAX
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 of targets for files, which older ones know; 2 of those for KV blocks
 FORMAT_FILE = "format.json"
 LOCK_FILE = "lock"
 CAPACITY_MIN = SLOT_BYTES_MAX  # bytes
@@ -36,6 +37,7 @@ class Format:
     cluster: str  # id; a server of another cluster refuses the target
     capacity: int  # bytes of slots
     chunk_id: str = CHUNK_ID
+    table: int = TABLE_OF_FILES  # chain table that its chain belongs to: of files, or of KV blocks
 
 
 def read_format(path: str) -> Format | None:
@@ -51,7 +53,12 @@ def read_format(path: str) -> Format | None:
                 f"{path} has format {version}, this emberfs reads up to {FORMAT_VERSION}: use a newer emberfs",
             )
         made = Format(
-            version, int(found["incarnation"]), str(found["cluster"]), int(found["capacity"]), str(found["chunk_id"])
+            version,
+            int(found["incarnation"]),
+            str(found["cluster"]),
+            int(found["capacity"]),
+            str(found["chunk_id"]),
+            int(found.get("table", TABLE_OF_FILES)),
         )
     except FileNotFoundError:
         return None
@@ -64,7 +71,7 @@ def read_format(path: str) -> Format | None:
     return made
 
 
-def format_target(path: str, cluster: str, capacity: int) -> Format:
+def format_target(path: str, cluster: str, capacity: int, table: int = TABLE_OF_FILES) -> Format:
     """Begin a target in an empty or missing directory. Raises BAD_FORMAT when something lies there, INVALID for a capacity under
     CAPACITY_MIN."""
     if capacity < CAPACITY_MIN:
@@ -73,7 +80,8 @@ def format_target(path: str, cluster: str, capacity: int) -> Format:
     others = sorted(set(os.listdir(path)) - {LOCK_FILE, FORMAT_FILE + ".new", "lost+found"})
     if others:
         raise error(Status.BAD_FORMAT, f"{path} is not empty ({others[0]!r}) and no target: give an empty directory")
-    made = Format(FORMAT_VERSION, new_u64(), cluster, capacity)
+    version = FORMAT_VERSION if table == TABLE_OF_BLOCKS else 1
+    made = Format(version, new_u64(), cluster, capacity, table=table)
     file = os.path.join(path, FORMAT_FILE)
     with open(file + ".new", "w", encoding="utf-8") as opened:
         json.dump(asdict(made), opened, indent=1)
@@ -96,18 +104,28 @@ def _lock(path: str) -> int:
 
 
 def open_target(
-    path: str, *, cluster: str, capacity: int = 0, direct: bool = False, cache_bytes: int = CACHE_BYTES
+    path: str,
+    *,
+    cluster: str,
+    capacity: int = 0,
+    direct: bool = False,
+    cache_bytes: int = CACHE_BYTES,
+    table: int = 0,
 ) -> tuple[ChunkEngine, Format]:
-    """Open the target in a directory, which is formatted with `capacity` bytes when it is empty. Blocking.
+    """Open the target in a directory, which is formatted with `capacity` bytes when it is empty, for chains of `table` (0: whatever it is
+    for; an empty one is for files). Blocking.
 
     Raises BUSY_RESOURCE (another process has it), WRONG_CLUSTER, BAD_FORMAT, INVALID, OSError. `capacity`, where given, also changes how
     much a formatted target may take in this process."""
     lock = _lock(path)
     try:
         known = read_format(path)
-        found = known or format_target(path, cluster, capacity)
+        found = known or format_target(path, cluster, capacity, table or TABLE_OF_FILES)
         if found.cluster != cluster:
             raise error(Status.WRONG_CLUSTER, f"{path} belongs to cluster {found.cluster}, this is {cluster}")
+        if table not in (0, found.table):
+            what = "KV blocks" if found.table == TABLE_OF_BLOCKS else "files"
+            raise error(Status.BAD_FORMAT, f"{path} was made for {what}: say so, or give another directory")
         disk = FileDisk(os.path.join(path, "blocks"), direct=direct)
         try:
             index = RocksIndex(os.path.join(path, "index"))
