@@ -97,18 +97,20 @@ async def resize(attempt: Attempt, inode: Inode, length: int) -> None:
 
 
 class Grow(Detour):
-    """The bytes of an inlined file have to come into a chunk first."""
+    """The bytes of an inlined file have to come into a chunk first. `asked`: that is what the request wants, and its reply will tell."""
 
-    def __init__(self, inode: int) -> None:
+    def __init__(self, inode: int, *, asked: bool = False) -> None:
         super().__init__(inode)
         self.inode = inode
+        self.asked = asked
 
     async def take(self, namespace: Namespace, task: Task) -> None:
-        await grow(namespace, self.inode)
+        await grow(namespace, self.inode, task if self.asked else None)
 
 
-async def grow(namespace: Namespace, number: int) -> None:
-    """Move the bytes of an inlined file into chunk 0; nothing to do is fine. Raises what storage raises: the file stays inlined then."""
+async def grow(namespace: Namespace, number: int, task: Task | None = None) -> None:
+    """Move the bytes of an inlined file into chunk 0, for the `task` that asked for it; nothing to do is fine. Raises what storage raises:
+    the file stays inlined then."""
     while True:
 
         async def begin(txn: Transaction) -> tuple[Inode, bytes] | None:
@@ -120,7 +122,7 @@ async def grow(namespace: Namespace, number: int) -> None:
             txn.put(keys.inode_key(number), inode.pack())
             return inode, await content(txn, inode)
 
-        found = await namespace.transact(begin)
+        found = await namespace.transact(begin, task)
         if found is None:
             return
         inode, data = found
@@ -141,5 +143,5 @@ async def grow(namespace: Namespace, number: int) -> None:
             txn.put(keys.inode_key(number), now.pack())
             return True
 
-        if await namespace.transact_if(finish):
+        if await namespace.transact_if(finish, task):
             return

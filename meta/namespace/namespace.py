@@ -253,11 +253,22 @@ class Namespace:
                 pause = FAILED_SECONDS * self.time_scale
             await self.clock.sleep(pause)
 
-    async def transact(self, work: Callable[[Transaction], Awaitable[_Result]]) -> _Result:
-        """A transaction of a background worker, in the retry loop."""
-        return await retry.run(self.engine, work, self.clock)
+    async def transact(self, work: Callable[[Transaction], Awaitable[_Result]], task: Task | None = None) -> _Result:
+        """A transaction of a background worker, in the retry loop. With a `task` it is part of what that request asks for: who asked holds
+        his leases on, since its reply tells him what there is to know."""
+        if task is None or not self.leases.watching:
+            return await retry.run(self.engine, work, self.clock)
+        part = Task(task.caller, task.client, session=task.session)
 
-    async def transact_if(self, work: Callable[[Transaction], Awaitable[bool]]) -> bool:
+        async def owned(txn: Transaction) -> _Result:
+            self.leases.on_behalf(txn, part)
+            return await work(txn)
+
+        result = await retry.run(self.engine, owned, self.clock)
+        task.told = task.told or part.told
+        return result
+
+    async def transact_if(self, work: Callable[[Transaction], Awaitable[bool]], task: Task | None = None) -> bool:
         """The same, committed only if the work says so."""
 
         async def guarded(txn: Transaction) -> bool:
@@ -266,7 +277,7 @@ class Namespace:
             return True
 
         try:
-            return await retry.run(self.engine, guarded, self.clock)
+            return await self.transact(guarded, task)
         except _Unwanted:
             return False
 

@@ -104,7 +104,7 @@ class MetaService:
             reply, repeated = await self._namespace.change(META.Open, open.open_file, task, request)
             mark = task.committed
             if repeated and request.flags & os.O_TRUNC:
-                await trim.finish(self._namespace, reply.attributes.inode)
+                await trim.finish(self._namespace, reply.attributes.inode, task)
         else:
             reply = await self._namespace.read(open.open_file, task, request)
             if reply.attributes.type == REGULAR and await readers.admit(task.client):
@@ -180,7 +180,7 @@ class MetaService:
         reply, repeated = await self._namespace.change(META.Truncate, truncate.truncate, task, request)
         if repeated:
             # The first one may have failed between its commit and the chunks.
-            await trim.finish(self._namespace, reply.attributes.inode)
+            await trim.finish(self._namespace, reply.attributes.inode, task)
         return reply
 
     async def clone(self, request: meta_pb2.CloneFileRequest, context: Context) -> meta_pb2.CloneFileReply:

@@ -56,7 +56,7 @@ class FinishTrim(Detour):
         self.inode = inode
 
     async def take(self, namespace: Namespace, task: Task) -> None:
-        await finish(namespace, self.inode)
+        await finish(namespace, self.inode, task)
 
 
 class Measure(Detour):
@@ -95,7 +95,7 @@ async def cut(attempt: Attempt, inode: Inode, length: int) -> None:
         inode.truncate_version += 1
         inode.flags |= inodes.TRIMMING
         attempt.txn.put(keys.trim_key(inode.id), Trim(inode.length, length, inode.truncate_version).pack())
-        attempt.after.append(partial(finish, attempt.namespace, inode.id))
+        attempt.after.append(partial(finish, attempt.namespace, inode.id, attempt.task))
     if length > inode.length:
         inode.flags |= inodes.SPARSE
     attempt.tell(WRITTEN, inode.id)
@@ -119,8 +119,9 @@ async def _cut_inlined(attempt: Attempt, inode: Inode, length: int) -> bool:
     return inode.truncate_version > 0
 
 
-async def finish(namespace: Namespace, number: int) -> None:
-    """Trim the chunks behind a cut and drop the record. Nothing to do is fine. Raises what storage raises; calling again goes on."""
+async def finish(namespace: Namespace, number: int, task: Task | None = None) -> None:
+    """Trim the chunks behind a cut and drop the record, for the `task` that cut. Nothing to do is fine. Raises what storage raises; calling
+    again goes on."""
     txn = namespace.engine.begin()
     found, record = await txn.get_many([keys.inode_key(number), keys.trim_key(number)], snapshot=True)
     if found is None or record is None:
@@ -138,7 +139,7 @@ async def finish(namespace: Namespace, number: int) -> None:
         txn.put(keys.inode_key(number), inode.pack())
         txn.delete(keys.trim_key(number))
 
-    await namespace.transact(work)
+    await namespace.transact(work, task)
 
 
 async def measure(namespace: Namespace, number: int) -> tuple[int, int]:

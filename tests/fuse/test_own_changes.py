@@ -100,3 +100,30 @@ def test_what_loses_one_of_its_names_is_known_and_keeps_its_pages(cluster: Local
     assert (d / "object").read_bytes() == b"object"
     assert mount.requests(Opcode.READ) - reads <= 1
     assert os.stat(d / "object").st_nlink == 1
+
+
+def test_what_is_written_here_stays_in_the_kernel_when_a_small_file_becomes_a_large_one(
+    cluster: LocalCluster, make_mount: MakeMount
+) -> None:
+    """The server moves its bytes into chunks, as we asked it to: nobody else has changed it."""
+    mount = make_mount(cluster.url)
+    d = mount.path / "becomes-large"
+    d.mkdir()
+    until_leased(mount, d)
+    (d / "file").write_bytes(b"small")
+    (d / "other").write_bytes(b"")
+    for path in (d / "file", d / "other"):
+        os.utime(path)
+        os.stat(path)
+    large = bytes(range(256)) * 512
+    with connect(cluster.url) as client, open(d / "file", "r+b", buffering=0) as file:
+        assert file.read() == b"small"
+        reads = mount.requests(Opcode.READ)
+        os.pwrite(file.fileno(), large, 0)
+        os.fsync(file.fileno())
+        client.write_bytes(f"/{d.name}/other", b"by somebody else")  # once we hear of this, we have heard of all before
+        deadline = time.monotonic() + SECONDS_MAX
+        while (d / "other").stat().st_size != 16:
+            assert time.monotonic() < deadline
+        assert os.pread(file.fileno(), len(large), 0) == large
+        assert mount.requests(Opcode.READ) == reads

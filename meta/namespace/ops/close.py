@@ -138,5 +138,5 @@ async def grow(attempt: Attempt, request: meta_pb2.GrowRequest) -> meta_pb2.Grow
     inode = await attempt.inode(request.inode)
     await session.require(attempt.txn, inode.id, request.session, attempt.client)
     if inode.flags & inodes.INLINE:
-        raise inline.Grow(inode.id)
+        raise inline.Grow(inode.id, asked=True)
     return meta_pb2.GrowReply(attributes=inodes.attributes(inode))

@@ -140,6 +140,31 @@ async def test_changes_of_ones_own_are_not_told(world: World) -> None:
     assert await holder.told() == ({made.attributes[0].inode}, set())  # it holds what its own change has left
 
 
+async def test_moving_a_small_file_into_chunks_and_trimming_these_is_part_of_the_change_that_asks_for_it(
+    world: World,
+) -> None:
+    """A mount that hears of a change drops pages, and must not while its own programs write them."""
+    world.namespace.inline_max = lambda: 100
+    holder, other = await Holder(world).begin(), await Holder(world, OTHER).begin()
+    opened = await holder.ask("open", meta_pb2.OpenRequest(place=place("/f"), flags=os.O_CREAT | os.O_RDWR, mode=0o644))
+    number, session = opened.attributes.inode, opened.session
+    small = meta_pb2.InlineWrites(offsets=[0], pieces=[b"small"])
+    await holder.ask("sync_file", meta_pb2.SyncFileRequest(inode=number, session=session, written=True, inlined=small))
+    for each in (holder, other):
+        assert (await each.look(under(number))).leased
+    grown = await holder.ask("grow", meta_pb2.GrowRequest(inode=number, session=session))
+    assert not grown.attributes.inlined
+    assert await holder.told() == (set(), set())
+    assert await other.told() == ({number}, set())
+    world.chunks.write(number, 200, grown.attributes.truncate_version)
+    await holder.ask("truncate", meta_pb2.TruncateRequest(place=under(number), length=3, session=session))
+    assert world.chunks.trims
+    assert await holder.told() == (set(), set())
+    await holder.ask("close", meta_pb2.CloseRequest(inode=number, session=session))
+    await world.set("/f", mode=0o600)
+    assert await holder.told() == ({number}, set())  # it holds its lease still
+
+
 async def test_a_change_by_another_connection_of_the_same_client_is_told(world: World) -> None:
     file = await world.touch("/f")
     holder, late = await Holder(world).begin(), Holder(world)
