@@ -51,8 +51,6 @@ class RocksIndex:
         options.set_block_based_table_factory(table)
         self._batch = rocksdict.WriteBatch
         self._read_options = rocksdict.ReadOptions
-        self._synced = rocksdict.WriteOptions()
-        self._synced.sync = True
         self._db: Any = rocksdict.Rdict(path, options)
         self.get: Callable[[bytes], bytes | None] = self._db.get  # hot: no frame between
 
@@ -66,10 +64,9 @@ class RocksIndex:
                 batch.delete(key)
             else:
                 batch.put(key, value)
+        self._db.write(batch)
         if sync:
-            self._db.write(batch, self._synced)
-        else:
-            self._db.write(batch)
+            self._db.flush_wal(True)  # a write that is to sync keeps the interpreter's lock while it waits for the disk
 
     def scan(self, begin: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         # Not `items()`, which ends at an unreadable block as if there were no more rows; and not `set_iterate_lower_bound`, which sets
