@@ -186,6 +186,9 @@ def test_lowest_declared_versions(wheel: Path, tmp_path: Path) -> None:
     code = """
 import importlib, json, pkgutil, emberfs
 names = [m.name for m in pkgutil.walk_packages(emberfs.__path__, "emberfs.") if not m.name.endswith("__main__")]
+# These subclass what an inference engine's package brings, or publish through libraries that engines bring.
+engines = {"events", "lmcache", "lmcache_remote", "sglang", "vllm"}
+names = [name for name in names if name not in {f"emberfs.kvcache.adapters.{engine}" for engine in engines}]
 for name in names:
     importlib.import_module(name)
 print(json.dumps(names))

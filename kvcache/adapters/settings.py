@@ -1,0 +1,67 @@
+"""What all adapters take from an engine's configuration, and how an engine's names of blocks become our keys."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from ...proto.blocks import KEY_BYTES
+
+logger = logging.getLogger("emberfs.kvcache.adapters")
+
+_HEX_DIGITS = 2 * KEY_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSettings:
+    """Our part of an engine's configuration. What changes the bytes of a block, and the engine does not tell us, belongs to `revision`
+    (weights, adapters, quantization) or `salt`: both separate namespaces."""
+
+    url: str = "ember:///"  # of the cluster; this one: as `emberfs up` left it
+    tenant: str = ""  # whose quota counts
+    revision: str = ""  # of the model's weights
+    salt: str = ""  # anything else that must be equal
+    ttl_s: int = 0  # seconds that blocks live; 0: until they are evicted
+    mode: int = 0o600  # who may read and write the blocks, as of a file
+    durable: bool = False  # acknowledge puts when they survive power loss
+    deadline_ms: int | None = None  # of one batch; None: the client's default
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], ignore: Iterable[str] = ()) -> Self:
+        """From an engine's mapping, in which `ignore` are the engine's own keys. Raises ValueError for keys that nobody knows (a typo
+        would silently share or separate caches) and for values of the wrong type."""
+        kinds: dict[str, tuple[type, ...]] = {
+            "url": (str,), "tenant": (str,), "revision": (str,), "salt": (str,), "ttl_s": (int,), "mode": (int, str),
+            "durable": (bool,), "deadline_ms": (int, type(None)),
+        }  # fmt: skip
+        known = {field.name for field in fields(cls)}
+        unknown = set(given) - known - set(ignore)
+        if unknown:
+            raise ValueError(f"emberfs does not know {sorted(unknown)}; its settings are {sorted(known)}")
+        chosen = {name: given[name] for name in known if name in given}
+        for name, value in chosen.items():
+            if not isinstance(value, kinds[name]):
+                raise ValueError(f"{name} cannot be {value!r}")
+        if isinstance(chosen.get("mode"), str):  # JSON has no octal numbers: "0640"
+            chosen["mode"] = int(chosen["mode"], 8)
+        return cls(**chosen)
+
+
+def key_of(name: str | bytes) -> bytes:
+    """The key of a block that an engine calls `name`: a SHA-256 digest is the key itself, in hex or as bytes; anything else is hashed."""
+    if isinstance(name, bytes):
+        return name if len(name) == KEY_BYTES else hashlib.sha256(name).digest()
+    if len(name) == _HEX_DIGITS:
+        try:
+            return bytes.fromhex(name)
+        except ValueError:
+            pass
+    return hashlib.sha256(name.encode()).digest()
+
+
+def succeeded(statuses: Iterable[int]) -> list[bool]:
+    """Which keys have a status of success (bytes moved, not a negative errno)."""
+    return [int(status) >= 0 for status in statuses]
