@@ -12,13 +12,23 @@ import atexit
 import os
 import socket
 import weakref
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, Protocol
 
 from ..proto.env import drive
 from ..proto.errors import StatusError
-from .core.client import Core
 
-_cores: weakref.WeakSet[Core] = weakref.WeakSet()
+
+class Tracked(Protocol):
+    """The core of a client: of files, or of the KV cache. Hashed, and referred to weakly."""
+
+    def after_fork_in_child(self) -> None: ...
+
+    def close(self) -> Coroutine[Any, Any, None]: ...
+
+
+_cores: weakref.WeakSet[Tracked] = weakref.WeakSet()
 
 
 def umask() -> int:
@@ -37,12 +47,12 @@ def name() -> str:
     return f"{socket.gethostname()} pid {os.getpid()}"
 
 
-def track(core: Core) -> None:
+def track(core: Tracked) -> None:
     """Look after a core with a blocking environment when this process forks, and when it ends."""
     _cores.add(core)
 
 
-def forget(core: Core) -> None:
+def forget(core: Tracked) -> None:
     _cores.discard(core)
 
 

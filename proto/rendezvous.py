@@ -12,7 +12,8 @@ from collections.abc import Iterable
 _MASK = (1 << 64) - 1
 
 
-def _mixed(number: int) -> int:
+def mixed(number: int) -> int:
+    """A hash of 64 bits."""
     # The finalizer of splitmix64: every bit of the number touches every bit of the result.
     number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
     number = (number ^ (number >> 27)) * 0x94D049BB133111EB & _MASK
@@ -21,4 +22,4 @@ def _mixed(number: int) -> int:
 
 def owner_of(inode: int, nodes: Iterable[int]) -> int:
     """The node that owns an inode, the same for everybody who knows the same nodes. Raises ValueError without nodes."""
-    return max(nodes, key=lambda node: (_mixed(_mixed(node & _MASK) ^ inode), node))
+    return max(nodes, key=lambda node: (mixed(mixed(node & _MASK) ^ inode), node))

@@ -1,0 +1,204 @@
+"""Batches in the background, for engines that poll: `submit_*` gives a `Ticket`, `KVCache.completed()` those that are done, and an eventfd
+is readable while there are some.
+
+A few threads of the cache do the work, each with connections of its own. A ticket never raises what happened to blocks: its result is the
+statuses that the blocking call would have given.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from ..proto.blocks import KEY_BYTES
+from ..proto.env import drive
+from .core.batch import Stop
+from .core.core import KvCore
+from .core.results import Match
+from .core.statuses import AGAIN, CANCELLED, as_array
+from .keys import packed
+from .places import places_of
+
+WORKERS_MAX = 4  # threads
+SUBMITTED_MAX = 1024  # tickets that wait for a thread; beyond, they are answered with -EAGAIN at once
+_EVENT_FLAGS = os.EFD_CLOEXEC | os.EFD_NONBLOCK
+
+Operation = Callable[..., Coroutine[Any, Any, Any]]
+
+
+class Ticket:
+    """A batch that was submitted."""
+
+    def __init__(self, count: int, is_match: bool, finished: Callable[[Ticket], None]) -> None:
+        self.count = count  # of keys
+        self.is_match = is_match
+        self.stop = Stop()
+        self._finished = finished
+        self._settled = threading.Event()
+        self._lock = threading.Lock()
+        self._result: Any = None
+        self._failure: BaseException | None = None
+        self._event = -1
+
+    def done(self) -> bool:
+        """Whether `result` would not wait. Never waits."""
+        return self._settled.is_set()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Statuses of a get or put, the `Match` of a match. Raises TimeoutError when it is not there within so many seconds."""
+        if not self._settled.wait(timeout):
+            raise TimeoutError(f"not done within {timeout} s; ask again, or cancel it")
+        if self._failure is not None:
+            raise self._failure
+        return self._result
+
+    def cancel(self) -> None:
+        """What was not sent yet stays unsent: -ECANCELED. What is on its way is waited for, so that its memory is nobody else's."""
+        self.stop.wanted = True
+
+    def fileno(self) -> int:
+        """An eventfd that is readable once this ticket is done. It is closed with the ticket."""
+        with self._lock:
+            if self._event < 0:
+                self._event = os.eventfd(int(self.done()), _EVENT_FLAGS)
+            return self._event
+
+    def settle(self, result: Any, failure: BaseException | None = None) -> None:
+        """Done. The first counts."""
+        with self._lock:
+            if self.done():
+                return
+            self._result, self._failure = result, failure
+            self._settled.set()
+            if self._event >= 0:
+                os.eventfd_write(self._event, 1)
+        self._finished(self)
+
+    def __del__(self) -> None:
+        if self._event >= 0:
+            with suppress(OSError):
+                os.close(self._event)
+
+
+class Submitter:
+    """Of one cache. Thread-safe; in a forked child it begins anew."""
+
+    def __init__(self, core: KvCore) -> None:
+        self._core = core
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._queue: deque[tuple[Ticket, Callable[[], Any]]] = deque()
+        self._wake = threading.Semaphore(0)
+        self._workers: list[threading.Thread] = []
+        self._idle = 0
+        self._done: deque[Ticket] = deque()
+        self._event = -1
+        self._closed = False
+
+    def submit(self, operation: Operation, namespace: Any, keys: Any, how: dict[str, Any], *memory: Any) -> Ticket:
+        """Do it in the background. Raises TypeError, ValueError for what can never be done."""
+        self._follow_fork()
+        joined = packed(keys)
+        count = len(joined) // KEY_BYTES
+        if memory:  # wrong arguments are the caller's, here and now
+            places_of(memory[0], count, self._core.registry, writable=operation == self._core.get_into)
+        ticket = Ticket(count, operation == self._core.match, self._finished)
+
+        def work() -> Any:
+            found = drive(operation(namespace, joined, *memory, stop=ticket.stop, **how))
+            return found if ticket.is_match else as_array(found)
+
+        with self._lock:
+            full = len(self._queue) >= SUBMITTED_MAX
+            if not full and not self._closed:
+                self._queue.append((ticket, work))
+                if not self._idle and len(self._workers) < WORKERS_MAX:
+                    self._start()
+        if full or self._closed:
+            ticket.settle(_nothing(ticket, AGAIN if full else CANCELLED))
+        else:
+            self._wake.release()
+        return ticket
+
+    def completed(self) -> list[Ticket]:
+        """Those that are done since the last time."""
+        self._follow_fork()
+        if self._event >= 0:
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._event)
+        found = []
+        while True:
+            try:
+                found.append(self._done.popleft())
+            except IndexError:
+                return found
+
+    def fileno(self) -> int:
+        """An eventfd that is readable while `completed` has something."""
+        self._follow_fork()
+        with self._lock:
+            if self._event < 0:
+                self._event = os.eventfd(len(self._done), _EVENT_FLAGS)
+            return self._event
+
+    def _finished(self, ticket: Ticket) -> None:
+        self._done.append(ticket)
+        if self._event >= 0:
+            with suppress(OSError):
+                os.eventfd_write(self._event, 1)
+
+    def _start(self) -> None:
+        worker = threading.Thread(target=self._run, name="emberfs-kvcache", daemon=True)
+        self._workers.append(worker)
+        worker.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                self._idle += 1
+            self._wake.acquire()
+            with self._lock:
+                self._idle -= 1
+                if not self._queue:
+                    return  # closed
+                ticket, work = self._queue.popleft()
+            try:
+                ticket.settle(work())
+            except BaseException as failure:  # whoever waits gets it, whatever it is
+                ticket.settle(None, failure)
+            del ticket, work  # an idle thread holds nobody's buffers
+
+    def _follow_fork(self) -> None:
+        if self._process != os.getpid():
+            if self._event >= 0:
+                os.close(self._event)
+            self._begin()
+
+    def close(self) -> None:
+        """What waits for a thread is cancelled; the threads end with what they are doing."""
+        self._follow_fork()
+        with self._lock:
+            self._closed = True
+            waiting = list(self._queue)
+            self._queue.clear()
+        for ticket, _ in waiting:
+            ticket.cancel()
+            ticket.settle(_nothing(ticket, CANCELLED))
+        for _ in self._workers:
+            self._wake.release()
+        if self._event >= 0:
+            os.close(self._event)
+            self._event = -1
+
+
+def _nothing(ticket: Ticket, code: int) -> Any:
+    """The result of a batch that was never begun."""
+    statuses = [code] * ticket.count
+    return Match.of(statuses) if ticket.is_match else as_array(statuses)
