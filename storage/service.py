@@ -171,6 +171,20 @@ class StorageService:
     def _target(self, chain: int) -> Target | None:
         return self._by_chain.get(chain)
 
+    # --- for the service of blocks, which has the same targets ---
+
+    @property
+    def targets(self) -> Sequence[Target]:
+        return self._all
+
+    def member(self, chain: int) -> Target | None:
+        """Our target in that chain."""
+        return self._by_chain.get(chain)
+
+    def newer(self, statuses: Iterable[int], chains: Sequence[int]) -> list[Chain]:
+        """The entries that go with refusals for a stale chain version."""
+        return self._chains(statuses, chains)
+
     def _chain(self, chain: int) -> list[Any]:
         return self._chains((Status.STALE_CHAIN_VERSION,), (chain,))
 

@@ -9,7 +9,8 @@ fdatasync or index takes it offline, for nobody knows any more what is on the di
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..proto.errors import Status, StatusError
 from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, LOCAL_STATE_ONLINE, LOCAL_STATE_UPTODATE, LocalState
 from ..proto.gen.cluster_pb2 import Target as TargetEntry
 from ..proto.gen.common_pb2 import Chain
+from .blocks.directory import Directory
 from .checkpoints import Checkpoints
 from .craq import Replica
 from .engine import job as chunks
@@ -113,6 +115,7 @@ class Target:
         self._quiet: Promise[None] | None = None  # told when there are none
         self._offline_told = False
         self.fullness = Fullness(self.engine)
+        self.directory = Directory(self.engine)
 
     # --- what routing says ---
 
@@ -137,7 +140,7 @@ class Target:
         try:
             self.engine.complete()
         except StatusError:
-            self._tell_offline()
+            self.tell_offline()
 
     def clients_ended(self, ended: Iterable[bytes], fresh: Iterable[bytes]) -> None:
         """Writes of `ended` clients are refused from now on; what was kept to recognise retries of the `fresh` ones among them may go."""
@@ -174,6 +177,10 @@ class Target:
         """OK when reads may be answered under this chain version, right now."""
         return self._refused(chain_version, writing=False) or self.replica.may_read(chain_version, self.env.now())
 
+    def may_write(self, chain_version: int) -> Status:
+        """OK when updates may enter here under this chain version, right now, as far as the disk and the chain are concerned."""
+        return self._refused(chain_version, writing=True) or self.replica.may_read(chain_version, self.env.now())
+
     def _refused(self, chain_version: int, *, writing: bool) -> Status | None:
         """As `refusal`; but whoever comes with another version of the chain shall hear of the one that we have: there it may say who
         serves instead."""
@@ -186,7 +193,7 @@ class Target:
     def refusal(self, *, writing: bool) -> Status | None:
         """Why this target takes no requests (of this kind), if it does not."""
         if self.engine.failed:
-            self._tell_offline()
+            self.tell_offline()
             return Status.TARGET_OFFLINE
         if self.is_out:
             return Status.TARGET_OFFLINE
@@ -236,7 +243,7 @@ class Target:
         try:
             self.engine.discard(sorted(self.engine.pending))
         except StatusError:
-            self._tell_offline()
+            self.tell_offline()
 
     async def keep_retrying(self) -> None:
         """Background: what the machine tries again after a while."""
@@ -254,11 +261,23 @@ class Target:
             try:
                 await work(*arguments)
             finally:
-                self._under_way -= 1
-                if not self._under_way and self._quiet is not None:
-                    self._quiet.set(None)
+                self._end_work()
 
         self.env.spawn(run, "effect")
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """The engine is used in another thread meanwhile: `close` waits for it."""
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._end_work()
+
+    def _end_work(self) -> None:
+        self._under_way -= 1
+        if not self._under_way and self._quiet is not None:
+            self._quiet.set(None)
 
     # --- updates ---
 
@@ -318,13 +337,13 @@ class Target:
         except StatusError as failed:
             for i, _ in staged:
                 results[i] = Result(failed.status)
-            self._tell_offline()
+            self.tell_offline()
         except Exception as bug:
             # Half of it may be in the rows: nobody knows any more what the index will hold.
             for i, _ in staged:
                 results[i] = self._note_bug(effect.updates[i], bug)
             self.engine.failed = f"a bug while staging: {bug!r}"
-            self._tell_offline()
+            self.tell_offline()
         else:
             for i, job in staged:
                 results[i] = Result(Status.OK, job.version, job.length, job.state.whole)
@@ -339,7 +358,7 @@ class Target:
         except StatusError as failed:
             # The target is out: its pending updates are resolved by whoever is left, or when it is opened again.
             self.log.error("cannot commit", target=self.id, error=failed.strerror)
-            self._tell_offline()
+            self.tell_offline()
             self.submit(CommitDone(effect.batch, failed.status))
         else:
             self.submit(CommitDone(effect.batch))
@@ -368,8 +387,7 @@ class Target:
         if not isinstance(failure, StatusError):
             return self._note_bug(update, failure)
         if failure.status is Status.IO_ERROR:
-            self.counters.io_errors += 1
-            self._go_read_only(failure)
+            self.note_io_error(failure)
             if self.is_out:
                 return Result(Status.TARGET_OFFLINE)  # not the client's trouble: the next head takes it
         elif failure.status is Status.NO_SPACE:
@@ -378,8 +396,10 @@ class Target:
             return self._note_checksum(update, failure)
         return Result(failure.status)
 
-    def _go_read_only(self, failure: StatusError) -> None:
-        """Until the process starts again. In a chain of several the place is given away, so that the others go on."""
+    def note_io_error(self, failure: StatusError) -> None:
+        """A write failed: read-only until the process starts again. In a chain of several the place is given away, so that the others
+        go on."""
+        self.counters.io_errors += 1
         if not self.read_only:
             self.read_only = str(failure.strerror)
             message = "writing failed; the target is read-only from now on"
@@ -454,9 +474,9 @@ class Target:
             self.engine.finish_checkpoint(checkpoint)
         finally:
             if self.engine.failed:
-                self._tell_offline()
+                self.tell_offline()
 
-    def _tell_offline(self) -> None:
+    def tell_offline(self) -> None:
         if not self._offline_told:
             self._offline_told = True
             self.log.error("target offline", target=self.id, path=self.path, error=self.engine.failed)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Protocol
 
 from ...proto.errors import Status, error
 from .checkpoint import Checkpoint
@@ -29,7 +30,7 @@ from .planner import Planner, ReadBatch, Units
 from .reads import ReadPlan, verify
 from .records import ChunkInfo, LastChunk, Read, Receipt, Records, SpaceInfo
 from .recovery import LOST_KEY, VERSION_KEY, Found, Opened, pack_number, recover, row_changes, session_record
-from .row import CHANNEL, CHUNK, FLOOR, Row, State, encode_row
+from .row import CHANNEL, CHUNK, FLOOR, Row, State, decode_row, encode_row
 from .rows import Floors, Receipts, Rows, chunk_info, successor
 from .space import Space
 
@@ -40,6 +41,13 @@ PRESSURE_PART = 8  # a checkpoint is wanted when slots that it would free take 1
 
 _INDEX = struct.Struct(">I")
 Version = tuple[int, int]  # chain version, number
+
+
+class BlockWatcher(Protocol):
+    """Who knows which chunks are blocks of the KV cache."""
+
+    def committed(self, chunk: bytes, old: State | None, new: State | None) -> None:
+        """A chunk that was a block, or is one now, is about to be committed in this index write. None: it is not there."""
 
 
 class ChunkEngine:
@@ -82,6 +90,7 @@ class ChunkEngine:
         self._unsynced = False  # the index was written since then
         self._checkpoint: Checkpoint | None = None  # under way
         self._closers: list[Callable[[], None]] = [disk.close, index.close]
+        self.blocks: BlockWatcher | None = None  # who is told of every commit that concerns a block
 
     # --- updates ---
 
@@ -232,6 +241,8 @@ class ChunkEngine:
             self._chunks += 1
             self._content += new.length
         changes += row_changes(chunk, row)
+        if self.blocks is not None and (new.block or (old is not None and old.block)):
+            self.blocks.committed(chunk, old, row.committed)
 
     def _fallbacks(self, new: State, old: State | None, older: tuple[State, ...]) -> tuple[State, ...]:
         """What a power loss may have to go back to: one state per checkpoint that has not passed, and the newest that has."""
@@ -414,6 +425,13 @@ class ChunkEngine:
         """The chunks with first <= id < last, in order of their ids or backwards, at most `limit`. Go on from the last one."""
         self._check()
         return list(islice(self._rows.scan(first, last, reverse=reverse), limit))
+
+    def scan_blocks(self, first: bytes, last: bytes) -> Iterator[State]:
+        """The committed content of the chunks with first <= id < last that are blocks of the KV cache."""
+        for _, value in self.index.scan(CHUNK + first, CHUNK + last):
+            state = decode_row(value).committed
+            if state is not None and state.block:
+                yield state
 
     def query_last(self, inode: bytes, truncate_version: int = 0) -> LastChunk:
         """The last chunk of a file, given as tenant and inode (the first 10 bytes of its chunk ids), how many there are and their

@@ -15,7 +15,7 @@ goes in small steps, unless the disk is short. Nothing of this is on disk: at op
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ...proto.errors import Status, error
 from .disk import Disk
@@ -164,6 +164,44 @@ class Space:
         file.used |= 1 << position
         self.used_bytes += size
         return pack_slot(size_class, file.number, position)
+
+    def allocate_many(self, lengths: Sequence[int]) -> list[int]:
+        """A slot for each new chunk of these lengths, neighbours as far as possible; all or none."""
+        slots: list[int] = []
+        begin = 0
+        try:
+            while begin < len(lengths):
+                size_class, end = class_for(lengths[begin]), begin + 1
+                while end < len(lengths) and lengths[end] == lengths[begin]:
+                    end += 1
+                while begin < end:
+                    slots += self._allocate_run(size_class, end - begin)
+                    begin = len(slots)
+        except BaseException:
+            for slot in slots:
+                self.release(slot)
+            raise
+        return slots
+
+    def _allocate_run(self, size_class: int, count: int) -> list[int]:
+        """At least one slot for a new chunk, at most `count` that lie side by side."""
+        size = CLASS_BYTES[size_class]
+        roomy = self._roomy[size_class]
+        file = next(iter(roomy.values())) if roomy else None
+        fits = (self.limit_new - self.used_bytes) // size
+        if file is None or not file.warm or count == 1 or fits < 1:
+            return [self.allocate(size, new=True)]
+        first = _lowest(file.warm)
+        run = min(_lowest(~(file.warm >> first)), count, fits)
+        bits = ((1 << run) - 1) << first
+        file.warm &= ~bits
+        file.used |= bits
+        if not file.warm and not file.cold:
+            del roomy[file.number]
+        self.warm_bytes -= run * size
+        self.used_bytes += run * size
+        base = pack_slot(size_class, file.number, first)
+        return list(range(base, base + run))
 
     def _refuse(self, size: int, limit: int) -> None:
         if self.used_bytes - self.retired_bytes + size <= limit:

@@ -1,0 +1,296 @@
+"""Which blocks a target holds: the directory, in memory, of everything that its rows say of blocks.
+
+A block is a slot number here, an index into columns; one dictionary for each namespace leads from keys to slots. So a block takes about
+200 bytes of memory, and a look-up is one step in a dictionary and one in each column that is wanted: no row, no lock, no disk.
+
+It is filled when the target is opened, and told of every commit by the engine, whoever caused it: a put, an eviction, the predecessor in
+the chain, a resync, a repair. So every member of a chain has it, and one that becomes the head has nothing to read first.
+
+A slot is HERE or LEAVING: its removal is under way, and it is gone for readers and writers of its key already. What is put under the key of
+a leaving block replaces it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from ...proto.blocks import HARD_PIN, KV_TENANT
+from ..engine.engine import ChunkEngine
+from ..engine.row import State
+from .record import Record, unpack_record
+
+if TYPE_CHECKING:
+    Numbers = array[int]
+else:
+    Numbers = array
+
+FREE, HERE, LEAVING = 0, 1, 2
+EXPIRY_STEP = 16  # seconds: what is over is looked for in steps of this
+
+FIRST = KV_TENANT.to_bytes(2, "big")  # chunk ids of blocks: FIRST <= id < LAST
+LAST = (KV_TENANT + 1).to_bytes(2, "big")
+
+_NO_KEY = b""
+
+
+class Follower(Protocol):
+    """Whoever keeps something for each block: the policy of eviction, the tier in memory."""
+
+    def inserted(self, block: int) -> None: ...
+
+    def removed(self, block: int) -> None: ...
+
+
+class Shelf:
+    """The blocks of one namespace on one target, and what was done with them since the start of the process."""
+
+    __slots__ = (
+        "bytes_here",
+        "bytes_read",
+        "bytes_written",
+        "evictions",
+        "expired",
+        "hits",
+        "leaving",
+        "misses",
+        "namespace",
+        "puts",
+        "puts_existing",
+        "puts_refused",
+        "slots",
+        "timed",
+    )
+
+    def __init__(self, namespace: int) -> None:
+        self.namespace = namespace
+        self.slots: dict[bytes, int] = {}  # keys of blocks that are here
+        self.leaving: dict[bytes, int] = {}
+        self.bytes_here = 0
+        self.timed = 0  # blocks that have a time to live
+        self.hits = self.misses = self.puts = self.puts_existing = self.puts_refused = 0
+        self.evictions = self.expired = self.bytes_read = self.bytes_written = 0
+
+
+class Directory:
+    """Of one target. `slot`s below are the directory's own; where bytes lie is `place`, a slot of the engine."""
+
+    def __init__(self, engine: ChunkEngine) -> None:
+        """Raises BAD_FORMAT for records that a newer emberfs wrote."""
+        self.shelves: dict[int, Shelf] = {}
+        self.keys: list[bytes] = []
+        self.namespace: Numbers = array("I")
+        self.generation: Numbers = array("Q")
+        self.place: Numbers = array("Q")
+        self.length: Numbers = array("I")  # bytes
+        self.checksum: Numbers = array("I")  # CRC32C of the content
+        self.depth: Numbers = array("I")
+        self.expiry: Numbers = array("I")  # seconds since the epoch; 0: none
+        self.pin: Numbers = array("I")
+        self.state = bytearray()
+        self.followers: list[Follower] = []
+        self._free: list[int] = []
+        self._expiring: dict[int, list[tuple[int, int]]] = {}  # step -> (slot, generation)
+        self._epochs: Numbers = array("I")  # of the blocks that were found, by slot: the checkpoints that covered them
+        self._fill(engine)
+        engine.blocks = self
+
+    def _fill(self, engine: ChunkEngine) -> None:
+        for state in engine.scan_blocks(FIRST, LAST):
+            self._take(unpack_record(state.block), state)
+            self._epochs.append(state.epoch)
+
+    # --- look-ups ---
+
+    def shelf(self, namespace: int) -> Shelf:
+        """Made where there is none yet."""
+        found = self.shelves.get(namespace)
+        if found is None:
+            found = self.shelves[namespace] = Shelf(namespace)
+        return found
+
+    def find(self, shelf: Shelf, keys: Sequence[bytes], now: float) -> list[int]:
+        """The slot of each key's block, -1 where none is here or its time is over."""
+        find = shelf.slots.get
+        found = [find(key, -1) for key in keys]
+        if shelf.timed:
+            expiry = self.expiry
+            found = [-1 if slot >= 0 and 0 < expiry[slot] <= now else slot for slot in found]
+        return found
+
+    def record(self, slot: int) -> Record:
+        """What the block's row says, with the generation in any case."""
+        return Record(
+            self.namespace[slot],
+            self.keys[slot],
+            self.depth[slot],
+            self.expiry[slot],
+            self.pin[slot],
+            self.generation[slot],
+        )
+
+    def is_pinned(self, slot: int, now: float) -> bool:
+        pin = self.pin[slot]
+        return pin == HARD_PIN or pin > now
+
+    def pinned_bytes(self, shelf: Shelf, now: float) -> int:
+        pin, length = self.pin, self.length
+        return sum([length[slot] for slot in shelf.slots.values() if pin[slot] == HARD_PIN or pin[slot] > now])
+
+    def oldest_first(self) -> list[int]:
+        """The slots of all blocks, in the order in which they were written as far as that is known."""
+        found = sorted(range(len(self._epochs)), key=self._epochs.__getitem__)
+        return [slot for slot in (*found, *range(len(found), len(self.state))) if self.state[slot]]
+
+    def __len__(self) -> int:
+        return len(self.state) - len(self._free)
+
+    # --- changes ---
+
+    def committed(self, chunk: bytes, old: State | None, new: State | None) -> None:
+        """The engine commits a chunk that was a block before, or is one now."""
+        record = unpack_record(new.block) if new is not None and new.block else None
+        if old is not None and old.block:
+            was = unpack_record(old.block)
+            if record is None or (was.namespace, was.key) != (record.namespace, record.key):
+                self._forget(was)
+        if record is not None and new is not None:
+            self._take(record, new)
+
+    def _take(self, record: Record, state: State) -> None:
+        shelf = self.shelf(record.namespace)
+        slot = shelf.leaving.pop(record.key, -1)
+        if slot >= 0:
+            self._free_slot(shelf, slot)  # what follows it is another block
+        slot = shelf.slots.get(record.key, -1)
+        generation = record.generation or state.version
+        where = (generation, state.slot, state.length, state.whole, record.depth, record.expiry, record.pin)
+        if slot < 0:
+            self.add(shelf, record.key, *where)
+            return
+        self._uncount(shelf, slot)
+        self._describe(slot, *where)
+        self._count(shelf, slot)
+
+    def add(
+        self,
+        shelf: Shelf,
+        key: bytes,
+        generation: int,
+        place: int,
+        length: int,
+        checksum: int,
+        depth: int,
+        expiry: int,
+        pin: int,
+    ) -> int:
+        """A block that is not here yet is committed; its slot."""
+        if self._free:
+            slot = self._free.pop()
+            self.keys[slot] = key
+            self.namespace[slot] = shelf.namespace
+            self.state[slot] = HERE
+            self._describe(slot, generation, place, length, checksum, depth, expiry, pin)
+        else:
+            slot = len(self.state)
+            self.keys.append(key)
+            self.namespace.append(shelf.namespace)
+            self.state.append(HERE)
+            self.generation.append(generation)
+            self.place.append(place)
+            self.length.append(length)
+            self.checksum.append(checksum)
+            self.depth.append(depth)
+            self.expiry.append(expiry)
+            self.pin.append(pin)
+        shelf.slots[key] = slot
+        shelf.bytes_here += length
+        if expiry:
+            self._count_time(shelf, slot)
+        for follower in self.followers:
+            follower.inserted(slot)
+        return slot
+
+    def _describe(
+        self, slot: int, generation: int, place: int, length: int, checksum: int, depth: int, expiry: int, pin: int
+    ) -> None:
+        self.generation[slot] = generation
+        self.place[slot] = place
+        self.length[slot] = length
+        self.checksum[slot] = checksum
+        self.depth[slot] = depth
+        self.expiry[slot] = expiry
+        self.pin[slot] = pin
+
+    def _count(self, shelf: Shelf, slot: int) -> None:
+        shelf.bytes_here += self.length[slot]
+        if self.expiry[slot]:
+            self._count_time(shelf, slot)
+
+    def _count_time(self, shelf: Shelf, slot: int) -> None:
+        shelf.timed += 1
+        step = self.expiry[slot] // EXPIRY_STEP + 1
+        self._expiring.setdefault(step, []).append((slot, self.generation[slot]))
+
+    def _uncount(self, shelf: Shelf, slot: int) -> None:
+        shelf.bytes_here -= self.length[slot]
+        if self.expiry[slot]:
+            shelf.timed -= 1
+
+    def leave(self, slots: Sequence[int]) -> None:
+        """Their removal begins."""
+        for slot in slots:
+            shelf, key = self.shelves[self.namespace[slot]], self.keys[slot]
+            del shelf.slots[key]
+            shelf.leaving[key] = slot
+            self.state[slot] = LEAVING
+            self._uncount(shelf, slot)
+
+    def stay(self, slots: Sequence[int]) -> None:
+        """Their removal failed: those that still leave are here again."""
+        for slot in slots:
+            shelf, key = self.shelves[self.namespace[slot]], self.keys[slot]
+            if self.state[slot] != LEAVING or shelf.leaving.get(key) != slot:
+                continue
+            del shelf.leaving[key]
+            shelf.slots[key] = slot
+            self.state[slot] = HERE
+            self._count(shelf, slot)
+
+    def _forget(self, record: Record) -> None:
+        """A block's row is gone."""
+        shelf = self.shelf(record.namespace)
+        slot = shelf.leaving.pop(record.key, -1)
+        if slot < 0:
+            slot = shelf.slots.pop(record.key, -1)
+            if slot < 0:
+                return
+            self._uncount(shelf, slot)
+        self._free_slot(shelf, slot)
+
+    def _free_slot(self, shelf: Shelf, slot: int) -> None:
+        for follower in self.followers:
+            follower.removed(slot)
+        self.keys[slot] = _NO_KEY
+        self.state[slot] = FREE
+        self.expiry[slot] = self.pin[slot] = 0
+        self._free.append(slot)
+
+    def over(self, now: float) -> list[int]:
+        """The blocks whose time is over and that are still here. Each is named once: who does not remove it says so with `not_yet`."""
+        due = [step for step in self._expiring if step * EXPIRY_STEP <= now]
+        return [
+            slot
+            for step in due
+            for slot, generation in self._expiring.pop(step)
+            if self._is_over(slot, generation, now)
+        ]
+
+    def _is_over(self, slot: int, generation: int, now: float) -> bool:
+        return self.state[slot] == HERE and self.generation[slot] == generation and 0 < self.expiry[slot] <= now
+
+    def not_yet(self, slots: Sequence[int], now: float) -> None:
+        """Blocks whose time is over and that could not be removed now."""
+        later = self._expiring.setdefault(int(now) // EXPIRY_STEP + 1, [])
+        later += [(slot, self.generation[slot]) for slot in slots]

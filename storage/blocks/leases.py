@@ -1,0 +1,66 @@
+"""Leases: blocks that a client has matched stay until it has read them. In memory only, and gone with the process: a lease keeps
+eviction away, it is no promise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ...proto.errors import Status, error
+from ...proto.ids import new_u64
+
+LEASE_MS_MAX = 600_000
+LEASES_MAX = 65_536
+BLOCKS_MAX = 1 << 20  # under all leases
+
+
+class Lease(NamedTuple):
+    until: float  # seconds on the environment's clock
+    blocks: Sequence[tuple[int, int]]  # slot of the directory, generation
+
+
+class Leases:
+    """Of one target; slots are its directory's."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, int] = {}  # slot -> leases that hold it
+        self._leases: dict[int, Lease] = {}
+        self._blocks = 0
+
+    def take(self, number: int, blocks: Sequence[tuple[int, int]], until: float) -> None:
+        """Hold these blocks under a number that `new_lease` gave. Raises BUSY."""
+        if len(self._leases) >= LEASES_MAX or self._blocks + len(blocks) > BLOCKS_MAX:
+            raise error(Status.BUSY, "too many blocks are under leases; release some")
+        self._leases[number] = Lease(until, blocks)
+        self._blocks += len(blocks)
+        for slot, _ in blocks:
+            self.held[slot] = self.held.get(slot, 0) + 1
+
+    def renew(self, number: int, until: float) -> bool:
+        """Whether there is such a lease."""
+        lease = self._leases.get(number)
+        if lease is None:
+            return False
+        self._leases[number] = lease._replace(until=until)
+        return True
+
+    def release(self, number: int) -> bool:
+        lease = self._leases.pop(number, None)
+        if lease is None:
+            return False
+        self._blocks -= len(lease.blocks)
+        for slot, _ in lease.blocks:
+            left = self.held.get(slot, 0) - 1
+            if left > 0:
+                self.held[slot] = left
+            else:
+                self.held.pop(slot, None)
+        return True
+
+    def expire(self, now: float) -> None:
+        for number in [number for number, lease in self._leases.items() if lease.until <= now]:
+            self.release(number)
+
+
+def new_lease() -> int:
+    return new_u64()

@@ -1,0 +1,334 @@
+"""The KvCache service: blocks of attention state over the targets of this process.
+
+One request names one namespace and runs of keys, a run for each chain. What concerns a run (a stale chain version, a target that is
+out) is the status of its keys, what concerns the request is raised. Matches and gets are answered by any member that serves; puts, deletes,
+touches and whatever takes a lease by the head of the chain, which evicts.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from ...proto.env import Environment
+from ...proto.errors import Status, StatusError, error
+from ...proto.gen.cluster_pb2 import KvNamespace
+from ...proto.gen.kvcache_pb2 import (
+    DeleteReply,
+    DeleteRequest,
+    GetReply,
+    GetRequest,
+    ListBlocksReply,
+    ListBlocksRequest,
+    MatchReply,
+    MatchRequest,
+    PutReply,
+    PutRequest,
+    TouchReply,
+    TouchRequest,
+    UsageReply,
+    UsageRequest,
+)
+from ...proto.routing import RoutingTable
+from ...proto.rpc import KVCACHE, Context
+from ..service import StorageService
+from .directory import HERE
+from .gets import Get
+from .leases import LEASE_MS_MAX, new_lease
+from .puts import Puts
+from .requests import READ, WRITE, Run, Runs, keys_of, need_rights, runs_of
+from .store import Store
+from .touches import Touches
+
+LIST_BLOCKS_MAX = 4096  # of one page
+REFRESH_SECONDS = 1.0  # between two questions to the manager for namespaces that nobody knows
+
+_OK = Status.OK
+
+
+class KvCacheService:
+    """Handlers of proto.rpc.KVCACHE. `storage` knows the targets; `refresh` asks the manager for newer routing."""
+
+    spec = KVCACHE
+
+    def __init__(
+        self,
+        routing: RoutingTable,
+        storage: StorageService,
+        env: Environment,
+        log: Any,
+        refresh: Callable[[], Awaitable[Any]] | None = None,
+    ) -> None:
+        self._routing = routing
+        self._storage = storage
+        self._env = env
+        self._log = log
+        self._refresh = refresh
+        self._asked = float("-inf")  # when the manager was asked last
+        self._stores: dict[int, Store] = {}  # by id() of the target
+        self._puts = Puts(env)
+        self._touches = Touches(env)
+
+    # --- which target, which namespace ---
+
+    @property
+    def stores(self) -> list[Store]:
+        """Of all targets that hold blocks, or may."""
+        return [self._store(target) for target in self._storage.targets]
+
+    def _store(self, target: Any) -> Store:
+        store = self._stores.get(id(target))
+        if store is None or store.target is not target:
+            store = self._stores[id(target)] = Store(target)
+        return store
+
+    def _runs(self, request: Any, allowed: Callable[[Store, int], Status]) -> Runs:
+        """Each run with its store, or with why it is refused."""
+        found: list[tuple[Run, Store | Status]] = []
+        for run in runs_of(request):
+            target = self._storage.member(run.chain)
+            if target is None:
+                found.append((run, Status.STALE_ROUTING))
+                continue
+            store = self._store(target)
+            status = allowed(store, run.version)
+            found.append((run, store if status is _OK else status))
+        return found
+
+    async def _namespace(self, number: int, context: Context, wanted: int) -> KvNamespace:
+        """Raises NOT_FOUND, PERMISSION_DENIED."""
+        namespace = self._routing.namespaces.get(number)
+        if namespace is None:
+            namespace = await self._look_again(number)
+        need_rights(context.peer, namespace, wanted)
+        return namespace
+
+    async def _look_again(self, number: int) -> KvNamespace:
+        """It may have been registered a moment ago."""
+        if self._refresh is not None and self._env.now() >= self._asked + REFRESH_SECONDS:
+            self._asked = self._env.now()
+            try:
+                await self._refresh()
+            except StatusError as failed:
+                self._log.info("cannot ask the manager for a namespace", namespace=number, error=failed.strerror)
+        namespace = self._routing.namespaces.get(number)
+        if namespace is None:
+            raise error(Status.NOT_FOUND, f"there is no namespace {number}; it may have been dropped")
+        return namespace
+
+    def _newer(self, runs: Iterable[tuple[Run, Store | Status]]) -> list[Any]:
+        """The chains' entries that go with refusals for a stale version."""
+        stale = [run.chain for run, store in runs if store is Status.STALE_CHAIN_VERSION]
+        return self._storage.newer([Status.STALE_CHAIN_VERSION] * len(stale), stale) if stale else []
+
+    def _wall(self) -> float:
+        return self._env.wall_ns() / 1e9
+
+    # --- reads ---
+
+    def routing_changed(self) -> None:
+        """Namespaces, quotas, targets or chains may be others now."""
+
+    # --- reads ---
+
+    async def match(self, request: MatchRequest, context: Context) -> MatchReply:
+        namespace = await self._namespace(request.namespace, context, READ)
+        leased = min(request.lease_ms, LEASE_MS_MAX) / 1000
+        runs = self._runs(request, Store.may_change if leased else Store.may_read)
+        keys = keys_of(request.keys)
+        present, lengths = bytearray(len(keys)), [0] * len(keys)
+        now, lease = self._wall(), new_lease() if leased else 0
+        held = False
+        for run, store in runs:
+            if not isinstance(store, Store):
+                continue
+            directory = store.directory
+            found = directory.find(directory.shelf(namespace.id), keys[run.begin : run.end], now)
+            present[run.begin : run.end] = bytes([slot >= 0 for slot in found])
+            if not namespace.block_bytes:
+                length = directory.length
+                lengths[run.begin : run.end] = [length[slot] if slot >= 0 else 0 for slot in found]
+            if leased:
+                blocks = [(slot, directory.generation[slot]) for slot in found if slot >= 0]
+                if blocks:
+                    store.leases.take(lease, blocks, self._env.now() + leased)
+                    held = True
+        reply = MatchReply(present=bytes(present), lease=lease if held else 0, chains=self._newer(runs))
+        if not namespace.block_bytes:
+            reply.length.extend(lengths)
+        if any(not isinstance(store, Store) for _, store in runs):
+            reply.run_status.extend([0 if isinstance(store, Store) else int(store) for _, store in runs])
+        return reply
+
+    async def get(self, request: GetRequest, context: Context) -> GetReply:
+        namespace = await self._namespace(request.namespace, context, READ)
+        runs = self._runs(request, Store.may_read)
+        reply = await Get(request, context, namespace, runs, self._wall()).answer()
+        reply.chains.extend(self._newer(runs))
+        return reply
+
+    # --- changes ---
+
+    async def put(self, request: PutRequest, context: Context) -> PutReply:
+        namespace = await self._namespace(request.namespace, context, WRITE)
+        runs = self._runs(request, Store.may_change)
+        reply = await self._puts.put(request, context, namespace, runs)
+        reply.chains.extend(self._newer(runs))
+        return reply
+
+    async def touch(self, request: TouchRequest, context: Context) -> TouchReply:
+        actions = TouchRequest.Action
+        reads = (actions.TOUCH, actions.PREFETCH, actions.RENEW, actions.RELEASE)
+        namespace = await self._namespace(request.namespace, context, READ if request.action in reads else WRITE)
+        if request.action in (actions.RENEW, actions.RELEASE):
+            return TouchReply(status=self._touches.lease(self.stores, request))
+        anywhere = request.action in (actions.TOUCH, actions.PREFETCH)
+        runs = self._runs(request, Store.may_read if anywhere else Store.may_change)
+        statuses = await self._touches.touch(request, namespace, runs)
+        return TouchReply(status=statuses if any(statuses) else (), chains=self._newer(runs))
+
+    async def delete(self, request: DeleteRequest, context: Context) -> DeleteReply:
+        namespace = await self._namespace(request.namespace, context, WRITE)
+        runs = self._runs(request, Store.may_change)
+        keys, now, wall = keys_of(request.keys), self._env.now(), self._wall()
+        statuses = [0] * (len(runs) if request.everything else len(keys))
+        for number, (run, store) in enumerate(runs):
+            places = [number] if request.everything else range(run.begin, run.end)
+            if not isinstance(store, Store):
+                for place in places:
+                    statuses[place] = int(store)
+            elif request.everything:
+                store.drop(namespace.id)
+            else:
+                await self._delete(store, namespace, keys, places, statuses, now, wall)
+        return DeleteReply(status=statuses if any(statuses) else (), chains=self._newer(runs))
+
+    @staticmethod
+    async def _delete(
+        store: Store,
+        namespace: KvNamespace,
+        keys: Sequence[bytes],
+        places: Iterable[int],
+        statuses: list[int],
+        now: float,
+        wall: float,
+    ) -> None:
+        find = store.directory.shelf(namespace.id).slots.get
+        slots: dict[int, int] = {}
+        for place in places:
+            slot = find(keys[place], -1)
+            if slot < 0:
+                statuses[place] = int(Status.NOT_FOUND)
+            elif store.is_leased(slot, now):
+                statuses[place] = int(Status.BUSY_RESOURCE)
+            else:
+                slots.setdefault(slot, place)
+        for place, status in zip(slots.values(), await store.remove(list(slots)), strict=True):
+            statuses[place] = int(status)
+
+    # --- what there is ---
+
+    async def list_blocks(self, request: ListBlocksRequest, context: Context) -> ListBlocksReply:
+        namespace = await self._namespace(request.namespace, context, READ)
+        target = self._storage.member(request.chain)
+        if target is None:
+            raise error(Status.STALE_ROUTING, f"chain {request.chain} has no member here")
+        store = self._store(target)
+        status = store.may_read(request.chain_version)
+        if status is Status.STALE_CHAIN_VERSION:
+            return ListBlocksReply(more=True, chains=self._storage.newer((status,), (request.chain,)))
+        if status is not _OK:
+            raise error(status, f"chain {request.chain}: {status.name}")
+        directory = store.directory
+        limit = min(request.blocks_max or LIST_BLOCKS_MAX, LIST_BLOCKS_MAX)
+        keys = list(directory.shelf(namespace.id).slots)
+        page = await target.blocking(_page, keys, request.after, limit + 1)
+        more = len(page) > limit
+        now = self._wall()
+        found = [
+            (key, slot)
+            for key in page[:limit]
+            if (slot := directory.shelf(namespace.id).slots.get(key, -1)) >= 0 and directory.state[slot] == HERE
+        ]
+        slots = [slot for _, slot in found]
+        return ListBlocksReply(
+            keys=b"".join([key for key, _ in found]),
+            length=[directory.length[slot] for slot in slots],
+            generation=[directory.generation[slot] for slot in slots],
+            depth=[directory.depth[slot] for slot in slots],
+            ttl_s=[max(1, int(directory.expiry[slot] - now)) if directory.expiry[slot] else 0 for slot in slots],
+            pinned=[directory.is_pinned(slot, now) for slot in slots],
+            more=more,
+        )
+
+    async def usage(self, request: UsageRequest, context: Context) -> UsageReply:
+        """Of the namespaces that the peer may read."""
+        reply = UsageReply()
+        rows: dict[int, list[int]] = {}
+        now = self._wall()
+        for store in self.stores:
+            if not store.holds_blocks:
+                continue
+            space = store.target.engine.space_info()
+            reply.capacity += space.capacity
+            reply.used += space.used - space.reclaimable
+            for number, shelf in store.directory.shelves.items():
+                row = rows.setdefault(number, [0] * 12)
+                mine = (
+                    len(shelf.slots),
+                    shelf.bytes_here,
+                    store.directory.pinned_bytes(shelf, now),
+                    shelf.hits,
+                    shelf.misses,
+                    shelf.puts,
+                    shelf.puts_existing,
+                    shelf.puts_refused,
+                    shelf.evictions,
+                    shelf.expired,
+                    shelf.bytes_read,
+                    shelf.bytes_written,
+                )
+                rows[number] = [a + b for a, b in zip(row, mine, strict=True)]
+        for number, row in sorted(rows.items()):
+            if self._may_see(number, context):
+                self._add_usage(reply, number, row)
+        return reply
+
+    def _may_see(self, number: int, context: Context) -> bool:
+        namespace = self._routing.namespaces.get(number)
+        if namespace is None:
+            return context.peer.identity.trusted
+        try:
+            need_rights(context.peer, namespace, READ)
+        except StatusError:
+            return False
+        return True
+
+    @staticmethod
+    def _add_usage(reply: UsageReply, number: int, row: Sequence[int]) -> None:
+        reply.namespace.append(number)
+        for name, value in zip(USAGE, row, strict=True):
+            getattr(reply, name).append(value)
+
+
+USAGE = (
+    "blocks",
+    "bytes",
+    "pinned_bytes",
+    "hits",
+    "misses",
+    "puts",
+    "puts_existing",
+    "puts_refused",
+    "evictions",
+    "expired",
+    "bytes_read",
+    "bytes_written",
+)
+
+
+def _page(keys: Sequence[bytes], after: bytes, limit: int) -> list[bytes]:
+    """The first keys behind `after`, in order. In any thread: keys are many."""
+    wanted = (key for key in keys if key > after) if after else iter(keys)
+    return heapq.nsmallest(limit, wanted)

@@ -1,0 +1,131 @@
+"""The blocks of one target, as the handlers of requests see them: its directory, reservations, leases, and what evicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ...proto.blocks import chunk_of
+from ...proto.env import Promise
+from ...proto.errors import Status
+from ..engine.slots import CLASS_BYTES
+from ..events import ALWAYS, Kind, Update
+from ..target import Target
+from .directory import HERE
+from .leases import Leases
+
+REMOVES_MAX = 1024  # blocks of one batch of removes
+
+
+class Leaving(NamedTuple):
+    """A block whose removal has begun."""
+
+    slot: int
+    namespace: int
+    key: bytes
+
+
+class Store:
+    """Of one target."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.directory = target.directory
+        self.leases = Leases()
+        self.reserved: dict[tuple[int, bytes], Promise[None]] = {}  # (namespace, key) of blocks that are being put
+
+    # --- what the chain allows ---
+
+    def may_read(self, chain_version: int) -> Status:
+        return self.target.may_read(chain_version)
+
+    def may_change(self, chain_version: int) -> Status:
+        """Whether changes enter here: only at the head of the chain."""
+        target = self.target
+        status = target.may_write(chain_version)
+        return Status.STALE_ROUTING if status is Status.OK and target.replica.predecessor else status
+
+    @property
+    def is_head(self) -> bool:
+        replica = self.target.replica
+        return replica.serving and not replica.predecessor
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether what is written here is committed with it."""
+        return not self.target.replica.shared
+
+    # --- removes ---
+
+    async def remove(self, slots: Sequence[int]) -> list[Status]:
+        """Remove blocks; all of them are gone for readers at once, and those that cannot be removed come back. What became of each."""
+        became = await self._remove_all(self._leave(slots))
+        return [became.get(slot, Status.OK) for slot in slots]
+
+    def _leave(self, slots: Sequence[int]) -> list[Leaving]:
+        directory = self.directory
+        here = [slot for slot in dict.fromkeys(slots) if directory.state[slot] == HERE]
+        leaving = [Leaving(slot, directory.namespace[slot], directory.keys[slot]) for slot in here]
+        directory.leave(here)
+        return leaving
+
+    async def _remove_all(self, leaving: Sequence[Leaving]) -> dict[int, Status]:
+        became: dict[int, Status] = {}
+        for begin in range(0, len(leaving), REMOVES_MAX):
+            became.update(await self._remove(leaving[begin : begin + REMOVES_MAX]))
+        return became
+
+    async def _remove(self, leaving: Sequence[Leaving]) -> dict[int, Status]:
+        directory, chain = self.directory, self.target.replica.chain
+        # What was put under the same key meanwhile has taken the place of the block that was to go.
+        due = [(at.slot, chunk_of(at.namespace, at.key)) for at in leaving if self._still_leaves(at)]
+        if chain is None:
+            became = {slot: Status.TARGET_OFFLINE for slot, _ in due}
+        else:
+            updates = [Update(Kind.REMOVE, chunk, 0, 0, 0, b"", 0, 0, ALWAYS, 0) for _, chunk in due]
+            results = await self.target.start_update(chain.version, updates) if updates else ()
+            became = {slot: Status(result.status) for (slot, _), result in zip(due, results, strict=True)}
+        directory.stay([at.slot for at in leaving if became.get(at.slot) and self._still_leaves(at)])
+        return became
+
+    def _still_leaves(self, at: Leaving) -> bool:
+        return self.directory.shelf(at.namespace).leaving.get(at.key) == at.slot
+
+    def is_protected(self, slot: int, now: float, wall: float) -> bool:
+        """Whether a lease (by the environment's clock, `now`) or a pin (by the wall) keeps the block."""
+        return self.is_leased(slot, now) or self.directory.is_pinned(slot, wall)
+
+    def is_leased(self, slot: int, now: float) -> bool:
+        if slot not in self.leases.held:
+            return False
+        self.leases.expire(now)
+        return slot in self.leases.held
+
+    def drop(self, namespace: int) -> None:
+        """Remove all blocks of a namespace, in the background; they are gone for readers when this returns."""
+        leaving = self._leave(list(self.directory.shelf(namespace).slots.values()))
+
+        async def run() -> None:
+            await self._remove_all(leaving)
+
+        self.target.env.spawn(run, "dropped blocks")
+
+    # --- places and hits ---
+
+    def place(self, slot: int) -> tuple[int, int]:
+        """Where a block's bytes lie: handle, offset in the file."""
+        return self.target.engine.space.place(self.directory.place[slot])
+
+    def touched(self, slots: Sequence[int]) -> None:
+        """Somebody has read these."""
+
+    def prefetch(self, slots: Sequence[int]) -> None:
+        """Somebody is about to."""
+
+    @property
+    def holds_blocks(self) -> bool:
+        return bool(self.directory.shelves)
+
+    def slot_bytes(self, slot: int) -> int:
+        """Of disk space that the block takes."""
+        return CLASS_BYTES[self.directory.place[slot] >> 48]
