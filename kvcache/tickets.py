@@ -1,8 +1,8 @@
 """Batches in the background, for engines that poll: `submit_*` gives a `Ticket`, `KVCache.completed()` those that are done, and an eventfd
 is readable while there are some.
 
-A few threads of the cache do the work, each with connections of its own. A ticket never raises what happened to blocks: its result is the
-statuses that the blocking call would have given.
+A few threads of the cache do the work, each with connections of its own; gets and matches go before puts that wait. A ticket never raises
+what happened to blocks: its result is the statuses that the blocking call would have given.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ SUBMITTED_MAX = 1024  # tickets that wait for a thread; beyond, they are answere
 _EVENT_FLAGS = os.EFD_CLOEXEC | os.EFD_NONBLOCK
 
 Operation = Callable[..., Coroutine[Any, Any, Any]]
+_Queue = deque[tuple["Ticket", Callable[[], Any]]]
 
 
 class Ticket:
@@ -94,7 +95,7 @@ class Submitter:
     def _begin(self) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._queue: deque[tuple[Ticket, Callable[[], Any]]] = deque()
+        self._queues: tuple[_Queue, _Queue] = (deque(), deque())  # reads go first: engines wait for them
         self._wake = threading.Semaphore(0)
         self._workers: list[threading.Thread] = []
         self._idle = 0
@@ -116,9 +117,9 @@ class Submitter:
             return found if ticket.is_match else as_array(found)
 
         with self._lock:
-            full = len(self._queue) >= SUBMITTED_MAX
+            full = sum(map(len, self._queues)) >= SUBMITTED_MAX
             if not full and not self._closed:
-                self._queue.append((ticket, work))
+                self._queues[operation == self._core.put_from].append((ticket, work))
                 if not self._idle and len(self._workers) < WORKERS_MAX:
                     self._start()
         if full or self._closed:
@@ -166,9 +167,10 @@ class Submitter:
             self._wake.acquire()
             with self._lock:
                 self._idle -= 1
-                if not self._queue:
+                queue = self._queues[0] or self._queues[1]
+                if not queue:
                     return  # closed
-                ticket, work = self._queue.popleft()
+                ticket, work = queue.popleft()
             try:
                 ticket.settle(work())
             except BaseException as failure:  # whoever waits gets it, whatever it is
@@ -186,8 +188,9 @@ class Submitter:
         self._follow_fork()
         with self._lock:
             self._closed = True
-            waiting = list(self._queue)
-            self._queue.clear()
+            waiting = [entry for queue in self._queues for entry in queue]
+            for queue in self._queues:
+                queue.clear()
         for ticket, _ in waiting:
             ticket.cancel()
             ticket.settle(_nothing(ticket, CANCELLED))

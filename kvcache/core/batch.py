@@ -26,7 +26,7 @@ from ...proto.rpc import Method
 from ..keys import Placement, select
 from ..namespace import Namespace
 from ..places import Places
-from .statuses import AGAIN, CANCELLED, LATE, code_of, failure_of
+from .statuses import AGAIN, CANCELLED, LATE, MISS, code_of, failure_of
 
 if TYPE_CHECKING:
     from .core import KvCore
@@ -81,6 +81,7 @@ class Batch:
         self.statuses = [AGAIN] * self.count
         self._trouble: dict[int, StatusError] = {}  # row -> why it has to be tried again
         self._unreachable_until = 0.0
+        self._older = False
         self._once_more: list[int] = []  # rows to be asked for again at once
         self._alone = False  # something in trouble can come from nowhere else
         self._turns = 0  # rounds in which other replicas were asked at once
@@ -143,8 +144,10 @@ class Batch:
 
     # Rounds.
 
-    async def carry_out(self, rows: Sequence[int], placement: Placement) -> None:
-        """Do it for these rows, where a version of the table places them, and again until the patience is over."""
+    async def carry_out(self, rows: Sequence[int], placement: Placement, *, older: bool = False) -> None:
+        """Do it for these rows, where a version of the table places them, and again until the patience is over. `older`: where an older
+        version does, so that what cannot be asked at once is a miss: a chain may have left the table because it is gone."""
+        self._older = older
         chains = placement.chains_of(self.keys) if len(placement.chains) > 1 else None
         alone = placement.chains[0] if placement.chains else 0
         while len(rows):
@@ -162,6 +165,9 @@ class Batch:
         if not self._alone and self._turns < TURNS_MAX:
             self._turns += 1
             return rows  # whoever failed is left alone for a while: this time another replica answers
+        if self._older and not all(failure.status is Status.STALE_CHAIN_VERSION for failure in failures):
+            self.settle(rows, MISS)
+            return ()
         if all(failure.status in _GONE for failure in failures):
             self._unreachable_until = self._unreachable_until or now + cluster.options.scaled(UNREACHABLE_SECONDS)
             if now > self._unreachable_until:
@@ -198,6 +204,9 @@ class Batch:
             by_chain.update(lists)
         by_node: dict[int, tuple[Replica, bool, list[Sequence[int]]]] = {}
         for chain, of_chain in by_chain.items():
+            if self._is_retired(chain):
+                self.settle(of_chain, MISS)
+                continue
             try:
                 replica, several = self._replica(chain)
             except StatusError as failure:
@@ -213,6 +222,11 @@ class Batch:
             mine = groups[0] if len(groups) == 1 else sorted([row for group in groups for row in group])
             queues.append([self._part(replica, several, window, chains, alone) for window in self._windows(mine)])
         return _interleaved(queues)
+
+    def _is_retired(self, chain: int) -> bool:
+        """A chain that has left the table, and then lost its last member: no blocks are there, for ever."""
+        known = self.core.cluster.table.chains.get(chain)
+        return known is not None and not known.members
 
     def _replica(self, chain: int) -> tuple[Replica, bool]:
         cluster = self.core.cluster
@@ -350,7 +364,7 @@ class Batch:
     def seconds(self, part: Part) -> float:
         """The time-out of a request."""
         seconds = self.patience.attempt()
-        if self.reading and part.several:
+        if self.reading and (part.several or self._older):
             return min(seconds, self.core.cluster.options.scaled(REPLICA_SECONDS))
         return seconds
 

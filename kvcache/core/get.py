@@ -2,7 +2,7 @@
 unit.
 
 A block that does not match is read once more, into memory of our own: the caller may have changed theirs meanwhile. If it is still
-wrong, it is -EBADMSG, a miss, and it is deleted so that somebody may put it again; its bytes never count as an answer.
+wrong, it is -EBADMSG, a miss, and reported: the server repairs it from another replica, or drops it so that somebody may put it again.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from itertools import accumulate
 from typing import Any
 
 from ...client.core.verify import crc32c, matches
-from ...proto.blocks import BLOCK_BYTES_MAX
+from ...proto.blocks import BLOCK_BYTES_MAX, KV_TENANT, chunk_of
 from ...proto.env import Call
 from ...proto.errors import Status, StatusError, error
-from ...proto.gen.kvcache_pb2 import DeleteRequest, GetReply, GetRequest
-from ...proto.rpc import KVCACHE
-from ..keys import Placement, key_columns
+from ...proto.gen.kvcache_pb2 import GetReply, GetRequest
+from ...proto.gen.storage_pb2 import ReportCorruptionRequest
+from ...proto.ids import ChunkId
+from ...proto.routing import Replica
+from ...proto.rpc import KVCACHE, STORAGE
+from ..keys import Placement, key_at, key_columns
 from ..places import Places, Views
 from .batch import Batch, Part
 from .statuses import AGAIN, CANCELLED, DAMAGED, DEAD, MISS, WRONG_SIZE
 
-DROP_SECONDS = 1.0  # what is damaged is deleted within so long, or left to the scrubber. Scaled
+REPORT_SECONDS = 1.0  # a report waits at most so long: the scrubber would find the damage, too. Scaled
 
 
 @dataclass(eq=False)
@@ -46,12 +49,12 @@ class Get(Batch):
         """`placements`: the newest one, and older ones in which blocks may still lie."""
         rows: Sequence[int] = self._checked()
         for placement in placements:
-            await self.carry_out(rows, placement)
+            await self.carry_out(rows, placement, older=placement is not placements[0])
             rows = [row for row in rows if self.statuses[row] == MISS]
             if not rows or self.stop.wanted:
                 break
         if self._damaged:
-            await self._drop_damaged()
+            await self._report()
         if self.stop_on_miss:
             self._cut()
         return self.statuses
@@ -151,16 +154,25 @@ class Get(Batch):
         self._once_more.append(row)
         self.statuses[row] = DAMAGED
 
-    async def _drop_damaged(self) -> None:
-        """Best effort: whoever may not delete leaves it to the scrubber, and so does who knows of other replicas."""
-        for asked, chain, row in self._damaged:
-            if asked.several:
-                continue
-            part = Part(asked.replica, (row,), [chain], [1], several=False)
+    async def _report(self) -> None:
+        """Tell the servers what was damaged. Best effort."""
+        by_node: dict[int, ReportCorruptionRequest] = {}
+        for part, chain, row in self._damaged:
+            block = ChunkId.unpack(chunk_of(self.namespace.id, key_at(self.keys, row)))
+            target = next((r.target for r in self._serving(chain) if r.node == part.replica.node), 0)
+            report = by_node.setdefault(part.replica.node, ReportCorruptionRequest(tenant=KV_TENANT))
+            report.chain.append(chain)
+            report.target.append(target)
+            report.inode.append(block.inode)
+            report.index.append(block.index)
+        cluster = self.core.cluster
+        for node, report in by_node.items():
             with suppress(StatusError):
-                request = DeleteRequest(**self.head(part))
-                timeout = self.core.cluster.options.scaled(DROP_SECONDS)
-                await self.core.env.call(Call(self.address(part), KVCACHE.Delete, request, timeout))
+                timeout = cluster.options.scaled(REPORT_SECONDS)
+                await self.core.env.call(Call(cluster.node_address(node), STORAGE.ReportCorruption, report, timeout))
+
+    def _serving(self, chain: int) -> Sequence[Replica]:
+        return self.core.cluster.table.route(chain).serving
 
 
 def copy_into(views: Views, source: memoryview) -> None:

@@ -30,12 +30,13 @@ class Lookup(Batch):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.method = KVCACHE.Match
+        self.reading = not self.lease_ms  # a lease is the head's to give, which evicts
         self.leases: list[tuple[int, int]] = []  # storage node, lease
 
     async def run(self, placements: Sequence[Placement]) -> list[int]:
         rows: Sequence[int] = range(self.count)
         for placement in placements:
-            await self.carry_out(rows, placement)
+            await self.carry_out(rows, placement, older=placement is not placements[0])
             rows = [row for row in rows if self.statuses[row] == MISS] if len(placements) > 1 else ()
             if not rows or self.stop.wanted:
                 break
@@ -73,18 +74,19 @@ class Lookup(Batch):
 class Touch(Batch):
     """Something said about blocks: 0 where they are there, -ENOENT otherwise."""
 
+    reading = False
+
     action: TouchRequest.Action = field(kw_only=True)
     seconds_wanted: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.method = KVCACHE.Touch
-        self.reading = self.action in (TouchRequest.TOUCH, TouchRequest.PREFETCH)
 
     async def run(self, placements: Sequence[Placement]) -> list[int]:
         rows: Sequence[int] = range(self.count)
         for placement in placements:
-            await self.carry_out(rows, placement)
+            await self.carry_out(rows, placement, older=placement is not placements[0])
             rows = [row for row in rows if self.statuses[row] == MISS]
             if not rows or self.stop.wanted:
                 break
