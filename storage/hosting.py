@@ -151,7 +151,11 @@ class Hosting:
         if engine.lost:
             process.log.error("the index is not the one from before: what it named is lost here", path=path)
         process.log.info("target opened", path=path, how=engine.found.opened.value, chunks=engine.found.chunks)
-        return Target(engine, path, found.incarnation, blocking, self._env, process.log, self._lease, table=found.table)
+        target = Target(
+            engine, path, found.incarnation, blocking, self._env, process.log, self._lease, table=found.table
+        )
+        target.beside = lambda work, *arguments: pool.submit(work, *arguments).result
+        return target
 
     def reported(self) -> list[Reported]:
         """What the manager is told."""

@@ -24,6 +24,7 @@ from .blocks.directory import Directory
 from .checkpoints import Checkpoints
 from .craq import Replica
 from .engine import job as chunks
+from .engine.checkpoint import Beside
 from .engine.checksum import crc32c
 from .engine.engine import ChunkEngine
 from .engine.job import Job
@@ -107,6 +108,7 @@ class Target:
     forward: Callable[[Forward], Awaitable[Sequence[Result] | None]] | None = None  # to the successor (forwarding.py)
     unreached: Callable[[], Sequence[int]] = tuple  # members of the chain that do not answer (reach.py)
     mend: Callable[[bytes], Awaitable[None]] | None = None  # brings a chunk back from another member (repair.py)
+    beside: Beside | None = None  # work in another thread, for whoever is in one of `blocking`'s
 
     def __post_init__(self) -> None:
         self.replica = Replica(self.id, EngineRows(self.engine), self.lease)
@@ -470,7 +472,7 @@ class Target:
     async def _write_checkpoint(self) -> None:
         try:
             checkpoint = self.engine.begin_checkpoint()
-            await self.blocking(checkpoint.run)
+            await self.blocking(checkpoint.run, self.beside)
             self.engine.finish_checkpoint(checkpoint)
         finally:
             if self.engine.failed:

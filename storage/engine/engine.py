@@ -8,8 +8,8 @@ Rules:
 2. An update is prepared (decided, slots allocated), run (bytes written), staged (a row names them: from here on it survives kill -9) and
    committed or discarded. A chain of one stages and commits in one index write. A chunk has one update under way.
 3. No byte that any state refers to is overwritten (job.py); no slot is used again before a checkpoint passed and readers left (space.py).
-4. A checkpoint syncs the block files, then the log of the index with the checkpoint's number behind everything it covers. Until the
-   next one, rows keep the state that the last one covered (row.py, recovery.py).
+4. A checkpoint syncs the block files and the log of the index (checkpoint.py). Until the next one, rows keep the state that the last
+   one covered (row.py, recovery.py).
 5. A failed fdatasync or index write takes the target out for good: nobody knows any more what is on the disk. Every call then raises
    TARGET_OFFLINE; the process goes on.
 """
@@ -514,7 +514,8 @@ class ChunkEngine:
             raise error(Status.BUSY, "a checkpoint is under way")
         trims = self.space.choose_trim()
         names = self.space.new_names
-        made = Checkpoint(self.epoch, sorted(self._dirty), names, trims, self.space, self.disk, self.index)
+        handles = sorted(self._dirty)
+        made = Checkpoint(self.epoch, handles, names, trims, self.space, self.disk, self.index, self.checkpointed)
         self.epoch += 1
         self._dirty.clear()
         self._unsynced = self.space.new_names = self.space.short = False

@@ -87,6 +87,7 @@ class StorageNode:
         chance = simulation.random
         self.platters = [Platters(chance, self._died, knobs.capacity, cold=knobs.cold) for _ in range(targets)]
         self.disk_seconds = knobs.disk_seconds  # of one blocking job, at most
+        self._overtaken = False  # work beside another one was the last to end
         self.stall = knobs.stall  # share of them that take longer
         self.stall_seconds = knobs.stall_seconds
         self.answered: Callable[[Target], None] = lambda _: None  # told of each answer to a client's read
@@ -213,7 +214,9 @@ class StorageNode:
         engine = ChunkEngine(disk, index, capacity=platters.capacity, boot=boot, cache_bytes=CACHE_BYTES)
         found = engine.found
         log.info("target opened", how=found.opened.value, chunks=found.chunks, pending=len(found.pending))
-        return Target(engine, self.host.name, platters.incarnation, self._blocking(env), env, log, lease)
+        target = Target(engine, self.host.name, platters.incarnation, self._blocking(env), env, log, lease)
+        target.beside = self._beside
+        return target
 
     def _blocking(self, env: SimulatedEnvironment) -> Callable[..., Awaitable[Any]]:
         async def blocking(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -227,6 +230,14 @@ class StorageNode:
             return result
 
         return blocking
+
+    def _beside(self, work: Callable[..., None], *arguments: Any) -> Callable[[], None]:
+        """In turns, as if one thread were the faster one and then the other."""
+        self._overtaken = not self._overtaken
+        if self._overtaken:
+            return lambda: work(*arguments)
+        work(*arguments)
+        return lambda: None
 
     async def hear(self) -> None:
         """The manager speaks of a change: fetch it."""

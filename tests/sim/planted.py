@@ -285,9 +285,9 @@ def sync_without_fdatasync() -> Iterator[None]:
     """A sync writes the index's log and forgets the block files."""
     run = Checkpoint.run
 
-    def careless(self: Checkpoint) -> None:
+    def careless(self: Checkpoint, *beside: Any) -> None:
         self.handles = []
-        run(self)
+        run(self, *beside)
 
     with replaced(Checkpoint, "run", careless):
         yield

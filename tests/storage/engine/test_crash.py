@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -181,12 +182,30 @@ class Run:
             self.checkpoint = (self.engine.begin_checkpoint(), "run")
             self.promise.checkpoint_begun()
         elif self.checkpoint[1] == "run":
-            self.checkpoint[0].run()
+            self.checkpoint[0].run(self.beside)
             self.checkpoint = (self.checkpoint[0], "finish")
         else:
             self.engine.finish_checkpoint(self.checkpoint[0])
             self.checkpoint = None
             self.promise.checkpoint_passed()
+
+    def beside(self, work: Callable[..., None], *arguments: Any) -> Callable[[], None]:
+        """The other thread: done before the bytes are synced, or afterwards; and updates happen in between."""
+        if self.choice.random() < 0.5:
+            work(*arguments)
+            return self.change_meanwhile
+
+        def finish() -> None:
+            self.change_meanwhile()
+            work(*arguments)
+
+        return finish
+
+    def change_meanwhile(self) -> None:
+        with suppress(StatusError):
+            self.change()
+        if not self.engine.failed:
+            self.promise.flying = {}
 
     def sync(self) -> None:
         while self.checkpoint is not None:
