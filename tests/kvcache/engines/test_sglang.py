@@ -1,0 +1,317 @@
+"""SGLang 0.5.23 drives us: its factory, its controller's threads, its failure injector; and its backend for 3FS over our rings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .parts import require
+
+require("sglang", "SGLang")
+require("torch", "torch")
+
+import torch  # noqa: E402
+
+from .sglang_hf3fs import hf3fs_backend, metadata_server  # noqa: E402
+from .sglang_host import (  # noqa: E402
+    PAGE_TOKENS,
+    HostPool,
+    PoolHitPolicy,
+    PoolName,
+    PoolTransfer,
+    attach,
+    engine,
+)
+
+if TYPE_CHECKING:
+    from emberfs_cluster import LocalCluster
+    from emberfs_mount import MakeMount
+
+    Attach = Callable[..., Any]
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(180)]
+
+DYNAMIC = {
+    "backend_name": "emberfs",
+    "module_path": "emberfs.kvcache.adapters.sglang",
+    "class_name": "EmberStorage",
+    "interface_v1": 1,
+    "allocator": "shm",
+}
+BOTH_KINDS = pytest.mark.parametrize("mla", [True, False], ids=["MLA", "MHA"])
+
+
+@pytest.fixture
+def attached(cluster: LocalCluster, request: pytest.FixtureRequest) -> Iterator[Attach]:
+    """Makes backends of this test's own namespace: `attached(pool, model_name=...)`. `extra`: more of the user's JSON."""
+    made = []
+
+    def make(pool: HostPool, extra: dict[str, Any] | None = None, **changed: Any) -> Any:
+        said = {**DYNAMIC, "url": cluster.url, "salt": request.node.name, **(extra or {})}
+        made.append(attach("dynamic", pool, extra=said, **changed))
+        return made[-1]
+
+    yield make
+    for backend in made:
+        ours = getattr(backend, "_backend", backend)  # within the failure injector, which passes neither on
+        if not ours._closed:
+            ours.clear()  # the cluster is every test's
+            ours.close()
+
+
+def some_keys(count: int, start: int = 0) -> list[str]:
+    return [f"{number:064x}" for number in range(start + 1, start + count + 1)]
+
+
+def slots(pages: list[int]) -> torch.Tensor:
+    return torch.cat([torch.arange(page * PAGE_TOKENS, (page + 1) * PAGE_TOKENS) for page in pages])
+
+
+def scattered(pool: HostPool, count: int) -> list[int]:
+    """Pages anywhere in the pool, as after hours of serving."""
+    order = torch.randperm(pool.size // pool.page_size, generator=torch.Generator().manual_seed(2))
+    return [int(page) for page in order[:count]]
+
+
+# --- the dynamic backend ------------------------------------------------------------------------------------------------------------------
+
+
+@BOTH_KINDS
+@pytest.mark.parametrize("shared", [True, False], ids=["shared pool", "private pool"])
+def test_a_prefix_is_backed_up_and_comes_back(attached: Attach, mla: bool, shared: bool) -> None:
+    """300 pages make batches of 128, 128 and 44. One request comes back while another is stored."""
+    pool = HostPool(640, mla=mla, shared=shared)
+    backend = attached(pool)
+    assert [span[2] for span in backend._arena.spans] == [shared]
+    places = scattered(pool, 600)
+    first, second = places[:300], places[300:]
+    tokens, others = [1] * 300 * PAGE_TOKENS, [2] * 300 * PAGE_TOKENS
+    with engine(backend, pool) as sglang:
+        want = pool.bytes.clone()
+        sglang.back_up(first, tokens)
+        assert sglang.backed_up() == 300
+        for page in first:
+            pool.get_data_page(page * PAGE_TOKENS, flat=False).zero_()
+        assert not torch.equal(pool.bytes, want)
+        sglang.back_up(second, others)
+        found = sglang.query("again", tokens + [3] * 40 * PAGE_TOKENS)  # and 40 pages that nobody has stored
+        assert found.storage_hit_count == 300 * PAGE_TOKENS
+        assert sglang.fetch(found, first) == 300
+        assert sglang.backed_up() == 300
+        assert torch.equal(pool.bytes, want)
+    moved = backend.get_stats()
+    assert (sum(moved.prefetch_pgs), sum(moved.backup_pgs)) == (300, 600)
+    assert backend.get_stats().prefetch_pgs == []
+
+
+@BOTH_KINDS
+@pytest.mark.parametrize("lost", [range(5, 6), range(8, 16), range(8, 17), range(0, 1), range(31, 32)], ids=str)
+def test_a_hole_costs_only_itself(attached: Attach, mla: bool, lost: range) -> None:
+    """Pages that go between the query and the read: one result for each key, in order, and no page with another's bytes."""
+    pool = HostPool(64, mla=mla)
+    backend = attached(pool, extra={"salt": f"hole {lost} {mla}"})
+    keys, pages = some_keys(32), scattered(pool, 32)
+    want = [pool.page(page) for page in pages]
+    assert backend.batch_set_v1(keys, slots(pages)) == [True] * 32
+    assert backend.batch_set_v1(keys, slots(pages)) == [True] * 32  # they are there already: a success
+    anchor = backend._pools["kv"].namespace
+    backend.kv.delete(anchor, [bytes.fromhex(keys[row]) for row in lost])
+    assert backend.batch_exists(keys) == lost.start
+    pool.bytes.zero_()
+    assert backend.batch_get_v1(keys, slots(pages)) == [row not in lost for row in range(32)]
+    for row, page in enumerate(pages):
+        assert row in lost or torch.equal(pool.page(page), want[row])
+
+
+def test_an_empty_batch(attached: Attach) -> None:
+    pool = HostPool(4, mla=True)
+    backend = attached(pool)
+    none = torch.empty(0, dtype=torch.int64)
+    assert (backend.batch_exists([]), backend.batch_get_v1([], none), backend.batch_set_v1([], none)) == (0, [], [])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model_name": "org/other"}, {"tp_rank": 1, "tp_size": 2}, {"tp_size": 2}, {"extra": {"revision": "b"}},
+        {"extra": {"salt": "else"}}, {"dtype": torch.float16}, {"layout": "page_head"}, {"page_size": 32}, {"layers": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_not_the_same_is_not_seen(attached: Attach, changed: dict[str, Any]) -> None:
+    pool = HostPool(8, mla=False)
+    backend = attached(pool)
+    keys = some_keys(4)
+    assert all(backend.batch_set_v1(keys, slots([0, 1, 2, 3])))
+    assert attached(pool).batch_exists(keys) == 4
+    other = HostPool(8, mla=False, dtype=changed.pop("dtype", torch.bfloat16))
+    other.layout, other.page_size = changed.pop("layout", "page_first"), changed.pop("page_size", PAGE_TOKENS)  # type: ignore[misc]
+    other.start_layer = changed.pop("layers", 0)  # type: ignore[misc]
+    assert attached(other, **changed).batch_exists(keys) == 0
+
+
+def test_ranks_of_an_mla_model_share(attached: Attach) -> None:
+    """Every rank holds all of it: what the first rank writes, others read."""
+    pool = HostPool(8, mla=True)
+    keys = some_keys(4)
+    assert all(attached(pool, tp_size=2).batch_set_v1(keys, slots([0, 1, 2, 3])))
+    assert attached(pool, tp_rank=1, tp_size=2).batch_exists(keys) == 4
+
+
+@BOTH_KINDS
+def test_whole_pages_in_memory_of_their_own(attached: Attach, mla: bool) -> None:
+    """The engine's older interface, which it takes without "interface_v1"."""
+    pool = HostPool(8, mla=mla)
+    backend = attached(pool, extra={"interface_v1": 0})
+    keys = some_keys(3)
+    pages = [pool.get_data_page(i * PAGE_TOKENS) for i in range(3)]
+    assert backend.batch_set(keys[:2], pages[:2])
+    assert backend.set(keys[2], pages[2])
+    assert [backend.exists(key) for key in [*keys, *some_keys(1, 100)]] == [True, True, True, False]
+    blank = [pool.get_dummy_flat_data_page() for _ in range(4)]
+    got = backend.batch_get([*keys, *some_keys(1, 100)], blank)
+    assert [page is None for page in got] == [False, False, False, True]
+    for page, want in zip(got[:3], pages, strict=True):
+        assert torch.equal(page.view(torch.uint8), want.contiguous().view(torch.uint8))
+    assert backend.get(some_keys(1, 100)[0]) is None
+    # What was stored so can be read into the pool, and the other way round.
+    want = pool.page(0)
+    pool.bytes.zero_()
+    assert backend.batch_get_v1(keys[:1], slots([0])) == [True]
+    assert torch.equal(pool.page(0), want)
+
+
+def test_a_pool_that_cannot_say_where_its_pages_lie(attached: Attach, caplog: pytest.LogCaptureFixture) -> None:
+    class Opaque(HostPool):
+        def get_page_buffer_meta(self, indices: torch.Tensor) -> tuple[list[int], list[int]]:
+            raise NotImplementedError
+
+    pool = Opaque(8, mla=False)
+    backend = attached(pool)
+    assert "copied one by one" in caplog.text
+    want = [pool.page(page) for page in (5, 2)]
+    keys = some_keys(2)
+    assert backend.batch_set_v1(keys, slots([5, 2])) == [True, True]
+    pool.bytes.zero_()
+    assert backend.batch_get_v1([*keys, *some_keys(1, 50)], slots([5, 2, 3])) == [True, True, False]
+    assert all(torch.equal(pool.page(page), page_want) for page, page_want in zip((5, 2), want, strict=True))
+
+
+def test_side_pools_gate_a_prefix_by_their_policies(attached: Attach) -> None:
+    """An indexer must have every page; a sliding window the last two; groups report for themselves."""
+    pool, indexer, window = HostPool(16, mla=True), HostPool(16, mla=True), HostPool(16, mla=False)
+    backend = attached(pool)
+    backend.register_mem_host_pool_v2(indexer, PoolName.INDEXER)
+    backend.register_mem_host_pool_v2(window, PoolName.SWA)
+    keys = some_keys(10)
+    indexed = PoolTransfer(PoolName.INDEXER, host_indices=slots(list(range(8))), keys=keys[:8])
+    windowed = PoolTransfer(PoolName.SWA, host_indices=slots([2, 3, 4, 8]), keys=[keys[i] for i in (2, 3, 4, 8)])
+    assert all(backend.batch_set_v1(keys, slots(list(range(10)))))
+    done = backend.batch_set_v2([indexed, windowed])
+    assert done == {PoolName.INDEXER: [True] * 8, PoolName.SWA: [True] * 4}
+
+    everywhere = PoolTransfer(PoolName.INDEXER, hit_policy=PoolHitPolicy.ALL_PAGES)
+    last_two = PoolTransfer(PoolName.SWA, keys=["", ""], hit_policy=PoolHitPolicy.TRAILING_PAGES)
+    groups = PoolTransfer(
+        PoolName.INDEXER, keys=keys[:8], hit_policy=PoolHitPolicy.BLOCK_GROUPS, block_pages=4, group_pages=3
+    )
+    found = backend.batch_exists_v2(keys, [everywhere])
+    assert (found.kv_hit_pages, found.extra_pool_hit_pages) == (8, {PoolName.KV: 10, PoolName.INDEXER: 8})
+    found = backend.batch_exists_v2(keys, [everywhere, last_two])
+    assert (found.kv_hit_pages, found.restorable_prefix_pages) == (5, [4, 5])
+    found = backend.batch_exists_v2(keys, [groups])
+    assert (found.kv_hit_pages, found.extra_pool_hit_pages[PoolName.INDEXER]) == (10, 8)
+    assert backend.batch_exists_v2(some_keys(2, 500), [everywhere]).kv_hit_pages == 0
+
+    want = [window.page(page) for page in (2, 3)]
+    window.bytes.zero_()
+    back = PoolTransfer(PoolName.SWA, host_indices=slots([2, 3, 5]), keys=[keys[2], keys[3], keys[5]])
+    assert backend.batch_get_v2([back]) == {PoolName.SWA: [True, True, False]}
+    assert [torch.equal(window.page(page), page_want) for page, page_want in zip((2, 3), want, strict=True)] == [
+        True
+    ] * 2
+    short = PoolTransfer(PoolName.SWA, host_indices=slots([2]), keys=keys[:2])
+    assert backend.batch_get_v2([short]) == {PoolName.SWA: [False, False]}
+
+
+def test_the_engine_lives_with_failures(attached: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its injector makes calls fail and wait. A backup then ends early, a query finds less, a read brings less: never other bytes."""
+    monkeypatch.setenv("SGLANG_TEST_HICACHE_BACKEND_RANDOM_FAILURE", "0.3")
+    monkeypatch.setenv("SGLANG_TEST_HICACHE_BACKEND_RANDOM_DELAY", "0.01")
+    pool = HostPool(512, mla=False)
+    backend = attached(pool)
+    pages = scattered(pool, 400)
+    with engine(backend, pool) as sglang:
+        for turn in range(6):
+            tokens = [turn] * 400 * PAGE_TOKENS
+            want = pool.bytes.clone()
+            sglang.back_up(pages, tokens)
+            stored = sglang.backed_up()
+            assert stored in (0, 128, 256, 384, 400)
+            found = sglang.query(f"request {turn}", tokens)
+            hits = found.storage_hit_count // PAGE_TOKENS
+            assert hits in (0, 128, 256, 384, 400) and hits <= max(stored, 400)
+            for page in pages:
+                pool.get_data_page(page * PAGE_TOKENS, flat=False).zero_()
+            if hits:
+                came = sglang.fetch(found, pages)
+                assert came <= hits
+                got = pool.bytes.clone()
+                pool.bytes.copy_(want)
+                wanted = [pool.page(page) for page in pages[:came]]
+                pool.bytes.copy_(got)
+                assert all(torch.equal(pool.page(page), one) for page, one in zip(pages[:came], wanted, strict=True))
+            pool.bytes.copy_(want)
+
+
+def test_clear_and_close(attached: Attach) -> None:
+    pool = HostPool(8, mla=True)
+    backend = attached(pool)
+    keys = some_keys(4)
+    assert all(backend.batch_set_v1(keys, slots([0, 1, 2, 3])))
+    assert backend.clear()
+    assert backend.batch_exists(keys) == 0
+    assert all(backend.batch_set_v1(keys, slots([0, 1, 2, 3])))  # it goes on
+    backend.close()
+    backend.close()
+
+
+def test_attaching_fails_loudly(cluster: LocalCluster) -> None:
+    pool = HostPool(4, mla=True)
+    with pytest.raises(ValueError, match="revison"):
+        attach("dynamic", pool, extra={**DYNAMIC, "url": cluster.url, "revison": "a typo"})
+    with pytest.raises(OSError, match=r"(?i)no cluster|not|connect"):
+        attach("dynamic", pool, extra={**DYNAMIC, "url": "ember://127.0.0.1:1/"})
+
+
+# --- 3FS's interface ----------------------------------------------------------------------------------------------------------------------
+
+
+@BOTH_KINDS
+def test_its_own_3fs_backend_runs_on_our_rings(make_mount: MakeMount, cluster: LocalCluster, mla: bool) -> None:
+    """`HiCacheHF3FS` unchanged: one sparse file on the mount, pages through iovecs and rings, its metadata server."""
+    folder = Path(make_mount(cluster.url).path) / f"hf3fs-{mla}-{time.time_ns()}"
+    folder.mkdir()
+    pool = HostPool(320, mla=mla)
+    places = scattered(pool, 300)
+    first, second = places[:150], places[150:]
+    tokens = [1] * 150 * PAGE_TOKENS
+    with metadata_server() as url, hf3fs_backend(folder, pool, url, pages=1024) as backend:
+        assert type(backend.clients[0]).__name__ == "Hf3fsUsrBioClient"
+        with engine(backend, pool) as sglang:
+            want = pool.bytes.clone()
+            sglang.back_up(first, tokens)
+            assert sglang.backed_up() == 150
+            for page in first:
+                pool.get_data_page(page * PAGE_TOKENS, flat=False).zero_()
+            sglang.back_up(second, [2] * 150 * PAGE_TOKENS)
+            found = sglang.query("again", tokens)
+            assert found.storage_hit_count == 150 * PAGE_TOKENS
+            assert sglang.fetch(found, first) == 150
+            assert sglang.backed_up() == 150
+            assert torch.equal(pool.bytes, want)
+        backend.clients[0].close()  # and once more at the end: it deregisters its descriptor twice
