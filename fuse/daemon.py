@@ -167,8 +167,6 @@ class Mount:
         fs = FileSystem(core, self._options, Notifier(device.notify), root=root, first_handle=self._first_number)
         session = self._session = Session(device, fs, handlers())
         session.on_agreement = self._agreed
-        if self._options.workers > 1:
-            _log.warning("max_workers is ignored: one process serves a mount", workers=self._options.workers)
         session.on_answered = self._requests.answered if self._requests is not None else None
         fs.journal = self._journal
         self._sweep(core)

@@ -23,7 +23,6 @@ MS_NOSYMFOLLOW, MS_NOATIME, MS_NODIRATIME, MS_RELATIME, MS_STRICTATIME = 256, 10
 
 TIMEOUT_SECONDS_MAX = 3600.0  # of the kernel's caches
 ID_MAX = (1 << 32) - 2
-WORKERS_MAX = 16
 READAHEAD_BYTES_DEFAULT = 4 << 20
 READAHEAD_BYTES_MAX = 64 << 20
 MEMORY_BYTES_MIN = 64 << 20
@@ -45,7 +44,6 @@ class MountOptions:
     entry_timeout: float = 1.0  # ... and names
     negative_timeout: float = 0.0  # ... and that there is no such name
     strict: bool = False  # the kernel believes nothing: every lookup and stat asks
-    workers: int = 1  # processes that serve the mount
     readahead: int = READAHEAD_BYTES_DEFAULT
     timeout: float = 30.0  # after which an operation without an answer fails
     memory: int = 256 << 20  # buffers of the client
@@ -142,6 +140,14 @@ def _bytes(name: str, least: int, most: int) -> Change:
     return change
 
 
+def _workers(given: dict[str, Any], value: str) -> None:
+    if value != "1":
+        raise error(
+            Status.INVALID,
+            f"max_workers={value}: one process serves a mount. Leave the option out; several mounts use more cores",
+        )
+
+
 def _text(name: str) -> Change:
     def change(given: dict[str, Any], value: str) -> None:
         given[name] = value
@@ -198,7 +204,7 @@ VALUES: dict[str, Change] = {
     "attr_timeout": _seconds("attr_timeout", TIMEOUT_SECONDS_MAX),
     "entry_timeout": _seconds("entry_timeout", TIMEOUT_SECONDS_MAX),
     "negative_timeout": _seconds("negative_timeout", TIMEOUT_SECONDS_MAX),
-    "max_workers": _whole("max_workers", 1, WORKERS_MAX, "workers"),
+    "max_workers": _workers,
     "readahead": _bytes("readahead", 0, READAHEAD_BYTES_MAX),
     "timeout": _seconds("timeout", OPERATION_SECONDS_MAX, 1.0),
     "memory": _bytes("memory", MEMORY_BYTES_MIN, 1 << 40),
