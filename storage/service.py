@@ -8,7 +8,7 @@ checks, groups by target, and puts the columns together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -111,6 +111,7 @@ class StorageService:
         self._clones = Clones(routing, self._target, self._chains, self._writes.update)
         self._exchange = Exchange(self._target, self._chain)
         self.keeper: TargetKeeper | None = None
+        self.watchers: list[Callable[[], None]] = []  # told after the targets of every change of the routing
 
     # --- routing ---
 
@@ -150,6 +151,8 @@ class StorageService:
                 target.clients_ended(self._routing.ended_clients, change.ended_clients)
             target.others_have_room = self._others_have_room(target, chains.get(target.id))
             target.routing_changed(chains.get(target.id))
+        for tell in self.watchers:
+            tell()
 
     def _others_have_room(self, target: Target, chain: Chain | None) -> bool:
         """Whether another member, which serves or is about to, is not known to be full."""

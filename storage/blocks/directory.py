@@ -90,6 +90,7 @@ class Directory:
         self.pin: Numbers = array("I")
         self.state = bytearray()
         self.followers: list[Follower] = []
+        self.retold: set[int] = set()  # slots whose row has a higher version than their generation
         self._free: list[int] = []
         self._expiring: dict[int, list[tuple[int, int]]] = {}  # step -> (slot, generation)
         self._epochs: Numbers = array("I")  # of the blocks that were found, by slot: the checkpoints that covered them
@@ -167,11 +168,15 @@ class Directory:
         generation = record.generation or state.version
         where = (generation, state.slot, state.length, state.whole, record.depth, record.expiry, record.pin)
         if slot < 0:
-            self.add(shelf, record.key, *where)
-            return
-        self._uncount(shelf, slot)
-        self._describe(slot, *where)
-        self._count(shelf, slot)
+            slot = self.add(shelf, record.key, *where)
+        else:
+            self._uncount(shelf, slot)
+            self._describe(slot, *where)
+            self._count(shelf, slot)
+        if generation != state.version:
+            self.retold.add(slot)
+        else:
+            self.retold.discard(slot)
 
     def add(
         self,
@@ -238,6 +243,14 @@ class Directory:
         if self.expiry[slot]:
             shelf.timed -= 1
 
+    def forget(self, slots: Sequence[int]) -> None:
+        """Blocks that are here were removed."""
+        for slot in slots:
+            shelf = self.shelves[self.namespace[slot]]
+            del shelf.slots[self.keys[slot]]
+            self._uncount(shelf, slot)
+            self._free_slot(shelf, slot)
+
     def leave(self, slots: Sequence[int]) -> None:
         """Their removal begins."""
         for slot in slots:
@@ -272,6 +285,7 @@ class Directory:
     def _free_slot(self, shelf: Shelf, slot: int) -> None:
         for follower in self.followers:
             follower.removed(slot)
+        self.retold.discard(slot)
         self.keys[slot] = _NO_KEY
         self.state[slot] = FREE
         self.expiry[slot] = self.pin[slot] = 0

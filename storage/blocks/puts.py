@@ -22,7 +22,7 @@ from ...proto.gen.kvcache_pb2 import PutReply, PutRequest
 from ...proto.layout import UNIT_SMALL
 from ...proto.rpc import Context
 from ..engine.fresh import FreshChunks
-from ..engine.slots import SLOT_BYTES_MAX
+from ..engine.slots import CLASS_BYTES, SLOT_BYTES_MAX, class_for
 from ..events import Kind, Update
 from .directory import Shelf
 from .record import moment, pack_record
@@ -144,9 +144,14 @@ class Puts:
             return missing
         shelf = store.directory.shelf(batch.namespace.id)
         wanted = []
+        ahead, admit, namespace = 0, store.evictor.admit, batch.namespace.id
         for i in missing:
             status = self._refusal(batch, i)
             if status is _OK:
+                size = CLASS_BYTES[class_for(batch.lengths[i])]
+                status = admit(namespace, size, ahead)
+            if status is _OK:
+                ahead += size
                 wanted.append(i)
             else:
                 batch.status[i] = status
@@ -170,14 +175,17 @@ class Puts:
         shelf = directory.shelf(batch.namespace.id)
         keys = batch.keys
         found = directory.find(shelf, [keys[i] for i in places], batch.now)
-        missing = []
+        missing, here = [], []
         for i, slot in zip(places, found, strict=True):
             if slot < 0:
                 missing.append(i)
                 continue
             batch.generation[i] = directory.generation[slot]
             batch.existed[i] = 1
-            shelf.puts_existing += 1
+            here.append(slot)
+        if here:
+            shelf.puts_existing += len(here)
+            store.touched(here)
         return missing
 
     # --- the blocks of one target ---
@@ -309,6 +317,7 @@ class Puts:
         counters.bytes_written += written
         shelf.puts += len(mine) - len(fresh.failed)
         shelf.bytes_written += written
+        store.evictor.look()
         store.target.checkpoints.relieve()
 
     def _fail(
@@ -348,6 +357,7 @@ class Puts:
                 )
             )
         results = await store.target.start_update(run.version, updates)
+        store.evictor.look()
         for i, update, result in zip(mine, updates, results, strict=True):
             update.data.release()
             if result.status:
@@ -366,6 +376,7 @@ class Puts:
     @staticmethod
     def _pressure(store: Store, refused: StatusError) -> int:
         """No room: a checkpoint or an eviction will make some."""
+        store.evictor.wake()
         store.target.checkpoints.relieve()
         return _answer(refused.status)
 

@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
+from ...proto.blocks import TABLE_OF_BLOCKS
 from ...proto.env import Environment
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import KvNamespace
@@ -34,6 +35,7 @@ from ...proto.routing import RoutingTable
 from ...proto.rpc import KVCACHE, Context
 from ..service import StorageService
 from .directory import HERE
+from .evictor import Tenants
 from .gets import Get
 from .leases import LEASE_MS_MAX, new_lease
 from .puts import Puts
@@ -67,20 +69,24 @@ class KvCacheService:
         self._refresh = refresh
         self._asked = float("-inf")  # when the manager was asked last
         self._stores: dict[int, Store] = {}  # by id() of the target
+        self._tenants = Tenants(routing)
         self._puts = Puts(env)
         self._touches = Touches(env)
+        storage.watchers.append(self.routing_changed)
+        self.routing_changed()
 
     # --- which target, which namespace ---
 
     @property
     def stores(self) -> list[Store]:
         """Of all targets that hold blocks, or may."""
-        return [self._store(target) for target in self._storage.targets]
+        return list(self._stores.values())
 
-    def _store(self, target: Any) -> Store:
+    def store(self, target: Any) -> Store:
         store = self._stores.get(id(target))
         if store is None or store.target is not target:
-            store = self._stores[id(target)] = Store(target)
+            store = Store(target, self._tenants, self._routing, self._env, self._log)
+            self._stores[id(target)] = store
         return store
 
     def _runs(self, request: Any, allowed: Callable[[Store, int], Status]) -> Runs:
@@ -91,7 +97,7 @@ class KvCacheService:
             if target is None:
                 found.append((run, Status.STALE_ROUTING))
                 continue
-            store = self._store(target)
+            store = self.store(target)
             status = allowed(store, run.version)
             found.append((run, store if status is _OK else status))
         return found
@@ -129,6 +135,12 @@ class KvCacheService:
 
     def routing_changed(self) -> None:
         """Namespaces, quotas, targets or chains may be others now."""
+        self._tenants.refresh()
+        hosted = {id(target) for target in self._storage.targets}
+        self._stores = {number: store for number, store in self._stores.items() if number in hosted}
+        for target in self._storage.targets:
+            if target.table == TABLE_OF_BLOCKS or len(target.directory):
+                self.store(target).evictor.routing_changed()
 
     # --- reads ---
 
@@ -234,7 +246,7 @@ class KvCacheService:
         target = self._storage.member(request.chain)
         if target is None:
             raise error(Status.STALE_ROUTING, f"chain {request.chain} has no member here")
-        store = self._store(target)
+        store = self.store(target)
         status = store.may_read(request.chain_version)
         if status is Status.STALE_CHAIN_VERSION:
             return ListBlocksReply(more=True, chains=self._storage.newer((status,), (request.chain,)))
@@ -268,8 +280,6 @@ class KvCacheService:
         rows: dict[int, list[int]] = {}
         now = self._wall()
         for store in self.stores:
-            if not store.holds_blocks:
-                continue
             space = store.target.engine.space_info()
             reply.capacity += space.capacity
             reply.used += space.used - space.reclaimable

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...proto.blocks import chunk_of
-from ...proto.env import Promise
-from ...proto.errors import Status
+from ...proto.env import Environment, Promise
+from ...proto.errors import Status, StatusError
+from ...proto.routing import RoutingTable
+from ..engine.removal import Gone, is_quiet, remove_blocks
 from ..engine.slots import CLASS_BYTES
 from ..events import ALWAYS, Kind, Update
 from ..target import Target
 from .directory import HERE
+from .evictor import Evictor, Tenants
 from .leases import Leases
 
 REMOVES_MAX = 1024  # blocks of one batch of removes
@@ -28,10 +31,12 @@ class Leaving(NamedTuple):
 class Store:
     """Of one target."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, tenants: Tenants, routing: RoutingTable, env: Environment, log: Any) -> None:
         self.target = target
         self.directory = target.directory
         self.leases = Leases()
+        self.evictor = Evictor(self, tenants, routing, env, log)
+        env.spawn(self.evictor.keep, "blocks")
         self.reserved: dict[tuple[int, bytes], Promise[None]] = {}  # (namespace, key) of blocks that are being put
 
     # --- what the chain allows ---
@@ -59,8 +64,35 @@ class Store:
 
     async def remove(self, slots: Sequence[int]) -> list[Status]:
         """Remove blocks; all of them are gone for readers at once, and those that cannot be removed come back. What became of each."""
-        became = await self._remove_all(self._leave(slots))
+        rest = self._remove_now(slots)
+        became = await self._remove_all(self._leave(rest)) if rest else {}
         return [became.get(slot, Status.OK) for slot in slots]
+
+    def _remove_now(self, slots: Sequence[int]) -> Sequence[int]:
+        """In a chain of one, those that nothing else is done with go in one index write. Returns the others."""
+        if not self.is_alone or not self.is_head or self.target.refusal(writing=True):
+            return slots
+        directory, engine, busy = self.directory, self.target.engine, self.target.replica.busy
+        generation, place, length = directory.generation, directory.place, directory.length
+        rest, going, gone = [], [], []
+        for slot in dict.fromkeys(slots):
+            if directory.state[slot] != HERE:
+                continue
+            chunk = chunk_of(directory.namespace[slot], directory.keys[slot])
+            if slot in directory.retold or busy(chunk) or not is_quiet(engine, chunk):
+                rest.append(slot)
+                continue
+            going.append(slot)
+            gone.append(Gone(chunk, place[slot], generation[slot], length[slot]))
+        for begin in range(0, len(gone), REMOVES_MAX):
+            try:
+                remove_blocks(engine, gone[begin : begin + REMOVES_MAX])
+            except StatusError:
+                self.target.tell_offline()
+                return slots
+            directory.forget(going[begin : begin + REMOVES_MAX])
+        self.target.checkpoints.relieve()
+        return rest
 
     def _leave(self, slots: Sequence[int]) -> list[Leaving]:
         directory = self.directory
@@ -118,13 +150,12 @@ class Store:
 
     def touched(self, slots: Sequence[int]) -> None:
         """Somebody has read these."""
+        touched = self.evictor.policy.touched
+        for slot in slots:
+            touched(slot)
 
     def prefetch(self, slots: Sequence[int]) -> None:
         """Somebody is about to."""
-
-    @property
-    def holds_blocks(self) -> bool:
-        return bool(self.directory.shelves)
 
     def slot_bytes(self, slot: int) -> int:
         """Of disk space that the block takes."""

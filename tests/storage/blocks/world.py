@@ -57,7 +57,6 @@ class Blocks(World):
         await super().start()
         self.blocks = KvCacheService(self.routing, self.service, self.env, self.log)
         self.address = self.network.serve("storage", [self.service, self.blocks])
-        self.blocks.routing_changed()
         return self
 
     def announce(self, chain_version: int = 1, ended: Sequence[bytes] = ()) -> None:
@@ -77,12 +76,10 @@ class Blocks(World):
         routing.namespaces.extend(self.namespaces)
         routing.quotas.extend(cluster_pb2.TenantQuota(tenant=t, bytes=b) for t, b in self.quotas.items())
         self.service.routing_changed(self.routing.apply(routing))
-        if hasattr(self, "blocks"):
-            self.blocks.routing_changed()
 
     @property
     def store(self) -> Store:
-        return self.blocks.stores[0]
+        return self.blocks.store(self.open[0])
 
     # --- calls ---
 

@@ -1,0 +1,245 @@
+"""Eviction: keeps a target's blocks below its watermarks and tenants below their quotas, and takes away what is over.
+
+All of it happens in the background, in batches of removes, at the head of the chain. Slots come back with the next checkpoint, so
+watermarks leave room for what is put in between (watermarks.py); which blocks go is said by the policy (policy.py). A put that finds
+no room is told to come back (WOULD_BLOCK): what was acknowledged is lost by eviction alone, never to make room for a put at once.
+
+A quota is the tenant's in the whole cluster; keys are spread evenly, so every chain of the table of blocks has an equal share of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...proto.blocks import TABLE_OF_BLOCKS
+from ...proto.env import Environment, Promise
+from ...proto.errors import Status
+from ...proto.routing import RoutingTable
+from ...proto.settings import time_scale
+from ..engine.slots import CLASS_BYTES
+from .policy import Policy
+from .watermarks import Watermarks
+
+if TYPE_CHECKING:
+    from .store import Store
+
+TICK_SECONDS = 1.0  # between looks at what is over; scaled
+DROPPED_SECONDS = 60.0  # that a namespace has been missing in the routing until its blocks go; scaled
+QUOTA_PART = (
+    32  # of a quota's share: above share - share/32 the tenant's own blocks are evicted down to share - share/16
+)
+
+_OK = Status.OK
+
+
+class Tenants:
+    """Numbers for tenants, the same for all targets of the process. Number 0 has what no known namespace has."""
+
+    def __init__(self, routing: RoutingTable) -> None:
+        self._routing = routing
+        self._numbers: dict[str, int] = {}
+        self.of_namespace: dict[int, int] = {}
+        self.shares: dict[int, int] = {}  # tenant -> bytes of its quota for one chain
+
+    def refresh(self) -> None:
+        """The routing was changed."""
+        routing = self._routing
+        for namespace in routing.namespaces.values():
+            self.of_namespace[namespace.id] = self.number(namespace.tenant)
+        version = routing.table_versions.get(TABLE_OF_BLOCKS, 0)
+        chains = max(1, len(routing.tables.get((TABLE_OF_BLOCKS, version), ())))
+        self.shares = {self.number(tenant): max(1, quota // chains) for tenant, quota in routing.quotas.items()}
+
+    def number(self, tenant: str) -> int:
+        return self._numbers.setdefault(tenant, len(self._numbers) + 1)
+
+    @property
+    def names(self) -> Mapping[str, int]:
+        return self._numbers
+
+
+class Evictor:
+    """Of one target: follows its directory, and says whether there is room."""
+
+    def __init__(self, store: Store, tenants: Tenants, routing: RoutingTable, env: Environment, log: Any) -> None:
+        self._store = store
+        self._tenants = tenants
+        self._routing = routing
+        self._env = env
+        self._log = log
+        self._space = store.target.engine.space
+        self.policy = Policy(self._space.limit_new)
+        self._watermarks = Watermarks(self._space.limit_new)
+        self._tenant_of: dict[int, int] = {}  # namespace -> tenant, as the policy was told
+        self._missing: dict[int, float] = {}  # namespaces that the routing does not have, and since when
+        self._working = False
+        self._done: Promise[None] | None = None  # told when the work that is under way is over
+        self._stuck: set[int | None] = set()  # of what nothing more can be evicted: a tenant, None: the target
+        directory = store.directory
+        for slot in directory.oldest_first():
+            self.inserted(slot)
+        directory.followers.append(self)
+
+    # --- what the directory tells ---
+
+    def inserted(self, block: int) -> None:
+        directory = self._store.directory
+        namespace = directory.namespace[block]
+        tenant = self._tenant_of.get(namespace)
+        if tenant is None:
+            tenant = self._tenant_of[namespace] = self._tenants.of_namespace.get(namespace, 0)
+        size = CLASS_BYTES[directory.place[block] >> 48]
+        self.policy.inserted(block, directory.keys[block], size, directory.depth[block], tenant)
+
+    def removed(self, block: int) -> None:
+        self.policy.removed(block)
+        self._stuck.clear()
+
+    def routing_changed(self) -> None:
+        """A namespace that was not known has a tenant now."""
+        directory = self._store.directory
+        self._stuck.clear()
+        for namespace, was in self._tenant_of.items():
+            tenant = self._tenants.of_namespace.get(namespace, 0)
+            if tenant == was or not tenant:
+                continue
+            self._tenant_of[namespace] = tenant
+            for slot in directory.shelf(namespace).slots.values():
+                self.policy.removed(slot)
+                self.inserted(slot)
+
+    # --- is there room ---
+
+    def admit(self, namespace: int, size: int, ahead: int) -> Status:
+        """Whether a block whose slot takes `size` bytes may be put, behind others of the same request that take `ahead`."""
+        tenant = self._tenants.of_namespace.get(namespace, 0)
+        share = self._tenants.shares.get(tenant, 0)
+        if share and self.policy.bytes_of(tenant) + ahead + size > share:
+            self.wake()
+            return Status.QUOTA_EXCEEDED if size > share or tenant in self._stuck else Status.WOULD_BLOCK
+        limit = self._space.limit_new
+        if self._space.used_bytes + ahead + size > limit:
+            self.wake()
+            return Status.NO_SPACE if size > limit or None in self._stuck else Status.WOULD_BLOCK
+        return _OK
+
+    def look(self) -> None:
+        """Blocks were put: perhaps others have to go."""
+        space = self._space
+        if not self._working and self._watermarks.excess(space.used_bytes, space.retired_bytes):
+            self.wake()
+
+    def wake(self) -> None:
+        """Evict what is too much, in the background."""
+        if not self._working and self._store.is_head and not self._store.target.engine.failed:
+            self._working = True
+            self._env.spawn(self._work, "eviction")
+
+    # --- the work ---
+
+    async def keep(self) -> None:
+        """Background: what time alone brings."""
+        engine = self._store.target.engine
+        while not engine.failed:
+            await self._env.sleep(TICK_SECONDS * time_scale())
+            now = self._env.now()
+            self._store.leases.expire(now)
+            self._stuck.clear()
+            if self._store.is_head and not self._working:
+                self._working = True
+                await self._work()
+
+    async def _work(self) -> None:
+        try:
+            await self._expire()
+            await self._drop_namespaces()
+            for tenant, share in self._tenants.shares.items():
+                await self._hold_quota(tenant, share)
+            await self._make_room()
+        except Exception as bug:
+            self._log.error("eviction failed", target=self._store.target.id, exc_info=bug)
+        finally:
+            self._working = False
+            if self._done is not None:
+                self._done.set(None)
+                self._done = None
+
+    async def settle(self) -> None:
+        """Do what there is to do now, and wait for it."""
+        if self._working:
+            self._done = self._done or self._env.promise()
+            await self._done
+        if not self._working:
+            self._working = True
+            await self._work()
+
+    async def _make_room(self) -> None:
+        space, target = self._space, self._store.target
+        while (excess := self._watermarks.excess(space.used_bytes, space.retired_bytes)) > 0:
+            if not await self._evict(excess, None):
+                break
+        if space.retired_bytes and space.used_bytes > self._watermarks.high and not target.engine.failed:
+            await target.checkpoint()
+
+    async def _hold_quota(self, tenant: int, share: int) -> None:
+        if self.policy.bytes_of(tenant) <= share - share // QUOTA_PART:
+            return
+        low = share - 2 * (share // QUOTA_PART)
+        while (excess := self.policy.bytes_of(tenant) - low) > 0:
+            if not await self._evict(excess, tenant):
+                return
+
+    async def _evict(self, size: int, tenant: int | None) -> bool:
+        """One batch. Whether anything went."""
+        store, directory = self._store, self._store.directory
+        now, wall = self._env.now(), self._env.wall_ns() / 1e9
+        store.leases.expire(now)
+
+        def protected(slot: int) -> bool:
+            return store.is_protected(slot, now, wall)
+
+        victims = self.policy.victims(size, protected, tenant)
+        namespaces = [directory.namespace[slot] for slot in victims]
+        went = 0
+        for namespace, status in zip(namespaces, await store.remove(victims), strict=True):
+            if status is _OK:
+                directory.shelf(namespace).evictions += 1
+                went += 1
+        if not went:
+            self._stuck.add(tenant)
+        return went > 0
+
+    async def _expire(self) -> None:
+        store, directory = self._store, self._store.directory
+        wall = self._env.wall_ns() / 1e9
+        due = directory.over(wall)
+        held = [slot for slot in due if store.is_leased(slot, self._env.now())]
+        if held:
+            directory.not_yet(held, wall)
+        going = [slot for slot in due if slot not in set(held)]
+        namespaces = [directory.namespace[slot] for slot in going]
+        statuses = await store.remove(going)
+        for namespace, status in zip(namespaces, statuses, strict=True):
+            directory.shelf(namespace).expired += status is _OK
+        left = [slot for slot, status in zip(going, statuses, strict=True) if status is not _OK]
+        if left:
+            directory.not_yet(left, wall)
+
+    async def _drop_namespaces(self) -> None:
+        """Blocks of namespaces that the manager has dropped. One that is missing may be news that has not come yet."""
+        known, now = self._routing.namespaces, self._env.now()
+        if not self._routing.version:
+            return
+        for namespace, shelf in list(self._store.directory.shelves.items()):
+            if namespace in known:
+                self._missing.pop(namespace, None)
+                continue
+            since = self._missing.setdefault(namespace, now)
+            if now - since < DROPPED_SECONDS * time_scale():
+                continue
+            if shelf.slots:
+                self._log.info("blocks of a dropped namespace go", namespace=namespace, blocks=len(shelf.slots))
+                await self._store.remove(list(shelf.slots.values()))
+            elif not shelf.leaving:
+                del self._store.directory.shelves[namespace]
