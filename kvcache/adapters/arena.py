@@ -32,6 +32,26 @@ def _rows(pieces: list[Any], parts: int) -> list[Any]:
     return pieces if parts == 1 else [pieces[i : i + parts] for i in range(0, len(pieces), parts)]
 
 
+def _files(address: int, nbytes: int) -> list[tuple[int, int]]:
+    """The parts of a span that are one file each: an engine may map several behind each other, as one pool. (address, bytes)"""
+    parts: list[tuple[int, int]] = []
+    before = ""
+    with open("/proc/self/maps", errors="surrogateescape") as lines:
+        for line in lines:
+            place, _, _, device, inode, *_ = line.split(None, 5)
+            first, last = (int(number, 16) for number in place.split("-"))
+            start, end = max(first, address), min(last, address + nbytes)
+            if start >= end:
+                continue
+            file = f"{device} {inode}"
+            if parts and file == before and sum(parts[-1]) == start:
+                parts[-1] = (parts[-1][0], end - parts[-1][0])
+            else:
+                parts.append((start, end - start))
+            before = file
+    return parts or [(address, nbytes)]
+
+
 class Arena:
     """Spans of memory, each registered once with a KVCache, found again by address. Spans are added by one thread, before any is used."""
 
@@ -46,15 +66,19 @@ class Arena:
         at = bisect.bisect_right(self._starts, address) - 1
         if at >= 0 and address + nbytes <= self._starts[at] + self._sizes[at]:
             return bool(self._buffers[at].shared)
-        buffer = self._kv.register((address, nbytes))
-        self._starts.insert(at + 1, address)
-        self._buffers.insert(at + 1, buffer)
-        self._sizes.insert(at + 1, nbytes)
-        if not buffer.shared:
+        shared = True
+        for start, length in _files(address, nbytes):
+            buffer = self._kv.register((start, length))
+            at = bisect.bisect_right(self._starts, start)
+            self._starts.insert(at, start)
+            self._buffers.insert(at, buffer)
+            self._sizes.insert(at, length)
+            shared = shared and buffer.shared
+        if not shared:
             logger.warning(
                 "%s: %.1f GB cannot be shared with storage servers; each block is copied once more on its way", owner, nbytes / 1e9
             )  # fmt: skip
-        return bool(buffer.shared)
+        return shared
 
     @property
     def spans(self) -> list[tuple[int, int, bool]]:
