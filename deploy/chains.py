@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..proto.blocks import TABLE_OF_FILES
+from ..proto.blocks import TABLE_OF_BLOCKS, TABLE_OF_FILES
 from ..proto.errors import Status, error
 from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, Routing, Target
 from .administration import Administration
 from .placement import Disk, Domain, InfeasibleError, Request, plan
-from .placement.view import view_of
+from .placement.view import ClusterView, view_of
 
 PLAN_SECONDS = 1.0  # for improving the greedy answer, which is the best one for most small clusters
 
@@ -24,6 +24,14 @@ def make_first_chains(administration: Administration, replicas: int, table: int 
     spare = spare_targets(status.routing, table)
     administration.create_chains(plan_new_chains(status.routing, spare, replicas, Domain.NODE), table)
     return replicas
+
+
+def begin_blocks(administration: Administration, view: ClusterView, node: int) -> int:
+    """Make a target for KV blocks on a node; with one copy of each block also its chain. Its number."""
+    target = administration.add_target(node, table=TABLE_OF_BLOCKS)
+    if view.is_cache:
+        administration.create_chains([[target]], TABLE_OF_BLOCKS)
+    return target
 
 
 def spare_targets(routing: Routing, table: int = TABLE_OF_FILES) -> list[Target]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ..proto.blocks import TABLE_OF_FILES
 from ..proto.errors import Status, StatusError
 from ..proto.settings import time_scale
 from .administration import Administration
@@ -98,18 +99,20 @@ class Mover:
         self._failures = 0
         self._wait = LOOK_SECONDS_MIN
 
-    def run(self, wish: Wish) -> Decision:
+    def run(self, wish: Wish, table: int = TABLE_OF_FILES) -> Decision:
         """Until nothing is left to do, or nothing can be done any more: then `blocked` of the result says why. Raises StatusError when
         servers refuse what cannot be cured by looking again, or too often."""
         while True:
-            _, decision, moved = self.look(wish)
-            if decision.is_done or not (moved or decision.moving or decision.begin):
+            _, decision, moved = self.look(wish, table)
+            if decision.is_done or not (moved or decision.moving or decision.begin or decision.retiring):
                 return decision
             self.rest(moved)
 
-    def look(self, wish: Wish | Callable[[ClusterView], Wish]) -> tuple[ClusterView, Decision, bool]:
-        """One round: what was seen, what was decided, whether a step was taken."""
-        view = view_of(self._administration.status())
+    def look(
+        self, wish: Wish | Callable[[ClusterView], Wish], table: int = TABLE_OF_FILES
+    ) -> tuple[ClusterView, Decision, bool]:
+        """One round over the chains of one table: what was seen, what was decided, whether a step was taken."""
+        view = view_of(self._administration.status(), table)
         decision = decide(view, wish(view) if callable(wish) else wish)
         self._told(view, decision)
         moved = False
@@ -143,7 +146,8 @@ class Mover:
         match step:
             case AddTarget(node, folder):
                 folders = {target.folder for target in view.targets.values() if target.node == node}
-                administration.add_target(node, folder if len(folders) > 1 else "")  # with one the server knows where
+                place = folder if len(folders) > 1 else ""  # with one the server knows where
+                administration.add_target(node, place, view.table)
             case Drop(node, target):
                 administration.drop_target(node, target)
             case Join(chain, version, target, size):

@@ -122,7 +122,8 @@ class Hosting:
     def _capacity(self, table: int) -> int:
         """As the command line says; 0 where it does not, or not whether it speaks of this target."""
         options = self._process.options
-        return {TABLE_OF_FILES: options.capacity, TABLE_OF_BLOCKS: options.kv_capacity}.get(table, 0)
+        asked: dict[int, int] = {TABLE_OF_FILES: options.capacity, TABLE_OF_BLOCKS: options.kv_capacity}
+        return asked.get(table, 0)
 
     async def _open(self, path: str, capacity: int, table: int) -> Target:
         """Open (or format) a target, in a thread: recovery reads. Raises BAD_FORMAT, WRONG_CLUSTER, BUSY_RESOURCE, INVALID, IO_ERROR."""

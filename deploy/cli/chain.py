@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from ...proto.blocks import TABLE_OF_BLOCKS, TABLE_OF_FILES
 from .moving import (
     AT_ONCE,
+    KINDS,
     AtOnce,
+    BlocksOption,
     DomainOption,
     Rate,
     Yes,
@@ -17,6 +20,7 @@ from .moving import (
     confirm,
     domain_of,
     look,
+    look_everywhere,
     move,
     node_named,
     watched,
@@ -88,6 +92,7 @@ def plan(
         list[str] | None, typer.Option(help="A node or disk that is gone for good. Repeatable.", show_default=False)
     ] = None,
     fresh: Annotated[bool, typer.Option(help="Plan as if there were no chains yet.")] = False,
+    blocks: BlocksOption = False,
     seconds: Annotated[float, typer.Option(help="For improving new chains; 0: the first answer.", min=0)] = 10.0,
     rows: Annotated[
         int, typer.Option(help="Show at most so many chains and moves (0: all).", min=0)
@@ -104,7 +109,7 @@ def plan(
 
     if not (description or fresh or replicas or seats):
         with administration() as connection:
-            view = look(connection)
+            view = look(connection, _table(blocks))
         planning.show_moves(*_wish(view, domain, drain or [], remove or []), rows, as_json)
         return
     planning.show_new(
@@ -139,14 +144,17 @@ def apply(
 
     With --keep it stays and watches: members on disks that failed (after a minute) and on nodes that are silent (after ten) are copied
     to others, new nodes get their share.
+
+    Members of chains of files move to targets for files, those of KV blocks to targets for KV blocks.
     """
     from ..placement.moves import Wish
 
     with administration() as connection:
         if keep:
             _keep(connection, domain, balance, at_once, rate, heal_after)
-        decision = move(connection, Wish(balance=balance, domain=domain_of(domain)), at_once, rate)
-        assert not decision.blocked
+        for table in KINDS:
+            decision = move(connection, Wish(balance=balance, domain=domain_of(domain)), at_once, rate, table)
+            assert not decision.blocked
         say("All members are where they should be.")
 
 
@@ -159,20 +167,24 @@ def _keep(
     from ..placement.moves import Wish
 
     scale = time_scale()
-    absences = Absences(heal_after * scale, min(FAILED_SECONDS, heal_after) * scale)
+    patience = (heal_after * scale, min(FAILED_SECONDS, heal_after) * scale)
+    absences = {table: Absences(*patience) for table in KINDS}
 
     def wish(view: ClusterView) -> Wish:
-        return Wish(absences.lost(view, connection.now()), balance, domain_of(domain))
+        # A target with the only copy of KV blocks is not given up: keys go around it by the manager's hand until it is back.
+        lost = frozenset() if view.is_cache else absences[view.table].lost(view, connection.now())
+        return Wish(lost, balance, domain_of(domain))
 
     told: list[str] = []
     with watched(connection, at_once, rate) as mover:
         while True:
-            _, decision, moved = mover.look(wish)
-            if decision.blocked != told:
-                told = decision.blocked
+            looks = [mover.look(wish, table) for table in KINDS]
+            blocked = [sentence for _, decision, _ in looks for sentence in decision.blocked]
+            if blocked != told:
+                told = blocked
                 for sentence in told:
                     say(f"waiting: {sentence}")
-            mover.rest(moved)
+            mover.rest(any(moved for _, _, moved in looks))
 
 
 @chain.command("create")
@@ -182,18 +194,21 @@ def create(
     ] = 0,
     count: Annotated[int, typer.Option(help="How many. Default: as many as there can be.", show_default=False)] = 0,
     domain: DomainOption = "",
+    blocks: BlocksOption = False,
 ) -> None:
     """Make new chains over targets that are in none. New files are laid out over them too; old ones stay where they are."""
     from ..chains import plan_new_chains, spare_targets
 
     with administration() as connection:
         routing = connection.status().routing
-        view = look(connection)
+        view = look(connection, _table(blocks))
         members = replicas or view.replicas
         chosen = domain_of(domain) or view.widest_domain()
         drained = {entry.id for entry in view.nodes.values() if entry.draining}
-        spare = [entry for entry in spare_targets(routing) if entry.node not in drained and not entry.chunks]
-        made = connection.create_chains(plan_new_chains(routing, spare, members, chosen, count))
+        spare = [
+            entry for entry in spare_targets(routing, view.table) if entry.node not in drained and not entry.chunks
+        ]
+        made = connection.create_chains(plan_new_chains(routing, spare, members, chosen, count), view.table)
     say(f"Made {len(made)} {'chain' if len(made) == 1 else 'chains'} of {members}: {', '.join(map(str, made))}.")
 
 
@@ -211,8 +226,8 @@ def revive(
     from ...proto.gen.common_pb2 import TARGET_STATE_LASTSRV
 
     with administration() as connection:
-        view = look(connection)
-        entry = next((entry for entry in view.chains if entry.id == number), None)
+        views = look_everywhere(connection)
+        view, entry = next(((v, chain) for v in views for chain in v.chains if chain.id == number), (views[0], None))
         if entry is None:
             raise Failed(f"there is no chain {number} (see: emberfs chain list)")
         if entry.serving:
@@ -227,6 +242,10 @@ def revive(
             )
         after = connection.change_chain(number, entry.version, revive=target)
     say(f"chain {number}: served by target {target} from version {after.version} on.")
+
+
+def _table(blocks: bool) -> int:
+    return TABLE_OF_BLOCKS if blocks else TABLE_OF_FILES
 
 
 def _member_text(view: ClusterView, target: int) -> str:

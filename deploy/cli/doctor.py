@@ -280,7 +280,8 @@ def cluster_findings(status: dict[str, Any] | None) -> Iterator[Finding]:
             f"silent: {', '.join(silent)}",
             "start them; those that are gone for good: emberfs node remove",
         )
-    yield from _chains(status["chains"])
+    yield from _chains(status["chains"], "files")
+    yield from _chains(status["chains"], "kv")
     yield from _targets(status["targets"])
     space = status["space"]
     part = space["free"] / space["total"] if space["total"] else 0.0
@@ -289,19 +290,23 @@ def cluster_findings(status: dict[str, Any] | None) -> Iterator[Finding]:
     )
 
 
-def _chains(chains: list[dict[str, Any]]) -> Iterator[Finding]:
+def _chains(all_chains: list[dict[str, Any]], kind: str) -> Iterator[Finding]:
+    """One that holds KV blocks and is not served is a smaller cache: keys go around it."""
     from .status import WELL, health_of
 
+    chains = [chain for chain in all_chains if chain["for"] == kind]
+    name = "chains" if kind == "files" else "chains of KV blocks"
     words: dict[str, list[str]] = {}
     for chain in chains:
         words.setdefault(health_of(chain), []).append(str(chain["chain"]))
     lacking = {word: numbers for word, numbers in words.items() if word != WELL}
-    if not lacking:
-        yield Finding("chains", "ok", f"{len(chains)}, all well")
+    if chains and not lacking:
+        yield Finding(name, "ok", f"{len(chains)}, all well")
     for word, numbers in lacking.items():
         state, advice = _CHAIN_ADVICE[word]
         shown = ", ".join(numbers[:SHOWN_MAX]) + (" ..." if len(numbers) > SHOWN_MAX else "")
-        yield Finding("chains", state, f"{len(numbers)} of {len(chains)} {word}: {shown}", advice)
+        state = "warning" if kind != "files" else state
+        yield Finding(name, state, f"{len(numbers)} of {len(chains)} {word}: {shown}", advice)
 
 
 def _targets(targets: list[dict[str, Any]]) -> Iterator[Finding]:

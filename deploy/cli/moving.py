@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...proto.blocks import TABLE_OF_BLOCKS, TABLE_OF_FILES
 from .output import Failed, complain, parse_size, printable, say
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ DomainOption = Annotated[
         show_default=False,
     ),
 ]
+BlocksOption = Annotated[bool, typer.Option("--kv", help="Chains of KV blocks, instead of those of files.")]
 AT_ONCE = 2
+KINDS = {TABLE_OF_FILES: "files", TABLE_OF_BLOCKS: "kv"}  # what the chains of a table, and their targets, are for
 
 
 @contextlib.contextmanager
@@ -48,11 +51,19 @@ def administration(patience: float | None = None) -> Iterator[Administration]:
         yield made
 
 
-def look(connection: Administration) -> ClusterView:
-    """The cluster as it is now."""
+def look(connection: Administration, table: int = TABLE_OF_FILES) -> ClusterView:
+    """The cluster as it is now, with the chains of one kind: of files, or of KV blocks."""
     from ..placement.view import view_of
 
-    return view_of(connection.status())
+    return view_of(connection.status(), table)
+
+
+def look_everywhere(connection: Administration) -> tuple[ClusterView, ClusterView]:
+    """The same of both kinds: files, KV blocks."""
+    from ..placement.view import view_of
+
+    status = connection.status()
+    return view_of(status, TABLE_OF_FILES), view_of(status, TABLE_OF_BLOCKS)
 
 
 def domain_of(text: str) -> Any:
@@ -90,10 +101,10 @@ def confirm(question: str, yes: bool) -> None:
         raise Failed("nothing was changed", 1)
 
 
-def move(connection: Administration, wish: Wish, at_once: int, rate: str) -> Decision:
+def move(connection: Administration, wish: Wish, at_once: int, rate: str, table: int = TABLE_OF_FILES) -> Decision:
     """Carry out what `wish` asks for, and show how it goes. Raises Failed when something stands in the way."""
     with watched(connection, at_once, rate) as mover:
-        decision = mover.run(wish)
+        decision = mover.run(wish, table)
     if decision.blocked:
         raise Failed("; ".join(decision.blocked))
     return decision
@@ -116,7 +127,14 @@ def watched(connection: Administration, at_once: int, rate: str) -> Iterator[Mov
 class _Lines:
     """What was done, a line each."""
 
-    def told(self, view: ClusterView, decision: Decision) -> None: ...
+    def __init__(self) -> None:
+        self._retiring: list[int] = []
+
+    def told(self, view: ClusterView, decision: Decision) -> None:
+        if decision.retiring != self._retiring:
+            self._retiring = decision.retiring
+            for number in self._retiring:
+                say(f"keys are to go around chain {number}: that takes up to a minute")
 
     def taken(self, view: ClusterView, step: Step) -> None:
         from ..placement.moves import text_of
@@ -128,6 +146,7 @@ class _Bar(_Lines):
     """The lines, and a bar below them with the bytes that are copied."""
 
     def __init__(self, bars: Any) -> None:
+        super().__init__()
         self._bars = bars
         self._task = bars.add_task("", total=None, state="")
         self._total = 0
@@ -138,6 +157,8 @@ class _Bar(_Lines):
         done = self._total - decision.bytes_left + copied
         names = ", ".join(f"{moving.target} in chain {moving.chain}" for moving in decision.moving)
         state = f"to target {names}" if names else decision.blocked[0] if decision.blocked else ""
+        if decision.retiring:
+            state = f"waits until no key goes to chain {decision.retiring[0]}"
         left = decision.moves + len(decision.moving)
         self._bars.update(
             self._task,

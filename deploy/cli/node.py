@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .moving import AT_ONCE, AtOnce, DomainOption, Rate, Yes, administration, confirm, domain_of, look, move, node_named
+from ...proto.blocks import TABLE_OF_BLOCKS, TABLE_OF_FILES
+from .moving import (
+    AT_ONCE,
+    AtOnce,
+    DomainOption,
+    Rate,
+    Yes,
+    administration,
+    confirm,
+    domain_of,
+    look,
+    look_everywhere,
+    move,
+    node_named,
+)
 from .output import Failed, console, human, say, write_json
 
 if TYPE_CHECKING:
@@ -39,17 +53,18 @@ def _group() -> None:
 def list_(as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False) -> None:
     """Show the storage nodes: where they are, whether they are there, what they hold."""
     with administration() as connection:
-        view = look(connection)
-    found = [_described(view, entry) for entry in view.nodes.values()]
+        view, blocks = look_everywhere(connection)
+    found = [_described(view, blocks, entry) for entry in view.nodes.values()]
     if as_json:
         write_json(found)
         return
     from rich.table import Table
 
-    table = Table("node", "name", "state", "targets", "members", "used", "capacity", "host", "rack", box=None)
+    columns = ("node", "name", "state", "targets", "members", "used", "capacity", "KV used", "host", "rack")
+    table = Table(*columns, box=None)
     for row in found:
         colour = {"up": "green", "draining": "yellow"}.get(str(row["state"]), "red")
-        sizes = (human(int(row["used"])), human(int(row["capacity"])))
+        sizes = [human(int(row[name])) for name in ("used", "capacity", "kv_used")]
         host = str(row["host"])[:8]
         counts = (str(row["targets"]), str(row["members"]))
         state = f"[{colour}]{row['state']}[/]"
@@ -57,8 +72,9 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="JSON for machine
     console().print(table)
 
 
-def _described(view: ClusterView, entry: NodeView) -> dict[str, str | int]:
+def _described(view: ClusterView, blocks: ClusterView, entry: NodeView) -> dict[str, str | int]:
     targets = [target for target in view.targets.values() if target.node == entry.id]
+    for_blocks = [target for target in blocks.targets.values() if target.node == entry.id]
     members = view.members()
     return {
         "node": entry.id,
@@ -68,6 +84,9 @@ def _described(view: ClusterView, entry: NodeView) -> dict[str, str | int]:
         "members": sum(target.id in members for target in targets),
         "used": sum(target.used for target in targets),
         "capacity": sum(target.capacity for target in targets),
+        "kv_targets": len(for_blocks),
+        "kv_used": sum(target.used for target in for_blocks),
+        "kv_capacity": sum(target.capacity for target in for_blocks),
         "host": entry.host,
         "rack": entry.rack,
     }
@@ -98,6 +117,8 @@ def add(
 def drain(names: _Names, at_once: AtOnce = AT_ONCE, rate: Rate = "", domain: DomainOption = "") -> None:
     """Move everything off these nodes while clients work, and delete it there. They get nothing new.
 
+    KV blocks that have one copy are not moved: within a minute or so no key goes to these nodes any more, and what they held is gone.
+
     The mark stays until 'emberfs node undrain'. Interrupted, repeat it: it goes on from what is there.
     """
     from ..placement.moves import Wish
@@ -107,7 +128,8 @@ def drain(names: _Names, at_once: AtOnce = AT_ONCE, rate: Rate = "", domain: Dom
         found = [node_named(view, name) for name in names]
         for entry in found:
             connection.set_node(entry.id, draining=True)
-        move(connection, Wish(domain=domain_of(domain)), at_once, rate)
+        for table in (TABLE_OF_FILES, TABLE_OF_BLOCKS):
+            move(connection, Wish(domain=domain_of(domain)), at_once, rate, table)
         empty = ", ".join(entry.name or str(entry.id) for entry in found)
         say(
             f"{empty}: empty. 'emberfs node remove' takes it out of the cluster, 'emberfs node undrain' into use again."
@@ -117,12 +139,16 @@ def drain(names: _Names, at_once: AtOnce = AT_ONCE, rate: Rate = "", domain: Dom
 @node.command("undrain")
 def undrain(names: _Names) -> None:
     """Use drained nodes again: 'emberfs chain apply' moves members there as to new ones."""
+    from ..chains import begin_blocks
+
     with administration() as connection:
-        view = look(connection)
+        view, blocks = look_everywhere(connection)
         for entry in [node_named(view, name) for name in names]:
             connection.set_node(entry.id, draining=False)
             if not any(target.node == entry.id for target in view.targets.values()):
                 connection.add_target(entry.id)
+            if blocks.chains and not any(target.node == entry.id for target in blocks.targets.values()):
+                begin_blocks(connection, blocks, entry.id)
             say(f"{entry.name or entry.id}: in use again.")
 
 
@@ -135,14 +161,14 @@ def remove(name: str, yes: Yes = False, at_once: AtOnce = AT_ONCE, rate: Rate = 
     from ..placement.moves import Wish
 
     with administration() as connection:
-        view = look(connection)
+        view, blocks = look_everywhere(connection)
         entry = node_named(view, name)
-        members = view.members()
-        held = frozenset(t.id for t in view.targets.values() if t.node == entry.id and t.id in members)
+        held, held_blocks = (_held(each, entry) for each in (view, blocks))
         local = _local_name(entry)
         if entry.up:
-            if held:
-                raise Failed(f"{name} holds {len(held)} members of chains: 'emberfs node drain {name}' first")
+            if held or held_blocks:
+                count = len(held) + len(held_blocks)
+                raise Failed(f"{name} holds {count} members of chains: 'emberfs node drain {name}' first")
             if not local:
                 raise Failed(f"{name} is running: stop it first, or it comes back at once")
         elif held:
@@ -151,12 +177,20 @@ def remove(name: str, yes: Yes = False, at_once: AtOnce = AT_ONCE, rate: Rate = 
                 yes,
             )
             move(connection, Wish(lost=held), at_once, rate)
+        if held_blocks and not entry.up:
+            move(connection, Wish(lost=held_blocks), at_once, rate, TABLE_OF_BLOCKS)
         if local:
             _stop(local, entry)
         _forget(connection, entry)
         if local:
             local.forget(entry.name)
     say(f"{name}: removed.")
+
+
+def _held(view: ClusterView, entry: NodeView) -> frozenset[int]:
+    """The targets of a node that are in chains."""
+    members = view.members()
+    return frozenset(t.id for t in view.targets.values() if t.node == entry.id and t.id in members)
 
 
 def _local_name(entry: NodeView) -> LocalCluster | None:

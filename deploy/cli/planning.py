@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from ...proto.blocks import TABLE_OF_FILES
 from .output import Failed, console, human, say, write_json
 
 if TYPE_CHECKING:
@@ -59,11 +60,13 @@ def show_moves(view: ClusterView, wish: Wish, rows: int, as_json: bool) -> None:
         _show(view.replicas, wish.domain or view.widest_domain(), found, rows, name)
     for sentence in decision.blocked:
         say(f"  waiting: {sentence}")
+    for number in decision.retiring:
+        say(f"chain {number} goes: the manager takes it out of the table first")
     for moving in decision.moving:
         say(f"under way: target {moving.target} is copied to in chain {moving.chain}")
     if decision.is_done:
         say("All members are where they should be.")
-    elif decision.moves:
+    elif decision.moves or decision.retiring or decision.finish:
         say("'emberfs chain apply' does it. Nothing was changed.")
 
 
@@ -108,16 +111,17 @@ def _running() -> dict[str, Any]:
 
     with connected() as client:
         routing = client.status().routing
-    names = {target.id: f"{_node_name(routing, target.node)}/{target.id}" for target in routing.targets}
+    targets = [target for target in routing.targets if (target.table or TABLE_OF_FILES) == TABLE_OF_FILES]
+    names = {target.id: f"{_node_name(routing, target.node)}/{target.id}" for target in targets}
     members = {member.target for chain in routing.chains for member in chain.members}
-    used = {target.id: target.used for target in routing.targets}
+    used = {target.id: target.used for target in targets}
     nodes = []
     for node in routing.nodes:
         if node.kind != NODE_KIND_STORAGE:
             continue
         disks = [
             {"name": names[target.id], "capacity": target.capacity, "seats_max": 1}
-            for target in routing.targets
+            for target in targets
             if target.node == node.id and (target.id in members or target.state != LOCAL_STATE_OFFLINE)
         ]
         if disks:
@@ -129,6 +133,7 @@ def _running() -> dict[str, Any]:
             "size": max((used.get(member.target, 0) for member in chain.members), default=0),
         }
         for chain in routing.chains
+        if any(member.target in names for member in chain.members)
     ]
     longest = max((len(chain["members"]) for chain in chains), default=1)
     return {"replicas": longest, "node": nodes, "chain": chains}

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...proto.blocks import TABLE_OF_FILES
 from ...proto.errors import StatusError
+from .moving import KINDS
 from .output import Failed, console, human, say, write_json
 from .servers import existing
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ...proto.gen.cluster_pb2 import StatusReply
+    from ...proto.gen.cluster_pb2 import StatusReply, Target
 
 WATCH_SECONDS = 1.0
 CHAINS_SHOWN_MAX = 40  # rows of the table, those that lack something first; --json has all
@@ -133,18 +135,19 @@ def nodes_of(reply: StatusReply) -> list[dict[str, Any]]:
 
 
 def targets_of(reply: StatusReply) -> list[dict[str, Any]]:
-    """Targets as their servers last reported them."""
+    """Targets as their servers last reported them. One for KV blocks makes room itself, and is never marked as full."""
     from ...proto.gen.cluster_pb2 import LocalState
 
     names = {node.id: node.name for node in reply.routing.nodes}
-    marks = ("disabled", "full", "damaged")
+    marks = {"files": ("disabled", "full", "damaged"), "kv": ("disabled", "damaged")}
     return [
         {
             "target": target.id,
             "node": target.node,
             "name": names.get(target.node, ""),
+            "for": _kind(target),
             "state": LocalState.Name(target.state).removeprefix("LOCAL_STATE_"),
-            "marks": [mark for mark in marks if getattr(target, mark)],
+            "marks": [mark for mark in marks[_kind(target)] if getattr(target, mark)],
             "capacity": target.capacity,
             "used": target.used,
             "chunks": target.chunks,
@@ -154,14 +157,21 @@ def targets_of(reply: StatusReply) -> list[dict[str, Any]]:
     ]
 
 
+def _kind(target: Target) -> str:
+    return KINDS[target.table or TABLE_OF_FILES]
+
+
 def chains_of(reply: StatusReply) -> list[dict[str, Any]]:
-    """Chains with their members, head first; `sync` is how far a member that is copied to has come, 0 to 1."""
+    """Chains with their members, head first; `sync` is how far a member that is copied to has come, 0 to 1. Without those that have lost
+    their last member for ever."""
     from ...proto.gen.common_pb2 import TargetState
 
     names = {node.id: node.name for node in reply.routing.nodes}
     targets = {target.id: target for target in reply.routing.targets}
     found = []
     for chain in reply.routing.chains:
+        if not chain.members:
+            continue
         members: list[dict[str, Any]] = []
         for member in chain.members:
             state = TargetState.Name(member.state).removeprefix("TARGET_STATE_")
@@ -170,7 +180,8 @@ def chains_of(reply: StatusReply) -> list[dict[str, Any]]:
             if state == "SYNCING" and before is not None and before.sync_total:
                 row["sync"] = round(before.sync_done / before.sync_total, 4)  # told by the one that copies to it
             members.append(row)
-        found.append({"chain": chain.id, "version": chain.version, "members": members})
+        kind = next((_kind(targets[m.target]) for m in chain.members if m.target in targets), KINDS[TABLE_OF_FILES])
+        found.append({"chain": chain.id, "version": chain.version, "for": kind, "members": members})
     return found
 
 
@@ -197,8 +208,9 @@ def _head(found: dict[str, Any]) -> str:
         head += f"\n{found['inodes']} inodes, {found['clients']} clients, {human(space['used'])} used of {human(space['total'])}"
         if found["gc_pending"]:
             head += f", {found['gc_pending']} removed files and ended clients still being cleaned up"
-    if found["chains"]:
-        head += f"\n{_health(found['chains'])}"
+    for kind, title in (("files", "files"), ("kv", "KV blocks")):
+        if chains := [chain for chain in found["chains"] if chain["for"] == kind]:
+            head += f"\n{title}: {_health(chains)}"
     silent = [node["name"] or str(node["node"]) for node in found["nodes"] if node["state"] == "silent"]
     draining = [node["name"] or str(node["node"]) for node in found["nodes"] if node["state"] == "draining"]
     if silent:
@@ -264,7 +276,8 @@ def _target_table(found: dict[str, Any]) -> Table:
     from rich.table import Column, Table
 
     on_chain = {member["target"]: (chain, member) for chain in found["chains"] for member in chain["members"]}
-    columns = [Column(name, no_wrap=True) for name in ("target", "node", "chain", "state", "chunks", "used")]
+    names = ("target", "node", "for", "chain", "state", "chunks", "used")
+    columns = [Column(name, no_wrap=True) for name in names]
     table = Table(*columns, Column("path", overflow="fold"), box=None)
     for target in found["targets"]:
         chain, member = on_chain.get(target["target"], ({}, {}))
@@ -274,7 +287,7 @@ def _target_table(found: dict[str, Any]) -> Table:
         sizes = (str(target["chunks"]), f"{human(target['used'])} of {human(target['capacity'])}")
         name = target["name"] or str(target["node"])
         path = target["path"].removeprefix(f"{found['data']}/{name}/" if found.get("data") else "")
-        table.add_row(str(target["target"]), name, str(chain.get("chain", "-")), state, *sizes, path)
+        table.add_row(str(target["target"]), name, target["for"], str(chain.get("chain", "-")), state, *sizes, path)
     return table
 
 
@@ -282,15 +295,15 @@ def chain_table(chains: list[dict[str, Any]]) -> Table:
     """Chains with their members as node/target, those that lack something first."""
     from rich.table import Table
 
-    table = Table("chain", "version", "state", "members, head first", box=None)
+    table = Table("chain", "for", "version", "state", "members, head first", box=None)
     rows = sorted(chains, key=lambda chain: (health_of(chain) == WELL, chain["chain"]))
     for chain in rows[:CHAINS_SHOWN_MAX]:
         members = [f"{m['name'] or m['node']}/{m['target']}" + _unless_serving(m) for m in chain["members"]]
         word = health_of(chain)
         state = f"[{HEALTH[word]}]{word}[/]"
-        table.add_row(str(chain["chain"]), str(chain["version"]), state, "  ".join(members))
+        table.add_row(str(chain["chain"]), chain["for"], str(chain["version"]), state, "  ".join(members))
     if len(chains) > CHAINS_SHOWN_MAX:
-        table.add_row("...", "", "", f"and {len(chains) - CHAINS_SHOWN_MAX} more (--json shows all)")
+        table.add_row("...", "", "", "", f"and {len(chains) - CHAINS_SHOWN_MAX} more (--json shows all)")
     return table
 
 

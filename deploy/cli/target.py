@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .moving import AT_ONCE, AtOnce, Rate, Yes, administration, confirm, look, move
+from .moving import AT_ONCE, KINDS, AtOnce, Rate, Yes, administration, confirm, look_everywhere, move
 from .output import Failed, console, human, say, write_json
 
 if TYPE_CHECKING:
+    from ..administration import Administration
     from ..placement.view import ClusterView, TargetView
 
 target = typer.Typer(
@@ -31,14 +32,14 @@ def _group() -> None:
 def list_(as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False) -> None:
     """Show the targets: on which node, in which chain, how full."""
     with administration() as connection:
-        view = look(connection)
-    found = [_described(view, entry) for entry in view.targets.values()]
+        views = look_everywhere(connection)
+    found = [_described(view, entry) for view in views for entry in view.targets.values()]
     if as_json:
         write_json(found)
         return
     from rich.table import Table
 
-    table = Table("target", "node", "chain", "state", "chunks", "used", "capacity", "folder", box=None)
+    table = Table("target", "node", "for", "chain", "state", "chunks", "used", "capacity", "folder", box=None)
     for row in found:
         colour = {"SERVING": "green", "spare": "cyan", "SYNCING": "yellow", "WAITING": "yellow"}.get(
             str(row["state"]), "red"
@@ -47,7 +48,14 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="JSON for machine
         state = f"[{colour}]{row['state']}[/]"
         chain = str(row["chain"] or "-")
         table.add_row(
-            str(row["target"]), str(row["node"]), chain, state, str(row["chunks"]), *sizes, str(row["folder"])
+            str(row["target"]),
+            str(row["node"]),
+            str(row["for"]),
+            chain,
+            state,
+            str(row["chunks"]),
+            *sizes,
+            str(row["folder"]),
         )
     console().print(table)
 
@@ -56,6 +64,7 @@ def _described(view: ClusterView, entry: TargetView) -> dict[str, str | int]:
     return {
         "target": entry.id,
         "node": view.node_of(entry.id).name or str(entry.node),
+        "for": KINDS[view.table],
         "chain": found.id if (found := view.chain_of(entry.id)) else 0,
         "state": state_of(view, entry),
         "chunks": entry.chunks,
@@ -87,8 +96,7 @@ def offline(number: _Number, yes: Yes = False) -> None:
     When it is online again, the chain copies to it what it missed. To give it up for good, use 'emberfs target replace'.
     """
     with administration() as connection:
-        view = look(connection)
-        _known(view, number)
+        view = _known(connection, number)
         chain = view.chain_of(number)
         if chain and [m.target for m in chain.members if m.serves] == [number]:
             confirm(
@@ -103,7 +111,7 @@ def offline(number: _Number, yes: Yes = False) -> None:
 def online(number: _Number) -> None:
     """Put a target back into service."""
     with administration() as connection:
-        _known(look(connection), number)
+        _known(connection, number)
         connection.set_target(number, disabled=False)
     say(f"target {number}: in service. Its chain copies to it what it missed (see 'emberfs status --watch').")
 
@@ -113,16 +121,26 @@ def replace(number: _Number, at_once: AtOnce = AT_ONCE, rate: Rate = "", yes: Ye
     """Give a target up: its place in the chain goes to another one, on the same node if need be, and it is deleted.
 
     Its chain copies to the other one while clients work. As long as it serves it goes only when the other one does.
+
+    One for KV blocks that have one copy goes with them, as soon as no key goes to it any more; a new one begins empty.
     """
+    from ..chains import begin_blocks
     from ..placement.moves import Wish
 
     with administration() as connection:
-        _known(look(connection), number)
+        view = _known(connection, number)
         confirm(f"Give up target {number}, and delete what it holds?", yes)
-        move(connection, Wish(lost=frozenset({number})), at_once, rate)
+        if view.is_cache:
+            connection.set_target(number, disabled=True)
+        move(connection, Wish(lost=frozenset({number})), at_once, rate, view.table)
+        if view.is_cache and (node := view.node_of(number)).up and not node.draining:
+            begin_blocks(connection, view, node.id)
     say(f"target {number}: replaced.")
 
 
-def _known(view: ClusterView, number: int) -> None:
-    if number not in view.targets:
-        raise Failed(f"there is no target {number} (see: emberfs target list)")
+def _known(connection: Administration, number: int) -> ClusterView:
+    """The cluster as it is, with all targets of the kind of this one. Raises Failed where there is none."""
+    for view in look_everywhere(connection):
+        if number in view.targets:
+            return view
+    raise Failed(f"there is no target {number} (see: emberfs target list)")

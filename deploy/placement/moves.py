@@ -15,6 +15,8 @@ Rules:
 4. What is lost or drained is moved first, to any disk, and targets are made for it. Only when nothing of that is left, and only when
    asked, are the seats levelled; that moves members to targets that wait empty, and makes none: how many targets a disk has is
    its owner's decision.
+5. Of KV blocks with one copy nothing is copied. A chain whose member is lost or drained leaves the chain table, by the manager's hand:
+   keys go around it. Then its member leaves it, and it stays empty for ever.
 """
 
 from __future__ import annotations
@@ -92,11 +94,12 @@ class Decision:
     moving: list[Moving] = field(default_factory=list)
     moves: int = 0  # that are left to begin
     bytes_left: int = 0  # to copy, of moves under way (all of their bytes) and of those left
+    retiring: list[int] = field(default_factory=list)  # chains that are to leave their table first
     blocked: list[str] = field(default_factory=list)  # sentences: what cannot be done, and why
 
     @property
     def is_done(self) -> bool:
-        return not (self.finish or self.begin or self.moving or self.moves or self.blocked)
+        return not (self.finish or self.begin or self.moving or self.moves or self.retiring or self.blocked)
 
 
 def decide(view: ClusterView, wish: Wish) -> Decision:
@@ -107,7 +110,7 @@ def decide(view: ClusterView, wish: Wish) -> Decision:
 def plan_of(view: ClusterView, wish: Wish) -> Plan | None:
     """Where all members are to be in the end, with the moves that are left and figures; disks are called "node:folder". None when there
     is nothing to move, or no such place."""
-    return _Round(view, wish).plan() if view.chains and view.targets else None
+    return _Round(view, wish).plan() if view.chains and view.targets and not view.is_cache else None
 
 
 class _Room(enum.Enum):
@@ -266,7 +269,9 @@ class _Round:
     # --- steps --------------------------------------------------------------------------------------------------------------------
 
     def decide(self) -> Decision:
-        if self.view.chains and self.view.targets:
+        if self.view.is_cache:
+            self._retire()
+        elif self.view.chains and self.view.targets:
             plan = self.plan()
             goals = {chain.id: chain.members for chain in plan.chains} if plan else {}
             for chain in self.view.chains:
@@ -275,6 +280,19 @@ class _Round:
                 self._toward(chain, goals.get(chain.id, ()))
         self.found.finish += self._drops()
         return self.found
+
+    def _retire(self) -> None:
+        """Rule 5."""
+        going = [c for c in self.view.chains if all(self._is_lost(m.target) or self._is_drained(m) for m in c.members)]
+        staying = self.view.placed.intersection(chain.id for chain in self.view.chains) - {chain.id for chain in going}
+        for chain in going:
+            if chain.id in self.view.placed and staying:
+                self.found.retiring.append(chain.id)
+            else:
+                self.found.finish += [Leave(chain.id, chain.version, member.target) for member in chain.members[:1]]
+
+    def _is_drained(self, member: MemberView) -> bool:
+        return self.view.node_of(member.target).draining
 
     def _under_way(self, chain: ChainView) -> None:
         """Note which members are being copied to, and where."""

@@ -7,7 +7,7 @@ import posixpath
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from ...proto.blocks import TABLE_OF_FILES
+from ...proto.blocks import TABLE_OF_BLOCKS, TABLE_OF_FILES
 from ...proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, NODE_KIND_STORAGE, ChainTable, StatusReply
 from ...proto.gen.common_pb2 import TARGET_STATE_SERVING, TargetState
 from .model import Domain
@@ -70,6 +70,11 @@ class ClusterView:
     replicas: int  # members that each chain is meant to have
     table: int = TABLE_OF_FILES  # that the chains belong to
     placed: frozenset[int] = frozenset()  # chains in the newest version of the table: new files or keys go to them
+
+    @property
+    def is_cache(self) -> bool:
+        """Whether the chains hold the only copy of what can be made again: then nothing is copied away, the chain goes instead."""
+        return self.table == TABLE_OF_BLOCKS and self.replicas == 1
 
     def node_of(self, target: int) -> NodeView:
         return self.nodes[self.targets[target].node]

@@ -147,9 +147,13 @@ def _added(book: Book, nodes: Nodes, chain: Chain, target: int, now: float) -> C
 
 
 def _is_disposable(book: Book, chain: Chain) -> bool:
-    """Whether a chain may lose its last member, and be empty for ever: one of blocks that has left the table. What it held is a cache's."""
+    """Whether a chain may lose its last member, and be empty for ever: one of blocks, which are a cache's, that has left the table. Or that
+    cannot leave it, being the last one with members there."""
+    if book.table_of_chain(chain) != TABLE_OF_BLOCKS:
+        return False
     newest = book.tables.get(TABLE_OF_BLOCKS)
-    return book.table_of_chain(chain) == TABLE_OF_BLOCKS and newest is not None and chain.id not in newest.chains
+    placed = {number for number in newest.chains if book.chains[number].members} if newest is not None else set()
+    return chain.id not in placed or placed == {chain.id}
 
 
 def _removed(

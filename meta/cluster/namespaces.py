@@ -148,7 +148,8 @@ def follow(book: Book, draft: Draft, now_s: int) -> None:
 def still_needed(versions: Sequence[int], newest: Sequence[int], chains_of: Mapping[int, Sequence[int]]) -> list[int]:
     """Those of the older versions (newest first) that place keys differently from all after them: the order of the chains does not matter.
     Of many, beyond the first OLDER_VERSIONS_KEPT, those that have a chain which no other one has: what is deleted goes from there too."""
-    found, seen, reached = [], {frozenset(newest)}, set(newest)
+    found: list[int] = []
+    seen, reached = {frozenset(newest)}, set(newest)
     for version in versions:
         chains = frozenset(chains_of.get(version, ()))
         if chains in seen or (len(found) >= OLDER_VERSIONS_KEPT and chains <= reached):

@@ -2,8 +2,8 @@
 changes, and old ones stay for what was placed by them, so a new version is all it takes to go around chains that are full or dead. Pure.
 
 What a chain is for is said by its members' targets. The two tables differ in what makes a chain unfit: one of files when it is full, as
-files stay; one of blocks never, as it makes room itself. A chain of blocks with one member leaves the table when its node is drained:
-nobody copies a cache.
+files stay; one of blocks never, as it makes room itself. A chain of blocks with one member leaves the table when its node is drained or
+its target taken out of service: nobody copies a cache.
 """
 
 from __future__ import annotations
@@ -73,5 +73,6 @@ class TableKeeper:
 
 def _is_fit(book: Book, chain: Chain, table: int) -> bool:
     if table == TABLE_OF_BLOCKS:
-        return len(chain.members) > 1 or not any(book.nodes[m.node].draining for m in chain.members)
+        leaving = [book.nodes[m.node].draining or m.target in book.disabled for m in chain.members]
+        return leaving != [True]
     return not any(m.target in book.targets and book.targets[m.target].full for m in chain.members)
