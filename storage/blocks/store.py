@@ -13,9 +13,10 @@ from ..engine.removal import Gone, is_quiet, remove_blocks
 from ..engine.slots import CLASS_BYTES
 from ..events import ALWAYS, Kind, Update
 from ..target import Target
-from .directory import HERE
+from .directory import FIRST, HERE
 from .evictor import Evictor, Tenants
 from .leases import Leases
+from .record import unpack_record
 
 REMOVES_MAX = 1024  # blocks of one batch of removes
 
@@ -36,6 +37,7 @@ class Store:
         self.directory = target.directory
         self.leases = Leases()
         self.evictor = Evictor(self, tenants, routing, env, log)
+        target.damage_watchers.append(self.damaged)
         env.spawn(self.evictor.keep, "blocks")
         self.reserved: dict[tuple[int, bytes], Promise[None]] = {}  # (namespace, key) of blocks that are being put
 
@@ -141,6 +143,26 @@ class Store:
             await self._remove_all(leaving)
 
         self.target.env.spawn(run, "dropped blocks")
+
+    def damaged(self, chunk: bytes) -> bool:
+        """A chunk is damaged. A block that no other member can give is a miss from now on; whether that is so."""
+        replica = self.target.replica
+        if not chunk.startswith(FIRST) or replica.others_serve or not self.is_head:
+            return False
+        info = self.target.engine.info(chunk)
+        if info is None or not info.block:
+            return False
+        record = unpack_record(info.block)
+        slot = self.directory.shelf(record.namespace).slots.get(record.key, -1)
+        if slot >= 0:
+            leaving = self._leave([slot])
+
+            async def run() -> None:
+                await self._remove_all(leaving)
+                self.target.damaged.pop(chunk, None)
+
+            self.target.env.spawn(run, "damaged block")
+        return slot >= 0
 
     # --- places and hits ---
 
