@@ -36,6 +36,9 @@ RUN_GAP_MAX: Final = 64  # depths between two neighbours of a run: those between
 SMALL_SHARE: Final = 0.5  # of a tenant's bytes, to begin with
 SMALL_SHARE_MIN: Final = 0.1
 SMALL_SHARE_MAX: Final = 0.9
+LEARNING: Final = (
+    0.3  # of its own bytes, by which a ghost moves the border between the queues: one burst must not settle it
+)
 GHOST_WEIGHT_MAX: Final = 8.0  # how much more a ghost counts whose queue has few of them
 TURNS_PART: Final = 64  # tenants that hold about the same take turns in pieces of this part of the capacity
 COLUMNS_MIN: Final = 1024
@@ -137,8 +140,8 @@ class Policy:
             self._state[block] = state + 1
 
     def removed(self, block: int) -> None:
-        """It is not here any more: deleted, expired or evicted."""
-        state = self._state[block]
+        """It is not here any more: deleted, expired or evicted. A block that is not known is none."""
+        state = self._state[block] if block < len(self._state) else _NOWHERE
         if not state & _QUEUE:
             return
         owner = self._tenants[self._tenant[block]]
@@ -155,24 +158,19 @@ class Policy:
     # --- what is to go ---
 
     def victims(self, bytes_wanted: int, protected: Callable[[int], bool], tenant: int | None = None) -> list[int]:
-        """Blocks to evict, best first, `bytes_wanted` or a little more; less where so many are not there, are protected, or are not found by
-        one call (VICTIMS_MAX, LOOKS_MAX). A victim of an earlier call that is still here begins a new life in main."""
+        """Blocks to evict, best first, `bytes_wanted` or a little more; less where fewer are there that are not protected, or one call does
+        not find them (VICTIMS_MAX, LOOKS_MAX). A victim of an earlier call that is still here begins a new life in main."""
         self._keep_leaving()
         search = _Search(bytes_wanted, protected)
         if tenant is not None:
             position = self._positions.get(tenant)
             if position is not None:
                 self._collect(self._tenants[position], bytes_wanted, search)
-            return search.found
-        barren: set[int] = set()
-        while not search.over:
-            owner, bytes_max = self._giver(barren)
-            if owner is None:
-                break
-            before = len(search.found)
-            self._collect(owner, bytes_max, search)
-            if len(search.found) == before:
-                barren.add(id(owner))
+        else:
+            self._collect_in_turns(search)
+        for block in search.aside:
+            owner = self._tenants[self._tenant[block]]
+            self._enter(self._queue(owner, self._state[block]), block)
         return search.found
 
     def _keep_leaving(self) -> None:
@@ -183,8 +181,20 @@ class Policy:
             self._enter(self._tenants[self._tenant[block]].main, block)
             self._state[block] = _MAIN
 
-    def _giver(self, barren: set[int]) -> tuple[_Tenant | None, int]:
-        """The tenant that gives next, and how many bytes until it is the next one's turn."""
+    def _collect_in_turns(self, search: _Search) -> None:
+        """Take victims of whoever shall give."""
+        barren: set[int] = set()
+        while not search.over:
+            owner, bytes_max, idle = self._giver(barren)
+            if owner is None:
+                return
+            before = len(search.found)
+            self._collect(owner, bytes_max, search, idle=idle)
+            if len(search.found) == before:
+                barren.add(id(owner))
+
+    def _giver(self, barren: set[int]) -> tuple[_Tenant | None, int, bool]:
+        """The tenant that gives next, how many bytes until it is another one's turn, whether because it is idle."""
         most: _Tenant | None = None
         most_held = next_held = 0
         for owner in self._tenants:
@@ -192,42 +202,40 @@ class Policy:
             if not held or id(owner) in barren:
                 continue
             if self._inserted - owner.active > self.capacity:
-                return owner, held
+                return owner, held, True
             if held > most_held:
                 most, most_held, next_held = owner, held, most_held
             elif held > next_held:
                 next_held = held
-        return most, most_held - next_held + max(1, self.capacity // TURNS_PART)
+        return most, most_held - next_held + max(1, self.capacity // TURNS_PART), False
 
-    def _collect(self, owner: _Tenant, bytes_max: int, search: _Search) -> None:
-        """Take victims out of one tenant's queues."""
-        small, main, state, protected = owner.small, owner.main, self._state, search.protected
-        looks = min(search.looks, small.count + (HITS_MAX + 1) * main.count)
-        search.looks -= looks
-        bytes_wanted = min(bytes_max, search.bytes)
-        search.bytes -= bytes_wanted
-        while looks and bytes_wanted > 0 and len(search.found) < VICTIMS_MAX:
-            looks -= 1
+    def _collect(self, owner: _Tenant, bytes_max: int, search: _Search, *, idle: bool = False) -> None:
+        """Take victims out of one tenant's queues; of an idle one until something is found that it hit."""
+        small, main, state = owner.small, owner.main, self._state
+        left = bytes_max
+        while left > 0 and not search.over:
+            search.looks -= 1
             of_main = small.bytes <= owner.share * owner.held and main.count > 0
             queue = main if of_main else small
             block = queue.oldest
             if block == _NIL:
-                break
+                return
             self._unlink(queue, block)
             hits = state[block] & _HITS
-            if hits or protected(block):
-                if hits:
-                    owner.active = self._inserted
+            if hits:
                 self._enter(main, block)
-                state[block] = _MAIN | (hits - 1 if of_main and hits else 0)
-                continue
-            self._enter(self._leaving, block)
-            state[block] = _LEAVING
-            self._remember(owner, block, of_main)
-            search.found.append(block)
-            bytes_wanted -= self._size[block]
-        search.looks += looks
-        search.bytes += bytes_wanted
+                state[block] = _MAIN | (hits - 1 if of_main else 0)
+                owner.active = self._inserted
+                if idle:
+                    return
+            elif search.protected(block):
+                search.aside.append(block)
+            else:
+                self._enter(self._leaving, block)
+                state[block] = _LEAVING
+                self._remember(owner, block, of_main)
+                left -= self._size[block]
+                search.take(block, self._size[block])
 
     def _remember(self, owner: _Tenant, block: int, of_main: bool) -> None:
         self._ghosts.add(self._print[block], of_main=of_main)
@@ -298,15 +306,20 @@ class Policy:
 
 
 class _Search:
-    """What one call still looks for."""
+    """What one call still looks for, and what it found."""
 
-    __slots__ = ("bytes", "found", "looks", "protected")
+    __slots__ = ("aside", "bytes", "found", "looks", "protected")
 
     def __init__(self, bytes_wanted: int, protected: Callable[[int], bool]) -> None:
         self.bytes = bytes_wanted
         self.looks = LOOKS_MAX
         self.protected = protected
         self.found: list[int] = []
+        self.aside: list[int] = []  # protected: out of their queues until the call ends
+
+    def take(self, block: int, size: int) -> None:
+        self.found.append(block)
+        self.bytes -= size
 
     @property
     def over(self) -> bool:
@@ -318,6 +331,7 @@ def _learn(owner: _Tenant, size: int, of_main: bool) -> None:
     mine, others = owner.evicted_small, owner.evicted_main
     if of_main:
         mine, others = others, mine
-    step = size / max(owner.held, size) * min(max(1.0, others / max(1, mine)), GHOST_WEIGHT_MAX)
+    weight = min(max(1.0, others / max(1, mine)), GHOST_WEIGHT_MAX)
+    step = LEARNING * weight * size / max(owner.held, size)
     share = owner.share - step if of_main else owner.share + step
     owner.share = min(max(share, SMALL_SHARE_MIN), SMALL_SHARE_MAX)
