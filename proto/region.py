@@ -9,8 +9,10 @@ into it (DECISIONS 5).
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import NamedTuple
 
 _ids = itertools.count(1)
@@ -51,13 +53,20 @@ def joined(slices: Sequence[Slice]) -> list[Slice]:
     return made
 
 
-def parts(slices: Sequence[Slice], position: int, length: int) -> list[memoryview]:
-    """Where that part of the slices, taken as one span, lies."""
+def starts_of(slices: Sequence[Slice]) -> list[int]:
+    """Where each slice begins in the span that they are together."""
+    return list(accumulate([slice_.length for slice_ in slices[:-1]], initial=0))
+
+
+def parts(slices: Sequence[Slice], position: int, length: int, starts: Sequence[int] = ()) -> list[memoryview]:
+    """Where that part of the slices, taken as one span, lies. `starts`: of these slices, where many parts are asked for."""
+    starts = starts or starts_of(slices)
     found = []
-    start = 0
-    for slice_ in slices:
-        first, last = max(position - start, 0), min(position + length - start, slice_.length)
+    for i in range(max(bisect_right(starts, position) - 1, 0), len(slices)):
+        region, offset, size = slices[i]
+        first, last = max(position - starts[i], 0), min(position + length - starts[i], size)
         if first < last:
-            found.append(slice_.region.view[slice_.offset + first : slice_.offset + last])
-        start += slice_.length
+            found.append(region.view[offset + first : offset + last])
+        elif starts[i] >= position + length:
+            break
     return found

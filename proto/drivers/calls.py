@@ -14,7 +14,7 @@ from ..env import Call
 from ..errors import Status, StatusError, error
 from ..frame import SLICE, SPAN, Frame
 from ..hello import failure_error
-from ..region import Region, Slice, parts
+from ..region import Region, Slice, parts, starts_of
 from ..rpc import DEADLINE_MS_MAX
 from ..settings import time_scale
 from ..transport.shm import INLINE, is_sealed
@@ -49,9 +49,9 @@ class Pending:
             view = targets[0].view
             places = [view[position : position + length] for position, length in SPAN.iter_unpack(frame.table)]
         else:
-            places = []
+            places, starts = [], starts_of(targets)
             for position, length in SPAN.iter_unpack(frame.table):
-                places += parts(targets, position, length)
+                places += parts(targets, position, length, starts)
         if sum(map(len, places)) != frame.bulk_bytes:
             raise error(Status.PROTOCOL, f"{self.call.address} sent bulk that does not fit what was asked for")
         return places

@@ -19,8 +19,10 @@ import fcntl
 import mmap
 import os
 import stat
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from ..errors import Status, error
 from ..frame import SLICE
@@ -147,28 +149,35 @@ class Regions:
 class MappedSink:
     """The client's own memory: what the handler reads into these buffers is where it belongs."""
 
-    __slots__ = ("_parts", "length")
+    __slots__ = ("_parts", "_starts", "length")
     lends = False
 
     def __init__(self, pieces: Sequence[Piece], length: int) -> None:
         self.length = length
-        self._parts: list[tuple[int, memoryview]] = []
+        self._parts: list[memoryview] = []
+        self._starts: list[int] = []
         start = 0
         for region, offset, size in pieces:
             assert region.view is not None
-            self._parts.append((start, region.view[offset : offset + size]))
+            self._parts.append(region.view[offset : offset + size])
+            self._starts.append(start)
             start += size
 
     def buffers(self, position: int, length: int) -> Sequence[memoryview]:
         check_part(position, length, self.length)
-        if len(self._parts) == 1:
-            return (self._parts[0][1][position : position + length],)
+        parts, starts = self._parts, self._starts
+        if len(parts) == 1:
+            return (parts[0][position : position + length],)
         found = []
         end = position + length
-        for start, view in self._parts:
-            first, last = max(position - start, 0), min(end - start, len(view))
+        # A batch may have thousands of pieces, and asks for one after the other.
+        for i in range(max(bisect_right(starts, position) - 1, 0), len(parts)):
+            start = starts[i]
+            if start >= end:
+                break
+            first, last = max(position - start, 0), min(end - start, len(parts[i]))
             if first < last:
-                found.append(view[first:last])
+                found.append(parts[i][first:last])
         return found
 
     def filled(self, position: int, length: int) -> None:
@@ -193,14 +202,16 @@ class WrittenSink(Scratch):
 
     def finish(self) -> None:
         """Move what was filled. Raises REGION_DEAD."""
+        starts = list(accumulate([size for _, _, size in self._targets], initial=0))
         for position, data in self.pieces():
-            start = 0
-            for region, offset, size in self._targets:
+            for i in range(bisect_right(starts, position) - 1, len(self._targets)):
+                (region, offset, size), start = self._targets[i], starts[i]
                 first, last = max(position - start, 0), min(position + len(data) - start, size)
                 if first < last:
                     begin = start + first - position
                     _write(region.descriptor, data[begin : begin + last - first], offset + first)
-                start += size
+                elif start >= position + len(data):
+                    break
 
 
 def _write(descriptor: int, data: memoryview, offset: int) -> None:
