@@ -44,6 +44,7 @@ class World:
             for node, targets in self.told.items():
                 if node not in silent:
                     self.nodes.reported(node, targets, {}, self.now)
+            self.nodes.look(self.now)
             draft = self.keeper.plan(self.book, self.nodes, self.now)
             if draft:
                 self.book.apply(draft)
