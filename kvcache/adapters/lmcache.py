@@ -108,9 +108,10 @@ class _Tasks:
         self.notifier.close()
 
 
-def _named(key: ObjectKey) -> tuple[str, str, str, str, str]:
-    """As the string keys of `lmcache_native`, so that both plug-ins see the same objects."""
-    return key.model_name, f"{key.kv_rank:08x}", f"{key.object_group_id:x}", key.chunk_hash.hex(), key.cache_salt
+def _named(key: ObjectKey) -> tuple[str, str]:
+    """Model and rest of the name, as the string keys of `native_plugin`: both plug-ins see the same objects."""
+    rest = f"{key.kv_rank:08x}@{key.object_group_id:x}@{key.chunk_hash.hex()}"
+    return key.model_name, f"{rest}@{key.cache_salt}" if key.cache_salt else rest
 
 
 class EmberL2Adapter(L2AdapterInterface):
@@ -164,7 +165,7 @@ class EmberL2Adapter(L2AdapterInterface):
         buffers = [memoryview(one.byte_array).cast("B") for one in objects]
         good = [False] * len(keys)
         ack = "durable" if self._settings.durable else "replicated"
-        for namespace, rows, names in self._spaces.by_namespace([_named(key) for key in keys]):
+        for namespace, rows, names in self._spaces.batches([_named(key) for key in keys]):
             statuses = self._kv.put_from(
                 namespace, names, [buffers[i] for i in rows], ack=ack, deadline_ms=self._settings.deadline_ms
             )
@@ -189,7 +190,7 @@ class EmberL2Adapter(L2AdapterInterface):
 
     def _lookup(self, keys: list[ObjectKey]) -> Bitmap:
         found = Bitmap(len(keys))
-        for namespace, rows, names in self._spaces.by_namespace([_named(key) for key in keys]):
+        for namespace, rows, names in self._spaces.batches([_named(key) for key in keys]):
             match = self._kv.match(namespace, names, lease_ms=LOCK_MS)
             here = [row for row, present in zip(rows, match.present, strict=True) if present]
             found.batched_set(here)
@@ -235,7 +236,7 @@ class EmberL2Adapter(L2AdapterInterface):
         buffers = [memoryview(one.byte_array).cast("B") for one in objects]
         loaded = Bitmap(len(keys))
         here: list[int] = []
-        for namespace, rows, names in self._spaces.by_namespace([_named(key) for key in keys]):
+        for namespace, rows, names in self._spaces.batches([_named(key) for key in keys]):
             statuses = self._kv.get_into(
                 namespace, names, [buffers[i] for i in rows], deadline_ms=self._settings.deadline_ms
             )
@@ -252,7 +253,7 @@ class EmberL2Adapter(L2AdapterInterface):
         """Delete objects that nobody has locked."""
         with self._lock:
             free = [key for key in keys if key not in self._held]
-        for namespace, rows, names in self._spaces.by_namespace([_named(key) for key in free]):
+        for namespace, rows, names in self._spaces.batches([_named(key) for key in free]):
             gone = succeeded(self._kv.delete(namespace, names))
             self._forget([free[row] for row, ok in zip(rows, gone, strict=True) if ok])
 

@@ -3,7 +3,7 @@
 LMCache keeps locks and accounting itself and asks nothing of its package here. Its arena is not announced to us, so blocks are found in
 shared memory only if it is registered by somebody else; the `plugin` in `lmcache.py` registers it.
 
-Keys come as `model@rank@group@hash[@salt]`: model, rank and group are the namespace, hash and salt the key.
+Keys come as `model@rank@group@hash[@salt]`: the model is the namespace's, the rest is hashed to our key.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,7 +27,8 @@ Completion = tuple[int, bool, str, list[bool] | None]  # task, whether it worked
 
 
 class Spaces:
-    """The namespaces of the objects that an LMCache holds, made as they are met: one for each model, rank and group of layers."""
+    """The namespaces of the objects that an LMCache holds, made as they are met: one for each model, so that a batch is one request
+    although it has objects of all ranks."""
 
     def __init__(self, kv: KVCache, settings: AdapterSettings, dtype: str, layout: str, chunk_tokens: int) -> None:
         if not dtype:
@@ -37,41 +38,38 @@ class Spaces:
             )
         self._kv, self._settings = kv, settings
         self._dtype, self._layout, self._chunk_tokens = dtype, layout or "lmcache", chunk_tokens
-        self._known: dict[tuple[str, str, str], Namespace] = {}
+        self._known: dict[str, Namespace] = {}
         self._lock = threading.Lock()
 
-    def of(self, model: str, rank: str, group: str) -> Namespace:
+    def of(self, model: str) -> Namespace:
         """Raises StatusError where it cannot be made."""
-        known = self._known.get((model, rank, group))
+        known = self._known.get(model)
         if known is not None:
             return known
         spec = NamespaceSpec(
             engine="lmcache", model=model, revision=self._settings.revision, dtype=self._dtype, page_tokens=self._chunk_tokens,
-            layout=f"{self._layout}/rank{rank}/group{group}", salt=self._settings.salt, tenant=self._settings.tenant,
+            layout=self._layout, salt=self._settings.salt, tenant=self._settings.tenant,
         )  # fmt: skip
         with self._lock:
             made = self._kv.namespace(spec, ttl_s=self._settings.ttl_s, mode=self._settings.mode)
-            return self._known.setdefault((model, rank, group), made)
+            return self._known.setdefault(model, made)
 
-    def by_namespace(
-        self, named: Sequence[tuple[str, str, str, str, str]]
-    ) -> list[tuple[Namespace, list[int], list[bytes]]]:
-        """The batches that objects (model, rank, group, hash in hex, salt) make: for each namespace which of them, and their keys."""
-        batches: dict[tuple[str, str, str], tuple[list[int], list[bytes]]] = {}
-        for i, (model, rank, group, digest, salt) in enumerate(named):
-            rows, keys = batches.setdefault((model, rank, group), ([], []))
+    def batches(self, named: Iterable[tuple[str, str]]) -> list[tuple[Namespace, list[int], list[bytes]]]:
+        """The batches that objects (model, rest of the name) make: for each model which of them, and their keys."""
+        found: dict[str, tuple[list[int], list[bytes]]] = {}
+        for i, (model, rest) in enumerate(named):
+            rows, keys = found.setdefault(model, ([], []))
             rows.append(i)
-            keys.append(key_of(f"{digest}@{salt}") if salt else key_of(digest))
-        return [(self.of(*space), rows, keys) for space, (rows, keys) in batches.items()]
+            keys.append(key_of(rest))
+        return [(self.of(model), rows, keys) for model, (rows, keys) in found.items()]
 
 
-def parse(name: str) -> tuple[str, str, str, str, str]:
-    """A string key's parts. Raises ValueError for another form."""
-    parts = name.split("@")
-    if len(parts) not in (4, 5):
+def split(name: str) -> tuple[str, str]:
+    """A string key as model and rest. Raises ValueError for another form."""
+    model, separator, rest = name.partition("@")
+    if not separator or rest.count("@") not in (2, 3):
         raise ValueError(f"{name!r} is no key of LMCache's (model@rank@group@hash[@salt])")
-    model, rank, group, digest, *salt = parts
-    return model, rank, group, digest, salt[0] if salt else ""
+    return model, rest
 
 
 class EmberNative:
@@ -133,7 +131,7 @@ class EmberNative:
         """Always posts a result: LMCache would wait for it until its time is out."""
         good = [False] * len(keys)
         try:
-            for namespace, rows, names in self._spaces.by_namespace([parse(key) for key in keys]):
+            for namespace, rows, names in self._spaces.batches([split(key) for key in keys]):
                 for row, ok in zip(rows, work(namespace, names, rows), strict=True):
                     good[row] = ok
             failure = "" if all(good) or not whole else f"{good.count(False)} of {len(good)} objects were not stored"
