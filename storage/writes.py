@@ -83,6 +83,8 @@ class Writes:
         for update in updates:
             # Now, not when the last reference goes (a thread may still hold one): the buffer behind is used again only without views.
             update.data.release()
+        if request.sync:
+            await self._sync(request, results)
         statuses = [result.status for result in results]
         return WriteReply(
             status=statuses,
@@ -146,6 +148,19 @@ class Writes:
             for place, result in zip(places, await promise, strict=True):
                 results[place] = result
         return results
+
+    async def _sync(self, request: WriteRequest, results: list[Result]) -> None:
+        """What was written becomes durable; where it does not, the update's result says why: it may be sent again, and counts once."""
+        failed = {i: Status(result.status) for i, result in enumerate(results) if result.status}
+        groups = []
+        for chain, version, places in grouped(request.chain[:], request.chain_version[:], failed):
+            target = self._member(chain)
+            groups.append((places, target.start_sync(version) if target is not None else None))
+        for places, promise in groups:
+            status = (await promise)[0].status if promise is not None else Status.STALE_ROUTING
+            if status:
+                for place in places:
+                    results[place] = Result(status)
 
     async def remove(self, request: RemoveChunksRequest, context: Context) -> RemoveChunksReply:
         """Ranges of many files at once: what there is to remove is listed, then removed by one batch of updates per chain."""

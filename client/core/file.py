@@ -8,6 +8,7 @@ Appending (`a` modes): a write goes to the end of the file, wherever other clien
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ...proto.errors import Status, StatusError, error
@@ -160,8 +161,11 @@ class Handle(Reader):
         await self._ready()
         file = self.file
         async with file.lock:
+            grown = file.length > file.durable_length or bool(file.stale_end)
+            durable: set[int] = set()  # chains
             if file.write_back is not None:
-                await file.write_back.drain()
+                # Times are told after the bytes have arrived and while they become durable: that needs two requests. Without, one will do.
+                durable = await file.write_back.drain(durable=data_only or grown)
             if (failure := self._take_failure()) is not None:
                 raise failure
             if file.write_back is not None and file.write_back.small:
@@ -170,11 +174,33 @@ class Handle(Reader):
                 if file.inlined:
                     file.synced = True
                     return
-            if not file.synced and not file.inlined:
-                await sync_chains(self.core.cluster, file.chains)
-            if not data_only or file.inlined or file.length > file.durable_length:
+            grown = file.length > file.durable_length or bool(file.stale_end)
+            told = not (file.inlined or grown) and data_only  # or has nothing to be told
+            chains = [] if file.synced or file.inlined else [chain for chain in file.chains if chain not in durable]
+            if chains:
+                told = await self._sync_chains(chains, with_times=not (told or grown)) or told
+            if not told:
                 await file.settle(durable=True)
             file.synced = True
+
+    async def _sync_chains(self, chains: Sequence[int], *, with_times: bool) -> bool:
+        """Make the chunks durable. `with_times`: the namespace hears at the same time that they were written; whether it did. Not of a new
+        length: that must not be durable before the bytes are."""
+        file, settled = self.file, False
+        failure: StatusError | None = None
+
+        async def settle() -> None:
+            nonlocal failure, settled
+            try:
+                await file.settle(durable=True)
+                settled = True
+            except StatusError as failed:
+                failure = failed
+
+        await sync_chains(self.core.cluster, chains, settle if with_times else None)
+        if failure is not None:
+            raise failure
+        return settled
 
     async def close(self) -> None:
         """Send everything, settle the length, end the session. The handle is closed even if this raises, unless it is interrupted. When

@@ -13,13 +13,21 @@ from .cluster import Cluster
 
 Build = Callable[[Sequence[int], Sequence[int]], Message]  # (chains, their versions) -> the request, chain i in row i
 Cure = Callable[[Status], Awaitable[bool]]  # does what a refusal asks for; whether it knew what
+Beside = Callable[[], Awaitable[None]]  # something else to do while the servers are at work
 
 
 async def ask_heads(
-    cluster: Cluster, method: Method, chains: Iterable[int], build: Build, what: str, cure: Cure | None = None
+    cluster: Cluster,
+    method: Method,
+    chains: Iterable[int],
+    build: Build,
+    what: str,
+    cure: Cure | None = None,
+    beside: Beside | None = None,
 ) -> dict[int, tuple[Any, int]]:
     """Per chain the reply that answers for it, and the row in it. The replies have the columns `status` and `chains`. `what` is being done
-    says the error. Raises StatusError."""
+    says the error; `beside` is done once, after the first requests were sent, unless they could not be, and must not raise StatusError.
+    Raises StatusError."""
     patience = cluster.patience()
     answers: dict[int, tuple[Any, int]] = {}
     left = sorted(set(chains))
@@ -29,7 +37,8 @@ async def ask_heads(
         try:
             for chain in left:
                 nodes.setdefault(cluster.table.head(chain).node, []).append(chain)
-            replies = await _ask(cluster, method, nodes, build)
+            replies = await _ask(cluster, method, nodes, build, beside)
+            beside = None
         except StatusError as broken:
             failure = broken
             await cluster.recover(broken)
@@ -44,7 +53,9 @@ async def ask_heads(
     return answers
 
 
-async def _ask(cluster: Cluster, method: Method, nodes: dict[int, list[int]], build: Build) -> list[Any]:
+async def _ask(
+    cluster: Cluster, method: Method, nodes: dict[int, list[int]], build: Build, beside: Beside | None
+) -> list[Any]:
     """Per node its reply or its StatusError."""
     calls = []
     for node, chains in nodes.items():
@@ -53,6 +64,8 @@ async def _ask(cluster: Cluster, method: Method, nodes: dict[int, list[int]], bu
     tickets = [cluster.env.start(call) for _, _, call in calls]
     replies: list[Any] = []
     try:
+        if beside is not None:
+            await beside()
         for (node, chains, _), ticket in zip(calls, tickets, strict=True):
             try:
                 replies.append(await cluster.answer_of_head(ticket, node, chains))

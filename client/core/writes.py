@@ -14,7 +14,7 @@ from .batches import ChunkUpdate, Part, UpdateBatch
 from .budget import Budget
 from .channels import Channels
 from .cluster import Cluster
-from .heads import ask_heads
+from .heads import Beside, ask_heads
 from .lease import Lease
 from .verify import crc32c
 
@@ -37,14 +37,23 @@ class Update(ChunkUpdate):
 class WriteBatch(UpdateBatch[Update]):
     """New bytes for several chunks."""
 
-    __slots__ = ("_budget", "bytes")
+    __slots__ = ("_budget", "bytes", "durable", "durable_chains")
 
     def __init__(
-        self, cluster: Cluster, channels: Channels, lease: Lease, budget: Budget, updates: list[Update]
+        self,
+        cluster: Cluster,
+        channels: Channels,
+        lease: Lease,
+        budget: Budget,
+        updates: list[Update],
+        *,
+        durable: bool = False,
     ) -> None:
         super().__init__(cluster, channels, lease, updates)
         self._budget = budget
         self.bytes = sum(update.source.length for update in updates)
+        self.durable = durable  # they are answered when they are
+        self.durable_chains: set[int] = set()  # that have said so
 
     def stamp(self, update: Update) -> None:
         update.checksum = crc32c(update.source.view)
@@ -72,10 +81,13 @@ class WriteBatch(UpdateBatch[Update]):
             chunk_size=[u.file.chunk_size for u in updates],
             capabilities=list(capabilities),
             capability=capability,
+            sync=self.durable,
         )
 
     def succeeded(self, update: Update, reply: Any, row: int) -> None:
         update.file.arrived_end = max(update.file.arrived_end, update.end)
+        if self.durable:
+            self.durable_chains.add(update.chain)
 
     async def look_again(self, update: Update) -> None:
         await super().look_again(update)
@@ -86,10 +98,10 @@ class WriteBatch(UpdateBatch[Update]):
             self._budget.give(update.buffer)
 
 
-async def sync_chains(cluster: Cluster, chains: Sequence[int]) -> None:
-    """Make all that was written to these chains durable on every replica. Raises StatusError."""
+async def sync_chains(cluster: Cluster, chains: Sequence[int], beside: Beside | None = None) -> None:
+    """Make all that was written to these chains durable on every replica. `beside` is done meanwhile (heads.py). Raises StatusError."""
 
     def build(asked: Sequence[int], versions: Sequence[int]) -> SyncRequest:
         return SyncRequest(chain=asked, chain_version=versions)
 
-    await ask_heads(cluster, STORAGE.Sync, chains, build, "syncing")
+    await ask_heads(cluster, STORAGE.Sync, chains, build, "syncing", beside=beside)

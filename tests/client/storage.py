@@ -115,6 +115,8 @@ class MemoryStorage:
 
     async def write(self, request: pb.WriteRequest, context: Context) -> pb.WriteReply:
         await self._enter("write")
+        if request.sync:
+            self.requests.append("synced with the write")
         data = bytes(await context.pull())
         assert len(set(request.channel)) == len(request.channel), "a channel occurs once in a request"
         reply = pb.WriteReply()

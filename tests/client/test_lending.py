@@ -193,3 +193,53 @@ def test_a_data_sync_of_a_file_that_has_not_grown_asks_the_storage_only(world: W
             drive(file.handle.fsync(data_only=True))
             assert client.core.cluster.requests.last > before
     assert client.stat("/file").size == 10
+
+
+def test_a_data_sync_is_one_request_to_storage(world: World) -> None:
+    client = world.client()
+    with client.open("/file", "wb+", stripe=1) as file:
+        file.write(b"x" * 100_000)
+        for offset in (0, 50_000):
+            drive(file.handle.fsync(data_only=True))
+            file.pwrite(b"again", offset)
+        drive(file.handle.fsync(data_only=True))
+        assert world.storage.requests == ["write", "synced with the write"] * 3
+
+
+def test_a_sync_in_place_tells_the_times_while_the_storage_syncs(world: World) -> None:
+    """After the bytes have arrived: whoever sees the new version reads them."""
+    client = world.client()
+    with client.open("/file", "wb+", stripe=1) as file:
+        file.write(b"x" * 100_000)
+        file.fsync()
+        world.storage.requests.clear()
+        before = client.core.cluster.requests.last
+        file.pwrite(b"again", 50_000)
+        file.fsync()
+        assert world.storage.requests == ["write", "sync"]
+        assert client.core.cluster.requests.last == before + 1
+        file.pwrite(b"more", 99_999)
+        file.fsync()
+        assert world.storage.requests == ["write", "sync", "write", "synced with the write"]
+        file.fsync()
+        assert world.storage.requests.count("sync") == 1
+
+
+def test_a_data_sync_of_more_than_one_request_is_one_of_its_own(world: World) -> None:
+    client = world.client()
+    with client.open("/file", "wb+", stripe=1) as file:
+        file.write(b"x" * (9 * MIB))
+        drive(file.handle.fsync(data_only=True))
+        assert world.storage.requests.count("write") > 1
+        assert [name for name in world.storage.requests if name != "write"] == ["sync"]
+
+
+def test_a_write_that_cannot_be_synced_is_sent_again_and_counts_once(world: World) -> None:
+    client = world.client()
+    with client.open("/file", "wb+", stripe=1) as file:
+        file.write(b"x" * 100_000)
+        world.storage.raises_after.append(error(Status.UNAVAILABLE, "gone before it was durable"))
+        drive(file.handle.fsync(data_only=True))
+        assert world.storage.requests == ["write", "synced with the write"] * 2
+    assert len(world.storage.applied) == 1
+    assert client.read_bytes("/file") == b"x" * 100_000

@@ -469,6 +469,31 @@ async def test_a_failed_sync_takes_a_target_offline_and_no_other(tmp_path: Path)
     await world.stop()
 
 
+async def test_a_write_may_ask_to_be_durable(world: World) -> None:
+    target = world.open[0]
+    pieces = [(5, 0, 0, b"here", 1, None), (5, 1, 0, b"there", 1, None)]
+    request = world.write_request(pieces)
+    request.sync = True
+    reply = await world.call(STORAGE.Write, request, source=[memory(b"herethere")])
+    assert list(reply.status) == [Status.OK] * 2
+    assert target.engine.checkpointed == target.engine.epoch - 1
+    assert not target.engine.is_dirty
+
+
+async def test_a_write_that_does_not_become_durable_says_so(tmp_path: Path) -> None:
+    world = await World(tmp_path, targets=1).start()
+
+    def broken(handle: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    world.open[0].engine.disk.fdatasync = broken  # type: ignore[method-assign]
+    request = world.write_request([(5, 0, 0, b"here", 1, None)])
+    request.sync = True
+    reply = await world.call(STORAGE.Write, request, source=[memory(b"here")])
+    assert list(reply.status) == [Status.TARGET_OFFLINE]
+    await world.stop()
+
+
 async def test_concurrent_syncs_share_checkpoints(world: World) -> None:
     target = world.open[0]
     assert await world.write(b"x") is Status.OK
