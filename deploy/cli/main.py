@@ -39,6 +39,7 @@ COMMANDS = {
     "node": ("node", "Disks and chains"),
     "target": ("target", "Disks and chains"),
     "chain": ("chain", "Disks and chains"),
+    "kv": ("kv", "KV cache"),
     "ls": ("listing", "Files"),
     "tree": ("listing", "Files"),
     "stat": ("listing", "Files"),

@@ -24,8 +24,8 @@ NAMESPACES_MAX = 4096
 NAMESPACES_OF_USER_MAX = 1024  # one who is not trusted
 QUOTAS_MAX = 4096
 DESCRIPTOR_BYTES_MAX = 16 << 10
-NAME_BYTES_MAX = 512
-TENANT_BYTES_MAX = 255
+NAME_BYTES_MAX = 4096
+TENANT_BYTES_MAX = 1024
 MODE_DEFAULT = 0o600
 MODE_BITS = 0o777
 OLDER_VERSIONS_KEPT = 8  # of the table, that a namespace remembers in any case
@@ -114,9 +114,9 @@ def drop_namespace(book: Book, number: int, user: Identity) -> Draft:
 
 
 def set_quota(book: Book, wanted: TenantQuota) -> Draft:
-    """The change that limits a tenant; 0 bytes: no limit any more. Raises INVALID, TOO_LARGE, QUOTA_EXCEEDED."""
-    if not wanted.tenant or not wanted.tenant.isprintable():
-        raise error(Status.INVALID, "name a tenant")
+    """The change that limits a tenant ("": what belongs to none); 0 bytes: no limit any more. Raises INVALID, TOO_LARGE, QUOTA_EXCEEDED."""
+    if not wanted.tenant.isprintable():
+        raise error(Status.INVALID, "a tenant has a name that can be printed")
     if len(wanted.tenant.encode()) > TENANT_BYTES_MAX:
         raise error(Status.TOO_LARGE, f"a tenant's name has at most {TENANT_BYTES_MAX} bytes")
     draft = Draft(book)
