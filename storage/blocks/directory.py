@@ -16,7 +16,8 @@ from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from ...proto.blocks import HARD_PIN, KV_TENANT
+from ...proto.blocks import HARD_PIN, KV_TENANT, seed_of
+from ..engine.checksum import shift_for
 from ..engine.engine import ChunkEngine
 from ..engine.row import State
 from .record import Record, unpack_record
@@ -35,12 +36,18 @@ LAST = (KV_TENANT + 1).to_bytes(2, "big")
 _NO_KEY = b""
 
 
+# Key, generation, place, length, checksum of the content, depth, expiry, pin
+Block = tuple[bytes, int, int, int, int, int, int, int]
+
+
 class Follower(Protocol):
     """Whoever keeps something for each block: the policy of eviction, the tier in memory."""
 
-    def inserted(self, block: int) -> None: ...
+    def inserted(self, blocks: Sequence[int]) -> None:
+        """These are here, in the order in which they were put."""
 
-    def removed(self, block: int) -> None: ...
+    def removed(self, block: int) -> None:
+        """It is not here any more."""
 
 
 class Shelf:
@@ -84,11 +91,27 @@ class Directory:
         self.generation: Numbers = array("Q")
         self.place: Numbers = array("Q")
         self.length: Numbers = array("I")  # bytes
-        self.checksum: Numbers = array("I")  # CRC32C of the content
+        self.handle: Numbers = array("I")  # of the block file that the place is in
+        self.offset: Numbers = array("Q")  # in the file
+        self.checksum: Numbers = array("I")  # CRC32C of the content, or of identity and content
+        self.is_sealed = bytearray()  # 1: the latter; worked out when a block is read for the first time
         self.depth: Numbers = array("I")
         self.expiry: Numbers = array("I")  # seconds since the epoch; 0: none
         self.pin: Numbers = array("I")
         self.state = bytearray()
+        self._columns = (
+            self.namespace,
+            self.generation,
+            self.place,
+            self.length,
+            self.handle,
+            self.offset,
+            self.checksum,
+            self.depth,
+            self.expiry,
+            self.pin,
+        )
+        self._where = engine.space.place
         self.followers: list[Follower] = []
         self.retold: set[int] = set()  # slots whose row has a higher version than their generation
         self._free: list[int] = []
@@ -147,6 +170,15 @@ class Directory:
     def __len__(self) -> int:
         return len(self.state) - len(self._free)
 
+    def seal(self, slots: Sequence[int], digest: bytes) -> None:
+        """Work out what clients compare whole blocks with, for those that were never read; `digest` is their namespace's."""
+        is_sealed = self.is_sealed
+        for slot in slots:
+            if not is_sealed[slot]:
+                seed = seed_of(digest, self.keys[slot], self.generation[slot])
+                self.checksum[slot] ^= shift_for(self.length[slot])(seed)
+                self.is_sealed[slot] = 1
+
     # --- changes ---
 
     def committed(self, chunk: bytes, old: State | None, new: State | None) -> None:
@@ -166,9 +198,14 @@ class Directory:
             self._free_slot(shelf, slot)  # what follows it is another block
         slot = shelf.slots.get(record.key, -1)
         generation = record.generation or state.version
+        if slot >= 0 and self.generation[slot] != generation:
+            del shelf.slots[record.key]
+            self._uncount(shelf, slot)
+            self._free_slot(shelf, slot)
+            slot = -1
         where = (generation, state.slot, state.length, state.whole, record.depth, record.expiry, record.pin)
         if slot < 0:
-            slot = self.add(shelf, record.key, *where)
+            (slot,) = self.add(shelf, ((record.key, *where),))
         else:
             self._uncount(shelf, slot)
             self._describe(slot, *where)
@@ -178,52 +215,44 @@ class Directory:
         else:
             self.retold.discard(slot)
 
-    def add(
-        self,
-        shelf: Shelf,
-        key: bytes,
-        generation: int,
-        place: int,
-        length: int,
-        checksum: int,
-        depth: int,
-        expiry: int,
-        pin: int,
-    ) -> int:
-        """A block that is not here yet is committed; its slot."""
-        if self._free:
-            slot = self._free.pop()
-            self.keys[slot] = key
-            self.namespace[slot] = shelf.namespace
-            self.state[slot] = HERE
-            self._describe(slot, generation, place, length, checksum, depth, expiry, pin)
-        else:
-            slot = len(self.state)
-            self.keys.append(key)
-            self.namespace.append(shelf.namespace)
-            self.state.append(HERE)
-            self.generation.append(generation)
-            self.place.append(place)
-            self.length.append(length)
-            self.checksum.append(checksum)
-            self.depth.append(depth)
-            self.expiry.append(expiry)
-            self.pin.append(pin)
-        shelf.slots[key] = slot
-        shelf.bytes_here += length
-        if expiry:
-            self._count_time(shelf, slot)
+    def add(self, shelf: Shelf, blocks: Sequence[Block]) -> list[int]:
+        """Blocks that are not here yet are committed; their slots."""
+        free, count = self._free, len(blocks)
+        slots = [free.pop() for _ in range(min(len(free), count))]
+        more = count - len(slots)
+        if more:
+            slots += range(len(self.state), len(self.state) + more)
+            self._grow(more)
+        keys, state, namespace, number = self.keys, self.state, self.namespace, shelf.namespace
+        describe, here = self._describe, shelf.slots
+        for slot, (key, *what) in zip(slots, blocks, strict=True):
+            keys[slot] = key
+            state[slot] = HERE
+            namespace[slot] = number
+            describe(slot, *what)
+            here[key] = slot
+        for slot in slots:
+            self._count(shelf, slot)
         for follower in self.followers:
-            follower.inserted(slot)
-        return slot
+            follower.inserted(slots)
+        return slots
+
+    def _grow(self, more: int) -> None:
+        for column in self._columns:
+            column.frombytes(bytes(more * column.itemsize))
+        self.keys += [_NO_KEY] * more
+        self.state += bytes(more)
+        self.is_sealed += bytes(more)
 
     def _describe(
         self, slot: int, generation: int, place: int, length: int, checksum: int, depth: int, expiry: int, pin: int
     ) -> None:
         self.generation[slot] = generation
         self.place[slot] = place
+        self.handle[slot], self.offset[slot] = self._where(place)
         self.length[slot] = length
         self.checksum[slot] = checksum
+        self.is_sealed[slot] = 0
         self.depth[slot] = depth
         self.expiry[slot] = expiry
         self.pin[slot] = pin

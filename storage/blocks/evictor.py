@@ -9,7 +9,7 @@ A quota is the tenant's in the whole cluster; keys are spread evenly, so every c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...proto.blocks import TABLE_OF_BLOCKS
@@ -77,20 +77,20 @@ class Evictor:
         self._done: Promise[None] | None = None  # told when the work that is under way is over
         self._stuck: set[int | None] = set()  # of what nothing more can be evicted: a tenant, None: the target
         directory = store.directory
-        for slot in directory.oldest_first():
-            self.inserted(slot)
+        self.inserted(directory.oldest_first())
         directory.followers.append(self)
 
     # --- what the directory tells ---
 
-    def inserted(self, block: int) -> None:
-        directory = self._store.directory
-        namespace = directory.namespace[block]
-        tenant = self._tenant_of.get(namespace)
-        if tenant is None:
-            tenant = self._tenant_of[namespace] = self._tenants.of_namespace.get(namespace, 0)
-        size = CLASS_BYTES[directory.place[block] >> 48]
-        self.policy.inserted(block, directory.keys[block], size, directory.depth[block], tenant)
+    def inserted(self, blocks: Sequence[int]) -> None:
+        directory, insert, tenant_of = self._store.directory, self.policy.inserted, self._tenant_of
+        keys, place, depth, namespaces = directory.keys, directory.place, directory.depth, directory.namespace
+        for block in blocks:
+            namespace = namespaces[block]
+            tenant = tenant_of.get(namespace)
+            if tenant is None:
+                tenant = tenant_of[namespace] = self._tenants.of_namespace.get(namespace, 0)
+            insert(block, keys[block], CLASS_BYTES[place[block] >> 48], depth[block], tenant)
 
     def removed(self, block: int) -> None:
         self.policy.removed(block)
@@ -107,7 +107,7 @@ class Evictor:
             self._tenant_of[namespace] = tenant
             for slot in directory.shelf(namespace).slots.values():
                 self.policy.removed(slot)
-                self.inserted(slot)
+                self.inserted((slot,))
 
     # --- is there room ---
 

@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-from ...proto.blocks import chunk_of, seed_of
+from ...proto.blocks import chunk_of
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import KvNamespace
 from ...proto.gen.kvcache_pb2 import GetReply, GetRequest
 from ...proto.rpc import Context, Sink
-from ..engine.checksum import shift_for
 from ..engine.reads import ReadPlan
 from ..engine.slots import CLASS_BYTES
 from ..reads import INLINE_READ_BYTES_MAX, Batch, note_failure
@@ -50,6 +49,7 @@ class Get:
         self.lengths = column(request.length, count, namespace.block_bytes)
         self.offsets = column(request.offset, count, 0) if request.offset else None
         self.generations = column(request.generation, count, 0) if request.generation else None
+        self.is_special = bool(request.length) or self.offsets is not None or self.generations is not None
         self.namespace = namespace
         self.context = context
         self.runs = runs
@@ -65,6 +65,8 @@ class Get:
         self.whole = parts[0] if len(parts) == 1 else None
 
     async def answer(self) -> GetReply:
+        if (reply := self._small()) is not None:
+            return reply
         for run, store in self.runs:
             if isinstance(store, Store):
                 await self._get(run, store)
@@ -85,6 +87,39 @@ class Get:
             reply.checksums.append(len(plan.checksums))
             reply.unit.append(plan.unit)
         return reply
+
+    def _small(self) -> GetReply | None:
+        """The commonest get, all done here and now: small blocks of a namespace that says how long they are, on one chain, all of them here
+        and in memory. None where that is not so. Nothing is done for a single key that a list can do for all, and nothing is
+        pinned, for nothing else runs between the look and the last byte."""
+        length, whole, runs = self.namespace.block_bytes, self.whole, self.runs
+        if not 0 < length <= FILL_BYTES_MAX or whole is None or len(whole) > INLINE_READ_BYTES_MAX:
+            return None
+        if self.is_special or len(runs) != 1 or not isinstance(store := runs[0][1], Store):
+            return None
+        directory = store.directory
+        shelf = directory.shelf(self.namespace.id)
+        slots = directory.find(shelf, self.keys, self.now)
+        if -1 in slots or not _fill(store, slots, whole, length):
+            return None
+        if (
+            store.may_read(runs[0][0].version) is not _OK
+        ):  # stopped for longer than this process may speak for the chain
+            return None
+        self.sink.filled(0, len(whole))
+        directory.seal(slots, self.namespace.digest)
+        store.touched(slots)
+        self._count(store, shelf, len(slots), len(whole))
+        shelf.hits += len(slots)
+        generation, checksum = directory.generation, directory.checksum
+        return GetReply(generation=[generation[slot] for slot in slots], checksum=[checksum[slot] for slot in slots])
+
+    @staticmethod
+    def _count(store: Store, shelf: Shelf, blocks: int, size: int) -> None:
+        counters = store.target.counters
+        counters.reads += blocks
+        counters.bytes_read += size
+        shelf.bytes_read += size
 
     async def _get(self, run: Run, store: Store) -> None:
         directory = store.directory
@@ -136,8 +171,8 @@ class Get:
             return False
         if self.lengths.count(length) != len(self.keys):
             return False
-        place, disk = store.place, store.target.engine.disk
-        places = [place(slot) for _, slot in hits]
+        directory, disk = store.directory, store.target.engine.disk
+        places = [(directory.handle[slot], directory.offset[slot]) for _, slot in hits]
         if len(hits) == len(self.keys):
             if not disk.fill(places, whole, length):
                 return False
@@ -171,19 +206,16 @@ class Get:
     def _plan(self, store: Store, i: int, slot: int) -> ReadPlan:
         length = self.lengths[i]
         chunk = chunk_of(self.namespace.id, self.keys[i])
-        segments = ((*store.place(slot), length),)
+        segments = ((store.directory.handle[slot], store.directory.offset[slot], length),)
         return ReadPlan(_OK, length, self.generation[i], CLASS_BYTES[0], segments, (self.checksum[i],), (), chunk)
 
     def _note(self, store: Store, hits: Sequence[tuple[int, int]], size: int) -> None:
         """The checksums of blocks that are about to be moved, or were."""
-        digest, keys, checksum = self.namespace.digest, self.keys, store.directory.checksum
+        directory = store.directory
+        directory.seal([slot for _, slot in hits], self.namespace.digest)
         for i, slot in hits:
-            seed = seed_of(digest, keys[i], self.generation[i])
-            self.checksum[i] = shift_for(self.lengths[i])(seed) ^ checksum[slot]
-        counters, shelf = store.target.counters, store.directory.shelf(self.namespace.id)
-        counters.reads += len(hits)
-        counters.bytes_read += size
-        shelf.bytes_read += size
+            self.checksum[i] = directory.checksum[slot]
+        self._count(store, store.directory.shelf(self.namespace.id), len(hits), size)
 
     # --- parts ---
 
@@ -213,10 +245,7 @@ class Get:
                 self._fail(store, i, plan, failed)
             else:
                 self.status[i] = int(Status.NOT_FOUND)
-        counters, shelf = target.counters, store.directory.shelf(self.namespace.id)
-        counters.reads += len(hits)
-        counters.bytes_read += size
-        shelf.bytes_read += size
+        self._count(store, store.directory.shelf(self.namespace.id), len(hits), size)
 
     # --- the answer ---
 
@@ -232,3 +261,19 @@ class Get:
         for i, status in enumerate(self.status):
             if not status and self.lengths[i]:
                 self.sink.filled(self.positions[i], self.lengths[i])
+
+
+def _fill(store: Store, slots: Sequence[int], buffer: memoryview, length: int) -> bool:
+    """Fill the buffer with blocks of one length, those that lie side by side with one system call. False: they are not in memory."""
+    handle, offset, fill = store.directory.handle, store.directory.offset, store.target.engine.disk.fill
+    begin, first = 0, slots[0]
+    file, start = handle[first], offset[first]
+    reached = start
+    for n, slot in enumerate(slots):
+        if offset[slot] != reached or handle[slot] != file:
+            if not fill(((file, start),), buffer[begin : n * length], n * length - begin):
+                return False
+            begin, file, start = n * length, handle[slot], offset[slot]
+            reached = start
+        reached += length
+    return fill(((file, start),), buffer[begin:], len(buffer) - begin)

@@ -46,7 +46,7 @@ class Batch:
     lengths: Sequence[int]
     checksums: Sequence[int]
     depths: Sequence[int]
-    ttls: Sequence[int]
+    expiries: Sequence[int]
     skips: Sequence[bool]
     pin: int
     durable: bool
@@ -56,13 +56,13 @@ class Batch:
     positions: list[int] = field(default_factory=list)  # of each block in the bulk, and where that ends
     views: dict[int, memoryview] = field(default_factory=dict)
     data: memoryview = field(default_factory=lambda: memoryview(b""))
+    uniform: bool = False  # all blocks are as long as the namespace says, and all bytes come along
 
     def view(self, i: int) -> memoryview:
         return self.data[self.positions[i] : self.positions[i] + self.lengths[i]]
 
     def record(self, i: int) -> bytes:
-        expiry = moment(self.now, self.ttls[i])
-        return pack_record(self.namespace.id, self.keys[i], self.depths[i], expiry, self.pin)
+        return pack_record(self.namespace.id, self.keys[i], self.depths[i], self.expiries[i], self.pin)
 
 
 def batch_of(request: PutRequest, namespace: KvNamespace, now: float) -> Batch:
@@ -81,7 +81,7 @@ def batch_of(request: PutRequest, namespace: KvNamespace, now: float) -> Batch:
         column(request.length, count, size),
         request.checksum[:],
         column(request.depth, count, 0),
-        column(request.ttl_s, count, 0),
+        _expiries(column(request.ttl_s, count, 0), namespace.ttl_s, now),
         column(request.skip, count, False),
         moment(now, request.pin_s),
         request.durable,
@@ -89,13 +89,19 @@ def batch_of(request: PutRequest, namespace: KvNamespace, now: float) -> Batch:
         [0] * count,
         bytearray(count),
     )
-    if namespace.ttl_s:
-        batch.ttls = [ttl or namespace.ttl_s for ttl in batch.ttls]
     lengths = batch.lengths
     if request.skip:
         lengths = [0 if skip else length for skip, length in zip(batch.skips, lengths, strict=True)]
     batch.positions = [0, *accumulate(lengths)]
+    batch.uniform = bool(size) and not request.length and not request.skip and size <= BLOCK_BYTES_MAX
     return batch
+
+
+def _expiries(ttls: Sequence[int], otherwise: int, now: float) -> Sequence[int]:
+    """When each block is over."""
+    if not otherwise and not any(ttls):
+        return ttls
+    return [moment(now, ttl or otherwise) for ttl in ttls]
 
 
 class Puts:
@@ -145,6 +151,10 @@ class Puts:
         shelf = store.directory.shelf(batch.namespace.id)
         wanted = []
         ahead, admit, namespace = 0, store.evictor.admit, batch.namespace.id
+        if batch.uniform:
+            size = CLASS_BYTES[class_for(batch.namespace.block_bytes)]
+            if admit(namespace, size * len(missing), 0) is _OK:
+                return missing
         for i in missing:
             status = self._refusal(batch, i)
             if status is _OK:
@@ -191,6 +201,8 @@ class Puts:
     # --- the blocks of one target ---
 
     async def _put(self, store: Store, run: Run, missing: list[int], batch: Batch) -> None:
+        if not store.directory.shelf(batch.namespace.id).slots.keys().isdisjoint(batch.keys):
+            missing = self._missing(batch, store, missing)  # others may have put some of them while the bytes came
         for _ in range(ROUNDS_MAX):
             mine, theirs = self._split(store, missing, batch)
             if mine:
@@ -301,17 +313,21 @@ class Puts:
             store.target.tell_offline()
             self._refuse(mine, batch, shelf, failed.status)
             return
-        add, version, pin = store.directory.add, fresh.version, batch.pin
-        written = 0
-        for n, i in enumerate(mine):
-            if n in fresh.failed:
-                self._refuse((i,), batch, shelf, Status.CHECKSUM)
-                continue
-            expiry = moment(batch.now, batch.ttls[i])
-            length = batch.lengths[i]
-            add(shelf, batch.keys[i], version, fresh.slots[n], length, batch.checksums[i], batch.depths[i], expiry, pin)
+        version, pin, slots, lengths, done = fresh.version, batch.pin, fresh.slots, batch.lengths, mine
+        if fresh.failed:
+            self._refuse([mine[n] for n in fresh.failed], batch, shelf, Status.CHECKSUM)
+            done = [i for n, i in enumerate(mine) if n not in fresh.failed]
+            slots = [slot for n, slot in enumerate(slots) if n not in fresh.failed]
+        store.directory.add(
+            shelf,
+            [
+                (batch.keys[i], version, slot, lengths[i], batch.checksums[i], batch.depths[i], batch.expiries[i], pin)
+                for i, slot in zip(done, slots, strict=True)
+            ],
+        )
+        for i in done:
             batch.generation[i] = version
-            written += length
+        written = sum([lengths[i] for i in done])
         counters = store.target.counters
         counters.writes += len(mine)
         counters.bytes_written += written

@@ -166,10 +166,6 @@ class Store:
 
     # --- places and hits ---
 
-    def place(self, slot: int) -> tuple[int, int]:
-        """Where a block's bytes lie: handle, offset in the file."""
-        return self.target.engine.space.place(self.directory.place[slot])
-
     def touched(self, slots: Sequence[int]) -> None:
         """Somebody has read these."""
         touched = self.evictor.policy.touched

@@ -20,7 +20,7 @@ from ...proto.errors import Status, StatusError, error
 from ...proto.layout import UNIT_LARGE, UNIT_SMALL
 from .checksum import CRC_TYPE, Crcs, crc32c, unit_crcs
 from .index import Change
-from .row import CHUNK, INLINE_UNITS, Row, State, encode_new_block, encode_row
+from .row import CHUNK, INLINE_UNITS, Row, State, encode_new_block, encode_row, encode_small_block
 from .slots import CLASS_BYTES
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class FreshChunks:
         self.chain_version = chain_version
         self.version = engine.version_floor + 1  # a version is never given to other content of a chunk
         self.failed: dict[int, StatusError] = {}
-        self._crcs: list[Crcs] = []
+        self._crcs: list[Crcs | None] = []  # None: one, that of the whole
         for chunk in chunks:
             if chunk in engine.pending or chunk in engine._busy:
                 raise error(Status.BUSY, f"another update of chunk {chunk.hex()} is under way")
@@ -80,8 +80,11 @@ class FreshChunks:
                     Status.CHECKSUM,
                     f"chunk {self.chunks[i].hex()}: the bytes that arrived do not match their checksum",
                 )
-            unit = unit_for(len(view))
-            self._crcs.append(array(CRC_TYPE, (crc,)) if len(view) <= unit else unit_crcs(view, unit))
+            length = len(view)
+            if length <= UNIT_SMALL:
+                self._crcs.append(None)
+            else:
+                self._crcs.append(array(CRC_TYPE, (crc,)) if length <= UNIT_LARGE else unit_crcs(view, UNIT_LARGE))
 
     def _write(self) -> None:
         """Runs of neighbours together."""
@@ -105,24 +108,26 @@ class FreshChunks:
         engine = self._engine
         engine._check()
         changes: list[Change] = []
-        taken = content = 0
-        for i, chunk in enumerate(self.chunks):
-            if i in self.failed:
-                engine.space.release(self.slots[i])
+        version, chain_version, epoch, failed = self.version, self.chain_version, engine.epoch, self.failed
+        columns = zip(self.chunks, self.slots, self.views, self.checksums, self._crcs, blocks, strict=True)
+        content = 0
+        for i, (chunk, slot, view, whole, crcs, block) in enumerate(columns):
+            if i in failed:
+                engine.space.release(slot)
                 continue
-            length = len(self.views[i])
-            taken += 1
+            length = len(view)
             content += length
-            unit = unit_for(length)
-            where = (self.slots[i], self.version, self.chain_version, length, self.checksums[i], engine.epoch)
-            if length <= unit * INLINE_UNITS:
-                row = encode_new_block(*where, unit, self._crcs[i], blocks[i])
+            where = (slot, version, chain_version, length, whole, epoch)
+            if crcs is None:
+                row = encode_small_block(*where, block)
+            elif len(crcs) <= INLINE_UNITS:
+                row = encode_new_block(*where, unit_for(length), crcs, block)
             else:
-                row = self._paged(chunk, where, unit, self._crcs[i], blocks[i], changes)
+                row = self._paged(chunk, where, unit_for(length), crcs, block, changes)
             changes.append((CHUNK + chunk, row))
         engine._busy.difference_update(self.chunks)
         engine._dirty.update({handle for handle, _ in self.places})
-        engine._chunks += taken
+        engine._chunks += len(self.chunks) - len(failed)
         engine._content += content
         engine._write(changes)
 
