@@ -136,6 +136,9 @@ class Batch:
     def failed(self, part: Part, failure: StatusError) -> None:
         """A whole request came to nothing."""
         cluster = self.core.cluster
+        if failure.status is Status.NOT_FOUND and self.core.is_registered(self.namespace):
+            # Registered a moment ago: the server has not heard of it.
+            failure = error(Status.STALE_ROUTING, failure.strerror or "")
         cluster.note(failure, part.replica.node)
         if part.several:
             cluster.replicas.failed(part.replica, failure.status)

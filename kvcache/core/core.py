@@ -171,10 +171,18 @@ class KvCore:
         return [known.newest, *known.older]
 
     def _entry(self, namespace: Namespace) -> KvNamespace:
-        entry = self.cluster.table.namespaces.get(namespace.id) or self._entries.get(namespace.id)
+        entry = self.cluster.table.namespaces.get(namespace.id)
+        if entry is not None:
+            self._entries.pop(namespace.id, None)  # from now on the routing says when it is gone
+        else:
+            entry = self._entries.get(namespace.id)
         if entry is None:
             raise error(Status.NOT_FOUND, f"namespace {namespace.id} ({namespace.name}) is not registered any more")
         return entry
+
+    def is_registered(self, namespace: Namespace) -> bool:
+        """As far as we know."""
+        return namespace.id in self.cluster.table.namespaces or namespace.id in self._entries
 
     async def _table(self, version: int) -> Placement:
         """A version of the table of blocks. Versions never change. Raises STALE_ROUTING, UNAVAILABLE without chains."""
