@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,9 +88,9 @@ class _Tasks:
             self._done[task] = result
         self.notifier.notify()
 
-    def aside(self, work: Callable[[], None]) -> None:
-        """Without a result."""
-        self._threads.submit(work)
+    def aside(self, work: Callable[[], None]) -> Future[None]:
+        """Without a result for LMCache."""
+        return self._threads.submit(work)
 
     def take(self, task: int) -> Any:
         with self._lock:
@@ -169,7 +169,7 @@ class EmberL2Adapter(L2AdapterInterface):
             statuses = self._kv.put_from(
                 namespace, names, [buffers[i] for i in rows], ack=ack, deadline_ms=self._settings.deadline_ms
             )
-            for row, ok in zip(rows, succeeded(statuses), strict=True):
+            for row, ok in zip(rows, succeeded(statuses, "storing objects of LMCache"), strict=True):
                 good[row] = ok
         stored = [i for i, ok in enumerate(good) if ok]
         with self._lock:
@@ -240,7 +240,8 @@ class EmberL2Adapter(L2AdapterInterface):
             statuses = self._kv.get_into(
                 namespace, names, [buffers[i] for i in rows], deadline_ms=self._settings.deadline_ms
             )
-            here += [row for row, ok in zip(rows, succeeded(statuses), strict=True) if ok]
+            good = succeeded(statuses, "reading objects for LMCache")
+            here += [row for row, ok in zip(rows, good, strict=True) if ok]
         loaded.batched_set(here)
         self._notify_keys_accessed([keys[i] for i in here])
         if len(here) < len(keys):
@@ -250,7 +251,11 @@ class EmberL2Adapter(L2AdapterInterface):
     # --- deleting, accounting -------------------------------------------------------------------------------------------------------
 
     def delete(self, keys: list[ObjectKey]) -> None:
-        """Delete objects that nobody has locked."""
+        """Delete objects that nobody has locked. Behind the lookups and unlocks that came before, which one thread carries out."""
+        if keys and not self._closed:
+            self._lookups.aside(lambda: self._delete(keys)).result()
+
+    def _delete(self, keys: list[ObjectKey]) -> None:
         with self._lock:
             free = [key for key in keys if key not in self._held]
         for namespace, rows, names in self._spaces.batches([_named(key) for key in free]):

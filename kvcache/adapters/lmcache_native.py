@@ -104,7 +104,8 @@ class EmberNative:
         return self._submit(
             keys,
             lambda ns, names, rows: succeeded(
-                self._kv.get_into(ns, names, [buffers[i] for i in rows], deadline_ms=self._settings.deadline_ms)
+                self._kv.get_into(ns, names, [buffers[i] for i in rows], deadline_ms=self._settings.deadline_ms),
+                "reading objects for LMCache",
             ),
         )
 
@@ -116,7 +117,8 @@ class EmberNative:
 
     def _put(self, namespace: Namespace, keys: list[bytes], buffers: list[memoryview]) -> list[bool]:
         ack = "durable" if self._settings.durable else "replicated"
-        return succeeded(self._kv.put_from(namespace, keys, buffers, ack=ack, deadline_ms=self._settings.deadline_ms))
+        statuses = self._kv.put_from(namespace, keys, buffers, ack=ack, deadline_ms=self._settings.deadline_ms)
+        return succeeded(statuses, "storing objects of LMCache")
 
     def _submit(
         self, keys: list[str], work: Callable[[Namespace, list[bytes], list[int]], list[bool]], whole: bool = False

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
+import os
+import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -11,6 +15,8 @@ from typing import Any, Self
 from ...proto.blocks import KEY_BYTES
 
 logger = logging.getLogger("emberfs.kvcache.adapters")
+
+COMPLAINT_SECONDS = 30.0
 
 _HEX_DIGITS = 2 * KEY_BYTES
 
@@ -62,6 +68,21 @@ def key_of(name: str | bytes) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def succeeded(statuses: Iterable[int]) -> list[bool]:
-    """Which keys have a status of success (bytes moved, not a negative errno)."""
-    return [int(status) >= 0 for status in statuses]
+def succeeded(statuses: Iterable[int], doing: str = "") -> list[bool]:
+    """Which keys have a status of success (bytes moved, not a negative errno). `doing`: what is said in the log of failures that are no
+    plain misses; the same one at most once in COMPLAINT_SECONDS."""
+    found = [int(status) for status in statuses]
+    if doing and found and min(found) < 0:
+        _complain(doing, Counter(status for status in found if status < 0 and status != -errno.ENOENT), len(found))
+    return [status >= 0 for status in found]
+
+
+_complained: dict[tuple[str, int], float] = {}
+
+
+def _complain(doing: str, failures: Counter[int], count: int) -> None:
+    now = time.monotonic()
+    for status, times in failures.items():
+        if now - _complained.get((doing, status), -COMPLAINT_SECONDS) >= COMPLAINT_SECONDS:
+            _complained[doing, status] = now
+            logger.warning("%s: %d of %d blocks failed (%s)", doing, times, count, os.strerror(-status))

@@ -283,12 +283,12 @@ class EmberStorage(HiCacheStorage):
             found = self.kv.get_into(
                 pool.namespace, names, pool.places(host_indices), deadline_ms=self.settings.deadline_ms
             )
-            good = succeeded(found)
+            good = succeeded(found, "reading pages for SGLang")
         else:
             pages = [pool.pool.get_dummy_flat_data_page() for _ in keys]
             targets = [_bytes_of(page) for page in pages]
             found = self.kv.get_into(pool.namespace, names, targets, deadline_ms=self.settings.deadline_ms)
-            good = succeeded(found)
+            good = succeeded(found, "reading pages for SGLang")
             for slot, page, ok in zip(pool.first_slots(host_indices), pages, good, strict=True):
                 if ok:
                     pool.pool.set_from_flat_data_page(slot, page)
@@ -306,7 +306,7 @@ class EmberStorage(HiCacheStorage):
         else:
             pages = [pool.pool.get_data_page(slot, flat=True).contiguous() for slot in pool.first_slots(host_indices)]
             sources = [_bytes_of(page) for page in pages]
-        good = succeeded(self._put(pool, keys, sources, extra_info))
+        good = succeeded(self._put(pool, keys, sources, extra_info), "storing pages of SGLang")
         self._note(self._writes, sum(good), pool, began)
         return good
 

@@ -189,7 +189,8 @@ class EmberTier(SecondaryTierManager):
 
     def _result(self, transfer: _Transfer) -> JobResult:
         job, keys = transfer.job, transfer.keys
-        good = succeeded(transfer.ticket.result(0))
+        doing = "reading chunks for vLLM" if job.is_promotion else "storing chunks of vLLM"
+        good = succeeded(transfer.ticket.result(0), doing)
         kept = [key for key, ok in zip(keys, good, strict=True) if ok]
         whole = len(kept) == len(keys)
         if job.is_promotion and not whole:

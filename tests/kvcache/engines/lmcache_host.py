@@ -1,0 +1,99 @@
+"""LMCache's side of its plug-ins: adapters as its factory makes them, objects in an arena, waiting as its controllers do."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# Before it is imported: it would report to its makers, and print a banner.
+os.environ.update(LMCACHE_TRACK_USAGE="false", LMCACHE_DISABLE_BANNER="1", LMCACHE_LOG_LEVEL="WARNING")
+
+import torch
+from lmcache.v1.distributed.api import ObjectKey
+from lmcache.v1.distributed.internal_api import L1MemoryDesc
+from lmcache.v1.distributed.l2_adapters import create_l2_adapter
+from lmcache.v1.distributed.l2_adapters.native_plugin_l2_adapter import NativePluginL2AdapterConfig
+from lmcache.v1.distributed.l2_adapters.plugin_l2_adapter import PluginL2AdapterConfig
+from lmcache.v1.memory_management import MemoryFormat, MemoryObjMetadata, TensorMemoryObj
+
+__all__ = ["ObjectKey"]
+
+WAIT_MS = 30_000
+PLUGIN = {"module_path": "emberfs.kvcache.adapters.lmcache", "class_name": "EmberL2Adapter"}
+NATIVE = {"module_path": "emberfs.kvcache.adapters.lmcache_native", "class_name": "EmberNative"}
+
+
+class Arena:
+    """Memory for objects: shared (a memfd, as an engine with huge pools may have it) or LMCache's own, which is private."""
+
+    def __init__(self, nbytes: int, *, shared: bool) -> None:
+        if shared:
+            descriptor = os.memfd_create("arena")
+            os.ftruncate(descriptor, nbytes)
+            self._memory = mmap.mmap(descriptor, nbytes)
+            os.close(descriptor)
+            self.tensor = torch.frombuffer(self._memory, dtype=torch.uint8)
+        else:
+            self.tensor = torch.zeros(nbytes, dtype=torch.uint8)
+        self._next = 0
+
+    @property
+    def description(self) -> L1MemoryDesc:
+        return L1MemoryDesc(self.tensor.data_ptr(), self.tensor.numel(), 1)
+
+    def object(self, length: int, content: bytes = b"") -> TensorMemoryObj:
+        """An object at the next place (from the start again behind the end)."""
+        if self._next + length > self.tensor.numel():
+            self._next = 0
+        place = self.tensor[self._next : self._next + length]
+        place.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.zeros_like(place))
+        said = MemoryObjMetadata(
+            shape=torch.Size([length]), dtype=torch.uint8, address=self._next, phy_size=length, ref_count=1, fmt=MemoryFormat.KV_2LTD
+        )  # fmt: skip
+        self._next += length
+        return TensorMemoryObj(raw_data=place, metadata=said, parent_allocator=None)
+
+
+def content(one: TensorMemoryObj) -> bytes:
+    return bytes(one.byte_array)
+
+
+def make_adapter(kind: str, arena: Arena, **params: Any) -> Any:
+    """An adapter of ours as LMCache makes it from its configuration."""
+    if kind == "plugin":
+        config = PluginL2AdapterConfig.from_dict({**PLUGIN, "adapter_params": params})
+    else:
+        config = NativePluginL2AdapterConfig.from_dict({**NATIVE, "adapter_params": params})
+    return create_l2_adapter(config, l1_memory_desc=arena.description)
+
+
+def _await(fd: int, ask: Callable[[], Any]) -> Any:
+    """What a task has ended with, as the controllers wait: poll the descriptor, then ask."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    while (found := ask()) is None:
+        assert poller.poll(WAIT_MS), "no completion"
+        os.eventfd_read(fd)
+    return found
+
+
+def store(adapter: Any, keys: Sequence[ObjectKey], objects: Sequence[TensorMemoryObj]) -> Any:
+    task = adapter.submit_store_task(list(keys), list(objects))
+    return _await(adapter.get_store_event_fd(), lambda: adapter.pop_completed_store_tasks().get(task))
+
+
+def lookup(adapter: Any, keys: Sequence[ObjectKey]) -> list[bool]:
+    """And lock what is there."""
+    task = adapter.submit_lookup_and_lock_task(list(keys), {})
+    found = _await(adapter.get_lookup_and_lock_event_fd(), lambda: adapter.query_lookup_and_lock_result(task))
+    assert adapter.query_lookup_and_lock_result(task) is None, "a result is given once"
+    return [found.test(i) for i in range(len(keys))]
+
+
+def load(adapter: Any, keys: Sequence[ObjectKey], objects: Sequence[TensorMemoryObj]) -> list[bool]:
+    task = adapter.submit_load_task(list(keys), list(objects))
+    found = _await(adapter.get_load_event_fd(), lambda: adapter.query_load_result(task))
+    return [found.test(i) for i in range(len(keys))]

@@ -1,0 +1,268 @@
+"""LMCache 0.5.6 drives us: adapters from its factory, its own benchmark with verification, and its checks of storage backends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .parts import require
+
+require("lmcache", "LMCache")
+require("torch", "torch")
+
+from emberfs.kvcache.adapters import hf3fs  # noqa: E402
+
+from .lmcache_host import NATIVE, PLUGIN, Arena, ObjectKey, content, load, lookup, make_adapter, store  # noqa: E402
+
+if TYPE_CHECKING:
+    from emberfs_cluster import LocalCluster
+    from emberfs_mount import MakeMount
+
+    Open = Callable[..., Any]
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(180)]
+
+LENGTH = 100_000
+KINDS = pytest.mark.parametrize("kind", ["plugin", "native_plugin"])
+QUIET = {"LMCACHE_TRACK_USAGE": "false", "LMCACHE_DISABLE_BANNER": "1", "LMCACHE_LOG_LEVEL": "WARNING"}
+
+
+@pytest.fixture
+def open_adapter(cluster: LocalCluster, request: pytest.FixtureRequest) -> Open:
+    """`with open_adapter("plugin", arena) as adapter`, in a namespace of this test's own."""
+
+    @contextmanager
+    def make(kind: str, arena: Arena, **params: Any) -> Iterator[Any]:
+        said = {"url": cluster.url, "salt": request.node.name, "dtype": "bfloat16", **params}
+        adapter = make_adapter(kind, arena, **said)
+        try:
+            yield adapter
+        finally:
+            adapter.close()
+
+    return make
+
+
+def key(number: int, **changed: Any) -> ObjectKey:
+    said = {"chunk_hash": number.to_bytes(32, "big"), "model_name": "org/model", "kv_rank": 0x01000100, **changed}
+    return ObjectKey(**said)
+
+
+# --- adapters of the multi-process server -------------------------------------------------------------------------------------------------
+
+
+@KINDS
+@pytest.mark.parametrize("shared", [True, False], ids=["shared arena", "private arena"])
+def test_objects_are_stored_found_and_loaded(open_adapter: Open, kind: str, shared: bool) -> None:
+    arena = Arena(64 * LENGTH, shared=shared)
+    keys = [key(number) for number in range(10)]
+    said = [os.urandom(LENGTH - number) for number in range(10)]  # objects may have any length
+    with open_adapter(kind, arena) as adapter:
+        assert lookup(adapter, keys) == [False] * 10
+        assert store(adapter, keys, [arena.object(len(one), one) for one in said]).is_successful()
+        assert lookup(adapter, [*keys, key(77)]) == [True] * 10 + [False]
+        targets = [arena.object(len(one)) for one in said]
+        assert load(adapter, keys[::-1], targets[::-1]) == [True] * 10
+        assert [content(one) for one in targets] == said
+        adapter.submit_unlock([*keys, key(77)])
+        if kind == "plugin":
+            assert adapter.report_status()["arena_is_shared"] is shared
+            assert adapter.report_status()["objects_locked"] == 0
+
+
+@KINDS
+def test_what_is_not_there_or_not_as_long_is_a_miss(open_adapter: Open, kind: str) -> None:
+    arena = Arena(64 * LENGTH, shared=True)
+    keys = [key(number) for number in range(4)]
+    with open_adapter(kind, arena) as adapter:
+        assert store(adapter, keys[:3], [arena.object(LENGTH, bytes([7]) * LENGTH) for _ in range(3)]).is_successful()
+        targets = [arena.object(LENGTH), arena.object(LENGTH - 1), arena.object(LENGTH), arena.object(LENGTH)]
+        assert load(adapter, keys, targets) == [True, False, True, False]
+        assert content(targets[2]) == bytes([7]) * LENGTH
+
+
+@KINDS
+def test_names_are_told_apart(open_adapter: Open, kind: str) -> None:
+    """By model, rank, group, salt of the user, and by what the names do not say: revision, dtype, layout."""
+    arena = Arena(16 * LENGTH, shared=True)
+    mine = key(1, cache_salt="alice")
+    others = [key(1), key(1, cache_salt="bob"), key(1, cache_salt="alice", model_name="org/other"), key(2, cache_salt="alice"),
+              key(1, cache_salt="alice", kv_rank=0x01000101), key(1, cache_salt="alice", object_group_id=1)]  # fmt: skip
+    with open_adapter(kind, arena) as adapter:
+        assert store(adapter, [mine], [arena.object(9, b"attention")]).is_successful()
+        assert lookup(adapter, [mine, *others]) == [True] + [False] * len(others)
+        for changed in ({"dtype": "float8_e4m3fn"}, {"revision": "b"}, {"layout": "other"}, {"chunk_tokens": 128}):
+            with open_adapter(kind, arena, **changed) as stranger:
+                assert lookup(stranger, [mine]) == [False]
+
+
+def test_both_plug_ins_see_the_same_objects(open_adapter: Open) -> None:
+    arena = Arena(4 * LENGTH, shared=True)
+    with open_adapter("plugin", arena) as one, open_adapter("native_plugin", arena) as other:
+        assert store(one, [key(5, cache_salt="alice")], [arena.object(5, b"bytes")]).is_successful()
+        target = arena.object(5)
+        assert load(other, [key(5, cache_salt="alice")], [target]) == [True]
+        assert content(target) == b"bytes"
+
+
+@KINDS
+def test_deleting_and_accounting(open_adapter: Open, kind: str) -> None:
+    arena = Arena(32 * LENGTH, shared=True)
+    keys = [key(number) for number in range(4)]
+    with open_adapter(kind, arena) as adapter:
+        assert store(adapter, keys, [arena.object(LENGTH) for _ in keys]).bytes_transferred() == 4 * LENGTH
+        assert store(adapter, keys, [arena.object(LENGTH) for _ in keys]).bytes_transferred() == 0
+        assert adapter.get_usage().total_bytes_used == 4 * LENGTH
+        adapter.delete(keys[:2])
+        assert adapter.get_usage().total_bytes_used == 2 * LENGTH
+        assert lookup(adapter, keys) == [False, False, True, True]
+        adapter.delete([])
+
+
+def test_a_lookup_locks(open_adapter: Open) -> None:
+    """What was found stays while it is locked, twice if it was found twice; and then may go."""
+    arena = Arena(8 * LENGTH, shared=True)
+    keys = [key(number) for number in range(3)]
+    with open_adapter("plugin", arena) as adapter:
+        store(adapter, keys, [arena.object(LENGTH) for _ in keys])
+        assert lookup(adapter, keys) == lookup(adapter, keys) == [True] * 3
+        adapter.submit_unlock(keys)
+        adapter.delete(keys)
+        assert lookup(adapter, keys) == [True] * 3
+        adapter.submit_unlock(keys)
+        adapter.submit_unlock(keys)
+        adapter.delete(keys)
+        assert lookup(adapter, keys) == [False] * 3
+
+
+def test_what_emberfs_evicted_leaves_the_accounts(open_adapter: Open) -> None:
+    arena = Arena(8 * LENGTH, shared=True)
+    keys = [key(number) for number in range(3)]
+    with open_adapter("plugin", arena) as adapter, open_adapter("plugin", arena) as other:
+        store(adapter, keys, [arena.object(LENGTH) for _ in keys])
+        other.delete(keys[:1])
+        assert load(adapter, keys, [arena.object(LENGTH) for _ in keys]) == [False, True, True]
+        assert adapter.get_usage().total_bytes_used == 2 * LENGTH
+
+
+@KINDS
+def test_configuration_fails_loudly(open_adapter: Open, kind: str) -> None:
+    arena = Arena(LENGTH, shared=True)
+    with pytest.raises(ValueError, match="dtype"), open_adapter(kind, arena, dtype=""):
+        pass
+    with pytest.raises(ValueError, match="revison"), open_adapter(kind, arena, revison="a typo"):
+        pass
+
+
+def run(arguments: list[str], folder: Path, **environment: str) -> str:
+    """A program of LMCache's; what it printed."""
+    done = subprocess.run(
+        arguments, check=False, capture_output=True, text=True, cwd=folder, env={**os.environ, **QUIET, **environment}, timeout=150
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@KINDS
+def test_its_benchmark_verifies_what_comes_back(cluster: LocalCluster, tmp_path: Path, kind: str) -> None:
+    """`lmcache bench l2`: batches of 32 objects, a byte pattern for each key, half of the lookups hits."""
+    params = {"url": cluster.url, "dtype": "bfloat16", "salt": f"bench {kind}"}
+    adapter = {"type": kind, **(PLUGIN if kind == "plugin" else NATIVE), "adapter_params": params}
+    options = [
+        "--num-keys",
+        "32",
+        "--data-size-kb",
+        "256",
+        "--rounds",
+        "2",
+        "--lookup-max-hit-rate",
+        "0.5",
+        "--no-skip-verify",
+    ]
+    command = [
+        str(Path(sys.executable).parent / "lmcache"),
+        "bench",
+        "l2",
+        "--l2-adapter",
+        json.dumps(adapter),
+        *options,
+    ]
+    said = run(command, tmp_path)
+    assert "All 32 keys data verified OK" in said
+    totals = [int(line.split()[-1]) for line in said.splitlines() if line.startswith("Total success:")]
+    assert totals == [64, 32, 64]  # stored, found, loaded
+
+
+# --- inside an engine's process -----------------------------------------------------------------------------------------------------------
+
+
+def configuration(folder: Path, lines: str) -> str:
+    file = folder / "lmcache.yaml"
+    file.write_text(f"chunk_size: 256\nlocal_cpu: false\nmax_local_cpu_size: 0.5\nremote_serde: naive\n{lines}")
+    return str(file)
+
+
+def connector(cluster: LocalCluster, salt: str) -> str:
+    return f"""remote_url: "plugin://emberfs"
+remote_storage_plugins: [emberfs]
+extra_config:
+  remote_storage_plugin.emberfs.module_path: emberfs.kvcache.adapters.lmcache_remote
+  remote_storage_plugin.emberfs.class_name: EmberConnector
+  emberfs.url: "{cluster.url}"
+  emberfs.salt: "{salt}"
+"""
+
+
+def check(mode: str, folder: Path, lines: str, *options: str, **environment: str) -> str:
+    command = [
+        sys.executable,
+        "-m",
+        "emberfs.tests.kvcache.engines.lmcache_check",
+        "--mode",
+        mode,
+        "--num-keys",
+        "20",
+        *options,
+    ]
+    return run(command, folder, LMCACHE_CONFIG_FILE=configuration(folder, lines), **environment)
+
+
+@pytest.mark.parametrize("mode", ["test_remote", "test_storage_manager"])
+@pytest.mark.parametrize("elements", ["1024", "262144"])
+def test_its_checks_of_a_connector(cluster: LocalCluster, tmp_path: Path, mode: str, elements: str) -> None:
+    """Objects that are no full chunks, too: what comes back is what was put."""
+    said = check(mode, tmp_path, connector(cluster, f"{mode} {elements}"), "--obj-size", elements)
+    assert "Validation (content correct): 20/20 passed" in said, said
+
+
+def test_its_check_of_an_adapter(cluster: LocalCluster, tmp_path: Path) -> None:
+    adapter = {"type": "plugin", **PLUGIN, "adapter_params": {"url": cluster.url, "dtype": "bfloat16", "salt": "check"}}
+    said = check("test_l2_adapter", tmp_path, "", "--l2-adapter", json.dumps(adapter))
+    assert "Validation (content): 20/20" in said, said
+
+
+@pytest.mark.parametrize("mode", ["test_remote", "test_storage_manager"])
+def test_its_own_3fs_connector_runs_on_our_rings(
+    make_mount: MakeMount, cluster: LocalCluster, tmp_path: Path, mode: str
+) -> None:
+    """`hf3fs://` unchanged: a file for each chunk on the mount, through iovecs and rings."""
+    mount = make_mount(cluster.url).path
+    folder = mount / f"lmcache-{mode}"
+    folder.mkdir()
+    lines = f"""remote_url: "hf3fs://{folder}"
+extra_config:
+  hf3fs_mount_point: "{mount}"
+  hf3fs_iov_size: 104857600
+  hf3fs_io_thread_num: 2
+"""
+    said = check(mode, tmp_path, lines, "--obj-size", "512", PYTHONPATH=hf3fs.folder())
+    assert "Validation (content correct): 20/20 passed" in said, said
+    assert any(folder.iterdir())
