@@ -102,9 +102,10 @@ def median_us(work: Callable[[], object], count: int) -> float:
 
 @contextlib.contextmanager
 def temporary_cluster(**options: Any) -> Iterator[tuple[LocalCluster, Path]]:
-    """A cluster of its own, and a directory on the same disk for baselines. Both are removed at the end."""
+    """A cluster of its own, and a directory on the same disk for baselines. Both are removed at the end. Without targets for KV blocks
+    unless they are asked for."""
     folder = Path(tempfile.mkdtemp(prefix="emberfs-bench-", dir=os.environ.get("EMBERFS_BENCH_DIR")))
-    cluster = LocalCluster(folder / "data", bound=True, **options)
+    cluster = LocalCluster(folder / "data", bound=True, **{"kv_capacity": 0, **options})
     try:
         cluster.start()
         yield cluster, folder

@@ -111,7 +111,7 @@ def test_members_that_die_or_stop_under_load(
 ) -> None:
     """No read and no write fails, every byte is right, and the chain is whole again. How long they stood still is printed."""
     monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.2")  # a lease of one second
-    cluster = make_cluster(nodes=MEMBERS, replicas=MEMBERS, targets=1)
+    cluster = make_cluster(nodes=MEMBERS, replicas=MEMBERS, targets=1, kv_capacity=0)
     with emberfs.connect(cluster.url, timeout=TIMEOUT) as client, emberfs.connect(cluster.url) as watcher:
         client.write_bytes("/data", DATA)
         file, stream = client.open("/data"), client.open("/stream", "wb")

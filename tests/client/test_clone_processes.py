@@ -21,7 +21,7 @@ FILES = 12
 
 @pytest.mark.timeout(180)
 def test_every_member_is_killed_while_files_are_cloned(make_cluster: Callable[..., Any]) -> None:
-    cluster = make_cluster(nodes=3, replicas=3, targets=1)
+    cluster = make_cluster(nodes=3, replicas=3, targets=1, kv_capacity=0)
     watcher = Watcher(cluster)
     data = random.Random(1).randbytes(40 * CHUNK + 5)
     failures: list[BaseException] = []

@@ -7,9 +7,9 @@ from typing import Any
 from emberfs.deploy.cli.doctor import cluster_findings
 
 
-def chain(number: int, *states: str) -> dict[str, Any]:
+def chain(number: int, *states: str, kind: str = "files") -> dict[str, Any]:
     members = [{"target": 10 * number + i, "node": i, "name": "", "state": s} for i, s in enumerate(states)]
-    return {"chain": number, "version": 1, "members": members}
+    return {"chain": number, "version": 1, "for": kind, "members": members}
 
 
 def target(number: int, state: str = "UPTODATE", *marks: str) -> dict[str, Any]:
@@ -54,6 +54,15 @@ def test_chains_that_lack_members_are_named_with_what_to_do() -> None:
     assert state == "error" and "chain revive" in advice
     many = told(status(chains=[chain(number, "LASTSRV") for number in range(1, 20)]))
     assert "chains: 19 of 19 not served: 1, 2, 3, 4, 5, 6, 7, 8 ..." in many
+
+
+def test_chains_of_blocks_are_told_apart_and_no_disaster() -> None:
+    """Keys go around them: the cache is smaller for a while."""
+    well = [chain(1, "SERVING"), chain(2, "SERVING", kind="kv")]
+    assert {state for state, _ in told(status(chains=well)).values()} == {"ok"}
+    found = told(status(chains=[*well, chain(3, "LASTSRV", kind="kv")]))
+    assert found["chains: 1, all well"][0] == "ok"
+    assert found["chains of KV blocks: 1 of 2 not served: 3"][0] == "warning"
 
 
 def test_targets_nodes_servers_and_space() -> None:

@@ -203,6 +203,9 @@ class TestRefusals:
             {"nodes": 1000},
             {"port": 70000},
             {"capacity": 1},
+            {"kv_capacity": 1},
+            {"kv_memory": -1},
+            {"nodes": 1, "kv_replicas": 2},
         ],
     )
     def test_impossible_options(self, tmp_path: Path, options: dict[str, int]) -> None:

@@ -20,6 +20,23 @@ def test_nodes_and_targets_follow_replicas() -> None:
     assert not merged(None, 0, {"nodes": 4}).replicated
 
 
+def test_targets_for_blocks_follow_their_own_replicas() -> None:
+    assert (merged(None, 0, {"replicas": 3}).kv_target_count, merged(None, 0, {}).kv_replicated) == (1, False)
+    options = merged(None, 0, {"kv_replicas": 2})
+    assert (options.node_count, options.kv_target_count, options.kv_replicated) == (2, 2, True)
+    options = merged(None, 0, {"kv_capacity": 0, "kv_replicas": 2})
+    assert (options.node_count, options.kv_target_count, options.kv_replicated) == (1, 0, False)
+
+
+def test_a_cluster_from_before_there_were_blocks_may_choose() -> None:
+    kept = {name: value for name, value in asdict(ClusterOptions(nodes=3)).items() if not name.startswith("kv_")}
+    assert merged(kept, 3, {}).kv_target_count == 1
+    assert merged(kept, 3, {"kv_replicas": 2}).kv_replicated
+    assert merged(kept, 3, {"kv_capacity": 0}).kv_target_count == 0
+    none = asdict(merged(kept, 3, {"kv_capacity": 0}))
+    assert merged(none, 3, {"kv_capacity": 1 << 30, "kv_replicas": 3}).kv_target_count == 3
+
+
 def test_a_cluster_only_grows() -> None:
     kept = asdict(merged(None, 0, {"nodes": 4, "replicas": 2}))
     assert merged(kept, 4, {}).node_count == 4
@@ -33,6 +50,8 @@ def test_a_cluster_only_grows() -> None:
         ({"replicas": 3}, "keeps 2 copies of each chunk, which cannot change"),
         ({"nodes": 3}, "has 4 storage nodes.*node drain storage-4"),
         ({"targets": 7}, "each node began with 2 targets"),
+        ({"kv_replicas": 2}, "keeps one copy of each KV block, which cannot change"),
+        ({"kv_capacity": 0}, "have targets for KV blocks"),
     ],
 )
 def test_what_cannot_change(asked: dict[str, int], message: str) -> None:

@@ -42,8 +42,8 @@ def cluster() -> Iterator[LocalCluster]:
 
 @pytest.fixture(scope="session")
 def replicated_cluster() -> Iterator[LocalCluster]:
-    """The same with three storage processes and one chain over all of them."""
-    with running_cluster(nodes=3, replicas=3, targets=1) as running:
+    """The same with three storage processes and one chain over all of them; none for KV blocks."""
+    with running_cluster(nodes=3, replicas=3, targets=1, kv_capacity=0) as running:
         yield running
 
 

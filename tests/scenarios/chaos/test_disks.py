@@ -32,7 +32,14 @@ OLD_FILES = 8  # enough for one on every chain
 def cluster() -> Iterator[LocalCluster]:
     with tempfile.TemporaryDirectory(prefix="emberfs-") as folder:
         made = LocalCluster(
-            Path(folder) / "data", nodes=3, replicas=REPLICAS, targets=2, capacity=1 << 30, bound=True, trash=0
+            Path(folder) / "data",
+            nodes=3,
+            replicas=REPLICAS,
+            targets=2,
+            kv_capacity=0,
+            capacity=1 << 30,
+            bound=True,
+            trash=0,
         )
         try:
             yield made

@@ -44,7 +44,7 @@ def test_killed_and_stopped_at_random(
     monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.2")  # a lease of one second
     seed = seed_of_this_run()
     chance = random.Random(seed)
-    cluster = Local(make_cluster(nodes=3, replicas=3, targets=TARGETS))
+    cluster = Local(make_cluster(nodes=3, replicas=3, targets=TARGETS, kv_capacity=0))
     load = load_of(cluster, seed)
     for _ in range(ROUNDS):
         run_round(chance, draw_process_faults(cluster, chance), load.check)
@@ -61,7 +61,7 @@ def test_killed_and_stopped_for_as_long_as_asked(
     """With the leases that clusters have, and stops of up to half a minute."""
     seed = seed_of_this_run()
     chance = random.Random(seed)
-    cluster = Local(make_cluster(nodes=3, replicas=3, targets=TARGETS))
+    cluster = Local(make_cluster(nodes=3, replicas=3, targets=TARGETS, kv_capacity=0))
     load = load_of(cluster, seed)
     end = time.monotonic() + soak_seconds()
     while time.monotonic() < end:
