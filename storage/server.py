@@ -23,6 +23,7 @@ from ..proto.process import Process, parser, run
 from ..proto.routing import Change, RoutingTable
 from ..proto.server import Server
 from ..proto.settings import own_rack, read_secret
+from .blocks.metrics import BlockMetrics
 from .blocks.service import KvCacheService
 from .hosting import Hosting, default_kv_memory
 from .lease import Lease
@@ -127,7 +128,8 @@ async def _serve(process: Process, directory: DataDirectory) -> None:
         await hosting.open(cluster)
         service = hosting.service = StorageService(routing, hosting.targets, env, process.log, lease)
         services.append(service)
-        blocks = KvCacheService(routing, service, env, process.log, membership.heartbeat)
+        blocks = KvCacheService(routing, service, env, process.log, membership.heartbeat, options.kv_memory)
+        BlockMetrics(blocks, process.metrics.registry)
         server = Server(
             [service, blocks], cluster=cluster, node=directory.facts.get("node", 0), secret=secret, pool=env.pool
         )

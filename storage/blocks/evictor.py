@@ -146,6 +146,8 @@ class Evictor:
             now = self._env.now()
             self._store.leases.expire(now)
             self._stuck.clear()
+            if self._store.tier.is_over:
+                self._store.trim()
             if self._store.is_head and not self._working:
                 self._working = True
                 await self._work()

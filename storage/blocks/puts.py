@@ -334,6 +334,8 @@ class Puts:
         shelf.puts += len(mine) - len(fresh.failed)
         shelf.bytes_written += written
         store.evictor.look()
+        if store.tier.is_over:
+            store.trim()
         store.target.checkpoints.relieve()
 
     def _fail(

@@ -50,7 +50,8 @@ _OK = Status.OK
 
 
 class KvCacheService:
-    """Handlers of proto.rpc.KVCACHE. `storage` knows the targets; `refresh` asks the manager for newer routing."""
+    """Handlers of proto.rpc.KVCACHE. `storage` knows the targets; `refresh` asks the manager for newer routing;
+    `memory` is how many bytes of the page cache blocks may take, 0: any number."""
 
     spec = KVCACHE
 
@@ -61,12 +62,15 @@ class KvCacheService:
         env: Environment,
         log: Any,
         refresh: Callable[[], Awaitable[Any]] | None = None,
+        memory: int = 0,
     ) -> None:
         self._routing = routing
         self._storage = storage
         self._env = env
         self._log = log
         self._refresh = refresh
+        self._memory = memory
+        self.observers: dict[str, Callable[[float], None]] = {}  # by method: told how many seconds a request took
         self._asked = float("-inf")  # when the manager was asked last
         self._stores: dict[int, Store] = {}  # by id() of the target
         self._tenants = Tenants(routing)
@@ -131,6 +135,10 @@ class KvCacheService:
     def _wall(self) -> float:
         return self._env.wall_ns() / 1e9
 
+    def _observe(self, method: str, began: float) -> None:
+        if (tell := self.observers.get(method)) is not None:
+            tell(self._env.now() - began)
+
     # --- reads ---
 
     def routing_changed(self) -> None:
@@ -141,10 +149,13 @@ class KvCacheService:
         for target in self._storage.targets:
             if target.table == TABLE_OF_BLOCKS or len(target.directory):
                 self.store(target).evictor.routing_changed()
+        for store in self._stores.values():
+            store.tier.budget = self._memory // len(self._stores)
 
     # --- reads ---
 
     async def match(self, request: MatchRequest, context: Context) -> MatchReply:
+        began = self._env.now()
         namespace = await self._namespace(request.namespace, context, READ)
         leased = min(request.lease_ms, LEASE_MS_MAX) / 1000
         runs = self._runs(request, Store.may_change if leased else Store.may_read)
@@ -171,22 +182,27 @@ class KvCacheService:
             reply.length.extend(lengths)
         if any(not isinstance(store, Store) for _, store in runs):
             reply.run_status.extend([0 if isinstance(store, Store) else int(store) for _, store in runs])
+        self._observe("match", began)
         return reply
 
     async def get(self, request: GetRequest, context: Context) -> GetReply:
+        began = self._env.now()
         namespace = await self._namespace(request.namespace, context, READ)
         runs = self._runs(request, Store.may_read)
         reply = await Get(request, context, namespace, runs, self._wall()).answer()
         reply.chains.extend(self._newer(runs))
+        self._observe("get", began)
         return reply
 
     # --- changes ---
 
     async def put(self, request: PutRequest, context: Context) -> PutReply:
+        began = self._env.now()
         namespace = await self._namespace(request.namespace, context, WRITE)
         runs = self._runs(request, Store.may_change)
         reply = await self._puts.put(request, context, namespace, runs)
         reply.chains.extend(self._newer(runs))
+        self._observe("put", began)
         return reply
 
     async def touch(self, request: TouchRequest, context: Context) -> TouchReply:
@@ -277,33 +293,47 @@ class KvCacheService:
     async def usage(self, request: UsageRequest, context: Context) -> UsageReply:
         """Of the namespaces that the peer may read."""
         reply = UsageReply()
-        rows: dict[int, list[int]] = {}
+        reply.capacity, reply.used = self.space
+        reply.memory_used, reply.memory_budget = self.memory
+        for number, row in sorted(self._rows().items()):
+            if self._may_see(number, context):
+                reply.namespace.append(number)
+                for name, value in row.items():
+                    getattr(reply, name).append(value)
+        return reply
+
+    @property
+    def space(self) -> tuple[int, int]:
+        """Bytes of the targets for blocks, and of the slots in use there."""
+        infos = [store.target.engine.space_info() for store in self.stores]
+        return sum([info.capacity for info in infos]), sum([info.used - info.reclaimable for info in infos])
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Bytes of blocks in memory, and how many there may be."""
+        return sum([store.tier.used for store in self.stores]), self._memory
+
+    def rows(self) -> list[tuple[tuple[str, str], dict[str, int]]]:
+        """What there is and was done, by namespace and tenant."""
+        known = self._routing.namespaces
+        return [
+            ((known[number].name or str(number), known[number].tenant), row)
+            for number, row in self._rows().items()
+            if number in known
+        ]
+
+    def _rows(self) -> dict[int, dict[str, int]]:
+        rows: dict[int, dict[str, int]] = {}
         now = self._wall()
         for store in self.stores:
-            space = store.target.engine.space_info()
-            reply.capacity += space.capacity
-            reply.used += space.used - space.reclaimable
             for number, shelf in store.directory.shelves.items():
-                row = rows.setdefault(number, [0] * 12)
-                mine = (
-                    len(shelf.slots),
-                    shelf.bytes_here,
-                    store.directory.pinned_bytes(shelf, now),
-                    shelf.hits,
-                    shelf.misses,
-                    shelf.puts,
-                    shelf.puts_existing,
-                    shelf.puts_refused,
-                    shelf.evictions,
-                    shelf.expired,
-                    shelf.bytes_read,
-                    shelf.bytes_written,
-                )
-                rows[number] = [a + b for a, b in zip(row, mine, strict=True)]
-        for number, row in sorted(rows.items()):
-            if self._may_see(number, context):
-                self._add_usage(reply, number, row)
-        return reply
+                row = rows.setdefault(number, dict.fromkeys(USAGE, 0))
+                row["blocks"] += len(shelf.slots)
+                row["bytes"] += shelf.bytes_here
+                row["pinned_bytes"] += store.directory.pinned_bytes(shelf, now)
+                for name in USAGE[3:]:
+                    row[name] += getattr(shelf, name)
+        return rows
 
     def _may_see(self, number: int, context: Context) -> bool:
         namespace = self._routing.namespaces.get(number)
@@ -314,12 +344,6 @@ class KvCacheService:
         except StatusError:
             return False
         return True
-
-    @staticmethod
-    def _add_usage(reply: UsageReply, number: int, row: Sequence[int]) -> None:
-        reply.namespace.append(number)
-        for name, value in zip(USAGE, row, strict=True):
-            getattr(reply, name).append(value)
 
 
 USAGE = (

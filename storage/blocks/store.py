@@ -9,6 +9,7 @@ from ...proto.blocks import chunk_of
 from ...proto.env import Environment, Promise
 from ...proto.errors import Status, StatusError
 from ...proto.routing import RoutingTable
+from ..engine.disk import Disk
 from ..engine.removal import Gone, is_quiet, remove_blocks
 from ..engine.slots import CLASS_BYTES
 from ..events import ALWAYS, Kind, Update
@@ -17,6 +18,7 @@ from .directory import FIRST, HERE
 from .evictor import Evictor, Tenants
 from .leases import Leases
 from .record import unpack_record
+from .tier import Range, Tier
 
 REMOVES_MAX = 1024  # blocks of one batch of removes
 
@@ -37,6 +39,8 @@ class Store:
         self.directory = target.directory
         self.leases = Leases()
         self.evictor = Evictor(self, tenants, routing, env, log)
+        self.tier = Tier(target.directory, target.engine)
+        self._trimming = False
         target.damage_watchers.append(self.damaged)
         env.spawn(self.evictor.keep, "blocks")
         self.reserved: dict[tuple[int, bytes], Promise[None]] = {}  # (namespace, key) of blocks that are being put
@@ -171,10 +175,38 @@ class Store:
         touched = self.evictor.policy.touched
         for slot in slots:
             touched(slot)
+        self.tier.read(slots)
+        if self.tier.is_over:
+            self.trim()
+
+    def trim(self) -> None:
+        """Give pages of blocks back, in the background, one pass at a time."""
+        if not self._trimming and (ranges := self.tier.leaving()):
+            self._trimming = True
+            self.target.env.spawn(lambda: self._trim(ranges), "tier in memory")
+
+    async def _trim(self, ranges: Sequence[Range]) -> None:
+        try:
+            await self._advise(ranges, needed=False)
+        finally:
+            self._trimming = False
+
+    async def _advise(self, ranges: Sequence[Range], *, needed: bool) -> None:
+        if not self.target.engine.failed:
+            with self.target.at_work():
+                await self.target.blocking(_advise_all, self.target.engine.disk, ranges, needed)
 
     def prefetch(self, slots: Sequence[int]) -> None:
-        """Somebody is about to."""
+        """Somebody is about to read these."""
+        if ranges := self.tier.coming(slots):
+            self.target.env.spawn(lambda: self._advise(ranges, needed=True), "read ahead")
 
     def slot_bytes(self, slot: int) -> int:
         """Of disk space that the block takes."""
         return CLASS_BYTES[self.directory.place[slot] >> 48]
+
+
+def _advise_all(disk: Disk, ranges: Sequence[Range], needed: bool) -> None:
+    """In any thread."""
+    for handle, offset, length in ranges:
+        disk.advise(handle, offset, length, needed)

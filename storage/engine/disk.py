@@ -69,6 +69,9 @@ class Disk(Protocol):
     def is_cached(self, handle: int, offset: int, length: int) -> bool:
         """Whether all of the range is in the page cache behind the descriptor `handle`, as far as one can tell."""
 
+    def advise(self, handle: int, offset: int, length: int, needed: bool) -> None:
+        """The range will be read soon, and had better be in memory; or not for long, and its clean pages may go. Only advice."""
+
     def fdatasync(self, handle: int) -> None:
         """What was written to the file before is durable when this returns. After an error nothing is known any more."""
 
@@ -196,6 +199,9 @@ class FileDisk:
         if _libc.syscall(_CACHESTAT, handle, ctypes.byref(wanted), ctypes.byref(found), 0):
             return False
         return int(found.cached) == (offset + length - 1) // PAGE_BYTES - first + 1
+
+    def advise(self, handle: int, offset: int, length: int, needed: bool) -> None:
+        os.posix_fadvise(handle, offset, length, os.POSIX_FADV_WILLNEED if needed else os.POSIX_FADV_DONTNEED)
 
     def fdatasync(self, handle: int) -> None:
         os.fdatasync(handle)

@@ -114,6 +114,9 @@ class SimulatedDisk:
             lambda: self._write(handle, offset, content[: len(content) // 2]),
         )
 
+    def advise(self, handle: int, offset: int, length: int, needed: bool) -> None:
+        """Memory has no page cache."""
+
     def preadv(self, handle: int, buffers: Sequence[Any], offset: int, wait: bool, cold: bool = False) -> int:
         if self.cold and not wait:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
