@@ -27,8 +27,7 @@ from .. import __version__
 from ..proto.blocks import TABLE_OF_BLOCKS
 from ..proto.datadir import read_json, write_json
 from ..proto.errors import Status, StatusError, error
-from ..proto.settings import CLUSTER_FILE, data_url, default_data_dir
-from ..storage.hosting import KV_CAPACITY_PART, default_kv_memory
+from ..proto.settings import CLUSTER_FILE, KV_CAPACITY_PART, data_url, default_data_dir, default_kv_memory
 from . import mounts
 from .administration import Administration
 from .chains import make_first_chains

@@ -22,6 +22,8 @@ PORT_DEFAULT = 9440
 CLIENT_LEASE_SECONDS = 60.0
 CLIENT_LEASE_SECONDS_MIN = 3.0  # below, one lost renewal costs the lease
 CLIENT_LEASE_SECONDS_MAX = 3600.0
+KV_CAPACITY_PART = 0.25  # of what targets for files may hold: what those for KV blocks may, where nothing is said
+KV_MEMORY_PART = 0.25  # of this machine's memory, for KV blocks, where nothing is said
 SECRET_BYTES_MIN = 16
 SECRET_BYTES_MAX = 4096
 
@@ -34,6 +36,11 @@ def time_scale() -> float:
         raise error(
             Status.INVALID, f"EMBERFS_TIME_SCALE={os.environ['EMBERFS_TIME_SCALE']!r}: must be a number"
         ) from bad
+
+
+def default_kv_memory() -> int:
+    """Bytes of the page cache that KV blocks may take on this machine, where nothing is said."""
+    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * KV_MEMORY_PART)
 
 
 def client_lease() -> float:

@@ -26,6 +26,7 @@ from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE
 from ..proto.gen.cluster_pb2 import Target as TargetEntry
 from ..proto.process import Process
 from ..proto.routing import RoutingTable
+from ..proto.settings import KV_CAPACITY_PART
 from .engine.recovery import Opened
 from .engine.target import FORMAT_FILE, LOCK_FILE, open_target, read_format
 from .lease import Lease
@@ -40,8 +41,6 @@ from .target import Target
 
 THREADS_PER_TARGET = 4  # for blocking I/O: a slow disk does not take the threads of another
 CAPACITY_PART = 0.9  # of the disk's free space, where --capacity does not say
-KV_CAPACITY_PART = 0.25  # of what a target for files would take, where --kv-capacity does not say
-KV_MEMORY_PART = 0.25  # of this machine's memory, where --kv-memory does not say
 TARGETS_MAX = 256  # of one process, as the manager takes
 ADDED, DROPPED = "targets_added", "targets_dropped"  # facts: paths
 CONTENT = ("blocks", "index", FORMAT_FILE, LOCK_FILE)  # of a target's directory
@@ -326,11 +325,6 @@ def capacity_of(path: str, wanted: int, table: int = TABLE_OF_FILES) -> int:
         return wanted
     part = CAPACITY_PART * (KV_CAPACITY_PART if table == TABLE_OF_BLOCKS else 1.0)
     return int(shutil.disk_usage(path).free * part) // 4096 * 4096
-
-
-def default_kv_memory() -> int:
-    """Bytes of the page cache that KV blocks may take, where nothing is said."""
-    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * KV_MEMORY_PART)
 
 
 def _in_use(target: Target) -> StatusError:

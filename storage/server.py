@@ -22,10 +22,10 @@ from ..proto.ids import boot_id
 from ..proto.process import Process, parser, run
 from ..proto.routing import Change, RoutingTable
 from ..proto.server import Server
-from ..proto.settings import own_rack, read_secret
+from ..proto.settings import default_kv_memory, own_rack, read_secret
 from .blocks.metrics import BlockMetrics
 from .blocks.service import KvCacheService
-from .hosting import Hosting, default_kv_memory
+from .hosting import Hosting
 from .lease import Lease
 from .membership import Membership, Reported
 from .service import StorageService

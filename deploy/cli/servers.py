@@ -127,6 +127,7 @@ def _say_how_to_go_on(cluster: LocalCluster, status: dict[str, Any]) -> None:
         (f"{command} ls -l /", "look at it"),
         (f"{command} mount DIRECTORY", "for every program that knows only paths"),
         (f"{command} status", "servers, targets, chains, space"),
+        (f"{command} kv stats", "the cache of inference workers' KV blocks"),
         (f"{command} down", "stop it; 'up' brings it back"),
         (f"pandas.read_parquet('{url}/FILE')", "in Python, as everything that speaks fsspec"),
         (f"emberfs.connect({'' if default else repr(cluster.url)})", "in Python, a client"),
