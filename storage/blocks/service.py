@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from ...proto.blocks import TABLE_OF_BLOCKS
-from ...proto.env import Environment
+from ...proto.env import Environment, Promise
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import KvNamespace
 from ...proto.gen.kvcache_pb2 import (
@@ -44,7 +44,8 @@ from .store import Store
 from .touches import Touches
 
 LIST_BLOCKS_MAX = 4096  # of one page
-REFRESH_SECONDS = 1.0  # between two questions to the manager for namespaces that nobody knows
+REFRESH_SECONDS = 1.0  # between two questions to the manager for a namespace that seems to be dropped
+NEWS_SECONDS = 0.01  # and for one that seems to be new
 
 _OK = Status.OK
 
@@ -71,7 +72,8 @@ class KvCacheService:
         self._refresh = refresh
         self._memory = memory
         self.observers: dict[str, Callable[[float], None]] = {}  # by method: told how many seconds a request took
-        self._asked = float("-inf")  # when the manager was asked last
+        self._asked = float("-inf")  # when the manager has answered last
+        self._answer: Promise[None] | None = None  # of the manager, which was asked
         self._stores: dict[int, Store] = {}  # by id() of the target
         self._tenants = Tenants(routing)
         self._puts = Puts(env)
@@ -115,17 +117,33 @@ class KvCacheService:
         return namespace
 
     async def _look_again(self, number: int) -> KvNamespace:
-        """It may have been registered a moment ago."""
-        if self._refresh is not None and self._env.now() >= self._asked + REFRESH_SECONDS:
-            self._asked = self._env.now()
-            try:
-                await self._refresh()
-            except StatusError as failed:
-                self._log.info("cannot ask the manager for a namespace", namespace=number, error=failed.strerror)
+        """It may have been registered a moment ago. Numbers only rise, so one below others that are known was dropped, probably."""
+        namespaces = self._routing.namespaces
+        is_new = number > max(namespaces, default=0)
+        if self._refresh is not None:
+            await self._ask_manager(NEWS_SECONDS if is_new else REFRESH_SECONDS)
         namespace = self._routing.namespaces.get(number)
         if namespace is None:
             raise error(Status.NOT_FOUND, f"there is no namespace {number}; it may have been dropped")
         return namespace
+
+    async def _ask_manager(self, seconds: float) -> None:
+        """For newer routing, unless that was asked for within so many seconds. Who comes meanwhile waits for the same answer."""
+        assert self._refresh is not None
+        if self._answer is not None:
+            await self._answer
+            return
+        if self._env.now() < self._asked + seconds:
+            return
+        self._answer = self._env.promise()
+        try:
+            await self._refresh()
+        except StatusError as failed:
+            self._log.info("cannot ask the manager for namespaces", error=failed.strerror)
+        finally:
+            self._asked = self._env.now()
+            self._answer.set(None)
+            self._answer = None
 
     def _newer(self, runs: Iterable[tuple[Run, Store | Status]]) -> list[Any]:
         """The chains' entries that go with refusals for a stale version."""

@@ -11,7 +11,7 @@ import pytest
 from crc32c import crc32c as crc
 
 from emberfs.proto.errors import Status, StatusError
-from emberfs.proto.gen import kvcache_pb2
+from emberfs.proto.gen import cluster_pb2, kvcache_pb2
 from emberfs.proto.rpc import KVCACHE, Identity
 
 from ..world import memory
@@ -345,5 +345,27 @@ def test_a_namespace_that_nobody_knows(tmp_path: Path) -> None:
         with pytest.raises(StatusError) as refused:
             await world.match([key(1)], namespace=99)
         assert refused.value.status is Status.NOT_FOUND
+
+    run(test, tmp_path)
+
+
+def test_a_namespace_that_was_registered_a_moment_ago(tmp_path: Path) -> None:
+    async def test(world: Blocks) -> None:
+        asked = 0
+
+        async def refresh() -> None:
+            nonlocal asked
+            asked += 1
+            await asyncio.sleep(0)
+            world.namespaces.append(cluster_pb2.KvNamespace(id=99, digest=bytes(32), block_bytes=BLOCK))
+            world.announce()
+
+        world.blocks._refresh = refresh
+        assert await asyncio.gather(*[world.match([key(1)], namespace=99) for _ in range(5)]) == [[0]] * 5
+        assert asked == 1
+        for _ in range(3):
+            with pytest.raises(StatusError):
+                await world.match([key(1)], namespace=98)
+        assert asked <= 2, "one that was dropped is not asked after each time"
 
     run(test, tmp_path)
