@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import eq
 from typing import Any
 
 from ..proto.region import Region, Slice
@@ -17,11 +19,17 @@ from .memory import address_of
 
 Views = Sequence[memoryview]
 
+_PLAIN = {int}
+
 
 class Places:
     """Of a whole batch. `lengths`: bytes of each block."""
 
     lengths: list[int]
+
+    def lengths_of(self, rows: Sequence[int]) -> list[int]:
+        """Those of some of the blocks."""
+        return self.lengths if len(rows) == len(self.lengths) else [self.lengths[row] for row in rows]
 
     def views(self, row: int) -> Views:
         """The memory of a row, part by part."""
@@ -30,6 +38,14 @@ class Places:
     def slices(self, row: int, shared: bool) -> Sequence[Slice] | None:
         """The same as part of regions. `shared`: of such that the server reaches itself, otherwise None."""
         raise NotImplementedError
+
+    def singles(self, rows: Sequence[int]) -> list[memoryview] | None:
+        """One view for each row; None where blocks have parts."""
+        raise NotImplementedError
+
+    def all_slices(self, rows: Sequence[int], shared: bool) -> list[Slice] | None:
+        """The slices of all rows in one go; None where it takes a look at each."""
+        return None
 
     def dead_rows(self, rows: Sequence[int]) -> Sequence[int]:
         """Those of them where bytes of an earlier request may still arrive."""
@@ -52,12 +68,18 @@ class Slots(Places):
 
     def _check(self) -> None:
         size = self._view.nbytes
+        if not self._parts and min(self._offsets, default=0) >= 0 <= size - self._end():
+            return
         for offset, length in zip(self._offsets, self._part_lengths, strict=True):
             first, last = (min(offset, default=0), max(offset, default=0)) if self._parts else (offset, offset)
             if first < 0 or last + length > size:
                 raise ValueError(
                     f"{length} bytes at offset {last if first >= 0 else first} of a buffer of {size} bytes"
                 )
+
+    def _end(self) -> int:
+        """No slot reaches behind this."""
+        return max(self._offsets, default=0) + max(self._part_lengths, default=0)
 
     def views(self, row: int) -> Views:
         view, length = self._view, self._part_lengths[row]
@@ -74,6 +96,22 @@ class Slots(Places):
             return [Slice(region, start + offset, length) for offset in self._offsets[row]]
         return (Slice(region, start + self._offsets[row], length),)
 
+    def singles(self, rows: Sequence[int]) -> list[memoryview] | None:
+        if self._parts:
+            return None
+        view, offsets, lengths = self._view, self._offsets, self._part_lengths
+        return [view[offsets[row] : offsets[row] + lengths[row]] for row in rows]
+
+    def all_slices(self, rows: Sequence[int], shared: bool) -> list[Slice] | None:
+        region, start, offsets, lengths = self._base.region, self._base.start, self._offsets, self._part_lengths
+        if self._parts or (shared and region.fd < 0):
+            return None
+        first = offsets[rows[0]]
+        ends = accumulate([lengths[row] for row in rows], initial=first)
+        if all(map(eq, [offsets[row] for row in rows], ends)):  # slots side by side are one piece
+            return [Slice(region, start + first, sum([lengths[row] for row in rows]))]
+        return [Slice(region, start + offsets[row], lengths[row]) for row in rows]
+
     def dead_rows(self, rows: Sequence[int]) -> Sequence[int]:
         return rows if self._base.region.dead else ()
 
@@ -84,12 +122,23 @@ class Listed(Places):
     def __init__(self, rows: list[list[memoryview]], registry: Registry) -> None:
         self._rows = rows
         self._registry = registry
-        self.lengths = [row[0].nbytes if len(row) == 1 else sum([part.nbytes for part in row]) for row in rows]
+        self._lists = any(len(row) != 1 for row in rows)
+        if self._lists:
+            self.lengths = [sum([part.nbytes for part in row]) for row in rows]
+        else:
+            self.lengths = [row[0].nbytes for row in rows]
 
     def views(self, row: int) -> Views:
         return self._rows[row]
 
+    def singles(self, rows: Sequence[int]) -> list[memoryview] | None:
+        if self._lists:
+            return None
+        return [self._rows[row][0] for row in rows]
+
     def slices(self, row: int, shared: bool) -> Sequence[Slice] | None:
+        if shared and not self._registry:
+            return None
         if not shared:
             return [Slice(Region(part), 0, part.nbytes) for part in self._rows[row]]
         found = []
@@ -140,7 +189,9 @@ def _slots(memory: tuple[Any, ...], count: int, registry: Registry, *, writable:
     base, offsets, length = memory
     if not isinstance(base, Buffer):
         base = _buffer_over(base, registry, writable=writable)
-    numbers = offsets.tolist() if hasattr(offsets, "tolist") else [_row(offset) for offset in offsets]
+    numbers = offsets.tolist() if hasattr(offsets, "tolist") else list(offsets)
+    if set(map(type, numbers)) != _PLAIN:
+        numbers = [_row(offset) for offset in numbers]
     lengths = [length] * count if isinstance(length, int) else [int(one) for one in _sequence(length, count)]
     if not len(numbers) == len(lengths) == count:
         raise ValueError(f"{len(numbers)} offsets and {len(lengths)} lengths for {count} keys")

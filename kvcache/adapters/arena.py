@@ -91,6 +91,8 @@ class Arena:
     def places(self, addresses: Sequence[int], lengths: Sequence[int], parts: int) -> Any:
         """Where blocks lie, as KVCache's `dsts` and `srcs`: `parts` pieces of memory for each block, one block after the other. Equal
         pieces of one span go as (buffer, offsets, length), which costs nothing for each piece."""
+        if not addresses:
+            return []
         first = bisect.bisect_right(self._starts, min(addresses)) - 1
         if first >= 0 and len(set(lengths)) == 1:
             start, end = self._starts[first], self._starts[first] + self._sizes[first]

@@ -92,6 +92,10 @@ class Batch:
         """Bytes that a row moves."""
         return 0
 
+    def weight_of(self, rows: Sequence[int]) -> int:
+        """Bytes that these rows move."""
+        return 0
+
     def call(self, part: Part) -> Call:
         """The request for a part. Raises StatusError when it cannot be made now."""
         raise NotImplementedError
@@ -239,6 +243,8 @@ class Batch:
         return cluster.replicas.choose(route.serving, chain), True
 
     def _windows(self, rows: Sequence[int]) -> list[Sequence[int]]:
+        if len(rows) <= KEYS_MAX and self.weight_of(rows) <= WINDOW_BYTES:
+            return [rows]
         begin = weight = 0
         found: list[Sequence[int]] = []
         for i, row in enumerate(rows):
@@ -386,6 +392,8 @@ class Batch:
         """Where the bytes of a part's rows are moved to or from: the caller's memory where the server reaches it (or where they pass
         through a socket anyway), otherwise the client's pool. Rows in `private` go to the pool. Raises BUSY."""
         shared = self.core.env.shares_memory(self.address(part))
+        if not private and (ready := places.all_slices(part.rows, shared)) is not None:
+            return ready
         found: list[Sequence[Slice] | None] = []
         missing = 0
         for row in part.rows:

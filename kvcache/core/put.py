@@ -77,6 +77,9 @@ class Put(Batch):
     def weight(self, row: int) -> int:
         return self.places.lengths[row]
 
+    def weight_of(self, rows: Sequence[int]) -> int:
+        return sum(self.places.lengths_of(rows))
+
     def call(self, part: Part) -> Call:
         address, rows, places = self.address(part), part.rows, self.places
         request = PutRequest(**self.head(part), pin_s=self.pin_s, durable=self.durable)
@@ -90,7 +93,8 @@ class Put(Batch):
             piece = part.pieces.get(row)
             if piece is not None:
                 _fill(piece, places.views(row))
-        request.checksum.extend([self._sum(row, part) for row in rows])
+        views = places.singles(rows) if part.piece is None else None
+        request.checksum.extend(map(crc32c, views) if views is not None else [self._sum(row, part) for row in rows])
         return Call(address, self.method, request, self.seconds(part), source=source)
 
     def _sum(self, row: int, part: Part) -> int:

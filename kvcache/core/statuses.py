@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from array import array
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,12 +42,8 @@ def failure_of(code: int, where: str) -> StatusError:
 
 def as_array(codes: Iterable[int]) -> Any:
     """Statuses as int32: a numpy array where numpy is installed, otherwise `array.array`."""
-    np = numpy()
-    if np is not None:
-        return np.array(codes, "i4")
-    from array import array
-
-    return array("i", codes)
+    np, found = numpy(), array("i", codes)
+    return found if np is None else np.frombuffer(found, "i4")
 
 
 def as_bools(present: bytes | bytearray) -> Any:
