@@ -21,6 +21,7 @@ class What(str, Enum):  # noqa: UP042 -- typer before 0.16 wants it so
     target = "target"
     meta = "meta"
     fs = "fs"
+    kv = "kv"
     mount = "mount"
     memory = "memory"
     resync = "resync"
@@ -33,9 +34,9 @@ def bench(
     what: Annotated[
         What,
         typer.Argument(
-            help="net: messages and bulk; target: one storage target; meta: the namespace; fs: files; mount: a mount of its own, "
-            "beside a pass-through and the local disk; memory: of idle processes and full servers; resync: recovery; chains: "
-            "replicas, and what is noticed when one fails; manager: 10,000 chains."
+            help="net: messages and bulk; target: one storage target; meta: the namespace; fs: files; kv: the KV cache, beside files, "
+            "Redis and memcached; mount: a mount of its own, beside a pass-through and the local disk; memory: of idle processes and "
+            "full servers; resync: recovery; chains: replicas, and what is noticed when one fails; manager: 10,000 chains."
         ),
     ] = What.fs,
     path: Annotated[
@@ -45,6 +46,10 @@ def bench(
     mib: Annotated[
         int, typer.Option(help="MiB to copy (resync).", show_default="10240, or what the disk has room for")
     ] = 0,
+    trace: Annotated[
+        str,
+        typer.Option(help="JSON lines with timestamp and hash_ids, also .gz (kv).", show_default="one that is made"),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
     keep: Annotated[str, typer.Option(help="Write the JSON into this folder too.", show_default=False)] = "",
 ) -> None:
@@ -60,6 +65,8 @@ def bench(
         more: dict[str, Any] = {"path": path} if path else {}
         if name == What.resync.value:
             more = {"mib": mib, "tell": complain}
+        if name == What.kv.value:
+            more = {"trace": trace}
         result: dict[str, Any] = importlib.import_module(f"emberfs.deploy.bench.{name}").run(quick=quick, **more)
         result = {"bench": name, **result, "seconds": round(time.monotonic() - begin, 1)}
         results.append(result)
