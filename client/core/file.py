@@ -90,8 +90,12 @@ class Handle(Reader):
             write_back = self.core.write_back_of(file)
             if not file.unsettled:
                 file.wrote(0, 0)  # should it fail after some of it has left, the server hears that there may be chunks
+            # Asked now: while bytes of a small file move into chunks, its length becomes that of all that is written here.
+            leaves_hole = offset > file.length
+            file.sparse = file.sparse or leaves_hole
             await write_back.write(view, offset)
             file.wrote(offset, offset + len(view))
+            file.sparse = file.sparse or leaves_hole  # unless it was settled in between, with what was small
             if not self.buffered or not self.core.options.write_back:
                 await write_back.empty()
                 self._raise_error()

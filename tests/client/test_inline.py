@@ -114,6 +114,25 @@ def test_a_hole_behind_it_is_zeros(client: Client, folder: str) -> None:
         assert file.pread(3, 0) == b"x\0\0"
 
 
+@pytest.mark.parametrize("write_back", [0, 1 << 20])
+def test_a_hole_that_a_small_file_grows_over_is_one_for_everybody(
+    cluster: LocalCluster, folder: str, write_back: int
+) -> None:
+    """With the write that leaves it the small file's bytes move into chunks."""
+    chunk, content = 64 << 10, b"small" + bytes(150_000) + b"y" * (80 << 10)
+    with (
+        emberfs.connect(cluster.url, write_back=write_back) as client,
+        client.open(f"{folder}/f", "w+b", chunk_size=chunk) as file,
+    ):
+        file.write(b"small")
+        file.flush()
+        file.pwrite(content[150_005:], 150_005)
+        assert file.pread(len(content), 0) == content
+        file.flush()
+        with emberfs.connect(cluster.url) as other:
+            assert other.read_bytes(f"{folder}/f") == content
+
+
 def test_growth_by_every_way(client: Client, folder: str) -> None:
     for name, grow in {
         "write": lambda f: f.pwrite(b"y", LIMIT + 100),
