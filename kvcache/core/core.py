@@ -139,6 +139,7 @@ class KvCore:
                 await self._ask(replica.node, KVCACHE.Delete, request)
         self._entries.pop(namespace.id, None)
         self._known.pop(namespace.id, None)
+        await self.cluster.refresh()
 
     async def set_quota(self, tenant: str, bytes_max: int) -> None:
         """How much all namespaces of a tenant may hold together; 0: as much as there is. Raises StatusError."""
