@@ -5,7 +5,10 @@ from __future__ import annotations
 import mmap
 import os
 import select
+import time
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 # Before it is imported: it would report to its makers, and print a banner.
@@ -21,9 +24,15 @@ from lmcache.v1.memory_management import MemoryFormat, MemoryObjMetadata, Tensor
 
 __all__ = ["ObjectKey"]
 
-WAIT_MS = 30_000
+WAIT_SECONDS = 30.0
+POLL_MS = 50
 PLUGIN = {"module_path": "emberfs.kvcache.adapters.lmcache", "class_name": "EmberL2Adapter"}
 NATIVE = {"module_path": "emberfs.kvcache.adapters.lmcache_native", "class_name": "EmberNative"}
+
+
+_stored: weakref.WeakKeyDictionary[Any, dict[int, Any]] = (
+    weakref.WeakKeyDictionary()
+)  # results that were popped, by adapter
 
 
 class Arena:
@@ -74,15 +83,24 @@ def _await(fd: int, ask: Callable[[], Any]) -> Any:
     """What a task has ended with, as the controllers wait: poll the descriptor, then ask."""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
+    deadline = time.monotonic() + WAIT_SECONDS
     while (found := ask()) is None:
-        assert poller.poll(WAIT_MS), "no completion"
-        os.eventfd_read(fd)
+        assert time.monotonic() < deadline, "no completion"
+        if poller.poll(POLL_MS):  # another thread may have read it meanwhile
+            with suppress(BlockingIOError):
+                os.eventfd_read(fd)
     return found
 
 
 def store(adapter: Any, keys: Sequence[ObjectKey], objects: Sequence[TensorMemoryObj]) -> Any:
     task = adapter.submit_store_task(list(keys), list(objects))
-    return _await(adapter.get_store_event_fd(), lambda: adapter.pop_completed_store_tasks().get(task))
+    ended = _stored.setdefault(adapter, {})
+
+    def ask() -> Any:
+        ended.update(adapter.pop_completed_store_tasks())  # also those of other threads
+        return ended.pop(task, None)
+
+    return _await(adapter.get_store_event_fd(), ask)
 
 
 def lookup(adapter: Any, keys: Sequence[ObjectKey]) -> list[bool]:

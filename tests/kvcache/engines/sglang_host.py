@@ -73,11 +73,20 @@ LAYERS = 2
 class HostPool:
     """Pages of attention state on the host: one piece each for MLA; K and V, half a pool apart, otherwise."""
 
-    layout, device, storage_format_tag, page_size = "page_first", "cpu", None, PAGE_TOKENS
+    layout, device, storage_format_tag = "page_first", "cpu", None
     start_layer, end_layer, layer_num, head_num = 0, LAYERS, LAYERS, 2
 
-    def __init__(self, pages: int, *, mla: bool, shared: bool = True, dtype: torch.dtype = torch.bfloat16) -> None:
-        self.mla, self.dtype, self.size = mla, dtype, pages * self.page_size
+    def __init__(
+        self,
+        pages: int,
+        *,
+        mla: bool,
+        shared: bool = True,
+        dtype: torch.dtype = torch.bfloat16,
+        page_tokens: int = PAGE_TOKENS,
+    ) -> None:
+        self.page_size = page_tokens
+        self.mla, self.dtype, self.size = mla, dtype, pages * page_tokens
         row = (LAYERS, 1, 576) if mla else (LAYERS, self.head_num, 64)
         shape = (self.size, *row) if mla else (2, self.size, *row)
         if shared:

@@ -6,13 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ..contract import MANY, Contract, Open
 from .parts import require
 
 require("lmcache", "LMCache")
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from emberfs_cluster import LocalCluster
     from emberfs_mount import MakeMount
 
-    Open = Callable[..., Any]
+    OpenAdapter = Callable[..., Any]
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(180)]
 
@@ -36,7 +38,7 @@ QUIET = {"LMCACHE_TRACK_USAGE": "false", "LMCACHE_DISABLE_BANNER": "1", "LMCACHE
 
 
 @pytest.fixture
-def open_adapter(cluster: LocalCluster, request: pytest.FixtureRequest) -> Open:
+def open_adapter(cluster: LocalCluster, request: pytest.FixtureRequest) -> OpenAdapter:
     """`with open_adapter("plugin", arena) as adapter`, in a namespace of this test's own."""
 
     @contextmanager
@@ -61,7 +63,7 @@ def key(number: int, **changed: Any) -> ObjectKey:
 
 @KINDS
 @pytest.mark.parametrize("shared", [True, False], ids=["shared arena", "private arena"])
-def test_objects_are_stored_found_and_loaded(open_adapter: Open, kind: str, shared: bool) -> None:
+def test_objects_are_stored_found_and_loaded(open_adapter: OpenAdapter, kind: str, shared: bool) -> None:
     arena = Arena(64 * LENGTH, shared=shared)
     keys = [key(number) for number in range(10)]
     said = [os.urandom(LENGTH - number) for number in range(10)]  # objects may have any length
@@ -79,7 +81,7 @@ def test_objects_are_stored_found_and_loaded(open_adapter: Open, kind: str, shar
 
 
 @KINDS
-def test_what_is_not_there_or_not_as_long_is_a_miss(open_adapter: Open, kind: str) -> None:
+def test_what_is_not_there_or_not_as_long_is_a_miss(open_adapter: OpenAdapter, kind: str) -> None:
     arena = Arena(64 * LENGTH, shared=True)
     keys = [key(number) for number in range(4)]
     with open_adapter(kind, arena) as adapter:
@@ -90,7 +92,7 @@ def test_what_is_not_there_or_not_as_long_is_a_miss(open_adapter: Open, kind: st
 
 
 @KINDS
-def test_names_are_told_apart(open_adapter: Open, kind: str) -> None:
+def test_names_are_told_apart(open_adapter: OpenAdapter, kind: str) -> None:
     """By model, rank, group, salt of the user, and by what the names do not say: revision, dtype, layout."""
     arena = Arena(16 * LENGTH, shared=True)
     mine = key(1, cache_salt="alice")
@@ -104,7 +106,7 @@ def test_names_are_told_apart(open_adapter: Open, kind: str) -> None:
                 assert lookup(stranger, [mine]) == [False]
 
 
-def test_both_plug_ins_see_the_same_objects(open_adapter: Open) -> None:
+def test_both_plug_ins_see_the_same_objects(open_adapter: OpenAdapter) -> None:
     arena = Arena(4 * LENGTH, shared=True)
     with open_adapter("plugin", arena) as one, open_adapter("native_plugin", arena) as other:
         assert store(one, [key(5, cache_salt="alice")], [arena.object(5, b"bytes")]).is_successful()
@@ -114,7 +116,7 @@ def test_both_plug_ins_see_the_same_objects(open_adapter: Open) -> None:
 
 
 @KINDS
-def test_deleting_and_accounting(open_adapter: Open, kind: str) -> None:
+def test_deleting_and_accounting(open_adapter: OpenAdapter, kind: str) -> None:
     arena = Arena(32 * LENGTH, shared=True)
     keys = [key(number) for number in range(4)]
     with open_adapter(kind, arena) as adapter:
@@ -127,7 +129,7 @@ def test_deleting_and_accounting(open_adapter: Open, kind: str) -> None:
         adapter.delete([])
 
 
-def test_a_lookup_locks(open_adapter: Open) -> None:
+def test_a_lookup_locks(open_adapter: OpenAdapter) -> None:
     """What was found stays while it is locked, twice if it was found twice; and then may go."""
     arena = Arena(8 * LENGTH, shared=True)
     keys = [key(number) for number in range(3)]
@@ -143,7 +145,7 @@ def test_a_lookup_locks(open_adapter: Open) -> None:
         assert lookup(adapter, keys) == [False] * 3
 
 
-def test_what_emberfs_evicted_leaves_the_accounts(open_adapter: Open) -> None:
+def test_what_emberfs_evicted_leaves_the_accounts(open_adapter: OpenAdapter) -> None:
     arena = Arena(8 * LENGTH, shared=True)
     keys = [key(number) for number in range(3)]
     with open_adapter("plugin", arena) as adapter, open_adapter("plugin", arena) as other:
@@ -154,7 +156,7 @@ def test_what_emberfs_evicted_leaves_the_accounts(open_adapter: Open) -> None:
 
 
 @KINDS
-def test_configuration_fails_loudly(open_adapter: Open, kind: str) -> None:
+def test_configuration_fails_loudly(open_adapter: OpenAdapter, kind: str) -> None:
     arena = Arena(LENGTH, shared=True)
     with pytest.raises(ValueError, match="dtype"), open_adapter(kind, arena, dtype=""):
         pass
@@ -266,3 +268,57 @@ extra_config:
     said = check(mode, tmp_path, lines, "--obj-size", "512", PYTHONPATH=hf3fs.folder())
     assert "Validation (content correct): 20/20 passed" in said, said
     assert any(folder.iterdir())
+
+
+# --- the contract of block stores --------------------------------------------------------------------------------------------------------
+
+
+class Subject:
+    """Blocks are objects in an arena."""
+
+    def __init__(self, kind: str, url: str, salt: str, *, small: bool, identity: dict[str, Any]) -> None:
+        self.block_bytes = 512 if small else 20_000
+        self.arena = Arena((MANY if small else 64) * self.block_bytes, shared=True)
+        said = {name: identity[name] for name in ("revision", "tenant", "salt", "dtype", "layout") if name in identity}
+        self._named = {"model_name": identity.get("model", "org/model"), "kv_rank": 0x01000100 + ("heads" in identity)}
+        self.adapter = make_adapter(kind, self.arena, **{"url": url, "salt": salt, "dtype": "bfloat16", **said})
+        self._closed = False
+
+    def _keys(self, keys: Sequence[bytes]) -> list[ObjectKey]:
+        return [ObjectKey(chunk_hash=key, **self._named) for key in keys]
+
+    def put(self, keys: Sequence[bytes], blocks: Sequence[bytes]) -> list[bool]:
+        objects = [self.arena.object(self.block_bytes, block) for block in blocks]
+        return [store(self.adapter, self._keys(keys), objects).is_successful()] * len(keys)
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        targets = [self.arena.object(self.block_bytes) for _ in keys]
+        good = load(self.adapter, self._keys(keys), targets)
+        return [content(target) if ok else None for target, ok in zip(targets, good, strict=True)]
+
+    def exists(self, keys: Sequence[bytes]) -> list[bool]:
+        found = lookup(self.adapter, self._keys(keys))
+        self.adapter.submit_unlock([key for key, here in zip(self._keys(keys), found, strict=True) if here])
+        return found
+
+    def close(self) -> None:
+        """LMCache's own wrapper of native plug-ins closes its descriptors again if it is asked twice."""
+        if not self._closed or type(self.adapter).__name__ == "EmberL2Adapter":
+            self.adapter.close()
+        self._closed = True
+
+
+class TestContract(Contract):
+    @pytest.fixture(params=["plugin", "native_plugin"])
+    def open_subject(self, request: pytest.FixtureRequest, cluster: LocalCluster) -> Open:
+        salt = f"{time.time_ns()}"
+
+        @contextmanager
+        def open_one(*, same: bool = False, small: bool = False, **identity: Any) -> Iterator[Subject]:
+            made = Subject(request.param, cluster.url, salt, small=small, identity=identity)
+            try:
+                yield made
+            finally:
+                made.close()
+
+        return open_one

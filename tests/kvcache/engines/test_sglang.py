@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ..contract import MANY, Contract, Open
 from .parts import require
 
 require("sglang", "SGLang")
 require("torch", "torch")
 
 import torch  # noqa: E402
+
+from emberfs.kvcache.adapters.arena import view_of  # noqa: E402
 
 from .sglang_hf3fs import hf3fs_backend, metadata_server  # noqa: E402
 from .sglang_host import (  # noqa: E402
@@ -286,6 +290,89 @@ def test_attaching_fails_loudly(cluster: LocalCluster) -> None:
         attach("dynamic", pool, extra={**DYNAMIC, "url": cluster.url, "revison": "a typo"})
     with pytest.raises(OSError, match=r"(?i)no cluster|not|connect"):
         attach("dynamic", pool, extra={**DYNAMIC, "url": "ember://127.0.0.1:1/"})
+
+
+# --- the contract of block stores --------------------------------------------------------------------------------------------------------
+
+PAGES = 64
+SMALL_TOKENS = 1  # of a page, where thousands of them are wanted
+
+
+class Subject:
+    """Blocks are pages of a pool, put and got there."""
+
+    def __init__(self, url: str, salt: str, *, mla: bool, small: bool, identity: dict[str, Any]) -> None:
+        self.pool = HostPool(
+            MANY if small else PAGES, mla=mla, page_tokens=SMALL_TOKENS if small else 16,
+            dtype=torch.float16 if "dtype" in identity else torch.bfloat16,
+        )  # fmt: skip
+        self.pool.layout = identity.get("layout", self.pool.layout)
+        self.block_bytes = self.pool.page_bytes
+        said = {name: identity[name] for name in ("revision", "tenant", "salt") if name in identity}
+        changed: dict[str, Any] = {"model_name": identity.get("model", "org/model")}
+        if "heads" in identity:  # half of them
+            changed |= {"tp_size": 2}
+        self.backend = attach("dynamic", self.pool, extra={**DYNAMIC, "url": url, "salt": salt, **said}, **changed)
+
+    def _slots(self, count: int) -> torch.Tensor:
+        """The last pages, the last first."""
+        size, pages = self.pool.page_size, self.pool.size // self.pool.page_size
+        return torch.cat(
+            [torch.arange(page * size, (page + 1) * size) for page in range(pages - 1, pages - 1 - count, -1)]
+        )
+
+    def _parts(self, slots: torch.Tensor) -> list[list[memoryview]]:
+        """The pieces of memory of each page."""
+        pointers, lengths = self.pool.get_page_buffer_meta(slots)
+        views = [view_of(pointer, length) for pointer, length in zip(pointers, lengths, strict=True)]
+        return [views[i : i + self.pool.parts] for i in range(0, len(views), self.pool.parts)]
+
+    def put(self, keys: Sequence[bytes], blocks: Sequence[bytes]) -> list[bool]:
+        if not keys:
+            return list(self.backend.batch_set_v1([], torch.empty(0, dtype=torch.int64)))
+        slots = self._slots(len(keys))
+        for parts, block in zip(self._parts(slots), blocks, strict=True):
+            length = len(parts[0])
+            for i, part in enumerate(parts):
+                part[:] = block[i * length : (i + 1) * length]
+        return list(self.backend.batch_set_v1([key.hex() for key in keys], slots))
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if not keys:
+            return list(self.backend.batch_get_v1([], torch.empty(0, dtype=torch.int64)))
+        slots = self._slots(len(keys))
+        self.pool.bytes.zero_()
+        good = self.backend.batch_get_v1([key.hex() for key in keys], slots)
+        return [b"".join(parts) if ok else None for parts, ok in zip(self._parts(slots), good, strict=True)]
+
+    def exists(self, keys: Sequence[bytes]) -> list[bool]:
+        leading = self.backend.batch_exists([key.hex() for key in keys])
+        return [row < leading for row in range(len(keys))]
+
+    def close(self) -> None:
+        self.backend.close()
+
+
+class TestContract(Contract):
+    @pytest.fixture(params=[True, False], ids=["MLA", "MHA"])
+    def open_subject(self, request: pytest.FixtureRequest, cluster: LocalCluster) -> Open:
+        salt = f"{time.time_ns()}"
+
+        @contextmanager
+        def open_one(*, same: bool = False, small: bool = False, **identity: Any) -> Iterator[Subject]:
+            made = Subject(cluster.url, salt, mla=request.param, small=small, identity=identity)
+            try:
+                yield made
+            finally:
+                made.close()
+
+        return open_one
+
+    @pytest.fixture(autouse=True)
+    def heads_are_of_no_matter_where_all_have_them(self, request: pytest.FixtureRequest) -> None:
+        """Every rank of an MLA model has all of a page."""
+        if "MLA" in request.node.name:
+            self.identities = [identity for identity in Contract.identities if "heads" not in identity]
 
 
 # --- 3FS's interface ----------------------------------------------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ..contract import MANY, Contract, Open
 from .parts import attribute, require
 
 require("vllm", "vLLM")
@@ -23,6 +25,7 @@ from .vllm_host import (  # noqa: E402
     carry_out,
     keys,
     lookup_all,
+    make_offload_key,
     make_tier,
     managed,
     primary,
@@ -34,7 +37,7 @@ from .vllm_host import (  # noqa: E402
 if TYPE_CHECKING:
     from emberfs_cluster import LocalCluster
 
-    Open = Callable[..., Any]
+    OpenTier = Callable[..., Any]
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(120)]
 
@@ -43,7 +46,7 @@ CHUNKS = 32
 
 
 @pytest.fixture
-def open_tier(cluster: LocalCluster, request: pytest.FixtureRequest) -> Open:
+def open_tier(cluster: LocalCluster, request: pytest.FixtureRequest) -> OpenTier:
     """`with open_tier(view, revision="b", spec={"tp": 2}) as tier`, of this test's own namespace."""
 
     @contextmanager
@@ -65,7 +68,7 @@ def job(number: int, some: list[Any], chunks: list[int], *, load: bool) -> Trans
     return TransferJob(number, some, np.array(chunks, np.int32), load, ReqContext(f"job {number}"))
 
 
-def test_chunks_are_stored_found_and_loaded(open_tier: Open) -> None:
+def test_chunks_are_stored_found_and_loaded(open_tier: OpenTier) -> None:
     """From chunks anywhere in the primary tier, into others."""
     with primary(CHUNKS, CHUNK) as tier1:
         view = tier1.get_kv_memoryview()
@@ -93,7 +96,7 @@ def test_chunks_are_stored_found_and_loaded(open_tier: Open) -> None:
         del rows, view
 
 
-def test_a_load_that_fails_in_part_keeps_the_rest(open_tier: Open) -> None:
+def test_a_load_that_fails_in_part_keeps_the_rest(open_tier: OpenTier) -> None:
     """And the keys that failed are misses from then on: the scheduler would ask for them for ever."""
     view = private_view(CHUNKS, CHUNK)
     rows = rows_of(view)
@@ -117,7 +120,7 @@ def test_a_load_that_fails_in_part_keeps_the_rest(open_tier: Open) -> None:
         assert (nothing.success, nothing.successful_keys) == (False, None)
 
 
-def test_under_the_engines_manager(open_tier: Open) -> None:
+def test_under_the_engines_manager(open_tier: OpenTier) -> None:
     """GPU to primary to us; the primary tier is emptied; a lookup brings it all back."""
     some = keys(24)
     with primary(CHUNKS, CHUNK) as tier1:
@@ -165,7 +168,7 @@ def test_under_the_engines_manager(open_tier: Open) -> None:
         tier.shutdown()  # once more
 
 
-def test_a_region_of_several_files_is_shared_too(open_tier: Open) -> None:
+def test_a_region_of_several_files_is_shared_too(open_tier: OpenTier) -> None:
     """The engine cuts large regions into files behind each other in memory."""
     with attribute(shared_offload_region, "_MIN_SEGMENT_BYTES", 1 << 20), primary(CHUNKS, CHUNK, segments=4) as tier1:
         view = tier1.get_kv_memoryview()
@@ -189,7 +192,7 @@ def test_a_region_of_several_files_is_shared_too(open_tier: Open) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_what_is_not_the_same_is_not_seen(open_tier: Open, changed: dict[str, Any]) -> None:
+def test_what_is_not_the_same_is_not_seen(open_tier: OpenTier, changed: dict[str, Any]) -> None:
     view = private_view(4, CHUNK)
     some = keys(4)
     with open_tier(view, salt="mine") as tier, open_tier(view, salt="mine", spec=changed) as other:
@@ -199,7 +202,7 @@ def test_what_is_not_the_same_is_not_seen(open_tier: Open, changed: dict[str, An
         assert lookup_all(tier, keys(4, group=1), ReqContext("b")) == [LookupResult.MISS] * 4
 
 
-def test_parallelism_that_does_not_show_in_the_bytes_is_shared(open_tier: Open) -> None:
+def test_parallelism_that_does_not_show_in_the_bytes_is_shared(open_tier: OpenTier) -> None:
     view = private_view(4, CHUNK)
     some = keys(2)
     with open_tier(view, spec={"portable": True}) as one, open_tier(view, spec={"portable": True, "tp": 2}) as two:
@@ -207,7 +210,68 @@ def test_parallelism_that_does_not_show_in_the_bytes_is_shared(open_tier: Open) 
         assert lookup_all(two, some, ReqContext("a")) == [LookupResult.HIT] * 2
 
 
-def test_attaching_fails_loudly(open_tier: Open) -> None:
+def test_attaching_fails_loudly(open_tier: OpenTier) -> None:
     view = private_view(4, CHUNK)
     with pytest.raises(ValueError, match="revison"), open_tier(view, revison="a typo"):
         pass
+
+
+# --- the contract of block stores --------------------------------------------------------------------------------------------------------
+
+
+class Subject:
+    """Blocks are chunks of a primary tier, stored from there and loaded into it."""
+
+    def __init__(self, url: str, salt: str, *, small: bool, identity: dict[str, Any]) -> None:
+        self.block_bytes = 512 if small else 20_000
+        self.view = private_view(MANY if small else CHUNKS, self.block_bytes)
+        said = {name: identity[name] for name in ("revision", "tenant", "salt") if name in identity}
+        changed = {name: identity[name] for name in ("model", "dtype", "layout") if name in identity}
+        if "heads" in identity:
+            changed["tp"] = 2
+        self.tier = make_tier(url, self.view, {"salt": salt, **said}, **changed)
+        self._number = 0
+
+    def _carry_out(self, keys: Sequence[bytes], *, load: bool) -> Any:
+        self._number += 1
+        chunks = list(range(len(self.view) - 1, len(self.view) - 1 - len(keys), -1))
+        return carry_out(self.tier, job(self._number, [make_offload_key(key, 0) for key in keys], chunks, load=load))
+
+    def put(self, keys: Sequence[bytes], blocks: Sequence[bytes]) -> list[bool]:
+        rows = rows_of(self.view)
+        for row, block in enumerate(blocks):
+            rows[len(rows) - 1 - row] = np.frombuffer(block, np.uint8)
+        return [self._carry_out(keys, load=False).success] * len(keys)
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        rows = rows_of(self.view)
+        rows[:] = 0
+        result = self._carry_out(keys, load=True)
+        kept = set(keys) if result.success else {key[:32] for key in result.successful_keys or ()}
+        return [rows[len(rows) - 1 - row].tobytes() if key in kept else None for row, key in enumerate(keys)]
+
+    def exists(self, keys: Sequence[bytes]) -> list[bool]:
+        self._number += 1
+        request = ReqContext(f"request {self._number}")
+        answers = lookup_all(self.tier, [make_offload_key(key, 0) for key in keys], request)
+        self.tier.on_request_finished(request)
+        return [answer is LookupResult.HIT for answer in answers]
+
+    def close(self) -> None:
+        self.tier.shutdown()
+
+
+class TestContract(Contract):
+    @pytest.fixture
+    def open_subject(self, cluster: LocalCluster) -> Open:
+        salt = f"{time.time_ns()}"
+
+        @contextmanager
+        def open_one(*, same: bool = False, small: bool = False, **identity: Any) -> Iterator[Subject]:
+            made = Subject(cluster.url, salt, small=small, identity=identity)
+            try:
+                yield made
+            finally:
+                made.close()
+
+        return open_one
