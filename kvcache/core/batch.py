@@ -116,6 +116,9 @@ class Batch:
 
     def again(self, row: int, failure: StatusError, part: Part) -> None:
         """A row that did not come; for good if nothing can help."""
+        if self.core.closed:
+            self.statuses[row] = CANCELLED
+            return
         self.statuses[row] = code_of(failure.status)
         elsewhere = self.reading and part.several and failure.status in ELSEWHERE
         if elsewhere or failure.retryable or failure.status is Status.DEADLINE:

@@ -22,9 +22,11 @@ COUNT = 6
 SECONDS_MAX = 20.0
 
 
-def stored(face: Any, count: int = COUNT, length: int = BLOCK, spec: NamespaceSpec | None = None, **how: Any) -> Any:
+def stored(
+    face: Any, count: int = COUNT, length: int = BLOCK, spec: NamespaceSpec | None = None, mode: int = 0o600, **how: Any
+) -> Any:
     """A namespace with blocks: namespace, keys, blocks."""
-    namespace = face.namespace(spec or spec_of(length))
+    namespace = face.namespace(spec or spec_of(length), mode=mode)
     keys = keys_of(count)
     blocks = blocks_of(keys, length)
     assert set(face.put_from(namespace, keys, blocks, **how)) == {length}
@@ -325,9 +327,9 @@ def test_an_engines_own_pool_is_reached_without_a_copy(kv: Any) -> None:
 
 
 def test_over_tcp(make_cluster: Any) -> None:
-    """Bytes that pass through a socket go to and from the caller's memory, whatever it is."""
+    """Bytes that pass through a socket go to and from the caller's memory, whatever it is. (Root is nobody there.)"""
     with opened("blocking", make_cluster(tcp_only=True, port=0).url) as kv:
-        namespace, keys, blocks = stored(kv, 12, 700_000)
+        namespace, keys, blocks = stored(kv, 12, 700_000, mode=0o666)
         buffers = [bytearray(700_000) for _ in keys]
         asked, into = [*keys[:5], bytes(32), *keys[5:]], [*buffers[:5], bytearray(700_000), *buffers[5:]]
         assert kv.get_into(namespace, asked, into).tolist().index(-errno.ENOENT) == 5

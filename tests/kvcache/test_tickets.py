@@ -1,0 +1,164 @@
+"""Batches in the background: tickets, their descriptors, cancelling, and what a client tells of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import select
+import threading
+from typing import Any
+
+import pytest
+
+from emberfs.kvcache import AsyncKVCache
+from emberfs.kvcache.core.batch import WINDOWS_IN_FLIGHT_MAX
+from emberfs.kvcache.tickets import SUBMITTED_MAX, WORKERS_MAX
+
+from .faces import blocks_of, keys_of, spec_of
+
+BLOCK = 4096
+SECONDS_MAX = 30.0
+
+
+def readable(descriptor: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def test_a_ticket_is_done_and_its_descriptor_says_so(kv: Any) -> None:
+    namespace, keys = kv.namespace(spec_of(BLOCK)), keys_of(3)
+    blocks = blocks_of(keys, BLOCK)
+    put = kv.submit_put(namespace, keys, blocks)
+    assert readable(put.fileno(), SECONDS_MAX)
+    assert put.done()
+    assert put.result().tolist() == [BLOCK] * 3
+    assert put.result().tolist() == [BLOCK] * 3, "as often as one likes"
+    match = kv.submit_match(namespace, keys)
+    assert match.result(SECONDS_MAX).n == 3
+    assert readable(match.fileno(), 0), "asked for after it was done"
+
+
+def test_completed_gives_each_ticket_once(kv: Any) -> None:
+    namespace, keys = kv.namespace(spec_of(BLOCK)), keys_of(8)
+    blocks = blocks_of(keys, BLOCK)
+    event = kv.fileno()
+    assert not readable(event, 0)
+    assert kv.completed() == []
+    tickets = {kv.submit_put(namespace, [key], [block]) for key, block in zip(keys, blocks, strict=True)}
+    found: list[Any] = []
+    while len(found) < len(tickets):
+        assert readable(event, SECONDS_MAX)
+        found += kv.completed()
+    assert set(found) == tickets
+    assert len(found) == 8
+    assert not readable(event, 0)
+    assert kv.match(namespace, keys).n == 8
+
+
+def test_wrong_arguments_are_raised_at_once(kv: Any) -> None:
+    namespace = kv.namespace(spec_of(BLOCK))
+    with pytest.raises(ValueError, match="read-only"):
+        kv.submit_get(namespace, keys_of(1), [b"read-only"])
+    with pytest.raises(ValueError, match="32"):
+        kv.submit_match(namespace, [b"short"])
+    with pytest.raises(TypeError, match="unknown"):
+        kv.submit_get(namespace, keys_of(1), [bytearray(BLOCK)], unknown=3).result(SECONDS_MAX)
+
+
+def test_what_waits_for_a_thread_can_be_cancelled_and_is_limited(kv: Any) -> None:
+    namespace, keys = kv.namespace(spec_of(BLOCK)), keys_of(1)
+    core, entered, leave = kv.core, threading.Semaphore(0), threading.Event()
+
+    async def held(*args: Any, **how: Any) -> Any:
+        entered.release()
+        leave.wait(SECONDS_MAX)
+        return [0]
+
+    submitter = kv._submitter
+    running = [submitter.submit(held, namespace, keys, {}) for _ in range(WORKERS_MAX)]
+    for _ in running:
+        assert entered.acquire(timeout=SECONDS_MAX)
+    waiting = [kv.submit_get(namespace, keys, [bytearray(BLOCK)]) for _ in range(SUBMITTED_MAX)]
+    assert kv.submit_match(namespace, keys).result(0).statuses == [-errno.EAGAIN]
+    with pytest.raises(TimeoutError):
+        waiting[0].result(0.01)
+    waiting[3].cancel()
+    leave.set()
+    assert waiting[3].result(SECONDS_MAX).tolist() == [-errno.ECANCELED]
+    assert waiting[-1].result(SECONDS_MAX).tolist() == [-errno.ENOENT]
+    assert all(ticket.result(SECONDS_MAX)[0] == 0 for ticket in running)
+    assert core.counters.misses >= 1
+
+
+def test_a_cancelled_get_ends_between_windows(kv: Any) -> None:
+    """What is on its way is waited for; what was not sent is -ECANCELED."""
+    length = 8 << 20
+    namespace, keys = kv.namespace(spec_of(length)), keys_of(WINDOWS_IN_FLIGHT_MAX + 3)
+    ticket = kv.submit_get(namespace, keys, [bytearray(length) for _ in keys])
+    ticket.cancel()
+    assert set(ticket.result(SECONDS_MAX).tolist()) <= {-errno.ENOENT, -errno.ECANCELED}
+
+
+def test_closing_ends_what_waits(kv: Any) -> None:
+    namespace, keys = kv.namespace(spec_of(BLOCK)), keys_of(4)
+    tickets = [kv.submit_get(namespace, keys, [bytearray(BLOCK) for _ in keys]) for _ in range(50)]
+    kv.close()
+    for ticket in tickets:
+        assert set(ticket.result(SECONDS_MAX).tolist()) <= {-errno.ENOENT, -errno.ECANCELED, -errno.EAGAIN}
+    assert set(kv.submit_match(namespace, keys).result(0).statuses) == {-errno.ECANCELED}
+
+
+def test_events_tell_what_this_client_stores_and_deletes(kv: Any) -> None:
+    namespace, keys = kv.namespace(spec_of(BLOCK)), keys_of(4)
+    blocks = blocks_of(keys, BLOCK)
+    kv.put_from(namespace, keys[:1], blocks[:1])
+    with kv.events() as events:
+        kv.put_from(namespace, keys, blocks, depth=10)
+        stored = events.next(0)
+        assert (stored.kind, stored.namespace, stored.keys) == ("stored", namespace, tuple(keys[1:]))
+        assert stored.depths == (11, 12, 13), "the first was there before"
+        kv.put_from(namespace, keys, blocks)
+        assert events.next(0) is None, "nothing new"
+        kv.delete(namespace, [keys[2], bytes(32)])
+        removed = events.next(0)
+        assert (removed.kind, removed.keys) == ("removed", (keys[2],))
+    kv.put_from(namespace, keys[2:3], blocks[2:3])
+    assert list(events) == [], "closed"
+
+
+def test_what_a_client_counts(kv: Any) -> None:
+    namespace, keys = kv.namespace(spec_of(BLOCK)), keys_of(4)
+    blocks = blocks_of(keys, BLOCK)
+    kv.put_from(namespace, keys[:3], blocks[:3])
+    kv.put_from(namespace, [*keys[:2], keys[3]], [*blocks[:2], b"short"])
+    kv.get_into(namespace, keys, [bytearray(BLOCK), bytearray(BLOCK), bytearray(BLOCK - 1), bytearray(BLOCK)])
+    found = kv.stats()
+    assert (found.puts, found.puts_existing, found.puts_refused) == (3, 2, 1)
+    assert (found.hits, found.misses, found.failures, found.bytes_read) == (2, 1, 1, 2 * BLOCK)
+
+
+async def test_a_cancelled_task_leaves_memory_alive(cluster: Any) -> None:
+    """It ends when what is on its way has ended: registered memory is not dead afterwards."""
+    length = 4 << 20
+    async with AsyncKVCache(cluster.url) as kv:
+        namespace, keys = await kv.namespace(spec_of(length)), keys_of(6)
+        pool = kv.allocate(6 * length)
+        slots = (pool, [row * length for row in range(6)], length)
+        assert set(await kv.put_from(namespace, keys, slots)) == {length}
+        task = asyncio.ensure_future(kv.get_into(namespace, keys, slots))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not pool.dead
+        assert set(await kv.get_into(namespace, keys, slots)) == {length}
+
+
+async def test_many_batches_at_once_on_a_loop(cluster: Any) -> None:
+    async with AsyncKVCache(cluster.url) as kv:
+        namespace, keys = await kv.namespace(spec_of(BLOCK)), keys_of(32)
+        blocks = blocks_of(keys, BLOCK)
+        puts = [kv.put_from(namespace, [key], [block]) for key, block in zip(keys, blocks, strict=True)]
+        assert {int(statuses[0]) for statuses in await asyncio.gather(*puts)} == {BLOCK}
+        assert await asyncio.gather(*(kv.get(namespace, key) for key in keys)) == blocks
