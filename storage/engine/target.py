@@ -125,7 +125,7 @@ def open_target(
             raise error(Status.WRONG_CLUSTER, f"{path} belongs to cluster {found.cluster}, this is {cluster}")
         if table not in (0, found.table):
             what = "KV blocks" if found.table == TABLE_OF_BLOCKS else "files"
-            raise error(Status.BAD_FORMAT, f"{path} was made for {what}: say so, or give another directory")
+            raise error(Status.INVALID, f"{path} was made for {what}: say so, or give another directory")
         disk = FileDisk(os.path.join(path, "blocks"), direct=direct)
         try:
             index = RocksIndex(os.path.join(path, "index"))

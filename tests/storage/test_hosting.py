@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from emberfs.proto.blocks import TABLE_OF_BLOCKS, TABLE_OF_FILES
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import cluster_pb2, storage_pb2
 from emberfs.proto.rpc import CLUSTER, STORAGE
-from emberfs.storage.engine.target import open_target
+from emberfs.storage.engine.target import FORMAT_FILE, open_target, read_format
 
 from .processes import Client, Cluster, running_cluster
 
@@ -210,3 +212,69 @@ def test_a_process_whose_only_target_is_damaged_says_so(cluster: Cluster) -> Non
     again = cluster.start_storage("--target", str(cluster.folder / "one"))
     assert "the index cannot be opened" in again.report["error"]
     assert again.process.wait(60) == 1
+
+
+def kinds(client: Client) -> dict[str, tuple[int, int]]:
+    """Targets by the last part of their paths: which chain table each is for, and its capacity."""
+    reply = client.call(client.cluster.address, CLUSTER.Status, cluster_pb2.StatusRequest())
+    return {Path(target.path).name: (target.table, target.capacity) for target in reply.routing.targets}
+
+
+def test_targets_for_blocks_are_apart_from_those_for_files_and_stay_so(cluster: Cluster) -> None:
+    """Said by the command line at first, by their formats ever after; one that was added is of the kind that was asked for."""
+    options = ("--kv-target", str(cluster.folder / "kv-1"), "--kv-capacity", str(64 << 20))
+    server = cluster.start_storage(*options)
+    client = Client(cluster)
+    routing = client.call(cluster.address, CLUSTER.Status, cluster_pb2.StatusRequest()).routing
+    assert {table.id: len(table.chains) for table in routing.tables} == {TABLE_OF_FILES: 1, TABLE_OF_BLOCKS: 1}
+    request = storage_pb2.AddTargetRequest(table=TABLE_OF_BLOCKS)
+    added = client.storage(STORAGE.AddTarget, request)
+    assert isinstance(added, storage_pb2.AddTargetReply)
+    assert added.path == str(cluster.folder / "storage" / "kv-1")
+    more = add(client)
+    expected = kinds(client)
+    assert expected == {
+        "target-1": (TABLE_OF_FILES, 1 << 30),
+        "target-2": (TABLE_OF_FILES, 1 << 30),
+        "kv-1": (TABLE_OF_BLOCKS, 64 << 20),
+    }
+    assert len(shown(client)) == 4, "two are called kv-1, as large as each other"
+    with pytest.raises(StatusError) as refused:
+        client.call(
+            cluster.address,
+            CLUSTER.CreateChains,
+            cluster_pb2.CreateChainsRequest(
+                chains=[cluster_pb2.ChainMembers(targets=[more.target])], table=TABLE_OF_BLOCKS
+            ),
+        )
+    assert refused.value.status is Status.INVALID
+    server.end(signal.SIGKILL)
+    again = cluster.start_storage(*options)
+    assert "error" not in again.report and kinds(client) == expected
+    again.end()
+    client.close()
+    wrong = cluster.start_storage("--target", str(cluster.folder / "kv-1"))
+    assert "was made for KV blocks" in wrong.report["error"]
+
+
+def test_a_target_from_before_there_were_kinds_is_for_files(tmp_path: Path) -> None:
+    folder = tmp_path / "t"
+    open_target(str(folder), cluster="c", capacity=64 << 20)[0].close()
+    file = folder / FORMAT_FILE
+    fields = json.loads(file.read_text())
+    assert fields["version"] == 1, "older ones know it"
+    del fields["table"]
+    file.write_text(json.dumps(fields))
+    found = read_format(str(folder))
+    assert found is not None and found.table == TABLE_OF_FILES
+    open_target(str(folder), cluster="c", table=TABLE_OF_FILES)[0].close()
+    blocks = tmp_path / "b"
+    open_target(str(blocks), cluster="c", capacity=64 << 20, table=TABLE_OF_BLOCKS)[0].close()
+    assert json.loads((blocks / FORMAT_FILE).read_text())["version"] == 2, "older ones must not serve it"
+    for folder, table in ((folder, TABLE_OF_BLOCKS), (blocks, TABLE_OF_FILES)):
+        with pytest.raises(StatusError) as refused:
+            open_target(str(folder), cluster="c", table=table)
+        assert refused.value.status is Status.INVALID
+    engine, format_ = open_target(str(blocks), cluster="c")
+    engine.close()
+    assert format_.table == TABLE_OF_BLOCKS
