@@ -14,10 +14,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 import zmq
+
+from .settings import AdapterSettings, logger
+
+if TYPE_CHECKING:
+    from ..blocking import KVCache
 
 REPLAY_BATCHES = 10_000  # that are kept for subscribers who missed some
 QUEUED_MESSAGES_MAX = 100_000  # of each subscriber; a slower one misses some, and sees that by their numbers
@@ -122,7 +127,7 @@ class EventPublisher:
                 router.send_multipart((asked[0], b"", b"", END, b""))
 
     def close(self) -> None:
-        """A second time it does nothing."""
+        """What subscribers have not taken by now they will not get. A second time it does nothing."""
         self._ending.set()
         if self._thread is not None:
             self._thread.join()
@@ -130,3 +135,33 @@ class EventPublisher:
             socket, self._publisher = self._publisher, None
         if socket is not None:
             socket.close()
+
+
+class Relay:
+    """Publishes what one cache's client stores and deletes, in a thread, until it is closed."""
+
+    def __init__(self, kv: KVCache, publisher: EventPublisher) -> None:
+        self._events, self._publisher = kv.events(), publisher
+        self._thread = threading.Thread(target=self._run, name="kv-events-relay", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def of(cls, kv: KVCache, settings: AdapterSettings) -> Self | None:
+        """What an adapter's settings want: `kv_events` is where to publish. Raises zmq.ZMQError."""
+        return cls(kv, EventPublisher(settings.kv_events)) if settings.kv_events else None
+
+    def _run(self) -> None:
+        for event in self._events:
+            if event.kind == "stored":
+                spec = event.namespace.spec if event.namespace is not None else None
+                self._publisher.stored(event.keys, block_tokens=spec.page_tokens if spec is not None else 0)
+            elif event.kind == "removed":
+                self._publisher.removed(event.keys)
+            else:
+                logger.warning("KV events were lost: more were stored at once than could be published")
+
+    def close(self) -> None:
+        """Publish what has happened until now, and end. A second time it does nothing."""
+        self._events.close()
+        self._thread.join()
+        self._publisher.close()

@@ -25,6 +25,7 @@ from lmcache.v1.platform import create_event_notifier
 from ..blocking import KVCache
 from ..core.results import Lease
 from .arena import Arena
+from .events import Relay
 from .lmcache_native import CHUNK_TOKENS, Spaces
 from .settings import AdapterSettings, logger, succeeded
 
@@ -128,6 +129,7 @@ class EmberL2Adapter(L2AdapterInterface):
             raise
         self._arena = Arena(self._kv)
         self.shared = l1_memory_desc is not None and self._register(l1_memory_desc)
+        self._relay = Relay.of(self._kv, self._settings)
         self._task = itertools.count(1)
         self._stores = _Tasks("store", STORE_THREADS)
         self._lookups = _Tasks("lookup", LOOKUP_THREADS)
@@ -288,5 +290,7 @@ class EmberL2Adapter(L2AdapterInterface):
             tasks.stop()
         for tasks in kinds:
             tasks.close()
+        if self._relay is not None:
+            self._relay.close()
         self._arena.close()
         self._kv.close()

@@ -34,6 +34,7 @@ class AdapterSettings:
     mode: int = 0o600  # who may read and write the blocks, as of a file
     durable: bool = False  # acknowledge puts when they survive power loss
     deadline_ms: int | None = None  # of one batch; None: the client's default
+    kv_events: str = ""  # where to publish what is stored: "tcp://*:5557" (see events.py). vLLM does it itself
 
     @classmethod
     def of(cls, given: Mapping[str, Any], ignore: Iterable[str] = ()) -> Self:
@@ -41,7 +42,7 @@ class AdapterSettings:
         would silently share or separate caches) and for values of the wrong type."""
         kinds: dict[str, tuple[type, ...]] = {
             "url": (str,), "tenant": (str,), "revision": (str,), "salt": (str,), "ttl_s": (int,), "mode": (int, str),
-            "durable": (bool,), "deadline_ms": (int, type(None)),
+            "durable": (bool,), "deadline_ms": (int, type(None)), "kv_events": (str,),
         }  # fmt: skip
         known = {field.name for field in fields(cls)}
         unknown = set(given) - known - set(ignore)

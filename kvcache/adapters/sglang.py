@@ -161,8 +161,18 @@ class EmberStorage(HiCacheStorage):
         self._lock = threading.Lock()
         self._reads, self._writes = _Traffic([], []), _Traffic([], [])
         self._closed = False
+        self._relay = self._publish()
 
     # --- attaching ------------------------------------------------------------------------------------------------------------------
+
+    def _publish(self) -> Any:
+        """KV events, of one rank: all store pages of the same hashes."""
+        config = self.config
+        if not self.settings.kv_events or config.tp_rank or config.pp_rank or config.attn_cp_rank:
+            return None
+        from .events import Relay
+
+        return Relay.of(self.kv, self.settings)
 
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
         """The anchor pool. One without memory of its own (only its side pools have any) stores nothing here."""
@@ -385,6 +395,8 @@ class EmberStorage(HiCacheStorage):
             if self._closed:
                 return
             self._closed = True
+        if self._relay is not None:
+            self._relay.close()
         self._arena.close()
         self.kv.close()
 

@@ -107,6 +107,8 @@ class EmberTier(SecondaryTierManager):
         super().__init__(offloading_spec, primary_kv_view, tier_type, backpressure_detector)
         self.locality = Locality(locality) if locality is not None else None
         self._settings = AdapterSettings.of(settings)
+        if self._settings.kv_events:
+            raise ValueError("vLLM publishes KV events itself: enable_kv_events here, and kv_events_config there")
         self._kv = KVCache(self._settings.url)
         self._namespace = self._kv.namespace(
             describe(offloading_spec.config, self.block_size_bytes, self._settings),
