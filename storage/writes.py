@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..proto.blocks import KV_TENANT
 from ..proto.capability import Rights
 from ..proto.errors import Status, error
 from ..proto.gen.storage_pb2 import (
@@ -222,5 +223,7 @@ def check_numbers(request: WriteRequest | CloneRequest) -> None:
     """What no layout has and no client counts: it must not reach the machine and the index, which rely on it. Raises INVALID."""
     for size in set(request.chunk_size):
         check_chunk_size(size)
+    if request.tenant == KV_TENANT:
+        raise error(Status.INVALID, "KV blocks are put through the KvCache service, and never written twice")
     if max(request.channel, default=0) >= CHANNELS or not all(request.sequence):
         raise error(Status.INVALID, f"channels are below {CHANNELS}, sequence numbers above 0")

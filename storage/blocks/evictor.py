@@ -204,7 +204,7 @@ class Evictor:
         victims = self.policy.victims(size, protected, tenant)
         namespaces = [directory.namespace[slot] for slot in victims]
         went = 0
-        for namespace, status in zip(namespaces, await store.remove(victims), strict=True):
+        for namespace, status in zip(namespaces, await store.remove(victims, quiet=True), strict=True):
             if status is _OK:
                 directory.shelf(namespace).evictions += 1
                 went += 1
@@ -221,7 +221,7 @@ class Evictor:
             directory.not_yet(held, wall)
         going = [slot for slot in due if slot not in set(held)]
         namespaces = [directory.namespace[slot] for slot in going]
-        statuses = await store.remove(going)
+        statuses = await store.remove(going, quiet=True)
         for namespace, status in zip(namespaces, statuses, strict=True):
             directory.shelf(namespace).expired += status is _OK
         left = [slot for slot, status in zip(going, statuses, strict=True) if status is not _OK]

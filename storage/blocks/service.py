@@ -34,6 +34,7 @@ from ...proto.gen.kvcache_pb2 import (
 from ...proto.routing import RoutingTable
 from ...proto.rpc import KVCACHE, Context
 from ..service import StorageService
+from ..target import Target
 from .directory import HERE
 from .evictor import Tenants
 from .gets import Get
@@ -88,7 +89,7 @@ class KvCacheService:
         """Of all targets that hold blocks, or may."""
         return list(self._stores.values())
 
-    def store(self, target: Any) -> Store:
+    def store(self, target: Target) -> Store:
         store = self._stores.get(id(target))
         if store is None or store.target is not target:
             store = Store(target, self._tenants, self._routing, self._env, self._log)
@@ -99,14 +100,18 @@ class KvCacheService:
         """Each run with its store, or with why it is refused."""
         found: list[tuple[Run, Store | Status]] = []
         for run in runs_of(request):
-            target = self._storage.member(run.chain)
-            if target is None:
+            store = self._store_of(run.chain)
+            if store is None:
                 found.append((run, Status.STALE_ROUTING))
                 continue
-            store = self.store(target)
             status = allowed(store, run.version)
             found.append((run, store if status is _OK else status))
         return found
+
+    def _store_of(self, chain: int) -> Store | None:
+        """Where we are a member of a chain of blocks, not of files."""
+        target = self._storage.member(chain)
+        return self.store(target) if target is not None and _is_for_blocks(target) else None
 
     async def _namespace(self, number: int, context: Context, wanted: int) -> KvNamespace:
         """Raises NOT_FOUND, PERMISSION_DENIED."""
@@ -165,7 +170,7 @@ class KvCacheService:
         hosted = {id(target) for target in self._storage.targets}
         self._stores = {number: store for number, store in self._stores.items() if number in hosted}
         for target in self._storage.targets:
-            if target.table == TABLE_OF_BLOCKS or len(target.directory):
+            if _is_for_blocks(target):
                 self.store(target).evictor.routing_changed()
         for store in self._stores.values():
             store.tier.budget = self._memory // len(self._stores)
@@ -277,10 +282,9 @@ class KvCacheService:
 
     async def list_blocks(self, request: ListBlocksRequest, context: Context) -> ListBlocksReply:
         namespace = await self._namespace(request.namespace, context, READ)
-        target = self._storage.member(request.chain)
-        if target is None:
-            raise error(Status.STALE_ROUTING, f"chain {request.chain} has no member here")
-        store = self.store(target)
+        store = self._store_of(request.chain)
+        if store is None:
+            raise error(Status.STALE_ROUTING, f"chain {request.chain} is no chain of blocks with a member here")
         status = store.may_read(request.chain_version)
         if status is Status.STALE_CHAIN_VERSION:
             return ListBlocksReply(more=True, chains=self._storage.newer((status,), (request.chain,)))
@@ -289,7 +293,7 @@ class KvCacheService:
         directory = store.directory
         limit = min(request.blocks_max or LIST_BLOCKS_MAX, LIST_BLOCKS_MAX)
         keys = list(directory.shelf(namespace.id).slots)
-        page = await target.blocking(_page, keys, request.after, limit + 1)
+        page = await store.target.blocking(_page, keys, request.after, limit + 1)
         more = len(page) > limit
         now = self._wall()
         found = [
@@ -378,6 +382,10 @@ USAGE = (
     "bytes_read",
     "bytes_written",
 )
+
+
+def _is_for_blocks(target: Target) -> bool:
+    return target.table == TABLE_OF_BLOCKS or len(target.directory) > 0
 
 
 def _page(keys: Sequence[bytes], after: bytes, limit: int) -> list[bytes]:

@@ -29,6 +29,8 @@ class Leaving(NamedTuple):
     slot: int
     namespace: int
     key: bytes
+    chunk: bytes
+    is_busy: bool  # an update of it is under way, or waits
 
 
 class Store:
@@ -68,44 +70,51 @@ class Store:
 
     # --- removes ---
 
-    async def remove(self, slots: Sequence[int]) -> list[Status]:
-        """Remove blocks; all of them are gone for readers at once, and those that cannot be removed come back. What became of each."""
-        rest = self._remove_now(slots)
-        became = await self._remove_all(self._leave(rest)) if rest else {}
+    async def remove(self, slots: Sequence[int], *, quiet: bool = False) -> list[Status]:
+        """Remove blocks; all of them are gone for readers at once, and those that cannot be removed come back. What became of each. With
+        `quiet` those that somebody does something else with (a pin, a time to live) stay: WOULD_BLOCK."""
+        became: dict[int, Status] = {}
+        due: list[Leaving] = []
+        for slot in dict.fromkeys(slots):
+            if self.directory.state[slot] != HERE:
+                continue
+            leaving = self._leaving(slot)
+            # One whose time is over may be being replaced: its remove would come behind what takes its place.
+            if (leaving.namespace, leaving.key) in self.reserved or (quiet and leaving.is_busy):
+                became[slot] = Status.WOULD_BLOCK
+            else:
+                due.append(leaving)
+        rest = self._remove_now(due)
+        if rest:
+            self.directory.leave([at.slot for at in rest])
+            became.update(await self._remove_all(rest))
         return [became.get(slot, Status.OK) for slot in slots]
 
-    def _remove_now(self, slots: Sequence[int]) -> Sequence[int]:
+    def _leaving(self, slot: int) -> Leaving:
+        namespace, key = self.directory.namespace[slot], self.directory.keys[slot]
+        chunk = chunk_of(namespace, key)
+        is_busy = self.target.replica.busy(chunk) or not is_quiet(self.target.engine, chunk)
+        return Leaving(slot, namespace, key, chunk, is_busy)
+
+    def _remove_now(self, due: Sequence[Leaving]) -> Sequence[Leaving]:
         """In a chain of one, those that nothing else is done with go in one index write. Returns the others."""
         if not self.is_alone or not self.is_head or self.target.refusal(writing=True):
-            return slots
-        directory, engine, busy = self.directory, self.target.engine, self.target.replica.busy
-        generation, place, length = directory.generation, directory.place, directory.length
-        rest, going, gone = [], [], []
-        for slot in dict.fromkeys(slots):
-            if directory.state[slot] != HERE:
-                continue
-            chunk = chunk_of(directory.namespace[slot], directory.keys[slot])
-            if slot in directory.retold or busy(chunk) or not is_quiet(engine, chunk):
-                rest.append(slot)
-                continue
-            going.append(slot)
-            gone.append(Gone(chunk, place[slot], generation[slot], length[slot]))
-        for begin in range(0, len(gone), REMOVES_MAX):
+            return due
+        directory, engine = self.directory, self.target.engine
+        place, generation, length = directory.place, directory.generation, directory.length
+        going = [at for at in due if not at.is_busy and at.slot not in directory.retold]
+        for begin in range(0, len(going), REMOVES_MAX):
+            part = going[begin : begin + REMOVES_MAX]
             try:
-                remove_blocks(engine, gone[begin : begin + REMOVES_MAX])
+                remove_blocks(
+                    engine, [Gone(at.chunk, place[at.slot], generation[at.slot], length[at.slot]) for at in part]
+                )
             except StatusError:
                 self.target.tell_offline()
-                return slots
-            directory.forget(going[begin : begin + REMOVES_MAX])
+                return [at for at in due if directory.state[at.slot] == HERE]
+            directory.forget([at.slot for at in part])
         self.target.checkpoints.relieve()
-        return rest
-
-    def _leave(self, slots: Sequence[int]) -> list[Leaving]:
-        directory = self.directory
-        here = [slot for slot in dict.fromkeys(slots) if directory.state[slot] == HERE]
-        leaving = [Leaving(slot, directory.namespace[slot], directory.keys[slot]) for slot in here]
-        directory.leave(here)
-        return leaving
+        return [at for at in due if at.is_busy or at.slot in directory.retold]
 
     async def _remove_all(self, leaving: Sequence[Leaving]) -> dict[int, Status]:
         became: dict[int, Status] = {}
@@ -114,15 +123,16 @@ class Store:
         return became
 
     async def _remove(self, leaving: Sequence[Leaving]) -> dict[int, Status]:
+        """Through the replica's machine."""
         directory, chain = self.directory, self.target.replica.chain
         # What was put under the same key meanwhile has taken the place of the block that was to go.
-        due = [(at.slot, chunk_of(at.namespace, at.key)) for at in leaving if self._still_leaves(at)]
+        due = [at for at in leaving if self._still_leaves(at)]
         if chain is None:
-            became = {slot: Status.TARGET_OFFLINE for slot, _ in due}
+            became = {at.slot: Status.TARGET_OFFLINE for at in due}
         else:
-            updates = [Update(Kind.REMOVE, chunk, 0, 0, 0, b"", 0, 0, ALWAYS, 0) for _, chunk in due]
+            updates = [Update(Kind.REMOVE, at.chunk, 0, 0, 0, b"", 0, 0, ALWAYS, 0) for at in due]
             results = await self.target.start_update(chain.version, updates) if updates else ()
-            became = {slot: Status(result.status) for (slot, _), result in zip(due, results, strict=True)}
+            became = {at.slot: Status(result.status) for at, result in zip(due, results, strict=True)}
         directory.stay([at.slot for at in leaving if became.get(at.slot) and self._still_leaves(at)])
         return became
 
@@ -141,12 +151,20 @@ class Store:
 
     def drop(self, namespace: int) -> None:
         """Remove all blocks of a namespace, in the background; they are gone for readers when this returns."""
-        leaving = self._leave(list(self.directory.shelf(namespace).slots.values()))
+        self._begin_removal(list(self.directory.shelf(namespace).slots.values()), "dropped blocks")
+
+    def _begin_removal(self, slots: Sequence[int], why: str) -> None:
+        keys, namespace, reserved = self.directory.keys, self.directory.namespace, self.reserved
+        leaving = [self._leaving(slot) for slot in slots if (namespace[slot], keys[slot]) not in reserved]
+        self.directory.leave([at.slot for at in leaving])
 
         async def run() -> None:
             await self._remove_all(leaving)
+            for at in leaving:
+                if not self._still_leaves(at):
+                    self.target.damaged.pop(at.chunk, None)
 
-        self.target.env.spawn(run, "dropped blocks")
+        self.target.env.spawn(run, why)
 
     def damaged(self, chunk: bytes) -> bool:
         """A chunk is damaged. A block that no other member can give is a miss from now on; whether that is so."""
@@ -159,13 +177,7 @@ class Store:
         record = unpack_record(info.block)
         slot = self.directory.shelf(record.namespace).slots.get(record.key, -1)
         if slot >= 0:
-            leaving = self._leave([slot])
-
-            async def run() -> None:
-                await self._remove_all(leaving)
-                self.target.damaged.pop(chunk, None)
-
-            self.target.env.spawn(run, "damaged block")
+            self._begin_removal([slot], "damaged block")
         return slot >= 0
 
     # --- places and hits ---

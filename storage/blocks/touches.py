@@ -109,5 +109,11 @@ class Touches:
                     block=pack_record(*record),
                 )
             )
+        keys = [directory.keys[slot] for slot in slots]
+        numbers = [directory.namespace[slot] for slot in slots]
         results = await store.target.start_update(chain.version, updates)
-        return [int(Status.WOULD_BLOCK) if r.status == Status.BUSY else r.status for r in results]
+        statuses = [int(Status.WOULD_BLOCK) if result.status == Status.BUSY else result.status for result in results]
+        for i, (number, key) in enumerate(zip(numbers, keys, strict=True)):
+            if not statuses[i] and key not in directory.shelf(number).slots:
+                statuses[i] = int(Status.NOT_FOUND)  # it was removed before its turn came
+        return statuses

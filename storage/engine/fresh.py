@@ -113,7 +113,6 @@ class FreshChunks:
         content = 0
         for i, (chunk, slot, view, whole, crcs, block) in enumerate(columns):
             if i in failed:
-                engine.space.release(slot)
                 continue
             length = len(view)
             content += length
@@ -125,6 +124,8 @@ class FreshChunks:
             else:
                 row = self._paged(chunk, where, unit_for(length), crcs, block, changes)
             changes.append((CHUNK + chunk, row))
+        for i in failed:
+            engine.space.release(self.slots[i])
         engine._busy.difference_update(self.chunks)
         engine._dirty.update({handle for handle, _ in self.places})
         engine._chunks += len(self.chunks) - len(failed)

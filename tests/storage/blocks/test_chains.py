@@ -9,7 +9,7 @@ from typing import Any
 
 from crc32c import crc32c
 
-from emberfs.proto.blocks import HARD_PIN, chunk_of, seed_of
+from emberfs.proto.blocks import HARD_PIN, TABLE_OF_BLOCKS, chunk_of, seed_of
 from emberfs.proto.errors import Status
 from emberfs.proto.gen import kvcache_pb2, storage_pb2
 from emberfs.proto.ids import ChunkId
@@ -34,6 +34,7 @@ class Replicated(Members):
                 await self.serve_one(member)
 
     async def serve_one(self, member: Member) -> None:
+        member.target.table = TABLE_OF_BLOCKS
         blocks = KvCacheService(member.routing, member.service, member.env, member.log)
         member.blocks = blocks  # type: ignore[attr-defined]
         member.address = member.network.serve(f"storage-{member.number}", [member.service, blocks])

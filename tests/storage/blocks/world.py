@@ -55,6 +55,8 @@ class Blocks(World):
 
     async def start(self) -> Blocks:
         await super().start()
+        for target in self.open:
+            target.table = TABLE_OF_BLOCKS
         self.blocks = KvCacheService(self.routing, self.service, self.env, self.log)
         self.address = self.network.serve("storage", [self.service, self.blocks])
         return self
