@@ -9,6 +9,7 @@ from typing import Protocol
 from ...proto.errors import Status, error
 from ...proto.gen.cluster_pb2 import RenewClientReply, RenewClientRequest
 from ...proto.settings import client_lease
+from ..owners import Owners
 from .lease import Leases
 from .routing import Book, Draft
 from .store import Store
@@ -34,18 +35,21 @@ class Sessions(Protocol):
 class Clients:
     """Who has a lease. `sessions` is there from `load` on; time is handed in (seconds on CLOCK_BOOTTIME)."""
 
-    def __init__(self, writer: Writer, store: Store, scale: float) -> None:
+    def __init__(self, writer: Writer, store: Store, owners: Owners, scale: float) -> None:
         self.leases = Leases(client_lease() * scale)  # renewed six times as often by the client's keeper
         self._writer = writer
         self._store = store
+        self._owners = owners
         self._epochs: dict[bytes, int] = {}  # client -> capability epoch in which its lease began
         self._sessions: Sessions | None = None
 
     async def load(self, sessions: Sessions, now: float) -> None:
         """Give everybody who was here before one lease time to show up."""
         self._sessions = sessions
-        for client, epoch in (await self._store.leases()).items():
+        for client, (epoch, uid) in (await self._store.leases()).items():
             self._epochs[client] = epoch
+            if uid is not None:
+                self._owners.leased(client, uid)
             self.leases.renew(client, now)
         for client in self._writer.book.ended:
             sessions.client_ended(client)  # the namespace refuses their late requests
@@ -57,17 +61,17 @@ class Clients:
             raise error(Status.UNAVAILABLE, "the metadata server is starting; try again")
         return self._sessions
 
-    async def renew(self, client: bytes, report: RenewClientRequest, now: float) -> RenewClientReply:
-        """Begin or renew a lease, durably known before it counts. The reply has the epoch in which it began: another one than last time
-        means that the lease was lost in between. Raises SESSION_ENDED for a client whose lease ran out (it takes a new identity),
-        BUSY over CLIENTS_MAX."""
+    async def renew(self, client: bytes, report: RenewClientRequest, now: float, uid: int) -> RenewClientReply:
+        """Begin or renew a lease, as this user's and durably known before it counts. The reply has the epoch in which it began: another one
+        than last time means that the lease was lost in between. Raises SESSION_ENDED for a client whose lease ran out (it takes a new
+        identity), BUSY over CLIENTS_MAX."""
         ended = self._writer.book.ended
         if client in ended:
             raise error(Status.SESSION_ENDED, "this client's lease ran out; connect again under a new client id")
         if client not in self._epochs:
             if len(self._epochs) + len(ended) >= CLIENTS_MAX:
                 raise error(Status.BUSY, f"over {CLIENTS_MAX} clients; try again later")
-            await self.remember(client, report.name)
+            await self.remember(client, report.name, self._owners.of(client, uid))
         self.leases.renew(client, now)
         reply = await self._namespace.renewed(client, report)
         if client not in self._epochs:
@@ -78,10 +82,11 @@ class Clients:
         reply.lease_ms = int(self.leases.seconds * 1000)
         return reply
 
-    async def remember(self, client: bytes, name: str) -> None:
+    async def remember(self, client: bytes, name: str, uid: int) -> None:
         """Durably: whoever comes after this process knows whose lease it has to end."""
         epoch = self._writer.book.state.capability_epoch
-        await self._store.put_lease(client, epoch, name)
+        await self._store.put_lease(client, epoch, name, uid)
+        self._owners.leased(client, uid)
         self._epochs[client] = epoch
 
     async def end(self, client: bytes) -> None:
@@ -90,6 +95,7 @@ class Clients:
             await self._writer.change(lambda book: _end(book, client))
             self.leases.forget(client)
             self._epochs.pop(client, None)
+            self._owners.ended(client)
         self._namespace.client_ended(client)
 
     async def adopt(self, now: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...proto.blocks import TABLE_OF_FILES
 from ...proto.capability import EPOCH_SECONDS, Grant, issue, verify
 from ...proto.errors import Status, error
+from ..owners import Owners
 from .routing import Book
 
 
@@ -14,6 +15,7 @@ class Grants:
     def __init__(self, time_scale: float) -> None:
         # A capability issued now is good for the whole next epoch at least.
         self.valid_ms = int(EPOCH_SECONDS * time_scale * 1000)
+        self.owners = Owners()  # of clients' ids
 
     @property
     def book(self) -> Book:

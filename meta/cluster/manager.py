@@ -39,6 +39,7 @@ from ...proto.gen.cluster_pb2 import (
 from ...proto.gen.common_pb2 import TARGET_STATE_SERVING, TARGET_STATE_SYNCING, Chain
 from ...proto.rpc import Identity
 from ..kv.engine import Engine
+from ..owners import Owners
 from . import administration, namespaces
 from .chain import Lease, Report, next_chain
 from .clients import CHECKS_PER_LEASE, Clients, Sessions
@@ -80,10 +81,19 @@ class Manager(Grants):
     """Made by `Manager.open`; serves after `start`. With a `term` it leads until that is over; then its changes are refused, its
     workers end, and whoever wins next begins with a new one."""
 
-    def __init__(self, writer: Writer, store: Store, clock: Clock, time_scale: float, term: Term | None = None) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        store: Store,
+        clock: Clock,
+        time_scale: float,
+        term: Term | None = None,
+        owners: Owners | None = None,
+    ) -> None:
         super().__init__(time_scale)
+        self.owners = owners or self.owners
         self.node_lease_seconds = NODE_LEASE_SECONDS * time_scale
-        self._clients = Clients(writer, store, time_scale)
+        self._clients = Clients(writer, store, self.owners, time_scale)
         self._epoch_seconds = EPOCH_SECONDS * time_scale
         self._writer = writer
         self._store = store
@@ -104,13 +114,14 @@ class Manager(Grants):
         time_scale: float = 1.0,
         entropy: Callable[[int], bytes] = os.urandom,
         term: Term | None = None,
+        owners: Owners | None = None,
     ) -> Manager:
         """Load the cluster, or make a new one (id and capability key) in an empty engine. `term`: as the primary of
-        several managers over the engine. Raises BAD_FORMAT, NOT_PRIMARY."""
+        several managers over the engine. `owners`: what this process knows of clients' ids. Raises BAD_FORMAT, NOT_PRIMARY."""
         store = Store(engine, clock, term.guard) if term is not None else Store(engine, clock)
         loaded = await store.load() or (await store.make(entropy), {})
         writer = Writer(store, Book(*loaded), clock.lock())
-        return cls(writer, store, clock, time_scale, term)
+        return cls(writer, store, clock, time_scale, term, owners)
 
     @property
     def book(self) -> Book:
@@ -142,7 +153,7 @@ class Manager(Grants):
         self._nodes = self._nobody_heard()
         await self._clients.load(sessions, self._clock.now())
         if own_client:
-            await self._clients.remember(own_client, "metadata server")
+            await self._clients.remember(own_client, "metadata server", os.geteuid())
             self.leases.forget(own_client)  # it had one, if this process was not the primary before
         self._clock.spawn(self._watch_nodes, "node leases")
         self._clock.spawn(self._watch_clients, "client leases")
@@ -426,9 +437,9 @@ class Manager(Grants):
     def leases(self) -> Leases:
         return self._clients.leases
 
-    async def renew_client(self, client: bytes, report: RenewClientRequest) -> RenewClientReply:
-        """See `Clients.renew`."""
-        return await self._clients.renew(client, report, self._clock.now())
+    async def renew_client(self, client: bytes, report: RenewClientRequest, uid: int = 0) -> RenewClientReply:
+        """See `Clients.renew`. `uid`: the user who says so."""
+        return await self._clients.renew(client, report, self._clock.now(), uid)
 
     async def end_client(self, client: bytes) -> None:
         """See `Clients.end`."""

@@ -123,16 +123,21 @@ class ClusterService:
     def _node_lease_ms(self) -> int:
         return int(self._manager.node_lease_seconds * 1000)
 
+    def _own_client(self, context: Context) -> bytes:
+        client = _client(context)
+        self._manager.owners.require(client, context.peer.identity)
+        return client
+
     async def renew_client(self, request: RenewClientRequest, context: Context) -> RenewClientReply:
         if len(request.open_inodes) > OPEN_INODES_MAX or len(request.name.encode()) > TEXT_BYTES_MAX:
             raise error(Status.TOO_LARGE, f"a renewal names at most {OPEN_INODES_MAX} open inodes")
-        reply = await self._manager.renew_client(_client(context), request)
+        reply = await self._manager.renew_client(self._own_client(context), request, context.peer.identity.uid)
         if (routing := self._manager.routing(request.routing_version)) is not None:
             reply.routing.CopyFrom(routing)
         return reply
 
     async def end_client(self, request: EndClientRequest, context: Context) -> EndClientReply:
-        await self._manager.end_client(_client(context))
+        await self._manager.end_client(self._own_client(context))
         return EndClientReply()
 
     async def status(self, request: StatusRequest, context: Context) -> StatusReply:

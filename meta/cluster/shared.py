@@ -170,7 +170,7 @@ class Shared(Grants):
 
     async def _begin(self, term: Term) -> Manager:
         assert self._namespace is not None
-        manager = await Manager.open(self._engine, self._env, time_scale=self._scale, term=term)
+        manager = await Manager.open(self._engine, self._env, time_scale=self._scale, term=term, owners=self.owners)
         before, self._manager = self.book.state.version, manager
         manager.listeners.append(self._tell)
         self._tell(before)

@@ -10,8 +10,8 @@ CLUS e client:16 → (empty)                  its lease is over; goes when no ca
 CLUS k namespace:u32 → KvNamespace          CLUS q tenant → TenantQuota   of the KV cache (namespaces.py)
     These values begin with: format u8, routing version of the last change u64, capability epoch u32 (of ended clients). An empty
     message is a tombstone.
-CLUS l client:16 → epoch u32, name          a client with a lease; goes with the change that ends the client. The
-    capability epoch in which the lease began tells the client whether it is still the same lease.
+CLUS l client:16 → epoch u32, 0 u8, uid u32, name   a client with a lease, and whose it is; goes with the change that ends the client.
+    The capability epoch in which the lease began tells the client whether it is still the same lease. (Older records: epoch, name.)
 
 CLUS v version:u64 → JSON: the keys that this change of the routing wrote (hex)   the newest LOG_MAX: so a metadata server that follows
     another one reads what changed, and not everything.
@@ -50,12 +50,20 @@ PAGE = 1000  # records read at once
 Guard = Callable[[Transaction], Awaitable[None]]
 
 _HEAD = struct.Struct(">BQI")
-_LEASE = struct.Struct(">I")
+_LEASE_EPOCH = struct.Struct(">I")
+_LEASE = struct.Struct(">IBI")
 _VERSION = struct.Struct(">Q")
 
 
 def _key(key: Key) -> bytes:
     return PREFIX + key[0].value.encode() + key[1]
+
+
+def _lease(value: bytes) -> tuple[int, int | None]:
+    if len(value) < _LEASE.size or value[_LEASE_EPOCH.size]:  # a name begins with no zero
+        return _LEASE_EPOCH.unpack_from(value)[0], None
+    epoch, _, uid = _LEASE.unpack_from(value)
+    return epoch, uid
 
 
 def _encode_row(row: Row) -> bytes:
@@ -154,9 +162,9 @@ class Store:
         in_order = dict(sorted(rows.items(), key=lambda item: item[1].version))  # as a book keeps them
         return News(state, in_order, found.keys() - rows.keys())
 
-    async def leases(self) -> dict[bytes, int]:
-        """Clients with a lease on record, with the epochs in which these began."""
-        return {client: _LEASE.unpack_from(value)[0] for client, value in await self._scan(LEASE)}
+    async def leases(self) -> dict[bytes, tuple[int, int | None]]:
+        """Clients with a lease on record, with the epochs in which these began, and the owners' user ids as far as they are known."""
+        return {client: _lease(value) for client, value in await self._scan(LEASE)}
 
     async def _scan(self, prefix: bytes, txn: Transaction | None = None) -> list[tuple[bytes, bytes]]:
         # Only the primary writes these keys: for it, pages from different snapshots fit together. Others use one transaction.
@@ -216,11 +224,11 @@ class Store:
         value = await self._engine.begin().get(SPACE, snapshot=True)
         return Space(*json.loads(value)) if value is not None else None
 
-    async def put_lease(self, client: bytes, epoch: int, name: str) -> None:
+    async def put_lease(self, client: bytes, epoch: int, name: str, uid: int) -> None:
         """Remember a client, so that a restarted manager knows whose lease it has to end."""
 
         async def work(txn: Transaction) -> None:
             await self._guard(txn)
-            txn.put(LEASE + client, _LEASE.pack(epoch) + name.encode())
+            txn.put(LEASE + client, _LEASE.pack(epoch, 0, uid) + name.encode())
 
         await retry.run(self._engine, work, self._clock, durable=True)

@@ -150,10 +150,9 @@ class Clients:
                 self._ended.pop(client, None)
         return failure
 
-    async def settle_own(self, client: bytes, keep: frozenset[int], uid: int | None = None) -> int:
+    async def settle_own(self, client: bytes, keep: frozenset[int]) -> int:
         """End the sessions that a process of this client left behind when it died, but not these; and free its tokens to append. How
-        many there were. Raises what storage raises: asking again is harmless; NOT_PERMITTED where one of them was opened by another
-        user than `uid` (None: by anybody): a client's id is no secret, who has a lock is told to whom it keeps out."""
+        many there were. Raises what storage raises: asking again is harmless."""
         failure: StatusError | None = None
         left: set[tuple[bytes, int]] = set()
         settled = 0
@@ -161,10 +160,7 @@ class Clients:
         async for page in self._namespace.pages(begin, end, PAGE):
             for key, value in page:
                 inode, number = keys.split_session_key(key)
-                opened = session.unpack(value)
-                if number not in keep and opened.client == client:
-                    if uid is not None and opened.uid != uid:
-                        raise error(Status.NOT_PERMITTED, f"user {uid} may not settle what user {opened.uid} has open")
+                if number not in keep and session.unpack(value).client == client:
                     try:
                         await settle_session(self._namespace, inode, number)
                         settled += 1

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from ...proto.capability import Grant
 from ...proto.env import Promise
 from ...proto.errors import StatusError
+from ..owners import Owners
 
 
 class Layout(NamedTuple):
@@ -80,6 +81,7 @@ class Capabilities(Protocol):
     """Grants for the storage servers (proto/capability.py) under the cluster's current key and epoch."""
 
     valid_ms: int  # how long a grant is good at least, from the moment it is issued
+    owners: Owners  # of the clients' ids
 
     def issue(self, client: bytes, inode: int, rights: int) -> bytes:
         """A capability for the chunks of one inode; `rights` are `proto.capability.Rights`."""

@@ -40,15 +40,6 @@ _CREDENTIALS = "meta.credentials"  # in a connection's attachments
 GROUPS_MAX = 1024  # supplementary groups of a caller
 
 
-def _credentials(peer: PeerInfo) -> Credentials:
-    # Worked out once per connection: building and hashing them per request would cost more than a look-up of a file.
-    found = peer.attachments.get(_CREDENTIALS)
-    if found is None:
-        identity = peer.identity
-        found = peer.attachments[_CREDENTIALS] = Credentials(identity.uid, identity.gid, tuple(identity.groups))
-    return found
-
-
 class MetaService:
     """The service object for `proto.rpc.META`; every binding serves the same one."""
 
@@ -57,16 +48,27 @@ class MetaService:
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
 
+    def _credentials(self, peer: PeerInfo) -> Credentials:
+        """Who a connection is. Raises SESSION_ENDED for one that names another user's client."""
+        # Worked out once per connection: building and hashing them per request would cost more than a look-up of a file.
+        found = peer.attachments.get(_CREDENTIALS)
+        if found is None:
+            identity = peer.identity
+            self._namespace.capabilities.owners.require(peer.client, identity)
+            found = peer.attachments[_CREDENTIALS] = Credentials(identity.uid, identity.gid, tuple(identity.groups))
+        return found
+
     def _task(self, context: Context, request: object) -> Task:
         # Whom the request acts for. Only root and the owner of a server may name somebody else: the connection proved who it is.
         peer = context.peer
+        own = self._credentials(peer)
         if not request.HasField("caller"):  # type: ignore[attr-defined]
-            return Task(_credentials(peer), peer.client, session=session_of(peer))
+            return Task(own, peer.client, session=session_of(peer))
         caller = request.caller  # type: ignore[attr-defined]
         if len(caller.groups) > GROUPS_MAX:
             raise error(Status.TOO_LARGE, f"a caller in {len(caller.groups)} groups: at most {GROUPS_MAX}")
         named = Credentials(caller.uid, caller.gid, tuple(caller.groups))
-        if not peer.identity.trusted and named != _credentials(peer):
+        if not peer.identity.trusted and named != own:
             raise error(
                 Status.NOT_PERMITTED,
                 f"user {peer.identity.uid} may not act for user {caller.uid}: leave the caller out, or connect as the server's user",
@@ -75,7 +77,7 @@ class MetaService:
 
     def _owner_task(self, context: Context) -> Task:
         # Requests that carry a session need no caller: the right was checked when it was opened.
-        return Task(_credentials(context.peer), context.peer.client, session=session_of(context.peer))
+        return Task(self._credentials(context.peer), context.peer.client, session=session_of(context.peer))
 
     async def stat(self, request: meta_pb2.StatRequest, context: Context) -> meta_pb2.StatReply:
         task, leases = self._task(context, request), self._namespace.leases
@@ -219,8 +221,9 @@ class MetaService:
         return await self._namespace.appending.append(self._owner_task(context), request, context)
 
     async def watch_tokens(self, request: meta_pb2.WatchTokensRequest, context: Context) -> meta_pb2.WatchTokensReply:
+        task = self._owner_task(context)
         context.listening = True
-        return await self._namespace.appending.watch(context.peer.client, request, context)
+        return await self._namespace.appending.watch(task.client, request, context)
 
     async def stat_fs(self, request: meta_pb2.StatFsRequest, context: Context) -> meta_pb2.StatFsReply:
         return await self._namespace.read(stat.stat_fs, self._task(context, request), request)
@@ -278,9 +281,8 @@ class MetaService:
     async def settle_sessions(
         self, request: meta_pb2.SettleSessionsRequest, context: Context
     ) -> meta_pb2.SettleSessionsReply:
-        peer = context.peer
-        uid = None if peer.identity.trusted else peer.identity.uid  # who is not trusted opens for himself only
-        settled = await self._namespace.clients.settle_own(peer.client, frozenset(request.keep), uid)
+        task = self._owner_task(context)
+        settled = await self._namespace.clients.settle_own(task.client, frozenset(request.keep))
         return meta_pb2.SettleSessionsReply(settled=settled)
 
     async def read_events(self, request: meta_pb2.ReadEventsRequest, context: Context) -> meta_pb2.ReadEventsReply:

@@ -735,20 +735,18 @@ class TestLockRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inode: _Optional[int] = ..., kind: _Optional[_Union[LockKind, str]] = ..., type: _Optional[_Union[LockType, str]] = ..., owner: _Optional[int] = ..., start: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
 
 class TestLockReply(_message.Message):
-    __slots__ = ("type", "start", "length", "pid", "client", "owner")
+    __slots__ = ("type", "start", "length", "pid", "owner")
     TYPE_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
-    CLIENT_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     type: LockType
     start: int
     length: int
     pid: int
-    client: bytes
     owner: int
-    def __init__(self, type: _Optional[_Union[LockType, str]] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., pid: _Optional[int] = ..., client: _Optional[bytes] = ..., owner: _Optional[int] = ...) -> None: ...
+    def __init__(self, type: _Optional[_Union[LockType, str]] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., pid: _Optional[int] = ..., owner: _Optional[int] = ...) -> None: ...
 
 class AppendRequest(_message.Message):
     __slots__ = ("request_id", "inode", "session", "action", "written", "length", "truncate_version", "sparse")

@@ -110,9 +110,9 @@ async def test_it_serves_the_root_and_stops_cleanly(home: Home) -> None:
     server = home.start("--listen", f"unix:{socket}", "--listen", "tcp:127.0.0.1:0", "--name", "m1")
     assert server.report["pid"] == server.process.pid and server.report["node"] == 1
     assert server.addresses[0] == f"unix:{socket}" and not server.addresses[1].endswith(":0")
-    async with connected(cluster=server.report["cluster"]) as env:
-        for address in server.addresses:
-            assert await stat(env, address, "", "nothing") == [1, 0]
+    async with connected(cluster=server.report["cluster"]) as env, connected(cluster=server.report["cluster"]) as tcp:
+        for each, address in zip((env, tcp), server.addresses, strict=True):  # over TCP without a secret one is nobody
+            assert await stat(each, address, "", "nothing") == [1, 0]
         shown = await ask(env, server.addresses[0], CLUSTER.Status, cluster_pb2.StatusRequest())
         assert shown.inodes == 1 and shown.primary.startswith("m1")
         assert [list(n.addresses) for n in shown.routing.nodes] == [server.addresses]

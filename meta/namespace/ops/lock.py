@@ -86,7 +86,6 @@ async def test_lock(attempt: Attempt, request: meta_pb2.TestLockRequest) -> meta
         start=held.start,
         length=locks.length_of(held),
         pid=held.pid,
-        client=held.client,
         owner=held.owner,
     )
 

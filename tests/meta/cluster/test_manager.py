@@ -178,8 +178,8 @@ class Peer:
 
     cancelled = False
 
-    def __init__(self, client: bytes = ALICE, trusted: bool = False) -> None:
-        self.peer = PeerInfo(client, Identity(1000, 1000, trusted=trusted), "local", "test")
+    def __init__(self, client: bytes = ALICE, trusted: bool = False, uid: int = 1000) -> None:
+        self.peer = PeerInfo(client, Identity(uid, uid, trusted=trusted), "local", "test")
 
 
 SERVER: Any = Peer(b"s" * 16, trusted=True)
@@ -327,6 +327,22 @@ async def test_a_client_lives_as_long_as_it_renews(cluster: Cluster) -> None:
     await cluster.restart()
     with pytest.raises(StatusError):
         await renew(cluster)
+
+
+async def test_a_lease_is_its_users_also_after_a_restart(cluster: Cluster) -> None:
+    await renew(cluster)
+    stranger, root = Peer(uid=2001), Peer(uid=0, trusted=True)
+    for _ in range(2):
+        for call in (renew(cluster, stranger), cluster.service.end_client(EndClientRequest(), stranger)):
+            with pytest.raises(StatusError) as refused:
+                await call
+            assert status_of(refused) is Status.SESSION_ENDED
+        await cluster.restart()
+    assert not cluster.namespace.ended
+    await renew(cluster)
+    await renew(cluster, root)  # may act for anybody
+    await cluster.service.end_client(EndClientRequest(), CLIENT)
+    assert cluster.namespace.ended == [ALICE]
 
 
 async def test_a_lease_keeps_its_epoch_and_a_new_one_has_another(cluster: Cluster) -> None:

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from emberfs.meta.namespace import locks
 from emberfs.meta.namespace.check import check
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2
@@ -54,25 +55,46 @@ async def test_it_can_be_asked_again_when_storage_is_back(world: World) -> None:
     assert await settle(world) == 1 and (await world.stat("/dead")).length == 5000
 
 
+def take(log: meta_pb2.OpenReply) -> meta_pb2.AppendRequest:
+    return meta_pb2.AppendRequest(inode=log.attributes.inode, session=log.session, action=meta_pb2.TOKEN_ACTION_TAKE)
+
+
 async def test_tokens_to_append_are_free(world: World) -> None:
     log = await world.open("/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     other = await world.open("/log", os.O_WRONLY | os.O_APPEND, client=OTHER)
 
-    def take(session: int) -> meta_pb2.AppendRequest:
-        return meta_pb2.AppendRequest(inode=log.attributes.inode, session=session, action=meta_pb2.TOKEN_ACTION_TAKE)
-
-    await world.ask("append", take(log.session))
+    await world.ask("append", take(log))
     await settle(world)
-    assert not (await world.ask("append", take(other.session), client=OTHER)).waiting
+    assert not (await world.ask("append", take(other), client=OTHER)).waiting
 
 
-async def test_nobody_settles_for_another_user(world: World) -> None:
-    """A client's id is no secret: who asks for it under another user's connection is refused."""
+async def test_a_clients_id_is_its_users(world: World) -> None:
+    """Whoever names another user's client neither ends its sessions nor gives its locks back, nor does anything else in its place."""
     opened = await world.open("/file", os.O_WRONLY | os.O_CREAT)
-    stranger = world.context(identity=Identity(2001, 2001))
-    with pytest.raises(StatusError) as refused:
-        await world.service.settle_sessions(SettleSessionsRequest(), stranger)
-    assert refused.value.status is Status.NOT_PERMITTED
+    number, service = opened.attributes.inode, world.service
+    lock = meta_pb2.LockRequest(inode=number, kind=locks.POSIX, type=locks.EXCLUSIVE, owner=1, number=1)
+    await world.ask("lock", lock)
+    closing = meta_pb2.CloseRequest(inode=number, session=opened.session, request_id=world.request_id())
+    syncing = meta_pb2.SyncFileRequest(inode=number, session=opened.session, request_id=world.request_id())
+    lock.type, lock.request_id = meta_pb2.LOCK_TYPE_UNLOCK, world.request_id()
+    lock.ClearField("caller")
+    place = meta_pb2.Place(parent=number)
+    for method, request in (
+        (service.settle_sessions, SettleSessionsRequest()),
+        (service.close, closing),
+        (service.sync_file, syncing),
+        (service.lock, lock),
+        (service.append, take(opened)),
+        (service.stat, meta_pb2.StatRequest(places=[place])),
+    ):
+        with pytest.raises(StatusError) as refused:
+            await method(request, world.context(identity=Identity(2001, 2001)))  # type: ignore[operator]
+        assert refused.value.status is Status.SESSION_ENDED
+    found = await world.ask(
+        "test_lock", meta_pb2.TestLockRequest(inode=number, kind=locks.POSIX, type=locks.SHARED, owner=2), client=OTHER
+    )
+    assert found.type == locks.EXCLUSIVE
+    assert world.client not in found.SerializeToString()  # ids are not told
     closing = meta_pb2.CloseRequest(inode=opened.attributes.inode, session=opened.session, written=True, length=5)
     await world.ask("close", closing)
     assert (await world.stat("/file")).length == 5

@@ -15,6 +15,7 @@ from emberfs.meta.namespace.inode import unpack
 from emberfs.meta.namespace.namespace import Namespace
 from emberfs.meta.namespace.seams import DeadFile, Layout, Space
 from emberfs.meta.namespace.service import MetaService
+from emberfs.meta.owners import Owners
 from emberfs.proto.capability import Grant
 from emberfs.proto.drivers.aio import AioPromise
 from emberfs.proto.errors import Status, StatusError, error
@@ -122,6 +123,9 @@ class OneTable:
 
 class PlainGrants:
     valid_ms = 60_000
+
+    def __init__(self) -> None:
+        self.owners = Owners()
 
     def issue(self, client: bytes, inode: int, rights: int) -> bytes:
         return b"%d:%d:" % (inode, rights) + client
