@@ -19,7 +19,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..client.core.leases import MISSING
-from .entries import SET_ID_BITS, encoded, missing_for
+from .entries import BLOCK_BYTES, SET_ID_BITS, encoded, missing_for
 from .protocol import INVAL_EXPIRE_ONLY, ROOT_NODE
 from .replies import notify_inval_entry, notify_inval_inode
 from .structs import ATTR
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ..client.core.attributes import Stat
+    from ..client.core.inode import Inode
     from ..client.core.touched import Name
     from .filesystem import FileSystem
 
@@ -37,7 +38,11 @@ _ENTRY_HEAD = Struct("=QQQQII")  # of ENTRY_OUT, up to the attributes
 _ATTR_HEAD = Struct("=QI4x")  # of ATTR_OUT
 _TIMES, _TIMES_AT = Struct("=qq"), 32  # mtime and ctime in ATTR: seconds,
 _FRACTIONS, _FRACTIONS_AT = Struct("=II"), 52  # and nanoseconds
+_OWNER, _OWNER_AT = Struct("=IIII"), 60  # mode, links, user, group
 _LINKS, _LINKS_AT = Struct("=I"), 64
+_SIZE, _SIZE_AT = Struct("=QQ"), 8  # size and blocks
+_ATIME, _ATIME_AT = Struct("=q"), 24  # its seconds,
+_ATIME_FRACTION, _ATIME_FRACTION_AT = Struct("=I"), 48  # and nanoseconds
 ATTRIBUTES_ONLY = -1  # the offset that spares the pages
 _SECOND_NS = 1_000_000_000
 
@@ -70,6 +75,15 @@ class Believed:
         kept = self._leases.attributes(inode) if self._leases.remaining() > 0 else None
         return kept is not None and not kept[-1] & _EXTENDED
 
+    def plain_owner(self, inode: int) -> tuple[int, int, int] | None:
+        """Mode (without the type), user and group; None where the server has to be asked, or where there is anything that a chown takes
+        away: set-id bits, file capabilities."""
+        kept = self._leases.attributes(inode) if self._leases.remaining() > 0 else None
+        if kept is None or kept[-1]:
+            return None
+        mode, _, uid, gid = _OWNER.unpack_from(kept, _OWNER_AT)
+        return mode & 0o7777, uid, gid
+
     def entry(self, directory: int, name: bytes) -> bytes | None:
         """The reply to LOOKUP; None where the server has to be asked. Raises NOT_FOUND, as `entries.missing`."""
         left = self._leases.remaining()
@@ -92,15 +106,16 @@ class Believed:
         return _ENTRY_HEAD.pack(node, 0, entry_seconds, attr_seconds, entry_ns, attr_ns) + fields
 
     def _fields(self, inode: int, kept: bytes, *, looked_up: bool) -> bytes | None:
-        """The fields of ATTR, and a note that the kernel is told them. None where they are not the whole truth: bytes were written here and
-        are not settled, or there are pages of an older version, which have to go before."""
+        """The fields of ATTR, with what was written here and is not settled, and a note that the kernel is told them. None where there are
+        pages of an older version, which have to go before."""
         fs = self._fs
         fields, change, more = _KEPT.unpack(kept)
         nodes = fs.nodes
         if nodes.has_pages(inode) and nodes.told(inode) != change:
             return None
         if (opened := fs.core.inodes.get(inode)) is not None and opened.unsettled:
-            return None
+            opened.seen_change = max(opened.seen_change, change)
+            fields = _written(fields, opened)
         if looked_up:
             nodes.looked_up(inode, change)
         else:
@@ -149,6 +164,27 @@ class Believed:
                 post(notify_inval_entry(ROOT_NODE, name, INVAL_EXPIRE_ONLY))
             elif directory in nodes:
                 post(notify_inval_entry(directory, name, INVAL_EXPIRE_ONLY))
+
+
+def _written(fields: bytes, file: Inode) -> bytes:
+    """The fields of ATTR of a file that is written here, as `Core.seen` shows them."""
+    shown = bytearray(fields)
+    size = file.length
+    _SIZE.pack_into(shown, _SIZE_AT, size, (size + BLOCK_BYTES - 1) // BLOCK_BYTES)
+    (mtime, ctime), (mtime_ns, ctime_ns) = (
+        _TIMES.unpack_from(fields, _TIMES_AT),
+        _FRACTIONS.unpack_from(fields, _FRACTIONS_AT),
+    )
+    if not file.only_times:
+        mtime, mtime_ns = divmod(file.written_ns, _SECOND_NS)
+    ctime, ctime_ns = max((ctime, ctime_ns), divmod(file.ctime_ns, _SECOND_NS))
+    _TIMES.pack_into(shown, _TIMES_AT, mtime, ctime)
+    _FRACTIONS.pack_into(shown, _FRACTIONS_AT, mtime_ns, ctime_ns)
+    if file.atime_set_ns is not None:
+        atime, atime_ns = divmod(file.atime_set_ns, _SECOND_NS)
+        _ATIME.pack_into(shown, _ATIME_AT, atime)
+        _ATIME_FRACTION.pack_into(shown, _ATIME_FRACTION_AT, atime_ns)
+    return bytes(shown)
 
 
 def advanced(kept: bytes, when_ns: int, subdirectories: int) -> bytes:

@@ -120,8 +120,10 @@ class Core(Namespace):
             inode.seen_change = max(inode.seen_change, stat.change)
             if inode.unsettled:
                 stat.size = inode.length
-                stat.mtime_ns = inode.written_ns
-                stat.ctime_ns = max(stat.ctime_ns, inode.written_ns)
+                stat.mtime_ns = stat.mtime_ns if inode.only_times else inode.written_ns
+                stat.ctime_ns = max(stat.ctime_ns, inode.ctime_ns)
+                if inode.atime_set_ns is not None:
+                    stat.atime_ns = inode.atime_set_ns
         return stat
 
     # --- opening ------------------------------------------------------------------------------------------------------------------

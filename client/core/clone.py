@@ -252,7 +252,8 @@ async def _share(
                 return None
             updates, holes = found
             if holes and not file.sparse:
-                file.sparse = file.unsettled = True
+                file.wrote(0, 0)
+                file.sparse = True
                 await file.settle()  # a hole is allowed before it is made
             if not file.unsettled:
                 file.wrote(0, 0)  # should some of it fail, the server hears that there may be chunks

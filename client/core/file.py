@@ -81,6 +81,8 @@ class Handle(Reader):
                 if file.inline_max and file.write_back is not None:
                     await file.write_back.empty()
                 file.inline_max = 0  # what is appended goes to chunks
+                if file.times_set is not None:
+                    await file.settle()  # which an append does not do
                 await self.core.tokens.have(file, self.session)
                 offset = file.length
             if offset < 0 or offset + len(view) > file_bytes_max(file.chunk_size):
@@ -310,6 +312,7 @@ class Handle(Reader):
                 truncate_version=file.truncate_version,
                 sparse=file.sparse,
                 mtime_ns=file.written_ns,
+                times=file.times_set,
                 discard=discard and self.unnamed,
                 reading=not self.closed,
                 token=file.token is not None and file.sessions == [self.session],

@@ -21,6 +21,7 @@ from ...proto.gen.meta_pb2 import (
     StatRequest,
     SyncFileReply,
     SyncFileRequest,
+    TimesSet,
 )
 from ...proto.layout import stripe_chains
 from ...proto.ranges import Piece, overlaid
@@ -48,12 +49,14 @@ class Inode:
         "_chains",
         "arrived_end",
         "atime_due",
+        "atime_set_ns",
         "capability_read",
         "capability_write",
         "change",
         "chunk_size",
         "cluster",
         "content",
+        "ctime_ns",
         "durable_length",
         "error",
         "failed",
@@ -70,6 +73,8 @@ class Inode:
         "length_max",
         "lock",
         "locks",
+        "mtime_set",
+        "only_times",
         "readers",
         "runs",
         "seen_change",
@@ -119,7 +124,13 @@ class Inode:
         self.generation = 0  # grows when written bytes arrive: what was read ahead before that is dropped
         self.unsettled = False  # something was written that the server's length and times do not know
         self.unsettled_since = 0.0  # on the environment's clock
-        self.written_ns = 0  # when the last write here was, by the wall clock: that is mtime, whenever it is settled
+        # Of what is unsettled, by the wall clock: mtime is when the last write here was, whenever it is settled, or what it was set to
+        # since.
+        self.written_ns = 0
+        self.mtime_set = False
+        self.atime_set_ns: int | None = None  # what atime was set to
+        self.ctime_ns = 0
+        self.only_times = False  # nothing was written
         self.synced = False  # nothing was written since the last fsync; before the first one nobody knows, the file was closed before
         self.error: StatusError | None = None  # of data written in the background, and nobody has been told yet
         self.failure: StatusError | None = None  # the same, the last one, for those who have the file open as well
@@ -223,8 +234,37 @@ class Inode:
         if not self.unsettled:
             self.unsettled = True
             self.unsettled_since = self.cluster.env.now()
-        self.written_ns = self.cluster.env.wall_ns()
-        self.synced = False
+        self.written_ns = self.ctime_ns = self.cluster.env.wall_ns()
+        self.mtime_set = self.only_times = self.synced = False
+
+    def set_times(self, *, atime_ns: int | None = None, mtime_ns: int | None = None) -> bool:
+        """Set times (and ctime in any case) together with what was written here, when that is settled. Under the lock. Whether that may
+        be: somebody here has the file open for writing, and does not append."""
+        if not self.sessions or self.token is not None or self.failed:
+            return False
+        if not self.unsettled:
+            if mtime_ns is not None or atime_ns is not None:
+                return False  # after the death of a mount nobody would know
+            self.unsettled = self.only_times = True
+            self.unsettled_since = self.cluster.env.now()
+        self.ctime_ns = self.cluster.env.wall_ns()
+        if atime_ns is not None:
+            self.atime_set_ns = atime_ns
+        if mtime_ns is not None:
+            self.written_ns, self.mtime_set = mtime_ns, True
+        return True
+
+    @property
+    def times_set(self) -> TimesSet | None:
+        """What the settlement says of times, besides that of the last write."""
+        if self.atime_set_ns is None and not self.mtime_set and not self.only_times:
+            return None
+        return TimesSet(
+            atime_ns=self.atime_set_ns,
+            mtime_ns=self.written_ns if self.mtime_set else None,
+            ctime_ns=self.ctime_ns,
+            alone=self.only_times,
+        )
 
     def came_after(self, truncate_version: int, end: int) -> None:
         """Note that a write was refused as older than a truncate, and is sent again as one that comes after it."""
@@ -288,6 +328,7 @@ class Inode:
             durable=durable,
             inlined=small,
             mtime_ns=self.written_ns,
+            times=self.times_set,
         )
         self.inlining = self.inlining or small is not None
         try:
@@ -334,7 +375,8 @@ class Inode:
     def settled(self, attributes: Attributes, *, ours: bool = True) -> None:
         """The server has taken over what was written, which was a change of `ours` if there was anything. Only its own words count from
         here on; newer ones may have come before these."""
-        self.unsettled = self.failed = False
+        self.unsettled = self.failed = self.mtime_set = self.only_times = False
+        self.atime_set_ns = None
         self.written_end = self.arrived_end = 0
         self.length = self.settled_length
         if ours:

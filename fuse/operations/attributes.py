@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from ...client.core.acting import Acting
+    from ...client.core.inode import Inode
     from ...client.core.namespace import Changes
     from ...proto.gen.meta_pb2 import Place
     from ..filesystem import FileSystem
@@ -34,7 +35,10 @@ STATFS_BLOCK_BYTES = 4096  # in which statfs(2) counts
 NAME_BYTES_MAX = 255
 STATX_BASIC_AND_BIRTH = 0xFFF  # STATX_BASIC_STATS | STATX_BTIME
 
+_NOT_CHANGES = SetAttr.FH | SetAttr.LOCK_OWNER | SetAttr.CTIME | SetAttr.KILL_SUIDGID  # where there is nothing of that
 _TIMES = SetAttr.ATIME | SetAttr.MTIME | SetAttr.ATIME_NOW | SetAttr.MTIME_NOW
+
+_SETTLED = _TIMES | SetAttr.MODE | SetAttr.UID | SetAttr.GID
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------------------
@@ -113,6 +117,10 @@ async def statfs(fs: FileSystem, request: Request) -> bytes:
 async def setattr_(fs: FileSystem, request: Request) -> bytes:
     """chmod, chown, utimensat, truncate and ftruncate: the length in one request, all the rest in another."""
     asked = Setattr.parse(request.body)
+    if (inode := fs.core.inodes.get(fs.inode(request.node))) is not None and inode.sessions:
+        async with inode.lock:
+            if (reply := _with_settlement(fs, inode, asked)) is not None:
+                return reply
     place = fs.place(request.node)
     view = fs.callers.view(request)
     stat: Stat | None = None
@@ -126,6 +134,25 @@ async def setattr_(fs: FileSystem, request: Request) -> bytes:
             await _write_out(fs, fs.inode(request.node))
         stat = await _set(fs, view, place, changes)
     return attr(fs, stat)
+
+
+def _with_settlement(fs: FileSystem, inode: Inode, asked: Setattr) -> bytes | None:
+    """Set times of a file that is being written here together with what was written, when that is settled; so does what else changes
+    nothing but ctime, as chmod and chown of a file that has that mode and owner already (tar does all three with each file). None:
+    now."""
+    if fs.believed is None or fs.shown_uid is not None or fs.shown_gid is not None:
+        return None
+    now = fs.believed.plain_owner(inode.id)
+    valid = asked.valid
+    if now is None or not valid & _SETTLED or valid & ~(_SETTLED | _NOT_CHANGES):
+        return None
+    asks = ((SetAttr.MODE, asked.mode & 0o7777), (SetAttr.UID, asked.uid), (SetAttr.GID, asked.gid))
+    if any(valid & bit and wanted != has for (bit, wanted), has in zip(asks, now, strict=True)):
+        return None
+    changes, now_ns = _changes(asked), fs.core.env.wall_ns()
+    atime_ns = now_ns if "atime_now" in changes else changes.get("atime_ns")
+    mtime_ns = now_ns if "mtime_now" in changes else changes.get("mtime_ns")
+    return fs.believed.attr(inode.id) if inode.set_times(atime_ns=atime_ns, mtime_ns=mtime_ns) else None
 
 
 def _changes(asked: Setattr) -> Changes:

@@ -169,7 +169,7 @@ class OpenReply(_message.Message):
     def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., created: bool = ..., session: _Optional[int] = ..., capability: _Optional[bytes] = ..., capability_ms: _Optional[int] = ..., length_max: _Optional[int] = ..., inline_max: _Optional[int] = ..., atime_due: bool = ..., leased: bool = ...) -> None: ...
 
 class CloseRequest(_message.Message):
-    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "mtime_ns", "discard", "token", "inlined", "reading", "ended")
+    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "mtime_ns", "discard", "token", "inlined", "reading", "ended", "times")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
@@ -183,6 +183,7 @@ class CloseRequest(_message.Message):
     INLINED_FIELD_NUMBER: _ClassVar[int]
     READING_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     inode: int
     session: int
@@ -196,7 +197,8 @@ class CloseRequest(_message.Message):
     inlined: InlineWrites
     reading: bool
     ended: EndedSessions
-    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., mtime_ns: _Optional[int] = ..., discard: bool = ..., token: bool = ..., inlined: _Optional[_Union[InlineWrites, _Mapping]] = ..., reading: bool = ..., ended: _Optional[_Union[EndedSessions, _Mapping]] = ...) -> None: ...
+    times: TimesSet
+    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., mtime_ns: _Optional[int] = ..., discard: bool = ..., token: bool = ..., inlined: _Optional[_Union[InlineWrites, _Mapping]] = ..., reading: bool = ..., ended: _Optional[_Union[EndedSessions, _Mapping]] = ..., times: _Optional[_Union[TimesSet, _Mapping]] = ...) -> None: ...
 
 class CloseReply(_message.Message):
     __slots__ = ("attributes", "length_max", "kept")
@@ -209,7 +211,7 @@ class CloseReply(_message.Message):
     def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ..., length_max: _Optional[int] = ..., kept: bool = ...) -> None: ...
 
 class SyncFileRequest(_message.Message):
-    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "durable", "inlined", "mtime_ns")
+    __slots__ = ("request_id", "inode", "session", "written", "length", "truncate_version", "sparse", "durable", "inlined", "mtime_ns", "times")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
@@ -220,6 +222,7 @@ class SyncFileRequest(_message.Message):
     DURABLE_FIELD_NUMBER: _ClassVar[int]
     INLINED_FIELD_NUMBER: _ClassVar[int]
     MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
     request_id: int
     inode: int
     session: int
@@ -230,7 +233,20 @@ class SyncFileRequest(_message.Message):
     durable: bool
     inlined: InlineWrites
     mtime_ns: int
-    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., durable: bool = ..., inlined: _Optional[_Union[InlineWrites, _Mapping]] = ..., mtime_ns: _Optional[int] = ...) -> None: ...
+    times: TimesSet
+    def __init__(self, request_id: _Optional[int] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., written: bool = ..., length: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., durable: bool = ..., inlined: _Optional[_Union[InlineWrites, _Mapping]] = ..., mtime_ns: _Optional[int] = ..., times: _Optional[_Union[TimesSet, _Mapping]] = ...) -> None: ...
+
+class TimesSet(_message.Message):
+    __slots__ = ("atime_ns", "mtime_ns", "ctime_ns", "alone")
+    ATIME_NS_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    CTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    ALONE_FIELD_NUMBER: _ClassVar[int]
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    alone: bool
+    def __init__(self, atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., alone: bool = ...) -> None: ...
 
 class SyncFileReply(_message.Message):
     __slots__ = ("attributes", "length_max")

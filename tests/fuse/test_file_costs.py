@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from emberfs_mount import MountThread
 
+from emberfs import connect
 from emberfs.fuse.protocol import Opcode
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from emberfs.deploy.local import LocalCluster
 
 MIB = 1 << 20
+SECONDS_MAX = 10.0
 
 
 class Counted:
@@ -120,3 +123,85 @@ def test_handles_of_a_daemon_before_this_one_go_on(counted: Counted) -> None:
     os.close(writer)
     os.close(reader)
     assert path.read_bytes()[:21] == b"contentCONTENTcontent"
+
+
+PAST_NS = 1_000_000_000 * 10**9 + 7  # in 2001
+
+
+def test_times_owner_and_mode_as_tar_sets_them_go_with_the_close(cluster: LocalCluster, counted: Counted) -> None:
+    """The last two change nothing but ctime. Everybody sees the same before the close and afterwards."""
+    path = counted.place / "file"
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
+    until_leased(counted.mount, fd)
+    os.write(fd, bytes(4096))
+    before = os.fstat(fd)
+    counted.changes()
+    os.utime(fd, ns=(PAST_NS, PAST_NS + 1))
+    os.fchown(fd, before.st_uid, before.st_gid)
+    os.fchmod(fd, before.st_mode & 0o7777)
+    assert counted.changes() == 0
+    told = os.fstat(fd)
+    assert (told.st_size, told.st_atime_ns, told.st_mtime_ns) == (4096, PAST_NS, PAST_NS + 1)
+    assert told.st_ctime_ns > before.st_ctime_ns
+    os.close(fd)
+    assert counted.changes() == 1
+    with connect(cluster.url) as client:
+        there = client.stat("/" + str(path.relative_to(counted.mount.path)))
+    kept = os.stat(path)
+    times = (there.size, there.atime_ns, there.mtime_ns, there.ctime_ns)
+    assert times == (4096, PAST_NS, PAST_NS + 1, kept.st_ctime_ns)
+    assert kept.st_ctime_ns >= told.st_ctime_ns
+
+
+def test_a_write_after_times_were_set_moves_them(counted: Counted) -> None:
+    path = counted.place / "file"
+    with path.open("wb", buffering=0) as file:
+        until_leased(counted.mount, file.fileno())
+        file.write(b"one")
+        os.utime(file.fileno(), ns=(PAST_NS, PAST_NS))
+        file.write(b"two")
+        written = os.fstat(file.fileno())
+        assert written.st_mtime_ns > PAST_NS
+        assert written.st_atime_ns == PAST_NS
+    kept = os.stat(path)
+    assert (kept.st_mtime_ns, kept.st_atime_ns) == (written.st_mtime_ns, PAST_NS)
+
+
+def test_a_chown_that_changes_nothing_moves_only_ctime(counted: Counted) -> None:
+    path = counted.place / "file"
+    path.write_bytes(b"here")
+    before = os.stat(path)
+    with path.open("r+b", buffering=0) as file:
+        until_leased(counted.mount, file.fileno())
+        counted.changes()
+        os.fchown(file.fileno(), before.st_uid, before.st_gid)
+        assert counted.changes() == 0
+        assert os.fstat(file.fileno()).st_ctime_ns > before.st_ctime_ns
+    after = os.stat(path)
+    assert after.st_mtime_ns == before.st_mtime_ns
+    assert after.st_ctime_ns > before.st_ctime_ns
+    assert counted.changes() == 1
+    assert path.read_bytes() == b"here"
+
+
+def test_a_mode_that_is_another_one_is_there_at_once(cluster: LocalCluster, counted: Counted) -> None:
+    path = counted.place / "file"
+    with path.open("wb", buffering=0) as file, connect(cluster.url) as client:
+        file.write(b"secret")
+        os.fchmod(file.fileno(), 0o600)
+        assert client.stat("/" + str(path.relative_to(counted.mount.path))).mode == 0o600
+
+
+def until_leased(mount: MountThread, descriptor: int) -> None:
+    """Ask for attributes until they come from a lease."""
+    number = os.fstat(descriptor).st_ino
+
+    async def owner() -> object:
+        assert mount.session.fs.believed is not None
+        return mount.session.fs.believed.plain_owner(number)
+
+    deadline = time.monotonic() + SECONDS_MAX
+    while mount.call(owner()) is None:
+        assert time.monotonic() < deadline, "no lease was granted"
+        os.fchmod(descriptor, 0o644)  # so that the kernel asks
+        os.fstat(descriptor)

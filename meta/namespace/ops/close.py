@@ -8,7 +8,7 @@ from ... import keys
 from .. import append, inline, quota, session
 from .. import inode as inodes
 from ..attempt import Attempt
-from ..happenings import WRITTEN
+from ..happenings import CHANGED, WRITTEN
 from ..inode import Inode
 from ..session import Session
 from ..trim import FinishTrim, Measure, check_length
@@ -76,12 +76,14 @@ async def settle_any(
     opened: Session,
     mtime_ns: int,
 ) -> None:
-    """`settle`, or take over the bytes of an inlined file. Raises NOT_INLINE too."""
-    if not request.HasField("inlined"):
+    """`settle`, or take over the bytes of an inlined file; and the times that were set afterwards. Raises NOT_INLINE too."""
+    if request.HasField("inlined"):
+        await inline.write(attempt, inode, request.inlined)
+        _written(attempt, inode, opened, mtime_ns)
+    elif not request.times.alone:
         settle(attempt, inode, request, opened, mtime_ns)
-        return
-    await inline.write(attempt, inode, request.inlined)
-    _written(attempt, inode, opened, mtime_ns)
+    if request.HasField("times"):
+        _set_times(attempt, inode, request.times)
 
 
 def settle(
@@ -130,6 +132,23 @@ def _written(attempt: Attempt, inode: Inode, opened: Session, mtime_ns: int) -> 
     written_ns = min(mtime_ns or attempt.now_ns, attempt.now_ns)
     inode.mtime_ns = written_ns
     inode.touched(max(inode.ctime_ns, written_ns))
+    attempt.put(inode)
+
+
+def _set_times(attempt: Attempt, inode: Inode, times: meta_pb2.TimesSet) -> None:
+    def kept(time_ns: int) -> int:
+        """What was not in the future for its writer is not for others."""
+        return min(time_ns, attempt.now_ns) if time_ns <= times.ctime_ns else time_ns
+
+    ctime_ns = max(inode.ctime_ns, kept(times.ctime_ns))
+    if times.alone:
+        attempt.tell(CHANGED, inode.id)
+        inode.touched(ctime_ns)
+    if times.HasField("atime_ns"):
+        inode.atime_ns = kept(times.atime_ns)
+    if times.HasField("mtime_ns"):
+        inode.mtime_ns = kept(times.mtime_ns)
+    inode.ctime_ns = ctime_ns
     attempt.put(inode)
 
 
