@@ -38,6 +38,7 @@ CORES = [
     "fuse/replies.py",
     "fuse/requests.py",
     "fuse/structs.py",
+    "kvcache/core/",
     "storage/blocks/ghosts.py",
     "storage/blocks/policy.py",
     "storage/blocks/watermarks.py",

@@ -1,0 +1,38 @@
+"""The quick start of kvcache/README.md works as it stands there, and what is imported costs what it says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+README = Path(__file__).resolve().parents[2] / "kvcache" / "README.md"
+
+
+def test_the_quick_start(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBERFS_URL", cluster.url)
+    [code] = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["hit"].n == 8
+
+
+def test_files_that_the_readme_names_are_there() -> None:
+    for name in re.findall(r"`([a-z_/]+\.py)`", README.read_text()):
+        assert (README.parent / name).exists(), name
+
+
+def test_importing_it_loads_nothing() -> None:
+    code = "import sys, emberfs.kvcache; sys.exit(any(m.startswith('emberfs.') and m != 'emberfs.kvcache' for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_blocking_face_loads_no_event_loop() -> None:
+    heavy = {"asyncio", "uvloop", "grpc", "numpy", "torch", "fsspec"}
+    code = f"import sys; from emberfs.kvcache import KVCache; sys.exit(str(set(sys.modules) & {heavy}) if set(sys.modules) & {heavy} else 0)"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
