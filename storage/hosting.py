@@ -81,15 +81,19 @@ class Hosting:
         and the other members of its chain go on without it. What the operator has to put right (a foreign or newer format, a directory
         in use) is raised."""
         self._cluster = cluster
-        failure: StatusError | None = None
-        for path, table in self._places().items():
-            try:
-                self.targets.append(await self._open(path, self._capacity(table), table))
-            except StatusError as failed:
-                await self._leave_out(path, failed)
-                failure = failed
-        if failure is not None and not self.targets:
-            raise failure
+        places = self._places()
+        opening = (self._open(path, self._capacity(table), table) for path, table in places.items())
+        found = await asyncio.gather(*opening, return_exceptions=True)  # at once: each waits for its own disk
+        self.targets.extend(target for target in found if isinstance(target, Target))
+        failures = [
+            (path, failed) for path, failed in zip(places, found, strict=True) if not isinstance(failed, Target)
+        ]
+        for path, failed in failures:
+            if not isinstance(failed, StatusError):
+                raise failed
+            await self._leave_out(path, failed)
+        if failures and not self.targets:
+            raise failures[-1][1]
 
     async def _leave_out(self, path: str, failed: StatusError) -> None:
         """Raises `failed` where it is no damage."""
