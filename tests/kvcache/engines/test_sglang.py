@@ -264,12 +264,45 @@ def test_the_engine_lives_with_failures(attached: Attach, monkeypatch: pytest.Mo
             if hits:
                 came = sglang.fetch(found, pages)
                 assert came <= hits
-                got = pool.bytes.clone()
-                pool.bytes.copy_(want)
-                wanted = [pool.page(page) for page in pages[:came]]
-                pool.bytes.copy_(got)
-                assert all(torch.equal(pool.page(page), one) for page, one in zip(pages[:came], wanted, strict=True))
+                assert all(torch.equal(pool.page(page), page_of(want, pool, page)) for page in pages[:came])
             pool.bytes.copy_(want)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared pool", "private pool"])
+def test_the_engine_outlives_its_storage_server(fresh_cluster: LocalCluster, shared: bool) -> None:
+    """Killed while pages are being stored and read: a backup that stops, a shorter prefix. Started again, it has what it acknowledged, and
+    the engine goes on."""
+    pool = HostPool(512, mla=False, shared=shared)
+    backend = attach("dynamic", pool, extra={**DYNAMIC, "url": fresh_cluster.url, "deadline_ms": 3000})
+    pages = scattered(pool, 400)
+    first, second = [1] * 400 * PAGE_TOKENS, [2] * 400 * PAGE_TOKENS
+    with engine(backend, pool) as sglang:
+        want = pool.bytes.clone()
+        sglang.back_up(pages, first)
+        assert sglang.backed_up() == 400
+        sglang.back_up(pages, second)
+        fresh_cluster.kill("storage-1")
+        stored = sglang.backed_up()
+        assert stored in (0, 128, 256, 384, 400)
+        assert sglang.query("none", first).storage_hit_count == 0  # nobody is there to ask: a miss
+        fresh_cluster.restart("storage-1")
+        found = sglang.query("stored", second)
+        assert found.storage_hit_count >= stored * PAGE_TOKENS
+        pool.bytes.zero_()
+        found = sglang.query("again", first)
+        assert found.storage_hit_count == 400 * PAGE_TOKENS
+        assert sglang.fetch(found, pages) == 400
+        assert all(torch.equal(pool.page(page), page_of(want, pool, page)) for page in pages)
+        sglang.back_up(pages, second)
+        assert sglang.backed_up() == 400
+    backend.close()
+
+
+def page_of(bytes_of_pool: torch.Tensor, pool: HostPool, page: int) -> torch.Tensor:
+    """A page as it is in a copy of the pool's bytes."""
+    copy = bytes_of_pool.view(pool.dtype).view(pool.kv_buffer.shape)
+    slots = slice(page * pool.page_size, (page + 1) * pool.page_size)
+    return (copy[slots] if pool.mla else copy[:, slots]).flatten().view(torch.uint8)
 
 
 def test_clear_and_close(attached: Attach) -> None:
