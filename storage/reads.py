@@ -16,7 +16,7 @@ from .engine.records import ChunkInfo
 from .target import Target
 
 LENT_BYTES_MIN = 64 << 10  # what is shorter is copied faster than the page cache is asked about it
-INLINE_READ_BYTES_MAX = 4 << 20  # of one batch on the loop: about a millisecond, in which nobody else is served
+INLINE_READ_BYTES_MAX = 8 << 20  # of one batch on the loop: a millisecond, in which nobody else is served
 
 _OK = Status.OK
 _NOTHING = ReadPlan(Status.INTERNAL)

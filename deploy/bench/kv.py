@@ -221,7 +221,8 @@ def _matches(kv: Any, sizes: Sizes) -> list[dict[str, Any]]:
 
 
 def _small(kv: Any, sizes: Sizes, server: int) -> list[dict[str, Any]]:
-    """Blocks of 4 KiB from one process: a second, and what one costs client and server."""
+    """Blocks of 4 KiB from one process: how many a second, and what one costs client and server. Got in the batches in which they were
+    put, as engines do, and in batches of keys that lie far apart."""
     blocks = Blocks(kv, 4096, BATCH, "small")
     mine, count = os.getpid(), sizes.small_batches * BATCH
     costs: dict[str, list[float]] = {}
@@ -237,20 +238,20 @@ def _small(kv: Any, sizes: Sizes, server: int) -> list[dict[str, Any]]:
         costs.setdefault(f"{name}_client_us", []).append(1e6 * client / count)
         costs.setdefault(f"{name}_server_us", []).append(1e6 * (total - client) / count)
 
+    def get(name: str, batches: list[bytes]) -> float:
+        return rate(count, lambda: costed(name, lambda: blocks.get_all(batches)))
+
+    def put() -> float:
+        keys = blocks.keys(sizes.small_batches)
+        done = rate(count, lambda: costed("put", lambda: blocks.put_all(keys)))
+        blocks.delete(keys)
+        return done
+
     try:
         stored = blocks.keys(sizes.small_batches)
         blocks.put_all(stored)
-        asked = shuffled(stored, 1)
-
-        def put() -> float:
-            keys = blocks.keys(sizes.small_batches)
-            done = rate(count, lambda: costed("put", lambda: blocks.put_all(keys)))
-            blocks.delete(keys)
-            return done
-
-        gets, puts = in_turns(
-            [lambda: rate(count, lambda: costed("get", lambda: blocks.get_all(asked))), put], sizes.rounds
-        )
+        ways = [partial(get, "get", stored), partial(get, "far", shuffled(stored, 1)), put]
+        gets, far, puts = in_turns(ways, sizes.rounds)
     finally:
         blocks.close()
     middle = {name: round(statistics.median(values), 2) for name, values in costs.items()}
@@ -260,6 +261,7 @@ def _small(kv: Any, sizes: Sizes, server: int) -> list[dict[str, Any]]:
 
     return [
         row(f"get_into, 4 KiB × {BATCH}, one process", gets, "/s", aim=AIM_GETS, **of("get_")),
+        row("the same, of keys that were put far apart", far, "/s", **of("far_")),
         row(f"put_from, 4 KiB × {BATCH}, one process", puts, "/s", aim=AIM_PUTS, **of("put_")),
     ]
 
@@ -287,7 +289,7 @@ def _beside(
     blocks: Blocks, other: kv_peers.Peer, batches: int, rounds: int, aims: tuple[float, float]
 ) -> list[dict[str, Any]]:
     count = batches * blocks.batch
-    views = [blocks.buffer.view[at : at + blocks.size] for at in blocks.offsets]
+    rows = blocks.views()
 
     def split(keys: bytes) -> list[bytes]:
         return [keys[at : at + KEY_BYTES] for at in range(0, len(keys), KEY_BYTES)]
@@ -296,11 +298,11 @@ def _beside(
     blocks.put_all(stored)
     names = [split(keys) for keys in stored]
     for keys in names:
-        other.put(keys, views)
+        other.put(keys, rows[blocks.next_row()])
 
     def get_theirs() -> None:
         for keys in names:
-            other.get(keys, views)
+            other.get(keys, rows[blocks.next_row()])
 
     def put_ours() -> float:
         fresh = blocks.keys(batches)
@@ -310,7 +312,7 @@ def _beside(
 
     def put_theirs() -> float:
         fresh = [split(keys) for keys in blocks.keys(batches)]
-        return rate(count, lambda: [other.put(keys, views) for keys in fresh])
+        return rate(count, lambda: [other.put(keys, rows[blocks.next_row()]) for keys in fresh])
 
     ways = [partial(rate, count, lambda: blocks.get_all(stored)), partial(rate, count, get_theirs)]
     gets, their_gets = in_turns(ways, rounds)

@@ -19,13 +19,15 @@ from ...proto.blocks import KEY_BYTES
 from ...proto.errors import Status, error, status_of
 from .measure import peer
 
+POOL_BYTES = 128 << 20  # of the memory that batches pass through, if one batch is not more
 AGAIN_SECONDS = 0.01  # between tries of a put that is told to come back
 AGAIN_SECONDS_MAX = 60.0
 _SPAN = struct.Struct("<QQQ")  # place in the region, offset in the file, length
 
 
 class Blocks:
-    """Blocks of one size, in a namespace of their own; batches of them pass through one registered buffer."""
+    """Blocks of one size, in a namespace of their own. Batches of them pass through one registered buffer, which is larger than the caches
+    of processors, as engines' pools are: a place that was used just now is still in the caches of whoever used it."""
 
     def __init__(self, kv: Any, size: int, batch: int, name: str = "") -> None:
         from ...kvcache import NamespaceSpec
@@ -35,8 +37,9 @@ class Blocks:
         self.batch = batch
         spec = NamespaceSpec("bench", "bench", "1", "u1", 64, name or f"{size}x{batch}", object_bytes=size)
         self.namespace = kv.namespace(spec)
-        self.buffer = kv.allocate(size * batch)
-        self.offsets = list(range(0, size * batch, size))
+        self.rows = max(1, POOL_BYTES // (size * batch))
+        self.buffer = kv.allocate(size * batch * self.rows)
+        self._row = 0
         self.again = 0  # puts that were told to come back
         fill(self.buffer.view)
 
@@ -50,10 +53,9 @@ class Blocks:
 
     def put(self, keys: bytes, depth: int = 0) -> None:
         """One batch, until all of it is there. Raises the status of a block that failed."""
-        count = len(keys) // KEY_BYTES
+        memory = self._memory(len(keys) // KEY_BYTES)
         deadline = time.monotonic() + AGAIN_SECONDS_MAX
         while True:
-            memory = (self.buffer, self.offsets[:count], self.size)
             codes = self.kv.put_from(self.namespace, keys, memory, depth=depth)
             failed = {code for code in codes if code < 0}
             if not failed:
@@ -65,9 +67,26 @@ class Blocks:
 
     def get(self, keys: bytes) -> int:
         """How many blocks of a batch arrived, each verified."""
-        count = len(keys) // KEY_BYTES
-        codes = self.kv.get_into(self.namespace, keys, (self.buffer, self.offsets[:count], self.size))
+        codes = self.kv.get_into(self.namespace, keys, self._memory(len(keys) // KEY_BYTES))
         return sum(1 for code in codes if code == self.size)
+
+    def _memory(self, count: int) -> tuple[Any, list[int], int]:
+        begin = self.next_row() * self.batch * self.size
+        return self.buffer, list(range(begin, begin + count * self.size, self.size)), self.size
+
+    def next_row(self) -> int:
+        """Where in the buffer the next batch goes."""
+        row = self._row
+        self._row = (row + 1) % self.rows
+        return row
+
+    def views(self) -> list[list[memoryview]]:
+        """The places of the blocks of each row."""
+        view, size, bytes_row = self.buffer.view, self.size, self.size * self.batch
+        return [
+            [view[at : at + size] for at in range(begin, begin + bytes_row, size)]
+            for begin in range(0, self.rows * bytes_row, bytes_row)
+        ]
 
     def get_all(self, batches: list[bytes]) -> None:
         """Raises LOST_DATA where one does not arrive."""
@@ -93,8 +112,12 @@ class Files:
         self.size = blocks.size
         self.batch = blocks.batch
         self.batches = batches
-        self.views = [blocks.buffer.view[at : at + self.size] for at in blocks.offsets]
+        self._views = blocks.views()
+        self._next_row = blocks.next_row
         self._written = 0
+
+    def _row(self) -> list[memoryview]:
+        return self._views[self._next_row()]
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -103,21 +126,21 @@ class Files:
         """The file that `read` reads, in the page cache afterwards."""
         with open(self.folder / "blocks", "wb", buffering=0) as file:
             for _ in range(self.batches):
-                for view in self.views:
+                for view in self._row():
                     file.write(view)
 
     def read(self) -> None:
         with open(self.folder / "blocks", "rb", buffering=0) as file:
             offset = 0
             for _ in range(self.batches):
-                for view in self.views:
+                for view in self._row():
                     os.preadv(file.fileno(), [view], offset)
                     offset += self.size
 
     def write(self) -> None:
         """New files, no fsync."""
         for _ in range(self.batches):
-            for view in self.views:
+            for view in self._row():
                 self._written += 1
                 self._write(self.folder / f"block-{self._written}", view)
 
@@ -135,10 +158,13 @@ class Files:
 
     def read_files(self) -> None:
         """Each file that was written."""
+        row = self._row()
         for number, path in enumerate(self.paths()):
+            if number % self.batch == 0:
+                row = self._row()
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                os.preadv(descriptor, [self.views[number % self.batch]], 0)
+                os.preadv(descriptor, [row[number % self.batch]], 0)
             finally:
                 os.close(descriptor)
 
