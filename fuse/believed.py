@@ -13,7 +13,6 @@ without being root sees names that the server would not tell him, as the adminis
 
 from __future__ import annotations
 
-from math import inf
 from struct import Struct
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -144,7 +143,8 @@ class Believed:
         where it has to be made in another way."""
         kept = self._leases.learn_inode(began, stat)
         self._leases.learn_name(began, directory, name, stat.inode)
-        return None if kept is None else self._entry(stat.inode, kept, inf)
+        left = self._leases.remaining()
+        return None if kept is None or left <= 0 else self._entry(stat.inode, kept, left)
 
     # --- what others change ---------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 One read gives one request, one write one reply. The descriptor does not block: the session reads until nothing is there. Requests
 are read into buffers of one size; a WRITE keeps its buffer until it was answered (`lend`, `take_back`), so that its payload is never
-copied on the way. There are `BUFFERS_MAX` of them: while all are lent, nothing is read, and the kernel holds what comes.
+copied on the way. A few are kept for the next ones. There are `BUFFERS_MAX` of them, which is memory only as far as they are filled: where
+storage does not answer, writers wait in so many before nothing else is read any more, and the kernel holds what comes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Sequence
 
 from .protocol import OUT_HEADER, OUT_HEADER_BYTES
 
-BUFFERS_MAX = 16  # of about 1 MiB
+BUFFERS_MAX = 256  # of about 1 MiB
+BUFFERS_KEPT = 16  # for reuse
 ERRNO_END = 512  # from here on the kernel refuses a reply, and its request would never end
 IOV_MAX = 1024  # pieces of one writev
 
@@ -77,7 +79,10 @@ class Device:
 
     def take_back(self, buffer: memoryview) -> None:
         """What was lent. Its request was answered."""
-        self._free.append(buffer)
+        if len(self._free) < BUFFERS_KEPT:
+            self._free.append(buffer)
+        else:
+            self._made -= 1
 
     # --- replies ------------------------------------------------------------------------------------------------------------------
 

@@ -143,7 +143,8 @@ class Session:
     # --- the whole ----------------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve until the kernel has unmounted or `stop` was called, and end what is in flight."""
+        """Serve until the kernel has unmounted or `stop` was called, and end what is in flight. Raises OSError where the device cannot be
+        read for another reason."""
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
         self._resume()
@@ -157,6 +158,11 @@ class Session:
         """Read no more requests; `run` returns when those in flight are answered."""
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
+
+    def _fail(self, failure: OSError) -> None:
+        """End as `stop` does; `run` raises. The mount is still there: another process may serve it."""
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_exception(failure)
 
     async def _drain(self) -> None:
         """Wait for what is in flight, then cancel it: whoever waits for it gets an answer in any case.
@@ -216,7 +222,7 @@ class Session:
                 continue
             except OSError as failure:
                 logger.critical("the device cannot be read: %s", failure)
-                self.stop()
+                self._fail(failure)
                 return
             self._serve(header, received)
             if not self._reading:

@@ -5,7 +5,8 @@
 The server's cookie is the last name of a page, so names that are removed or made while a directory is read neither repeat nor hide
 others. The kernel gives back a number, since no name fits into 63 bits. A name keeps its number until the listing begins anew (offset 0:
 rewinddir): who goes back to a page that has gone by (seekdir) gets it as it was, without the names that were removed since, which are
-told by a hash (8 bytes a name) and leave holes.
+told by a hash (8 bytes a name) and leave holes. Of the first names of a very long listing the hashes are forgotten (`MARKS_MAX`): who goes
+back there gets what the page has now.
 
 Reading is open to whoever has the directory open, as everywhere: the kernel has checked that when it was opened.
 """
@@ -39,6 +40,7 @@ FIRST_ENTRIES = 256  # of the first page: small directories are read whole, and 
 PAGE_ENTRIES = 4096  # names only
 PAGE_ENTRIES_PLUS = 1024  # with attributes
 AGAIN_ENTRIES_MORE = 64  # of a page that is read again: names may have come in between
+MARKS_MAX = 1 << 20  # hashes of names, of one open directory; at the limit the older half is forgotten
 
 _DIRECTORY_KIND = modes.S_IFDIR >> 12
 _KINDS = {number: TYPES[name] >> 12 for number, name in TYPE_NAMES.items()}  # d_type by the server's file type
@@ -72,7 +74,7 @@ class Page(NamedTuple):
 class DirectoryHandle:
     """One open directory: where its listing stands."""
 
-    __slots__ = ("asked", "ended", "inode", "last", "marks", "page", "parent", "starts")
+    __slots__ = ("asked", "ended", "forgotten", "inode", "last", "marks", "page", "parent", "starts")
 
     def __init__(self, inode: int) -> None:
         self.inode = inode
@@ -82,12 +84,18 @@ class DirectoryHandle:
         self._begin()
 
     def _begin(self) -> None:
-        self.marks = array("q")  # a hash of each name that was listed, by its number
+        self.marks = array("q")  # a hash of each name that was listed, by its number,
+        self.forgotten = 0  # but for so many of the first ones
         self.starts: list[
             tuple[int, bytes]
         ] = []  # of the pages that were read: the number of the first name, and the cookie
         self.last = b""  # the cookie behind all that was listed
         self.ended = False  # nothing follows it
+
+    @property
+    def listed(self) -> int:
+        """Names so far."""
+        return self.forgotten + len(self.marks)
 
     async def close(self) -> None:
         """Nothing is held that would have to be given back."""
@@ -99,7 +107,7 @@ class DirectoryHandle:
             self._begin()
         number = max(0, offset - DOTS)
         page = self.page
-        if number >= len(self.marks):
+        if number >= self.listed:
             page = await self._go_on(fs, number, plus=plus)
         elif page is None or not page.first <= number < page.end:
             page = await self._again(fs, number, plus=plus)
@@ -113,8 +121,8 @@ class DirectoryHandle:
         """Read what follows, up to a number: usually the next page. Further it is for an offset that another process gave, which served
         this mount before, and for clients of an NFS server, who open a directory anew each time."""
         page = Page(number, (), (), (), None)
-        while number >= len(self.marks) and not self.ended:
-            first, cookie = len(self.marks), self.last
+        while number >= self.listed and not self.ended:
+            first, cookie = self.listed, self.last
             entries_max = FIRST_ENTRIES if not first else PAGE_ENTRIES_PLUS if plus else PAGE_ENTRIES
             asked_at, quiet = monotonic(), fs.core.cluster.requests.quiet_since
             reply = await self._ask(fs, cookie, entries_max, plus=plus)
@@ -124,6 +132,9 @@ class DirectoryHandle:
             page = Page(first, *said, self.asked, asked_at, quiet)
             self.starts.append((first, cookie))
             self.marks.extend(map(hash, page.names))
+            if len(self.marks) > MARKS_MAX:
+                self.forgotten += MARKS_MAX // 2
+                del self.marks[: MARKS_MAX // 2]
             self.last, self.ended = reply.cookie, reply.end
         return page
 
@@ -131,15 +142,20 @@ class DirectoryHandle:
         """A page that has gone by, as it was but for what is gone."""
         index = bisect_right(self.starts, number, key=itemgetter(0)) - 1
         first, cookie = self.starts[index]
-        end, stop = self.starts[index + 1] if index + 1 < len(self.starts) else (len(self.marks), self.last)
-        places = {mark: place for place, mark in enumerate(self.marks[first:end])}
+        end, stop = self.starts[index + 1] if index + 1 < len(self.starts) else (self.listed, self.last)
+        begin = first - self.forgotten
+        marks = self.marks[begin : end - self.forgotten] if begin >= 0 else ()
+        places = {mark: place for place, mark in enumerate(marks)}
         names: list[bytes | None] = [None] * (end - first)
         inodes, kinds = [0] * (end - first), [0] * (end - first)
         attributes: list[Attributes | None] = [None] * (end - first)
+        passed = 0
         while cookie < stop:
             reply = await self._ask(fs, cookie, end - first + AGAIN_ENTRIES_MORE, plus=plus)
             for at, name in enumerate(reply.names):
-                if (place := places.get(hash(name))) is not None:
+                place = places.get(hash(name)) if marks else passed
+                passed += 1
+                if place is not None and place < end - first and name <= stop:
                     names[place], inodes[place], kinds[place] = name, reply.inodes[at], reply.types[at]
                     attributes[place] = reply.attributes[at] if reply.attributes else None
             if reply.end:

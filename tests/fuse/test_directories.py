@@ -5,18 +5,24 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from emberfs import connect
+
 from .users import ALICE, acting, errno_of
 
 if TYPE_CHECKING:
     from emberfs.deploy.local import LocalCluster
+
+    from ..plugin.emberfs_mount import MakeMount
 
 MANY = 100_000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -135,6 +141,32 @@ def test_seeking_back_over_what_was_removed(place: Path) -> None:
         for index in (0, 1, 2, 3, 300, 700, 701, 999, 1500):
             names.seek(places[index])
             assert names.rest() == [name for name in order[index + 1 :] if name not in gone]
+
+
+def test_seeking_in_a_listing_that_is_longer_than_is_remembered(
+    cluster: LocalCluster, make_mount: MakeMount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emberfs.fuse.operations import directories
+
+    monkeypatch.setattr(directories, "MARKS_MAX", 1000)
+    top = make_mount(cluster.url).path / "long-listing"
+    top.mkdir()
+    with connect(cluster.url) as client:
+        assert not [
+            one for one in client.create_many(f"/{top.name}/{n:05}" for n in range(6000)) if isinstance(one, OSError)
+        ]
+    with listing(top) as opened:
+        places = []
+        while (name := opened.next()) is not None:
+            places.append((opened.tell(), name))
+        for (place, _), (_, name) in random.Random(1).sample(list(pairwise(places)), 100):
+            opened.seek(place)
+            assert opened.next() == name
+        (top / "00010").unlink()
+        opened.seek(places[2][0])
+        assert sorted(opened.rest())[-1] == "05999"
+        opened.rewind()
+        assert len(opened.rest()) == 6001
 
 
 def test_a_directory_that_is_emptied_while_it_is_read(both: Path) -> None:

@@ -269,9 +269,9 @@ def test_waits_for_locks_do_not_use_up_the_limit(
 def test_payloads_are_lent_until_they_are_answered(
     mount: MountThread, little: Little, pool: ThreadPoolExecutor
 ) -> None:
-    """More WRITEs at once than there are buffers: each finds its own bytes."""
+    """More WRITEs at once than buffers are kept: each finds its own bytes, and whoever does something else does not wait for them."""
     little.held.add(Opcode.WRITE)
-    count = device.BUFFERS_MAX + 8
+    count = 2 * device.BUFFERS_KEPT + 8
     size = 1 << 20
 
     def write(number: int) -> int:
@@ -283,16 +283,36 @@ def test_payloads_are_lent_until_they_are_answered(
 
     done = [pool.submit(write, number) for number in range(count)]
     until(lambda: len(little.waiting) >= 3)
+    assert (mount.path / "two").exists()
     mount.soon(little.release)
     assert [one.result(SECONDS_MAX) for one in done] == [size] * count
     assert little.written == {number * size: 64 * number for number in range(count)}
-    assert mount.session.device._made <= device.BUFFERS_MAX
+    assert mount.session.device._made <= device.BUFFERS_KEPT + 1
+
+
+def test_many_payloads_that_wait_hold_up_nothing_else(
+    mount: MountThread, little: Little, pool: ThreadPoolExecutor
+) -> None:
+    """As where storage does not answer."""
+    little.open_flags = OpenReply.DIRECT_IO | OpenReply.PARALLEL_DIRECT_WRITES
+    little.held.add(Opcode.WRITE)
+    count, size = device.BUFFERS_KEPT + 8, 64 << 10
+    fds = [os.open(mount.path / "one", os.O_WRONLY) for _ in range(count)]
+    done = [pool.submit(os.pwrite, fd, bytes([number]) * size, number * size) for number, fd in enumerate(fds)]
+    until(lambda: len(little.waiting) == count)
+    assert (mount.path / "two").read_bytes()
+    mount.soon(little.release)
+    assert [one.result(SECONDS_MAX) for one in done] == [size] * count
+    assert little.written == {number * size: 64 * number for number in range(count)}
+    assert mount.session.device._made <= device.BUFFERS_KEPT + 1
+    for fd in fds:
+        os.close(fd)
 
 
 def test_small_writes_that_wait_use_up_no_buffers(mount: MountThread, little: Little, pool: ThreadPoolExecutor) -> None:
     little.open_flags = OpenReply.DIRECT_IO | OpenReply.PARALLEL_DIRECT_WRITES
     little.held.add(Opcode.WRITE)
-    count = 2 * device.BUFFERS_MAX
+    count = 2 * device.BUFFERS_KEPT
     fds = [os.open(mount.path / "one", os.O_WRONLY) for _ in range(count)]
     done = [pool.submit(os.pwrite, fd, bytes([number]) * 4096, number * 4096) for number, fd in enumerate(fds)]
     until(lambda: len(little.waiting) == count)
@@ -302,6 +322,20 @@ def test_small_writes_that_wait_use_up_no_buffers(mount: MountThread, little: Li
     assert little.written == {number * 4096: 64 * number for number in range(count)}
     for fd in fds:
         os.close(fd)
+
+
+def test_a_device_that_cannot_be_read_is_no_unmount(mount: MountThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the session hears of it, and may have another process go on."""
+
+    def receive() -> int:
+        raise OSError(errno.EFAULT, "bad address")
+
+    monkeypatch.setattr(mount.session.device, "receive", receive)
+    asking = threading.Thread(target=os.path.exists, args=(mount.path / "one",), daemon=True)
+    asking.start()
+    mount._thread.join(SECONDS_MAX)
+    assert isinstance(mount._failure, OSError) and mount._failure.errno == errno.EFAULT
+    asking.join(SECONDS_MAX)  # the descriptor is closed, and with it the connection
 
 
 # --- the kernel's caches ------------------------------------------------------------------------------------------------------------
