@@ -24,7 +24,7 @@ REGIONS_MAX = (
     REGIONS_PER_CLIENT_MAX - 16
 )  # shared ones of a client; beyond, memory is copied. The rest is for its own pool
 
-Pointer = tuple[int, int]  # address, bytes
+_PLAIN = {bytes, bytearray}  # what is a row of bytes as it is
 
 
 class Buffer:
@@ -97,6 +97,8 @@ def _tensor(tensor: Any) -> tuple[memoryview, int]:
 
 def view_on(obj: Any) -> memoryview:
     """The bytes of a buffer, also of a read-only one. Raises TypeError, ValueError."""
+    if type(obj) in _PLAIN:
+        return memoryview(obj)
     if isinstance(obj, Buffer):
         return obj.view
     if hasattr(obj, "data_ptr"):

@@ -29,7 +29,8 @@ class Places:
 
     def lengths_of(self, rows: Sequence[int]) -> list[int]:
         """Those of some of the blocks."""
-        return self.lengths if len(rows) == len(self.lengths) else [self.lengths[row] for row in rows]
+        whole = isinstance(rows, range) and len(rows) == len(self.lengths)
+        return self.lengths if whole else [self.lengths[row] for row in rows]
 
     def views(self, row: int) -> Views:
         """The memory of a row, part by part."""
@@ -46,6 +47,11 @@ class Places:
     def all_slices(self, rows: Sequence[int], shared: bool) -> list[Slice] | None:
         """The slices of all rows in one go; None where it takes a look at each."""
         return None
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the server reaches none of it."""
+        return False
 
     def dead_rows(self, rows: Sequence[int]) -> Sequence[int]:
         """Those of them where bytes of an earlier request may still arrive."""
@@ -136,9 +142,11 @@ class Listed(Places):
             return None
         return [self._rows[row][0] for row in rows]
 
+    @property
+    def is_private(self) -> bool:
+        return not self._registry
+
     def slices(self, row: int, shared: bool) -> Sequence[Slice] | None:
-        if shared and not self._registry:
-            return None
         if not shared:
             return [Slice(Region(part), 0, part.nbytes) for part in self._rows[row]]
         found = []
@@ -164,6 +172,12 @@ class Listed(Places):
         return self._registry.find(address_of(part), part.nbytes)
 
 
+def cut(view: memoryview, lengths: Sequence[int]) -> list[memoryview]:
+    """One piece for each length, one behind the other."""
+    ends = list(accumulate(lengths))
+    return [view[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+
+
 def places_of(memory: Any, count: int, registry: Registry, *, writable: bool) -> Places:
     """What a caller gave for `count` keys. Raises TypeError, ValueError: nothing was sent then."""
     if isinstance(memory, tuple):
@@ -173,7 +187,7 @@ def places_of(memory: Any, count: int, registry: Registry, *, writable: bool) ->
     if len(memory) != count:
         raise ValueError(f"{len(memory)} buffers for {count} keys")
     one = _writable if writable else view_on
-    return Listed([list(map(one, row)) if isinstance(row, list) else [one(row)] for row in memory], registry)
+    return Listed([[*map(one, row)] if type(row) is list else [one(row)] for row in memory], registry)
 
 
 def _writable(obj: Any) -> memoryview:

@@ -25,7 +25,7 @@ from ...proto.routing import Replica
 from ...proto.rpc import Method
 from ..keys import Placement, select
 from ..namespace import Namespace
-from ..places import Places
+from ..places import Places, cut
 from .statuses import AGAIN, CANCELLED, LATE, MISS, code_of, failure_of
 
 if TYPE_CHECKING:
@@ -397,6 +397,10 @@ class Batch:
         shared = self.core.env.shares_memory(self.address(part))
         if not private and (ready := places.all_slices(part.rows, shared)) is not None:
             return ready
+        if shared and places.is_private:
+            part.piece = whole = self.core.env.pool.take(self.weight_of(part.rows))
+            part.pieces = dict(zip(part.rows, cut(whole.view, places.lengths_of(part.rows)), strict=True))
+            return [whole]
         found: list[Sequence[Slice] | None] = []
         missing = 0
         for row in part.rows:

@@ -89,11 +89,11 @@ class Put(Batch):
         if self.ttl_s:
             request.ttl_s.extend([self.ttl_s] * len(rows))
         source = self.bulk(part, places)
-        for row in rows:
-            piece = part.pieces.get(row)
-            if piece is not None:
-                _fill(piece, places.views(row))
-        views = places.singles(rows) if part.piece is None else None
+        for row, piece in part.pieces.items():
+            _fill(piece, places.views(row))
+        views = places.singles(rows) if part.piece is None else list(part.pieces.values())
+        if views is not None and len(views) != len(rows):
+            views = None
         request.checksum.extend(map(crc32c, views) if views is not None else [self._sum(row, part) for row in rows])
         return Call(address, self.method, request, self.seconds(part), source=source)
 
@@ -123,6 +123,9 @@ class Put(Batch):
 
 
 def _fill(piece: memoryview, views: Sequence[memoryview]) -> None:
+    if len(views) == 1:
+        piece[:] = views[0]
+        return
     position = 0
     for view in views:
         piece[position : position + view.nbytes] = view
