@@ -7,7 +7,7 @@ chains come or go, only the keys of those move.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 from crc32c import crc32c
@@ -24,13 +24,20 @@ HARD_PIN = 0xFFFFFFFF  # seconds: until it is unpinned
 GRACE_SECONDS = 3600  # in which blocks are also looked for where an older version of the table places them
 
 _TENANT = KV_TENANT.to_bytes(2, "big")
+_RESERVED = bytes(2)
 
 
 def chunk_of(namespace: int, key: bytes) -> bytes:
     """The chunk id of a block, 16 bytes, put together as those of files are. Two blocks may share one by an accident of 96 bits: rows
     hold the whole key."""
-    digest = blake2b(key, digest_size=12, key=namespace.to_bytes(4, "big")).digest()
-    return b"%b%b\0\0%b" % (_TENANT, digest[:8], digest[8:])
+    return chunks_of(namespace, (key,))[0]
+
+
+def chunks_of(namespace: int, keys: Iterable[bytes]) -> list[bytes]:
+    """The chunk ids of many blocks."""
+    prefix = namespace.to_bytes(4, "big")
+    digests = [blake2b(prefix + key, digest_size=12).digest() for key in keys]
+    return [_TENANT + digest[:8] + _RESERVED + digest[8:] for digest in digests]
 
 
 def chain_of(key: bytes, chains: Sequence[int]) -> int:

@@ -36,10 +36,6 @@ LAST = (KV_TENANT + 1).to_bytes(2, "big")
 _NO_KEY = b""
 
 
-# Key, generation, place, length, checksum of the content, depth, expiry, pin
-Block = tuple[bytes, int, int, int, int, int, int, int]
-
-
 class Follower(Protocol):
     """Whoever keeps something for each block: the policy of eviction, the tier in memory."""
 
@@ -203,36 +199,68 @@ class Directory:
             self._uncount(shelf, slot)
             self._free_slot(shelf, slot)
             slot = -1
-        where = (generation, state.slot, state.length, state.whole, record.depth, record.expiry, record.pin)
         if slot < 0:
-            (slot,) = self.add(shelf, ((record.key, *where),))
+            what = ((state.length,), (state.whole,), (record.depth,), (record.expiry,), record.pin)
+            where = (self._where(state.slot),)
+            (slot,) = self.add(shelf, (record.key,), generation, (state.slot,), where, *what)
         else:
             self._uncount(shelf, slot)
-            self._describe(slot, *where)
+            self._describe(slot, record, state)
             self._count(shelf, slot)
         if generation != state.version:
             self.retold.add(slot)
         else:
             self.retold.discard(slot)
 
-    def add(self, shelf: Shelf, blocks: Sequence[Block]) -> list[int]:
-        """Blocks that are not here yet are committed; their slots."""
-        free, count = self._free, len(blocks)
+    def add(
+        self,
+        shelf: Shelf,
+        keys: Sequence[bytes],
+        generation: int,
+        places: Sequence[int],
+        where: Sequence[tuple[int, int]],
+        lengths: Sequence[int],
+        checksums: Sequence[int],
+        depths: Sequence[int],
+        expiries: Sequence[int],
+        pin: int,
+    ) -> list[int]:
+        """Blocks that are not here yet are committed; their slots. `where`: what `places` are as handles and offsets."""
+        free, count = self._free, len(keys)
         slots = [free.pop() for _ in range(min(len(free), count))]
         more = count - len(slots)
         if more:
             slots += range(len(self.state), len(self.state) + more)
             self._grow(more)
-        keys, state, namespace, number = self.keys, self.state, self.namespace, shelf.namespace
-        describe, here = self._describe, shelf.slots
-        for slot, (key, *what) in zip(slots, blocks, strict=True):
-            keys[slot] = key
+        all_keys, state, namespace, number, generations = (
+            self.keys,
+            self.state,
+            self.namespace,
+            shelf.namespace,
+            self.generation,
+        )
+        place_of, handle_of, offset_of, length_of = self.place, self.handle, self.offset, self.length
+        checksum_of, depth_of = self.checksum, self.depth
+        columns = zip(slots, keys, places, where, lengths, checksums, depths, strict=True)
+        for slot, key, place, (handle, offset), length, checksum, depth in columns:
+            all_keys[slot] = key
             state[slot] = HERE
             namespace[slot] = number
-            describe(slot, *what)
-            here[key] = slot
-        for slot in slots:
-            self._count(shelf, slot)
+            generations[slot] = generation
+            place_of[slot] = place
+            handle_of[slot] = handle
+            offset_of[slot] = offset
+            length_of[slot] = length
+            checksum_of[slot] = checksum
+            depth_of[slot] = depth
+        shelf.slots.update(zip(keys, slots, strict=True))
+        shelf.bytes_here += sum(lengths)
+        if pin or any(expiries):
+            for slot, expiry in zip(slots, expiries, strict=True):
+                self.pin[slot] = pin
+                self.expiry[slot] = expiry
+                if expiry:
+                    self._count_time(shelf, slot)
         for follower in self.followers:
             follower.inserted(slots)
         return slots
@@ -244,18 +272,15 @@ class Directory:
         self.state += bytes(more)
         self.is_sealed += bytes(more)
 
-    def _describe(
-        self, slot: int, generation: int, place: int, length: int, checksum: int, depth: int, expiry: int, pin: int
-    ) -> None:
-        self.generation[slot] = generation
-        self.place[slot] = place
-        self.handle[slot], self.offset[slot] = self._where(place)
-        self.length[slot] = length
-        self.checksum[slot] = checksum
+    def _describe(self, slot: int, record: Record, state: State) -> None:
+        """The block is what it was; where it lies and what is said of it may be new."""
+        self.place[slot] = state.slot
+        self.handle[slot], self.offset[slot] = self._where(state.slot)
+        self.checksum[slot] = state.whole
         self.is_sealed[slot] = 0
-        self.depth[slot] = depth
-        self.expiry[slot] = expiry
-        self.pin[slot] = pin
+        self.depth[slot] = record.depth
+        self.expiry[slot] = record.expiry
+        self.pin[slot] = record.pin
 
     def _count(self, shelf: Shelf, slot: int) -> None:
         shelf.bytes_here += self.length[slot]
@@ -317,7 +342,7 @@ class Directory:
         self.retold.discard(slot)
         self.keys[slot] = _NO_KEY
         self.state[slot] = FREE
-        self.expiry[slot] = self.pin[slot] = 0
+        self.expiry[slot] = self.pin[slot] = self.is_sealed[slot] = 0
         self._free.append(slot)
 
     def over(self, now: float) -> list[int]:

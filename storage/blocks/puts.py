@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
-from ...proto.blocks import BLOCK_BYTES_MAX, chunk_of
+from ...proto.blocks import BLOCK_BYTES_MAX, chunk_of, chunks_of
 from ...proto.env import Environment
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import KvNamespace
@@ -25,7 +26,7 @@ from ..engine.fresh import FreshChunks
 from ..engine.slots import CLASS_BYTES, SLOT_BYTES_MAX, class_for
 from ..events import Kind, Update
 from .directory import Shelf
-from .record import moment, pack_record
+from .record import moment, pack_record, pack_records
 from .requests import Run, Runs, column, keys_of
 from .store import Store
 
@@ -60,6 +61,10 @@ class Batch:
 
     def view(self, i: int) -> memoryview:
         return self.data[self.positions[i] : self.positions[i] + self.lengths[i]]
+
+    def pick(self, column: Sequence[Any], places: Sequence[int]) -> Sequence[Any]:
+        """The entries of a column at these places."""
+        return column[: len(places)] if len(places) == len(self.keys) else [column[i] for i in places]
 
     def record(self, i: int) -> bytes:
         return pack_record(self.namespace.id, self.keys[i], self.depths[i], self.expiries[i], self.pin)
@@ -142,8 +147,7 @@ class Puts:
         """The keys of a run whose bytes are wanted; all others have their status. Before anything is moved."""
         places = range(run.begin, run.end)
         if not isinstance(store, Store):
-            for i in places:
-                batch.status[i] = store
+            batch.status[run.begin : run.end] = [int(store)] * len(places)
             return []
         missing = self._missing(batch, store, places)
         if not missing:
@@ -183,8 +187,10 @@ class Puts:
         """Those that are not here; the others are answered."""
         directory = store.directory
         shelf = directory.shelf(batch.namespace.id)
-        keys = batch.keys
-        found = directory.find(shelf, [keys[i] for i in places], batch.now)
+        keys = batch.pick(batch.keys, places)
+        if shelf.slots.keys().isdisjoint(keys):
+            return list(places)
+        found = directory.find(shelf, keys, batch.now)
         missing, here = [], []
         for i, slot in zip(places, found, strict=True):
             if slot < 0:
@@ -201,8 +207,11 @@ class Puts:
     # --- the blocks of one target ---
 
     async def _put(self, store: Store, run: Run, missing: list[int], batch: Batch) -> None:
-        if not store.directory.shelf(batch.namespace.id).slots.keys().isdisjoint(batch.keys):
-            missing = self._missing(batch, store, missing)  # others may have put some of them while the bytes came
+        status = store.may_change(run.version)
+        if status is not _OK:  # the chain was changed while the bytes came
+            self._refuse(missing, batch, store.directory.shelf(batch.namespace.id), status)
+            return
+        missing = self._missing(batch, store, missing)  # others may have put some of them meanwhile
         for _ in range(ROUNDS_MAX):
             mine, theirs = self._split(store, missing, batch)
             if mine:
@@ -221,6 +230,8 @@ class Puts:
     def _split(store: Store, missing: Sequence[int], batch: Batch) -> tuple[list[int], list[int]]:
         """Those that nobody puts, and those that somebody does: another request, or this one a few keys before."""
         namespace, keys, reserved = batch.namespace.id, batch.keys, store.reserved
+        if not reserved and len(set(batch.pick(keys, missing))) == len(missing):
+            return list(missing), []
         mine, theirs = [], []
         seen: set[bytes] = set()
         for i in missing:
@@ -295,43 +306,36 @@ class Puts:
         self._stage(store, fresh, mine, batch, shelf)
 
     def _fresh(self, store: Store, run: Run, mine: Sequence[int], batch: Batch, shelf: Shelf) -> FreshChunks | None:
-        namespace = batch.namespace.id
-        chunks = [chunk_of(namespace, batch.keys[i]) for i in mine]
-        checksums = batch.checksums
+        pick = batch.pick
+        chunks = chunks_of(batch.namespace.id, pick(batch.keys, mine))
+        columns = (pick(batch.positions, mine), pick(batch.lengths, mine), pick(batch.checksums, mine))
         try:
-            return FreshChunks(
-                store.target.engine, chunks, [batch.view(i) for i in mine], [checksums[i] for i in mine], run.version
-            )
+            return FreshChunks(store.target.engine, chunks, batch.data, *columns, run.version)
         except StatusError as refused:
             self._refuse(mine, batch, shelf, self._pressure(store, refused))
         return None
 
     def _stage(self, store: Store, fresh: FreshChunks, mine: Sequence[int], batch: Batch, shelf: Shelf) -> None:
+        keys, depths, expiries = (batch.pick(column, mine) for column in (batch.keys, batch.depths, batch.expiries))
         try:
-            fresh.stage([batch.record(i) for i in mine])
+            fresh.stage(pack_records(batch.namespace.id, keys, depths, expiries, batch.pin))
         except StatusError as failed:
             store.target.tell_offline()
             self._refuse(mine, batch, shelf, failed.status)
             return
-        version, pin, slots, lengths, done = fresh.version, batch.pin, fresh.slots, batch.lengths, mine
+        columns = [keys, fresh.slots, fresh.places, fresh.lengths, fresh.checksums, depths, expiries]
         if fresh.failed:
             self._refuse([mine[n] for n in fresh.failed], batch, shelf, Status.CHECKSUM)
-            done = [i for n, i in enumerate(mine) if n not in fresh.failed]
-            slots = [slot for n, slot in enumerate(slots) if n not in fresh.failed]
-        store.directory.add(
-            shelf,
-            [
-                (batch.keys[i], version, slot, lengths[i], batch.checksums[i], batch.depths[i], batch.expiries[i], pin)
-                for i, slot in zip(done, slots, strict=True)
-            ],
-        )
-        for i in done:
-            batch.generation[i] = version
-        written = sum([lengths[i] for i in done])
+            mine = [i for n, i in enumerate(mine) if n not in fresh.failed]
+            columns = [[x for n, x in enumerate(column) if n not in fresh.failed] for column in columns]
+        store.directory.add(shelf, columns[0], fresh.version, *columns[1:], batch.pin)
+        for i in mine:
+            batch.generation[i] = fresh.version
+        written = sum(columns[3])
         counters = store.target.counters
         counters.writes += len(mine)
         counters.bytes_written += written
-        shelf.puts += len(mine) - len(fresh.failed)
+        shelf.puts += len(mine)
         shelf.bytes_written += written
         store.evictor.look()
         if store.tier.is_over:

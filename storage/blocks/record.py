@@ -9,6 +9,7 @@ the generation under which they were put: `generation` names it, 0 where it is t
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ...proto.blocks import HARD_PIN, KEY_BYTES
@@ -37,6 +38,15 @@ def pack_record(
 ) -> bytes:
     """The bytes of a record, without building one (hot path)."""
     return _RECORD.pack(RECORD_VERSION, namespace, key, depth, expiry, pin, generation)
+
+
+def pack_records(
+    namespace: int, keys: Sequence[bytes], depths: Sequence[int], expiries: Sequence[int], pin: int
+) -> list[bytes]:
+    """Of blocks that are put together."""
+    pack = _RECORD.pack
+    columns = zip(keys, depths, expiries, strict=True)
+    return [pack(RECORD_VERSION, namespace, key, depth, expiry, pin, 0) for key, depth, expiry in columns]
 
 
 def unpack_record(data: bytes) -> Record:

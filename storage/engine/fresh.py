@@ -20,7 +20,7 @@ from ...proto.errors import Status, StatusError, error
 from ...proto.layout import UNIT_LARGE, UNIT_SMALL
 from .checksum import CRC_TYPE, Crcs, crc32c, unit_crcs
 from .index import Change
-from .row import CHUNK, INLINE_UNITS, Row, State, encode_new_block, encode_row, encode_small_block
+from .row import CHUNK, INLINE_UNITS, Row, State, encode_new_block, encode_row, encode_small_blocks
 from .slots import CLASS_BYTES
 
 if TYPE_CHECKING:
@@ -28,14 +28,16 @@ if TYPE_CHECKING:
 
 
 class FreshChunks:
-    """`views` are private copies of the contents, `checksums` their CRC32C values as the client says; `failed` names those whose bytes are
-    others, which are not written. The chunks must not exist: who asks knows that."""
+    """Contents that lie at `starts` of `data`, a private copy, with these lengths; `checksums` are their CRC32C values as the client says.
+    `failed` names those whose bytes are others, which are not kept. The chunks must not exist: who asks knows that."""
 
     def __init__(
         self,
         engine: ChunkEngine,
         chunks: Sequence[bytes],
-        views: Sequence[memoryview],
+        data: memoryview,
+        starts: Sequence[int],
+        lengths: Sequence[int],
         checksums: Sequence[int],
         chain_version: int,
     ) -> None:
@@ -43,23 +45,36 @@ class FreshChunks:
         TARGET_OFFLINE. All or none."""
         engine._check()
         self._engine = engine
+        self._data = data
+        self._starts = starts
         self.chunks = chunks
-        self.views = views
+        self.lengths = lengths
         self.checksums = checksums
         self.chain_version = chain_version
         self.version = engine.version_floor + 1  # a version is never given to other content of a chunk
         self.failed: dict[int, StatusError] = {}
         self._crcs: list[Crcs | None] = []  # None: one, that of the whole
-        for chunk in chunks:
-            if chunk in engine.pending or chunk in engine._busy:
-                raise error(Status.BUSY, f"another update of chunk {chunk.hex()} is under way")
-        self.slots = engine.space.allocate_many([len(view) for view in views])
-        self.places = [engine.space.place(slot) for slot in self.slots]
+        if not (engine.pending.isdisjoint(chunks) and engine._busy.isdisjoint(chunks)):
+            raise error(Status.BUSY, "another update of a chunk is under way")
+        self.slots = engine.space.allocate_many(lengths)
+        self.places: list[tuple[int, int]] = []  # handle, offset in the file
+        self._runs = self._neighbours()
         engine._busy.update(chunks)
 
-    @property
-    def size(self) -> int:
-        return sum([len(view) for view in self.views])
+    def _neighbours(self) -> list[tuple[int, int]]:
+        """Find the places, and the runs (first, behind the last) of slots that lie side by side and that are filled to their ends."""
+        slots, lengths, places = self.slots, self.lengths, self.places
+        runs, begin, count = [], 0, len(slots)
+        while begin < count:
+            slot, end = slots[begin], begin + 1
+            size = CLASS_BYTES[slot >> 48]
+            while end < count and slots[end] == slot + end - begin and lengths[end - 1] == size:
+                end += 1
+            handle, offset = self._engine.space.place(slot)
+            places += [(handle, offset + n * size) for n in range(end - begin)]
+            runs.append((begin, end))
+            begin = end
+        return runs
 
     def run(self) -> None:
         """Raises NO_SPACE, IO_ERROR: nothing of it counts then."""
@@ -73,64 +88,64 @@ class FreshChunks:
             raise error(status, f"writing {len(self.chunks)} new chunks: {failed.strerror}") from failed
 
     def _verify(self) -> None:
-        for i, view in enumerate(self.views):
+        data, crcs = self._data, self._crcs
+        for i, (start, length, right) in enumerate(zip(self._starts, self.lengths, self.checksums, strict=True)):
+            view = data[start : start + length]
             crc = crc32c(view)
-            if crc != self.checksums[i]:
+            if crc != right:
                 self.failed[i] = error(
                     Status.CHECKSUM,
                     f"chunk {self.chunks[i].hex()}: the bytes that arrived do not match their checksum",
                 )
-            length = len(view)
             if length <= UNIT_SMALL:
-                self._crcs.append(None)
+                crcs.append(None)
             else:
-                self._crcs.append(array(CRC_TYPE, (crc,)) if length <= UNIT_LARGE else unit_crcs(view, UNIT_LARGE))
+                crcs.append(array(CRC_TYPE, (crc,)) if length <= UNIT_LARGE else unit_crcs(view, UNIT_LARGE))
 
     def _write(self) -> None:
-        """Runs of neighbours together."""
-        places, views, slots = self.places, self.views, self.slots
-        begin, count = 0, len(views)
-        while begin < count:
-            handle, offset = places[begin]
-            end, reached = begin, offset
-            while end < count and places[end] == (handle, reached):
-                size = CLASS_BYTES[slots[end] >> 48]
-                reached += size
-                end += 1
-                if len(views[end - 1]) != size:
-                    break  # there is a gap behind it
-            self._engine.disk.pwritev(handle, views[begin:end], offset)
-            begin = end
+        data, starts, lengths, write = self._data, self._starts, self.lengths, self._engine.disk.pwritev
+        for begin, end in self._runs:
+            handle, offset = self.places[begin]
+            first, behind = starts[begin], starts[end - 1] + lengths[end - 1]
+            if behind - first == sum(lengths[begin:end]):
+                views = [data[first:behind]]  # side by side in memory, too
+            else:
+                views = [data[starts[i] : starts[i] + lengths[i]] for i in range(begin, end)]
+            write(handle, views, offset)
 
     def stage(self, blocks: Sequence[bytes]) -> None:
         """Commit those that did not fail; `blocks`: what each is in the KV cache. It survives kill -9 when this returns. Raises
         TARGET_OFFLINE."""
-        engine = self._engine
+        engine, failed = self._engine, self.failed
         engine._check()
         changes: list[Change] = []
-        version, chain_version, epoch, failed = self.version, self.chain_version, engine.epoch, self.failed
-        columns = zip(self.chunks, self.slots, self.views, self.checksums, self._crcs, blocks, strict=True)
-        content = 0
-        for i, (chunk, slot, view, whole, crcs, block) in enumerate(columns):
-            if i in failed:
+        if failed or any(self._crcs):
+            self._describe(blocks, changes)
+        else:
+            names = (self.version, self.chain_version, engine.epoch)
+            rows = encode_small_blocks(self.slots, self.lengths, self.checksums, blocks, *names)
+            changes += [(CHUNK + chunk, row) for chunk, row in zip(self.chunks, rows, strict=True)]
+        for i in failed:
+            engine.space.release(self.slots[i])
+        engine._busy.difference_update(self.chunks)
+        engine._dirty.update({self.places[begin][0] for begin, _ in self._runs})
+        engine._chunks += len(self.chunks) - len(failed)
+        engine._content += sum(self.lengths) - sum([self.lengths[i] for i in failed])
+        engine._write(changes)
+
+    def _describe(self, blocks: Sequence[bytes], changes: list[Change]) -> None:
+        """The rows of chunks of any length."""
+        columns = zip(self.chunks, self.slots, self.lengths, self.checksums, self._crcs, blocks, strict=True)
+        for i, (chunk, slot, length, whole, found, block) in enumerate(columns):
+            if i in self.failed:
                 continue
-            length = len(view)
-            content += length
-            where = (slot, version, chain_version, length, whole, epoch)
-            if crcs is None:
-                row = encode_small_block(*where, block)
-            elif len(crcs) <= INLINE_UNITS:
+            where = (slot, self.version, self.chain_version, length, whole, self._engine.epoch)
+            crcs = array(CRC_TYPE, (whole,)) if found is None else found
+            if len(crcs) <= INLINE_UNITS:
                 row = encode_new_block(*where, unit_for(length), crcs, block)
             else:
                 row = self._paged(chunk, where, unit_for(length), crcs, block, changes)
             changes.append((CHUNK + chunk, row))
-        for i in failed:
-            engine.space.release(self.slots[i])
-        engine._busy.difference_update(self.chunks)
-        engine._dirty.update({handle for handle, _ in self.places})
-        engine._chunks += len(self.chunks) - len(failed)
-        engine._content += content
-        engine._write(changes)
 
     def _paged(
         self,

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...proto.errors import Status, error
@@ -210,33 +211,24 @@ def encode_new_block(
     )
 
 
-def encode_small_block(
-    slot: int, version: int, chain_version: int, length: int, whole: int, epoch: int, block: bytes
-) -> bytes:
-    """As `encode_new_block`, of one that has one small checksum unit: one call for the commonest row."""
-    return (
-        _SMALL_BLOCK.pack(
-            ROW_VERSION_BLOCK,
-            _COMMITTED,
-            0,
-            0,
-            0,
-            slot,
-            version,
-            chain_version,
-            0,
-            length,
-            length,
-            whole,
-            epoch,
-            _SMALL_SHIFT,
-            0,
-            0,
-            whole,
-            len(block),
+def encode_small_blocks(
+    slots: Sequence[int],
+    lengths: Sequence[int],
+    checksums: Sequence[int],
+    blocks: Sequence[bytes],
+    version: int,
+    chain_version: int,
+    epoch: int,
+) -> list[bytes]:
+    """As `encode_new_block`, of many that have one small checksum unit each: one call for each of the commonest rows."""
+    pack, fixed = _SMALL_BLOCK.pack, (ROW_VERSION_BLOCK, _COMMITTED, 0, 0, 0)
+    return [
+        pack(
+            *fixed, slot, version, chain_version, 0, length, length, whole, epoch, _SMALL_SHIFT, 0, 0, whole, len(block)
         )
         + block
-    )
+        for slot, length, whole, block in zip(slots, lengths, checksums, blocks, strict=True)
+    ]
 
 
 def decode_row(data: bytes) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import accumulate
 
 import pytest
 
@@ -19,8 +20,17 @@ from .harness import Target, check_invariants, content, key, write
 BLOCK = b"a block"
 
 
-def put(engine: ChunkEngine, chunks: Sequence[bytes], contents: Sequence[bytes], **more: object) -> FreshChunks:
-    fresh = FreshChunks(engine, chunks, [memoryview(c) for c in contents], [crc32c(c) for c in contents], 1)
+def fresh_of(
+    engine: ChunkEngine, chunks: Sequence[bytes], contents: Sequence[bytes], checksums: Sequence[int] = ()
+) -> FreshChunks:
+    lengths = [len(c) for c in contents]
+    starts = [0, *accumulate(lengths)][:-1]
+    data = memoryview(b"".join(contents))
+    return FreshChunks(engine, chunks, data, starts, lengths, checksums or [crc32c(c) for c in contents], 1)
+
+
+def put(engine: ChunkEngine, chunks: Sequence[bytes], contents: Sequence[bytes]) -> FreshChunks:
+    fresh = fresh_of(engine, chunks, contents)
     fresh.run()
     fresh.stage([BLOCK] * len(chunks))
     return fresh
@@ -66,14 +76,14 @@ def test_neighbours_are_written_together() -> None:
     engine.disk.pwritev = lambda *a, **k: (calls.append(len(a[1])), write_all(*a, **k))[1]  # type: ignore[method-assign]
     put(engine, [key(n) for n in range(10, 18)], [bytes([n]) * 4096 for n in range(8)])
     put(engine, [key(n) for n in range(20, 24)], [bytes([n]) * 5000 for n in range(4)])
-    assert sum(calls) == 12 and len(calls) <= 6
+    assert len(calls) <= 8
+    assert sum(calls[:-4]) <= 2, "what lies side by side in memory, too, is one piece"
     check_invariants(engine)
 
 
 def test_a_damaged_one_is_left_out() -> None:
     engine = Target().open()
-    views = [memoryview(b"x" * 5000), memoryview(b"y" * 5000)]
-    fresh = FreshChunks(engine, [key(1), key(2)], views, [crc32c(views[0]), 5], 1)
+    fresh = fresh_of(engine, [key(1), key(2)], [b"x" * 5000, b"y" * 5000], [crc32c(b"x" * 5000), 5])
     fresh.run()
     fresh.stage([BLOCK, BLOCK])
     assert fresh.failed[1].status is Status.CHECKSUM
@@ -88,9 +98,9 @@ def test_all_or_none_and_abandoned() -> None:
         put(engine, [key(n) for n in range(70)], [bytes(1 << 20)] * 70)
     assert refused.value.status is Status.NO_SPACE
     check_invariants(engine)
-    fresh = FreshChunks(engine, [key(1)], [memoryview(b"x")], [0], 1)
+    fresh = fresh_of(engine, [key(1)], [b"x"])
     with pytest.raises(StatusError) as busy:
-        FreshChunks(engine, [key(0), key(1)], [memoryview(b"x")] * 2, [0, 0], 1)
+        fresh_of(engine, [key(0), key(1)], [b"x"] * 2)
     assert busy.value.status is Status.BUSY
     with pytest.raises(StatusError):
         engine.prepare(Update(Kind.WRITE, key(1), 0, b"x", crc32c(b"x")))
