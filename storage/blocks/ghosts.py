@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import Final
 
 WAYS: Final = 4  # places that a fingerprint may take
@@ -42,6 +43,22 @@ class Ghosts:
             if age > age_max:
                 oldest, age_max = place, age
         entries[oldest] = entry
+
+    def may_know(self, fingerprints: Sequence[int]) -> bool:
+        """Whether one of these may be a ghost, young or old. Quick."""
+        if not self._evictions:
+            return False
+        entries, buckets = self._entries, self._buckets
+        for fingerprint in fingerprints:
+            first, tag = (fingerprint >> 32) % buckets * WAYS, fingerprint & _TAG
+            if (
+                entries[first] >> 32 == tag
+                or entries[first + 1] >> 32 == tag
+                or entries[first + 2] >> 32 == tag
+                or entries[first + 3] >> 32 == tag
+            ):
+                return True
+        return False
 
     def take(self, fingerprint: int, evictions_max: int) -> tuple[bool, bool]:
         """(whether it was evicted, with no more than so many evictions since; whether from main). It is forgotten."""

@@ -23,7 +23,8 @@ ghosts. The caller says what happens to blocks (`inserted`, `touched`, `removed`
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Final
 
 from .ghosts import Ghosts
@@ -111,10 +112,7 @@ class Policy:
             self._grow(block + 1)
         elif self._state[block]:
             self.removed(block)
-        position = self._positions.get(tenant)
-        if position is None:
-            position = self._positions[tenant] = len(self._tenants)
-            self._tenants.append(_Tenant())
+        position = self._position(tenant)
         owner = self._tenants[position]
         fingerprint = int.from_bytes(key[:8], "little")
         self._size[block] = size
@@ -132,6 +130,62 @@ class Policy:
         else:
             self._enter_in_order(owner.small, block, depth)
             self._state[block] = _SMALL
+
+    def inserted_many(
+        self, blocks: Sequence[int], keys: Sequence[bytes], sizes: Sequence[int], depths: Sequence[int], tenant: int
+    ) -> None:
+        """New blocks of one tenant, all of a put: as so many calls of `inserted`, but cheaper where they are what is usual, a prefix in its
+        order of which nothing was evicted lately."""
+        if not blocks:
+            return
+        if max(blocks) >= len(self._state):
+            self._grow(max(blocks) + 1)
+        prints = [int.from_bytes(key[:8], "little") for key in keys]
+        state = self._state
+        usual = _is_run(depths) and not self._ghosts.may_know(prints) and not any(map(state.__getitem__, blocks))
+        if not usual:
+            for block, key, size, depth in zip(blocks, keys, sizes, depths, strict=True):
+                self.inserted(block, key, size, depth, tenant)
+            return
+        position = self._position(tenant)
+        owner = self._tenants[position]
+        queue = owner.small
+        # As one link: the first by the rules, each of the others in front of the one before it.
+        self._size[blocks[0]] = sizes[0]
+        self._enter_in_order(queue, blocks[0], depths[0])
+        older, younger, size_of, tenant_of, print_of = self._older, self._younger, self._size, self._tenant, self._print
+        before = behind = blocks[0]
+        last = older[before]
+        for block, size, fingerprint in zip(blocks, sizes, prints, strict=True):
+            size_of[block] = size
+            tenant_of[block] = position
+            print_of[block] = fingerprint
+            state[block] = _SMALL
+            if block != behind:
+                older[before] = block
+                younger[block] = before
+                before = block
+        older[before] = last
+        if last == _NIL:
+            queue.oldest = before
+        else:
+            younger[last] = before
+        queue.run, queue.run_depth = before, depths[-1]
+        queue.run_length += len(blocks) - 1
+        queue.count += len(blocks) - 1
+        total = sum(sizes)
+        queue.bytes += total - sizes[0]
+        self._count += len(blocks)
+        self._inserted += total
+        owner.bytes += total
+        owner.active = self._inserted
+
+    def _position(self, tenant: int) -> int:
+        position = self._positions.get(tenant)
+        if position is None:
+            position = self._positions[tenant] = len(self._tenants)
+            self._tenants.append(_Tenant())
+        return position
 
     def touched(self, block: int) -> None:
         """A hit of a block that is here."""
@@ -324,6 +378,15 @@ class _Search:
     @property
     def over(self) -> bool:
         return self.bytes <= 0 or self.looks <= 0 or len(self.found) >= VICTIMS_MAX
+
+
+def _is_run(depths: Sequence[int]) -> bool:
+    """Whether each comes behind the one before it, close enough."""
+    if len(depths) > RUN_MAX:
+        return False
+    if isinstance(depths, range):
+        return 0 < depths.step <= RUN_GAP_MAX
+    return all(0 < depth - before <= RUN_GAP_MAX for before, depth in pairwise(depths))
 
 
 def _learn(owner: _Tenant, size: int, of_main: bool) -> None:

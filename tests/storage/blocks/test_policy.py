@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import blake2b
 
 import hypothesis.strategies as st
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from emberfs.storage.blocks.ghosts import Ghosts
@@ -125,6 +125,32 @@ class PolicyAndModel(RuleBasedStateMachine):
 
 TestPolicyAndModel = PolicyAndModel.TestCase
 TestPolicyAndModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.integers(0, 200), min_size=1, max_size=12, unique=True), st.booleans()), max_size=8),
+    st.data(),
+)
+@settings(max_examples=100, deadline=None)
+def test_many_at_once_are_as_one_by_one(puts: list[tuple[list[int], bool]], data: st.DataObject) -> None:
+    single, many = Policy(60), Policy(60)
+    for blocks, rising in puts:
+        depth = data.draw(st.integers(0, 5))
+        depths = range(depth, depth + len(blocks)) if rising else [data.draw(st.integers(0, 9)) for _ in blocks]
+        sizes = [data.draw(st.integers(1, 3)) for _ in blocks]
+        keys = [key_of(block % 50) for block in blocks]
+        tenant = data.draw(st.integers(0, 1))
+        for block, key, size, depth in zip(blocks, keys, sizes, depths, strict=True):
+            single.inserted(block, key, size, depth, tenant)
+        many.inserted_many(blocks, keys, sizes, depths, tenant)
+        assert single.bytes_of(tenant) == many.bytes_of(tenant)
+        wanted = data.draw(st.integers(0, 20))
+        gone = single.victims(wanted, nobody)
+        assert many.victims(wanted, nobody) == gone
+        for block in gone:
+            single.removed(block)
+            many.removed(block)
+    assert many.victims(1000, nobody) == single.victims(1000, nobody)
 
 
 # --- promises ---
