@@ -237,16 +237,7 @@ def _keep_database(mounted: Path, steps: Steps) -> None:
 
 def _verify_mounted(mounted: Path, steps: Steps, plan: copying.Plan) -> None:
     with steps.step("compare every byte through the mount", plan.size) as note:
-
-        def same(item: copying.Item) -> bool:
-            return (mounted / item.target.lstrip("/")).read_bytes() == Path(item.source).read_bytes()
-
-        with ThreadPoolExecutor(copying.JOBS_DEFAULT) as pool:
-            different = [
-                item.source for item, equal in zip(plan.files, pool.map(same, plan.files), strict=True) if not equal
-            ]
-        if different:
-            raise Failed(f"{len(different)} files differ on the mount: {', '.join(different[:3])}")
+        _require_same(plan, lambda item: (mounted / item.target.lstrip("/")).read_bytes(), "on the mount")
         note(f"{len(plan.files)} files are identical")
 
 
@@ -257,18 +248,26 @@ def _verify(client: Client, steps: Steps, plan: copying.Plan) -> None:
         progress("verify", plan.size, len(plan.files)) as shown,
     ):
 
-        def same(item: copying.Item) -> bool:
+        def read(item: copying.Item) -> bytes:
             shown.add(item.size)
             shown.file_done()
-            return client.read_bytes(item.target) == Path(item.source).read_bytes()
+            return client.read_bytes(item.target)
 
-        with ThreadPoolExecutor(copying.JOBS_DEFAULT) as pool:
-            different = [
-                item.source for item, equal in zip(plan.files, pool.map(same, plan.files), strict=True) if not equal
-            ]
-        if different:
-            raise Failed(f"{len(different)} files differ from their originals: {', '.join(different[:3])}")
+        _require_same(plan, read, "in the cluster")
         note(f"{len(plan.files)} files are identical")
+
+
+def _require_same(plan: copying.Plan, read: Callable[[copying.Item], bytes], where: str) -> None:
+    """Compare what is read with the originals. Raises Failed where files differ."""
+
+    def same(item: copying.Item) -> bool:
+        return read(item) == Path(item.source).read_bytes()
+
+    with ThreadPoolExecutor(copying.JOBS_DEFAULT) as pool:
+        equal = pool.map(same, plan.files)
+        different = [item.source for item, is_same in zip(plan.files, equal, strict=True) if not is_same]
+    if different:
+        raise Failed(f"{len(different)} files differ from their originals {where}: {', '.join(different[:3])}")
 
 
 def _verify_parquet(steps: Steps, frame: pandas.DataFrame) -> None:

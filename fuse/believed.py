@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ..client.core.leases import MISSING
 from .entries import BLOCK_BYTES, SET_ID_BITS, encoded, missing_for
-from .protocol import INVAL_EXPIRE_ONLY, ROOT_NODE
+from .protocol import INVAL_EXPIRE_ONLY
 from .replies import notify_inval_entry, notify_inval_inode
 from .structs import ATTR
 
@@ -101,7 +101,7 @@ class Believed:
             return None
         entry_seconds, entry_ns = self._shortened(fs.entry_timeout, left)
         attr_seconds, attr_ns = self._shortened(fs.attr_timeout, left)
-        node = ROOT_NODE if inode == fs.root else inode
+        node = fs.node(inode)
         return _ENTRY_HEAD.pack(node, 0, entry_seconds, attr_seconds, entry_ns, attr_ns) + fields
 
     def _fields(self, inode: int, kept: bytes, *, looked_up: bool) -> bytes | None:
@@ -153,17 +153,13 @@ class Believed:
         fs = self._fs
         nodes, post, root = fs.nodes, fs.notifier.post, fs.root
         for inode in inodes:
-            if inode == root:
-                post(notify_inval_inode(ROOT_NODE, ATTRIBUTES_ONLY))
-            elif inode in nodes:
-                post(notify_inval_inode(inode, 0 if nodes.has_pages(inode) else ATTRIBUTES_ONLY))
+            if inode == root or inode in nodes:
+                post(notify_inval_inode(fs.node(inode), 0 if nodes.has_pages(inode) else ATTRIBUTES_ONLY))
         if fs.entry_timeout == (0, 0) and fs.negative_timeout == (0, 0):
             return
         for directory, name in names:
-            if directory == root:
-                post(notify_inval_entry(ROOT_NODE, name, INVAL_EXPIRE_ONLY))
-            elif directory in nodes:
-                post(notify_inval_entry(directory, name, INVAL_EXPIRE_ONLY))
+            if directory == root or directory in nodes:
+                post(notify_inval_entry(fs.node(directory), name, INVAL_EXPIRE_ONLY))
 
 
 def _written(fields: bytes, file: Inode) -> bytes:

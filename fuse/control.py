@@ -226,7 +226,7 @@ class Control:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             parent = found.inode
         await view.remove_tree(at(parent, name))
-        await fs.notifier.entry(ROOT_NODE if parent == fs.root else parent, name)
+        await fs.notifier.entry(fs.node(parent), name)
         self._links += 1
         return self._entry(self._links)
 

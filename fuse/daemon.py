@@ -35,7 +35,6 @@ from ..proto.process import configure_logging
 from ..proto.settings import parse_url, time_scale
 from .control import Control
 from .device import Device
-from .entries import node_of
 from .filesystem import FileSystem, handlers
 from .inheritance import inherit
 from .journal import BEAT_SECONDS, Journal
@@ -204,7 +203,7 @@ class Mount:
         for (
             inode
         ) in lost:  # the kernel has pages of what it takes to be written; it may need our answers to let go of them
-            loop.call_soon(session.fs.notifier.inode, node_of(session.fs, inode))
+            loop.call_soon(session.fs.notifier.inode, session.fs.node(inode))
         if self._requests is not None:
             loop.call_later(REPLAY_SECONDS_MAX * time_scale(), self._requests.forget_inherited)
 

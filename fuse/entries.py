@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from ..client.core.attributes import Stat
 from ..proto.errors import Status, error
-from .protocol import ROOT_NODE
 from .structs import ATTR_OUT, ENTRY_OUT
 
 if TYPE_CHECKING:
@@ -65,11 +64,6 @@ def encoded(fs: FileSystem, stat: Stat) -> Attributes:
     )
 
 
-def node_of(fs: FileSystem, inode: int) -> int:
-    """The node by which the kernel knows an inode: its number, but 1 for the mount's root."""
-    return ROOT_NODE if inode == fs.root else inode
-
-
 def entry(fs: FileSystem, stat: Stat) -> bytes:
     """A packed ENTRY_OUT: a name leads to this inode. The kernel holds one lookup more."""
     fs.nodes.looked_up(stat.inode, stat.change)
@@ -77,7 +71,7 @@ def entry(fs: FileSystem, stat: Stat) -> bytes:
     entry_seconds, entry_ns = fs.entry_timeout
     attr_seconds, attr_ns = fs.attr_timeout
     return ENTRY_OUT.pack(
-        ROOT_NODE if stat.inode == fs.root else stat.inode,
+        fs.node(stat.inode),
         0,
         entry_seconds,
         attr_seconds,

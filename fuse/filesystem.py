@@ -80,9 +80,13 @@ class FileSystem:
         """The inode that the kernel means by a node."""
         return self.root if node == ROOT_NODE else node
 
+    def node(self, inode: int) -> int:
+        """The node by which the kernel knows an inode: its number, but 1 for the mount's root."""
+        return ROOT_NODE if inode == self.root else inode
+
     def place(self, node: int, name: bytes = b"") -> Place:
         """Where a request points: a node, or a name in that directory."""
-        return at(self.root if node == ROOT_NODE else node, name)
+        return at(self.inode(node), name)
 
     def new_handle(self, handle: Any, access: int = 0) -> int:
         """Number an open file or directory. The number says with which access mode (O_RDONLY, O_WRONLY, O_RDWR) it was opened."""
@@ -126,7 +130,7 @@ class FileSystem:
                 self.nodes.followed(inode, file.since, file.change)
             if self.nodes.told(inode) >= change:
                 return True
-        await self.notifier.inode(ROOT_NODE if inode == self.root else inode)
+        await self.notifier.inode(self.node(inode))
         self.nodes.invalidated(inode, change)
         return False
 

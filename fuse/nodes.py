@@ -56,22 +56,13 @@ class Nodes:
         known = self._known.get(inode)
         if known is None:
             known = self._unseen if change != FIRST_CHANGE else 0
-        if known >> _CHANGE_SHIFT == change:
-            self._known[inode] = known + _ONE_LOOKUP
-        elif known & _PAGES:
-            self._known[inode] = (known & (_LOOKUPS | _PAGES)) + _ONE_LOOKUP
-        else:
-            self._known[inode] = (change << _CHANGE_SHIFT | (known & _LOOKUPS)) + _ONE_LOOKUP
+        self._known[inode] = _with_attributes(known, change) + _ONE_LOOKUP
 
     def tell(self, inode: int, change: int) -> None:
         """A reply gave the kernel attributes of an inode that it knows."""
         known = self._known.get(inode)
-        if known is None or known >> _CHANGE_SHIFT == change:
-            return
-        if known & _PAGES:
-            self._known[inode] = known & (_LOOKUPS | _PAGES)
-        else:
-            self._known[inode] = change << _CHANGE_SHIFT | (known & _LOOKUPS)
+        if known is not None:
+            self._known[inode] = _with_attributes(known, change)
 
     def opened(self, inode: int) -> None:
         """The kernel may hold pages of it from now on, of the version that it was told."""
@@ -127,3 +118,12 @@ class Nodes:
         if self._most > SHRINK_MIN and len(self._known) < self._most // 4:
             self._known = dict(self._known)
             self._most = len(self._known)
+
+
+def _with_attributes(known: int, change: int) -> int:
+    """What is known of an inode whose attributes the kernel has got as of this version: over older pages that is a mixture."""
+    if known >> _CHANGE_SHIFT == change:
+        return known
+    if known & _PAGES:
+        return known & (_LOOKUPS | _PAGES)
+    return change << _CHANGE_SHIFT | (known & _LOOKUPS)

@@ -1,40 +1,18 @@
 """Replies and notifications whose length varies: directory entries, statx, errors, what we tell the kernel unasked. No I/O.
 
-Fixed replies need no function: `structs.X_REPLY.pack(structs.X_REPLY.size, 0, unique, …)` is the whole frame. Data is never copied into
-a frame: `data_header` is what goes in front of it in a writev.
+Fixed replies need no function: the device puts the header in front of `structs.X_OUT.pack(…)`. Data is never copied into a frame:
+`data_header` is what goes in front of it in a writev.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from struct import Struct
-from typing import NamedTuple
 
 from . import structs
 from .protocol import OUT_HEADER, OUT_HEADER_BYTES, Notify
 
 _PADS = tuple(bytes(-length % 8) for length in range(8))  # after a name, by its length modulo 8
-
-
-class Attr(NamedTuple):
-    """The attributes of an inode in the order of `structs.ATTR`: `ENTRY_OUT.pack(node, …, *attr)`."""
-
-    ino: int
-    size: int
-    blocks: int
-    atime: int
-    mtime: int
-    ctime: int
-    atime_ns: int
-    mtime_ns: int
-    ctime_ns: int
-    mode: int
-    nlink: int
-    uid: int
-    gid: int
-    rdev: int
-    blksize: int
-    flags: int = 0
 
 
 def error(unique: int, errno: int) -> bytes:

@@ -240,19 +240,6 @@ class Ioctl(NamedTuple):
         return cls(fh, flags, command, arg, out_size, bytes(payload(body, structs.IOCTL_IN.size, in_size)))
 
 
-class Poll(NamedTuple):
-    """POLL. `kh` goes back in Notify.POLL when `flags` have POLL_SCHEDULE_NOTIFY."""
-
-    fh: int
-    kh: int
-    flags: int
-    events: int
-
-    @classmethod
-    def parse(cls, body: Buffer) -> Self:
-        return cls._make(fixed(structs.POLL_IN, body))
-
-
 class Fallocate(NamedTuple):
     """FALLOCATE."""
 

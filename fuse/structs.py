@@ -1,7 +1,7 @@
 """The layout of each request's and reply's body, as compiled structures.
 
 `X_IN` is what the kernel sends: `READ_IN.unpack_from(buffer, IN_HEADER_BYTES)` gives its fields, padding left out. `X_OUT` is the
-body of a reply, `X_REPLY` the whole reply with its header in front, for one `pack` and one write. The comment of each names its
+body of a reply. The comment of each names its
 fields in order. `seconds, nanoseconds` pairs are points in time since 1970 or, in the replies' `*_valid`, durations for which
 the kernel may believe what we said. Sizes and offsets are bytes; `blocks` are 512 bytes; uid, gid, mode and rdev are as in stat(2),
 rdev in the kernel's 32-bit form (`encode_device`).
@@ -10,12 +10,6 @@ rdev in the kernel's 32-bit form (`encode_device`).
 from __future__ import annotations
 
 from struct import Struct
-
-
-def _whole(body: Struct) -> Struct:
-    """A reply's header (length of all, 0, unique) and its body in one."""
-    return Struct("=IiQ" + body.format.lstrip("="))
-
 
 # --- requests -----------------------------------------------------------------------------------------------------------------
 
@@ -100,12 +94,6 @@ DIRENT = Struct("=QQII")
 # ino, size, blocks, attributes_mask, then seconds and nanoseconds of atime, btime, ctime, mtime, then rdev major, rdev minor,
 # dev major, dev minor
 STATX_OUT = Struct("=QII16x" + "IIQIIIH2xQQQQ" + "qI4x" * 4 + "IIII112x")
-
-ATTR_REPLY = _whole(ATTR_OUT)
-ENTRY_REPLY = _whole(ENTRY_OUT)
-OPEN_REPLY = _whole(OPEN_OUT)
-CREATE_REPLY = _whole(CREATE_OUT)
-WRITE_REPLY = _whole(WRITE_OUT)
 
 # --- notifications ------------------------------------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..protocol import WRITE_CACHE, WRITE_KILL_SUIDGID, Opcode
-from ..requests import CopyFileRange
-from ..structs import COPY_FILE_RANGE_OUT, FALLOCATE_IN, LSEEK_IN, LSEEK_OUT, READ_IN, WRITE_IN, WRITE_OUT
+from ..requests import CopyFileRange, Fallocate, Lseek
+from ..structs import COPY_FILE_RANGE_OUT, LSEEK_OUT, READ_IN, WRITE_IN, WRITE_OUT
 from .attributes import lose_set_ids
 from .files import followed, handle_of
 
@@ -56,20 +56,20 @@ async def write(fs: FileSystem, request: Request) -> bytes:
 
 async def lseek(fs: FileSystem, request: Request) -> bytes:
     """SEEK_DATA and SEEK_HOLE. Raises ENXIO behind the end."""
-    fh, offset, whence = LSEEK_IN.unpack_from(request.body)
-    handle: Handle = fs.handles.get(fh) or await handle_of(fs, request.node, fh)
-    if whence == os.SEEK_DATA:
-        return LSEEK_OUT.pack(await handle.data_from(offset))
-    if whence == os.SEEK_HOLE:
-        return LSEEK_OUT.pack(await handle.hole_from(offset))
-    raise OSError(errno.EINVAL, f"lseek from {whence}: the kernel does these by itself")
+    asked = Lseek.parse(request.body)
+    handle: Handle = fs.handles.get(asked.fh) or await handle_of(fs, request.node, asked.fh)
+    if asked.whence == os.SEEK_DATA:
+        return LSEEK_OUT.pack(await handle.data_from(asked.offset))
+    if asked.whence == os.SEEK_HOLE:
+        return LSEEK_OUT.pack(await handle.hole_from(asked.offset))
+    raise OSError(errno.EINVAL, f"lseek from {asked.whence}: the kernel does these by itself")
 
 
 async def fallocate(fs: FileSystem, request: Request) -> bytes:
     """Room, holes and zeros. Raises EOPNOTSUPP for modes that move data."""
-    fh, offset, length, mode = FALLOCATE_IN.unpack_from(request.body)
-    handle: Handle = fs.handles.get(fh) or await handle_of(fs, request.node, fh)
-    await handle.allocate(mode, offset, length)
+    asked = Fallocate.parse(request.body)
+    handle: Handle = fs.handles.get(asked.fh) or await handle_of(fs, request.node, asked.fh)
+    await handle.allocate(asked.mode, asked.offset, asked.length)
     followed(fs, handle.file)
     return b""
 

@@ -67,7 +67,7 @@ DECODERS: dict[Opcode, Callable[[memoryview], tuple[Any, ...]]] = {
     Opcode.BMAP: fields(structs.BMAP_IN),
     Opcode.DESTROY: nothing,
     Opcode.IOCTL: requests.Ioctl.parse,
-    Opcode.POLL: requests.Poll.parse,
+    Opcode.POLL: fields(structs.POLL_IN),
     Opcode.NOTIFY_REPLY: with_data(structs.NOTIFY_RETRIEVE_IN, 1),
     Opcode.BATCH_FORGET: lambda body: tuple(requests.forgets(body)),
     Opcode.FALLOCATE: requests.Fallocate.parse,

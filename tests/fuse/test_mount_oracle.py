@@ -4,7 +4,6 @@ tree - names, types, modes, owners, links, lengths, extended attributes, ACLs, a
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from hypothesis.strategies import sampled_from
 
 from ..meta.namespace import test_posix_oracle as oracles
 from ..meta.namespace.oracle import Local
-from ..meta.namespace.test_posix_oracle import ALICE, BOB, ROOT, USERS, outcome
+from ..meta.namespace.test_posix_oracle import ALICE, ROOT, USERS, outcome
 
 if TYPE_CHECKING:
     from emberfs.deploy.local import LocalCluster
@@ -46,15 +45,7 @@ class Both(oracles.Both):
         for side in (self.local, self.mounted):
             side.call(ROOT, "reset", mode)
         self.ours = Mounted(self.mounted)  # type: ignore[assignment]
-        for operation in (
-            ("mkdir", "/a", 0o777, 0),
-            ("mkdir", "/b", 0o755, 0),
-            ("open", "/a/a", os.O_CREAT | os.O_WRONLY, 0o644, 0, 5),
-            ("link", "/a/a", "/c", False),
-            ("symlink", "/a/b", "../c"),
-        ):
-            self.same(ALICE if operation[1] != "/b" else BOB, *operation)
-        self.remember()
+        self.plant()
 
     def teardown(self) -> None:
         pass

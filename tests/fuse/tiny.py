@@ -11,6 +11,7 @@ import os
 import stat
 import zlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 from emberfs.fuse import negotiation, replies, requests, structs
 from emberfs.fuse.protocol import (
@@ -22,7 +23,6 @@ from emberfs.fuse.protocol import (
     OpenReply,
     check,
 )
-from emberfs.fuse.replies import Attr
 
 FH = 1 << 40  # a handle is its node plus this
 TIME = 1_000_000_000  # of everything that nobody set
@@ -38,6 +38,27 @@ RETRIEVE_UNIQUE = 0xCAFE
 def node_of(name: bytes) -> int:
     """The inode number of what was made with this name."""
     return zlib.crc32(name) | 1 << 32
+
+
+class Attr(NamedTuple):
+    """The attributes of an inode in the order of `structs.ATTR`: `ENTRY_OUT.pack(node, …, *attr)`."""
+
+    ino: int
+    size: int
+    blocks: int
+    atime: int
+    mtime: int
+    ctime: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    blksize: int
+    flags: int = 0
 
 
 class Node:
@@ -330,7 +351,7 @@ class Tiny:
         return structs.IOCTL_OUT.pack(0, 0, 0, 0) + request.data[::-1].ljust(request.out_size, b"\0")
 
     def do_poll(self, _header: Header, body: memoryview) -> bytes:
-        request = requests.Poll.parse(body)
-        if request.flags:
-            self.push.append(replies.notify_poll(request.kh))
-        return structs.POLL_OUT.pack(request.events & 1)
+        _, kh, flags, events = structs.POLL_IN.unpack_from(body)
+        if flags:
+            self.push.append(replies.notify_poll(kh))
+        return structs.POLL_OUT.pack(events & 1)

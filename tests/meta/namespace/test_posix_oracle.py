@@ -231,6 +231,10 @@ class Both(RuleBasedStateMachine):
     def start(self, mode: int) -> None:
         self.local.call(ROOT, "reset", mode)
         self.ours = Ours(mode)
+        self.plant()
+
+    def plant(self) -> None:
+        """What there is from the start."""
         for operation in (
             ("mkdir", "/a", 0o777, 0),
             ("mkdir", "/b", 0o755, 0),
