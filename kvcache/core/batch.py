@@ -35,7 +35,9 @@ WINDOW_BYTES = 8 << 20  # of one request, or one block if that is more
 WINDOWS_IN_FLIGHT_MAX = 4  # of one batch
 UNREACHABLE_SECONDS = 0.5  # so long is a server that cannot be reached tried again: then it is a miss. Scaled
 TURNS_MAX = 2  # rounds without a pause in which other replicas are asked
-REPLICA_SECONDS = 1.0  # without an answer for so long, another replica is asked, where there is one. Scaled
+REPLICA_SECONDS = (
+    0.5  # without an answer for so long, another replica is asked, where there is one; doubling with each round. Scaled
+)
 
 # The server may be gone for a while. Engines compute what they miss, which is faster than waiting for that.
 _GONE = frozenset({Status.UNAVAILABLE, Status.MAYBE_COMMITTED, Status.TARGET_OFFLINE})
@@ -84,6 +86,7 @@ class Batch:
         self._older = False
         self._once_more: list[int] = []  # rows to be asked for again at once
         self._alone = False  # something in trouble can come from nowhere else
+        self._rounds = 0  # so far
         self._turns = 0  # rounds in which other replicas were asked at once
 
     # What an operation says of itself.
@@ -163,6 +166,7 @@ class Batch:
         while len(rows):
             self._trouble, self._alone, self._once_more = {}, False, []
             await self._round(self._planned(rows, chains, alone))
+            self._rounds += 1
             rows = self._once_more
             if self._trouble and not self.stop.wanted:
                 rows = sorted([*rows, *await self._after(self._trouble)])
@@ -377,7 +381,7 @@ class Batch:
         """The time-out of a request."""
         seconds = self.patience.attempt()
         if self.reading and (part.several or self._older):
-            return min(seconds, self.core.cluster.options.scaled(REPLICA_SECONDS))
+            return min(seconds, self.core.cluster.options.scaled(REPLICA_SECONDS) * 2.0 ** min(self._rounds, 8))
         return seconds
 
     def head(self, part: Part) -> dict[str, Any]:
