@@ -54,7 +54,8 @@ class EmberConnector(RemoteConnector):
         self._kv = KVCache(settings.url)
         self._threads = ThreadPoolExecutor(THREADS, "emberfs-lmcache")
         metadata = local_cpu_backend.metadata
-        shapes = "+".join("x".join(str(size) for size in shape) for shape in self.meta_shapes)
+        # Its shapes do not tell few large heads from many small ones.
+        shapes = "+".join("x".join(str(size) for size in shape) for shape in [*self.meta_shapes, metadata.kv_shape])
         self._namespace = self._kv.namespace(
             NamespaceSpec(
                 engine="lmcache-remote", model=metadata.model_name, revision=settings.revision,
@@ -113,8 +114,13 @@ class EmberConnector(RemoteConnector):
         return [one for one in found[:leading] if one is not None]
 
     def _read(self, keys: list[CacheEngineKey]) -> list[MemoryObj | None]:
+        """The objects, full chunks in place."""
         names = [key_of(key.to_string()) for key in keys]
-        targets = [self._pool.allocate(self.meta_shapes, self.meta_dtypes, self.meta_fmt) for _ in keys]
+        # Memory only for what is there: the pool evicts, or waits, to give any.
+        there = self._kv.exists(self._namespace, names)
+        targets = [
+            self._pool.allocate(self.meta_shapes, self.meta_dtypes, self.meta_fmt) if here else None for here in there
+        ]
         rows = [row for row, target in enumerate(targets) if target is not None]
         headers = [bytearray(self.remote_metadata_bytes) for _ in keys]
         statuses = [-errno.ENOENT] * len(keys)

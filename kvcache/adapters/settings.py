@@ -78,6 +78,13 @@ def succeeded(statuses: Iterable[int], doing: str = "") -> list[bool]:
     return [status >= 0 for status in found]
 
 
+_MEANINGS = {
+    errno.EAGAIN: "the servers are away, busy or full",
+    errno.EDQUOT: "the tenant's quota is used up",
+    errno.EBADMSG: "damaged; the servers know",
+    errno.EMSGSIZE: "of another length than the namespace's or the buffer's",
+    errno.EFAULT: "a server never answered, and may still write to this memory: attach the adapter anew",
+}
 _complained: dict[tuple[str, int], float] = {}
 
 
@@ -86,4 +93,6 @@ def _complain(doing: str, failures: Counter[int], count: int) -> None:
     for status, times in failures.items():
         if now - _complained.get((doing, status), -COMPLAINT_SECONDS) >= COMPLAINT_SECONDS:
             _complained[doing, status] = now
-            logger.warning("%s: %d of %d blocks failed (%s)", doing, times, count, os.strerror(-status))
+            logger.warning(
+                "%s: %d of %d blocks failed (%s)", doing, times, count, _MEANINGS.get(-status, os.strerror(-status))
+            )

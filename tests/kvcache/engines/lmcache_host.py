@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import mmap
 import os
 import select
@@ -11,18 +12,35 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from .parts import stand_in
+
 # Before it is imported: it would report to its makers, and print a banner.
 os.environ.update(LMCACHE_TRACK_USAGE="false", LMCACHE_DISABLE_BANNER="1", LMCACHE_LOG_LEVEL="WARNING")
+if importlib.util.find_spec("transformers") is None:
+    stand_in("transformers", AutoTokenizer=None, AutoConfig=None)  # which compressors import that are not used here
 
 import torch
+from lmcache.utils import CacheEngineKey
+from lmcache.v1.config import LMCacheEngineConfig
 from lmcache.v1.distributed.api import ObjectKey
 from lmcache.v1.distributed.internal_api import L1MemoryDesc
 from lmcache.v1.distributed.l2_adapters import create_l2_adapter
 from lmcache.v1.distributed.l2_adapters.native_plugin_l2_adapter import NativePluginL2AdapterConfig
 from lmcache.v1.distributed.l2_adapters.plugin_l2_adapter import PluginL2AdapterConfig
 from lmcache.v1.memory_management import MemoryFormat, MemoryObjMetadata, TensorMemoryObj
+from lmcache.v1.metadata import LMCacheMetadata
 
-__all__ = ["ObjectKey"]
+from emberfs.kvcache.adapters.lmcache_remote import EmberConnector
+
+__all__ = [
+    "CacheEngineKey",
+    "EmberConnector",
+    "LMCacheEngineConfig",
+    "LMCacheMetadata",
+    "MemoryObjMetadata",
+    "ObjectKey",
+    "TensorMemoryObj",
+]
 
 WAIT_SECONDS = 30.0
 POLL_MS = 50

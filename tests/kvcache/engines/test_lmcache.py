@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +22,27 @@ from .parts import require
 require("lmcache", "LMCache")
 require("torch", "torch")
 
+import torch  # noqa: E402
+
 from emberfs.kvcache.adapters import hf3fs  # noqa: E402
 
-from .lmcache_host import NATIVE, PLUGIN, Arena, ObjectKey, content, load, lookup, make_adapter, store  # noqa: E402
+from .lmcache_host import (  # noqa: E402
+    NATIVE,
+    PLUGIN,
+    Arena,
+    CacheEngineKey,
+    EmberConnector,
+    LMCacheEngineConfig,
+    LMCacheMetadata,
+    MemoryObjMetadata,
+    ObjectKey,
+    TensorMemoryObj,
+    content,
+    load,
+    lookup,
+    make_adapter,
+    store,
+)
 
 if TYPE_CHECKING:
     from emberfs_cluster import LocalCluster
@@ -306,6 +326,131 @@ class Subject:
         if not self._closed or type(self.adapter).__name__ == "EmberL2Adapter":
             self.adapter.close()
         self._closed = True
+
+
+class Pool:
+    """What a connector uses of LMCache's pool of host memory."""
+
+    def __init__(self, metadata: Any) -> None:
+        self.metadata = metadata
+        self.lent: list[Any] = []
+
+    def allocate(self, shapes: Any, dtypes: Any, fmt: Any) -> Any:
+        nbytes = sum(shape.numel() * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True))
+        said = MemoryObjMetadata(
+            shape=shapes[0], dtype=dtypes[0], address=0, phy_size=nbytes, ref_count=1, fmt=fmt, shapes=shapes, dtypes=dtypes
+        )  # fmt: skip
+        made = TensorMemoryObj(torch.zeros(nbytes, dtype=torch.uint8), said, parent_allocator=None)
+        self.lent.append(made)
+        return made
+
+
+class ConnectorSubject:
+    """Blocks are full chunks of an LMCache inside an engine's process, on its event loop."""
+
+    def __init__(self, url: str, salt: str, *, small: bool, identity: dict[str, Any]) -> None:
+        tokens = 2 if small else 128
+        metadata = LMCacheMetadata(
+            model_name=identity.get("model", "org/model"), world_size=2 if "heads" in identity else 1, local_world_size=1, worker_id=0,
+            local_worker_id=0, kv_dtype=torch.float16 if "dtype" in identity else torch.bfloat16,
+            kv_shape=(1, 2, tokens, 2 if "layout" in identity else 1, 20 if "layout" in identity else 40), chunk_size=tokens,
+        )  # fmt: skip
+        self._metadata, self.pool = metadata, Pool(metadata)
+        said = {name: identity[name] for name in ("revision", "tenant", "salt") if name in identity}
+        config = LMCacheEngineConfig.from_defaults(
+            extra_config={f"emberfs.{name}": value for name, value in {"url": url, "salt": salt, **said}.items()}
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.connector = EmberConnector(self._loop, self.pool, config)
+        self.block_bytes = self.connector.full_chunk_size_bytes
+
+    def _run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
+    def _keys(self, keys: Sequence[bytes]) -> list[CacheEngineKey]:
+        said = self._metadata
+        return [
+            CacheEngineKey(said.model_name, said.world_size, 0, int.from_bytes(key, "big"), said.kv_dtype)
+            for key in keys
+        ]
+
+    def put(self, keys: Sequence[bytes], blocks: Sequence[bytes]) -> list[bool]:
+        shapes, dtypes = self._metadata.get_shapes(), self._metadata.get_dtypes()
+        objects = [self.pool.allocate(shapes, dtypes, self.connector.meta_fmt) for _ in keys]
+        for one, block in zip(objects, blocks, strict=True):
+            memoryview(one.byte_array).cast("B")[:] = block
+        try:
+            self._run(self.connector.batched_put(self._keys(keys), objects))
+        except OSError:
+            return [False] * len(keys)
+        return [True] * len(keys)
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        self.pool.lent.clear()
+        found = self._run(self.connector.batched_get(self._keys(keys)))
+        kept = [one for one in found if one is not None]
+        assert all((one.get_ref_count() == 1) == any(one is other for other in kept) for one in self.pool.lent)
+        return [None if one is None else content(one) for one in found]
+
+    def exists(self, keys: Sequence[bytes]) -> list[bool]:
+        named = self._keys(keys)
+        leading = self.connector.batched_contains(named)
+        assert self._run(self.connector.batched_async_contains("lookup", named)) == leading
+        found = [self.connector.exists_sync(key) for key in named[:32]]
+        return [*found, *(row < leading for row in range(len(found), len(named)))]
+
+    def close(self) -> None:
+        self._run(self.connector.close())
+
+    def end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class TestConnectorContract(Contract):
+    @pytest.fixture
+    def open_subject(self, cluster: LocalCluster) -> Open:
+        salt = f"{time.time_ns()}"
+
+        @contextmanager
+        def open_one(*, same: bool = False, small: bool = False, **identity: Any) -> Iterator[ConnectorSubject]:
+            made = ConnectorSubject(cluster.url, salt, small=small, identity=identity)
+            try:
+                yield made
+            finally:
+                made.close()
+                made.end()
+
+        return open_one
+
+
+def test_a_connector_has_more(cluster: LocalCluster) -> None:
+    """Prefixes without waiting, single objects, listing, removing, pinging; and a short chunk keeps its shape."""
+    subject = ConnectorSubject(cluster.url, f"{time.time_ns()}", small=False, identity={})
+    connector, run_on = subject.connector, subject._run
+    keys = [bytes([number]) * 32 for number in range(1, 6)]
+    blocks = [bytes([number]) * subject.block_bytes for number in range(1, 6)]
+    assert subject.put(keys[:2] + keys[3:], blocks[:2] + blocks[3:]) == [True] * 4
+    named = subject._keys(keys)
+    found = run_on(connector.batched_get_non_blocking("lookup", named))
+    assert [content(one) for one in found] == blocks[:2], "up to the first that is missing"
+    assert run_on(connector.get(named[2])) is None
+    assert content(run_on(connector.get(named[3]))) == blocks[3]
+    assert (run_on(connector.exists(named[0])), run_on(connector.exists(named[2]))) == (True, False)
+    short = subject.pool.allocate([torch.Size([2, 1, 7, 40])], [torch.bfloat16], connector.meta_fmt)
+    memoryview(short.byte_array).cast("B")[:] = bytes(range(256))[:16] * (short.get_size() // 16)
+    run_on(connector.put(named[2], short))
+    back = run_on(connector.get(named[2]))
+    assert (back.get_shapes(), content(back)) == ([torch.Size([2, 1, 7, 40])], content(short))
+    assert len(run_on(connector.list())) == 5
+    assert connector.remove_sync(named[0]) and not connector.exists_sync(named[0])
+    assert run_on(connector.ping()) == 0
+    subject.close()
+    subject.close()
+    subject.end()
 
 
 class TestContract(Contract):
