@@ -40,7 +40,7 @@ class Follower(Protocol):
     """Whoever keeps something for each block: the policy of eviction, the tier in memory."""
 
     def inserted(self, blocks: Sequence[int]) -> None:
-        """These are here, in the order in which they were put."""
+        """These of one namespace are here, in the order in which they were put."""
 
     def removed(self, block: int) -> None:
         """It is not here any more."""
@@ -108,6 +108,7 @@ class Directory:
             self.pin,
         )
         self._where = engine.space.place
+        self.additions = 0  # rises when blocks come
         self.followers: list[Follower] = []
         self.retold: set[int] = set()  # slots whose row has a higher version than their generation
         self._free: list[int] = []
@@ -226,6 +227,8 @@ class Directory:
         pin: int,
     ) -> list[int]:
         """Blocks that are not here yet are committed; their slots. `where`: what `places` are as handles and offsets."""
+        if not keys:
+            return []
         free, count = self._free, len(keys)
         slots = [free.pop() for _ in range(min(len(free), count))]
         more = count - len(slots)
@@ -261,6 +264,7 @@ class Directory:
                 self.expiry[slot] = expiry
                 if expiry:
                     self._count_time(shelf, slot)
+        self.additions += 1
         for follower in self.followers:
             follower.inserted(slots)
         return slots

@@ -10,6 +10,7 @@ A quota is the tenant's in the whole cluster; keys are spread evenly, so every c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from ...proto.blocks import TABLE_OF_BLOCKS
@@ -77,20 +78,26 @@ class Evictor:
         self._done: Promise[None] | None = None  # told when the work that is under way is over
         self._stuck: set[int | None] = set()  # of what nothing more can be evicted: a tenant, None: the target
         directory = store.directory
-        self.inserted(directory.oldest_first())
+        for _, blocks in groupby(directory.oldest_first(), directory.namespace.__getitem__):
+            self.inserted(list(blocks))
         directory.followers.append(self)
 
     # --- what the directory tells ---
 
     def inserted(self, blocks: Sequence[int]) -> None:
-        directory, insert, tenant_of = self._store.directory, self.policy.inserted, self._tenant_of
-        keys, place, depth, namespaces = directory.keys, directory.place, directory.depth, directory.namespace
-        for block in blocks:
-            namespace = namespaces[block]
-            tenant = tenant_of.get(namespace)
-            if tenant is None:
-                tenant = tenant_of[namespace] = self._tenants.of_namespace.get(namespace, 0)
-            insert(block, keys[block], CLASS_BYTES[place[block] >> 48], depth[block], tenant)
+        directory = self._store.directory
+        keys, place, depth = directory.keys, directory.place, directory.depth
+        sizes = [CLASS_BYTES[place[block] >> 48] for block in blocks]
+        tenant = self._tenant(directory.namespace[blocks[0]])
+        self.policy.inserted_many(
+            blocks, [keys[block] for block in blocks], sizes, [depth[block] for block in blocks], tenant
+        )
+
+    def _tenant(self, namespace: int) -> int:
+        tenant = self._tenant_of.get(namespace)
+        if tenant is None:
+            tenant = self._tenant_of[namespace] = self._tenants.of_namespace.get(namespace, 0)
+        return tenant
 
     def removed(self, block: int) -> None:
         self.policy.removed(block)

@@ -117,15 +117,15 @@ class Puts:
 
     async def put(self, request: PutRequest, context: Context, namespace: KvNamespace, runs: Runs) -> PutReply:
         batch = batch_of(request, namespace, self._env.wall_ns() / 1e9)
-        work: list[tuple[Store, Run, list[int]]] = []
+        work: list[tuple[Store, Run, list[int], int]] = []
         for run, store in runs:
             missing = self._admit(batch, run, store)
             if missing and isinstance(store, Store):
-                work.append((store, run, missing))
+                work.append((store, run, missing, store.directory.additions))
         if work:
             await self._pull(batch, context)
-            for store, run, missing in work:
-                await self._put(store, run, missing, batch)
+            for store, run, missing, additions in work:
+                await self._put(store, run, missing, additions, batch)
             batch.data.release()
         if batch.durable:
             await self._make_durable(batch, runs)
@@ -206,12 +206,13 @@ class Puts:
 
     # --- the blocks of one target ---
 
-    async def _put(self, store: Store, run: Run, missing: list[int], batch: Batch) -> None:
+    async def _put(self, store: Store, run: Run, missing: list[int], additions: int, batch: Batch) -> None:
         status = store.may_change(run.version)
         if status is not _OK:  # the chain was changed while the bytes came
             self._refuse(missing, batch, store.directory.shelf(batch.namespace.id), status)
             return
-        missing = self._missing(batch, store, missing)  # others may have put some of them meanwhile
+        if store.directory.additions != additions:
+            missing = self._missing(batch, store, missing)  # others may have put some of them meanwhile
         for _ in range(ROUNDS_MAX):
             mine, theirs = self._split(store, missing, batch)
             if mine:
@@ -329,8 +330,11 @@ class Puts:
             mine = [i for n, i in enumerate(mine) if n not in fresh.failed]
             columns = [[x for n, x in enumerate(column) if n not in fresh.failed] for column in columns]
         store.directory.add(shelf, columns[0], fresh.version, *columns[1:], batch.pin)
-        for i in mine:
-            batch.generation[i] = fresh.version
+        if len(mine) == len(batch.keys):
+            batch.generation = [fresh.version] * len(mine)
+        else:
+            for i in mine:
+                batch.generation[i] = fresh.version
         written = sum(columns[3])
         counters = store.target.counters
         counters.writes += len(mine)

@@ -72,10 +72,13 @@ class Tier:
     def _enter(self, blocks: Sequence[int], epoch: int) -> None:
         if len(self._state) < len(self._directory.state):
             self._grow()
+        state, epochs, length = self._state, self._epoch, self._directory.length
+        pages = 0
         for block in blocks:
-            self._state[block] = _WARM
-            self._epoch[block] = epoch
-            self.used += self._pages(block)
+            state[block] = _WARM
+            epochs[block] = epoch
+            pages += -(-length[block] // PAGE_BYTES)
+        self.used += pages * PAGE_BYTES
         self._queue.extend(blocks)
 
     def _grow(self) -> None:
