@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import shutil
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from ...proto.errors import Status, error
 
 START_SECONDS_MAX = 10.0
 LOOK_SECONDS = 0.02
+ANSWER_SECONDS_MAX = 2  # a value that is not there makes the reply shorter than what is waited for
 PARTS_MAX = 1000  # of one system call; the kernel takes 1,024
 _LINE = b"\r\n"
 
@@ -80,6 +82,7 @@ def memcached(folder: Path, mib: int) -> Iterator[Peer]:
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
     with _running(command, path), socket.socket(socket.AF_UNIX) as end:
         end.connect(str(path))
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", ANSWER_SECONDS_MAX, 0))
         yield _Memcached(end, f"memcached {version}, sendmsg and recvmsg_into")
 
 
@@ -123,7 +126,10 @@ def _send_all(end: socket.socket, parts: list[Any]) -> None:
 
 def _receive_all(end: socket.socket, views: list[memoryview]) -> None:
     while views:
-        count = end.recvmsg_into(views[:PARTS_MAX])[0]
+        try:
+            count = end.recvmsg_into(views[:PARTS_MAX])[0]
+        except BlockingIOError:
+            raise error(Status.LOST_DATA, "a value is not there: the reply is shorter than that") from None
         if not count:
             raise error(Status.UNAVAILABLE, "the peer closed the connection")
         views = _after(views, count)

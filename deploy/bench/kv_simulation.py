@@ -190,7 +190,7 @@ def rows(trace: Sequence[Request], capacities: Sequence[int] = CAPACITIES) -> li
         }
         ratios = {name: round(100 * hit_ratio(make(capacity), trace), 2) for name, make in ways.items()}
         ours, lru = ratios["ours"], ratios["lru"]
-        one = row(f"prefix hits, {capacity:,} blocks, against ideal LRU", ours, "%", lru, **ratios)
+        one = row(f"prefix hits, {capacity:,} blocks, against ideal LRU", ours, "%", lru) | ratios
         if capacity == CAPACITY_OF_AIM:
             one |= {"aim": f"≥ LRU + {AIM_POINTS:g} point", "met": ours >= lru + AIM_POINTS}
         made.append(one)
