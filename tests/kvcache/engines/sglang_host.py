@@ -63,7 +63,17 @@ from sglang.srt.mem_cache.storage import StorageBackendFactory  # noqa: E402
 from sglang.srt.mem_cache.storage.mmap.mmap_allocator import alloc_shm  # noqa: E402
 from sglang.srt.mem_cache.utils import get_storage_hash_str  # noqa: E402
 
-__all__ = ["PAGE_TOKENS", "Engine", "HostPool", "PoolHitPolicy", "PoolName", "PoolTransfer", "attach", "engine"]
+__all__ = [
+    "LAYERS",
+    "PAGE_TOKENS",
+    "Engine",
+    "HostPool",
+    "PoolHitPolicy",
+    "PoolName",
+    "PoolTransfer",
+    "attach",
+    "engine",
+]
 
 WAIT_SECONDS = 60.0
 PAGE_TOKENS = 64

@@ -22,6 +22,7 @@ from emberfs.kvcache.adapters.arena import view_of  # noqa: E402
 
 from .sglang_hf3fs import hf3fs_backend, metadata_server  # noqa: E402
 from .sglang_host import (  # noqa: E402
+    LAYERS,
     PAGE_TOKENS,
     HostPool,
     PoolHitPolicy,
@@ -203,6 +204,34 @@ def test_a_pool_that_cannot_say_where_its_pages_lie(attached: Attach, caplog: py
     pool.bytes.zero_()
     assert backend.batch_get_v1([*keys, *some_keys(1, 50)], slots([5, 2, 3])) == [True, True, False]
     assert all(torch.equal(pool.page(page), page_want) for page, page_want in zip((5, 2), want, strict=True))
+
+
+def test_a_page_of_many_pieces(attached: Attach) -> None:
+    """The layer_first layout: K and V of each layer lie apart; and V may be larger than K."""
+
+    class LayerFirst(HostPool):
+        layout = "layer_first"
+
+        def get_page_buffer_meta(self, indices: torch.Tensor) -> tuple[list[int], list[int]]:
+            row = self.piece_bytes // LAYERS // 4  # of a token in K; in V three times that
+            places = []
+            for first in indices.tolist()[:: self.page_size]:
+                for layer in range(LAYERS):
+                    start = self.kv_buffer.data_ptr() + layer * self.size * 4 * row
+                    places.append((start + first * row, row * self.page_size))
+                    places.append((start + (self.size + 3 * first) * row, 3 * row * self.page_size))
+            return [place for place, _ in places], [length for _, length in places]
+
+    pool = LayerFirst(16, mla=False)
+    backend = attached(pool)
+    assert backend._pools["kv"].parts == 2 * LAYERS and backend._pools["kv"].shared
+    keys, pages = some_keys(5), [9, 3, 15, 0, 7]
+    pointers, lengths = pool.get_page_buffer_meta(slots(pages))
+    want = [bytes(view_of(*piece)) for piece in zip(pointers, lengths, strict=True)]
+    assert backend.batch_set_v1(keys, slots(pages)) == [True] * 5
+    pool.bytes.zero_()
+    assert backend.batch_get_v1(keys, slots(pages)) == [True] * 5
+    assert [bytes(view_of(*piece)) for piece in zip(pointers, lengths, strict=True)] == want
 
 
 def test_side_pools_gate_a_prefix_by_their_policies(attached: Attach) -> None:
