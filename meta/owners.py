@@ -21,15 +21,15 @@ class Owners:
         self._seen: dict[bytes, int] = {}  # the oldest first
 
     def require(self, client: bytes, user: Identity) -> None:
-        """Whoever proved to be this user uses this id. Raises SESSION_ENDED for another user's, so that a process that has become somebody
-        else goes on as a new client."""
+        """Whoever proved to be this user uses this id. Raises NOT_PERMITTED for another user's; not SESSION_ENDED: a client that has come
+        by a way on which it is nobody would throw away what it has written."""
         owner = self._leased.get(client, self._seen.get(client))
         if owner is None:
             if len(self._seen) >= SEEN_MAX:
                 del self._seen[next(iter(self._seen))]
             self._seen[client] = user.uid
         elif owner != user.uid and not user.trusted:
-            raise error(Status.SESSION_ENDED, "this client id is another user's; connect again under a new one")
+            raise error(Status.NOT_PERMITTED, f"this client id is another user's than user {user.uid}'s: connect anew")
 
     def of(self, client: bytes, default: int) -> int:
         """The user id of a client's owner, where he is known."""

@@ -49,7 +49,7 @@ class MetaService:
         self._namespace = namespace
 
     def _credentials(self, peer: PeerInfo) -> Credentials:
-        """Who a connection is. Raises SESSION_ENDED for one that names another user's client."""
+        """Who a connection is. Raises NOT_PERMITTED for one that names another user's client."""
         # Worked out once per connection: building and hashing them per request would cost more than a look-up of a file.
         found = peer.attachments.get(_CREDENTIALS)
         if found is None:

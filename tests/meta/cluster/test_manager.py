@@ -336,7 +336,7 @@ async def test_a_lease_is_its_users_also_after_a_restart(cluster: Cluster) -> No
         for call in (renew(cluster, stranger), cluster.service.end_client(EndClientRequest(), stranger)):
             with pytest.raises(StatusError) as refused:
                 await call
-            assert status_of(refused) is Status.SESSION_ENDED
+            assert status_of(refused) is Status.NOT_PERMITTED
         await cluster.restart()
     assert not cluster.namespace.ended
     await renew(cluster)

@@ -89,7 +89,7 @@ async def test_a_clients_id_is_its_users(world: World) -> None:
     ):
         with pytest.raises(StatusError) as refused:
             await method(request, world.context(identity=Identity(2001, 2001)))  # type: ignore[operator]
-        assert refused.value.status is Status.SESSION_ENDED
+        assert refused.value.status is Status.NOT_PERMITTED
     found = await world.ask(
         "test_lock", meta_pb2.TestLockRequest(inode=number, kind=locks.POSIX, type=locks.SHARED, owner=2), client=OTHER
     )
