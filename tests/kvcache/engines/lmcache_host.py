@@ -6,6 +6,7 @@ import importlib.util
 import mmap
 import os
 import select
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -58,14 +59,15 @@ class Arena:
 
     def __init__(self, nbytes: int, *, shared: bool) -> None:
         if shared:
-            descriptor = os.memfd_create("arena")
+            descriptor = os.memfd_create("arena")  # stays open, as the engines' do: by it we find what the memory is
             os.ftruncate(descriptor, nbytes)
             self._memory = mmap.mmap(descriptor, nbytes)
-            os.close(descriptor)
+            weakref.finalize(self, os.close, descriptor)
             self.tensor = torch.frombuffer(self._memory, dtype=torch.uint8)
         else:
             self.tensor = torch.zeros(nbytes, dtype=torch.uint8)
         self._next = 0
+        self._lock = threading.Lock()
 
     @property
     def description(self) -> L1MemoryDesc:
@@ -73,14 +75,14 @@ class Arena:
 
     def object(self, length: int, content: bytes = b"") -> TensorMemoryObj:
         """An object at the next place (from the start again behind the end)."""
-        if self._next + length > self.tensor.numel():
-            self._next = 0
-        place = self.tensor[self._next : self._next + length]
+        with self._lock:
+            start = self._next if self._next + length <= self.tensor.numel() else 0
+            self._next = start + length
+        place = self.tensor[start : start + length]
         place.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.zeros_like(place))
         said = MemoryObjMetadata(
-            shape=torch.Size([length]), dtype=torch.uint8, address=self._next, phy_size=length, ref_count=1, fmt=MemoryFormat.KV_2LTD
+            shape=torch.Size([length]), dtype=torch.uint8, address=start, phy_size=length, ref_count=1, fmt=MemoryFormat.KV_2LTD
         )  # fmt: skip
-        self._next += length
         return TensorMemoryObj(raw_data=place, metadata=said, parent_allocator=None)
 
 
