@@ -27,6 +27,7 @@ from .core.batch import Stop
 from .core.core import OPERATION_SECONDS, KvCore
 from .core.results import BlockInfo, Counters, Lease, Match, Usage
 from .core.statuses import as_array
+from .events import Events
 from .namespace import MODE_DEFAULT, Namespace, NamespaceSpec
 
 _Result = TypeVar("_Result")
@@ -149,6 +150,10 @@ class AsyncKVCache:
 
     def stats(self) -> Counters:
         return replace(self.core.counters)
+
+    def events(self) -> Events:
+        """As `KVCache.events`: `next(0)` asks without waiting, and iterating it waits in the caller's thread."""
+        return Events(self.core)
 
     async def close(self) -> None:
         if self._core is not None:

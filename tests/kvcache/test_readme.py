@@ -35,3 +35,21 @@ def test_the_blocking_face_loads_no_event_loop() -> None:
     heavy = {"asyncio", "uvloop", "grpc", "numpy", "torch", "fsspec"}
     code = f"import sys; from emberfs.kvcache import KVCache; print(*set(sys.modules) & {heavy})"
     assert not subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_it_works_without_numpy(cluster: Any) -> None:
+    code = f"""
+import sys
+sys.modules["numpy"] = None
+from emberfs.kvcache import KVCache, NamespaceSpec
+with KVCache({cluster.url!r}) as kv:
+    ns = kv.namespace(NamespaceSpec("e", "m", "r", "bf16", 16, "l", object_bytes=100, salt="bare"))
+    keys = [bytes([i]) * 32 for i in range(40)]
+    assert list(kv.put_from(ns, keys, [bytes([i]) * 100 for i in range(40)])) == [100] * 40
+    pool = kv.allocate(4000)
+    assert list(kv.get_into(ns, keys, (pool, range(0, 4000, 100), 100))) == [100] * 40
+    assert bytes(pool.view[700:800]) == b"\\7" * 100
+    assert kv.exists(ns, [*keys[:2], bytes(31) + b"x"]) == [True, True, False]
+    assert list(kv.match(ns, keys).lengths) == [100] * 40
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
