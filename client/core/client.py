@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
@@ -25,6 +25,7 @@ from ...proto.gen.meta_pb2 import (
     TruncateRequest,
 )
 from ...proto.rpc import CLUSTER, META, Method
+from . import kept
 from .acting import Acting
 from .append import Tokens
 from .atimes import ReadTimes
@@ -105,7 +106,15 @@ class Core(Namespace):
         attributes is what `keep` makes of them; `advance` as of Leases."""
         leases = Leases(self.cluster, keep, advance)
         self.cluster.leases = leases
+        leases.on_recall = lambda inode: self._in_background(kept.recalled(self, inode))
+        leases.on_end = lambda: self._in_background(kept.give_all_back(self))
         return leases
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        async def run() -> None:
+            await work
+
+        self.env.spawn(run, "locks")
 
     async def connect(self) -> None:
         """The first contact. Raises UNAVAILABLE, WRONG_CLUSTER, UNAUTHENTICATED."""

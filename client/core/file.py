@@ -240,7 +240,7 @@ class Handle(Reader):
                 self.stream.drop()
             if self.session:
                 await self._end_session(self.unwanted, answered=answered)
-            if self.file.locks:
+            if self.file.locks or self.file.granted:
                 await locks.leave(self, last=self.file.handles == 1)
         except Exception:
             await self._leave()
@@ -273,9 +273,10 @@ class Handle(Reader):
         type_ = locks.EXCLUSIVE if exclusive else locks.SHARED
         await locks.take(self, locks.checked_span(self, start, length, owner), type_, pid=pid, blocking=blocking)
 
-    async def unlock_range(self, start: int, length: int, *, owner: int) -> None:
+    async def unlock_range(self, start: int, length: int, *, owner: int, keep: bool = False) -> None:
+        """Give back what an owner holds in a range. `keep`: for an owner that may well lock it again (`kept.py`)."""
         await self._ready()
-        await locks.give(self, locks.checked_span(self, start, length, owner))
+        await locks.give(self, locks.checked_span(self, start, length, owner), keep=keep)
 
     async def test_lock(self, start: int, length: int, *, exclusive: bool, owner: int) -> LockInfo | None:
         """The lock that is in the way of this one, if any."""

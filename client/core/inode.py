@@ -59,10 +59,13 @@ class Inode:
         "ctime_ns",
         "durable_length",
         "error",
+        "exact_until",
         "failed",
         "failure",
         "failures",
         "generation",
+        "giving",
+        "granted",
         "handles",
         "id",
         "inline_max",
@@ -84,6 +87,7 @@ class Inode:
         "stale_end",
         "stale_version",
         "synced",
+        "taking",
         "token",
         "truncate_version",
         "unsettled",
@@ -142,6 +146,12 @@ class Inode:
         self.locks: dict[
             tuple[int, int], list[Piece[int]]
         ] = {}  # (kind, owner) -> ranges that this client holds, with the type
+
+        # What the server has of this client's byte-range locks, by owner: at least those of `locks`, and what is kept (`kept.py`).
+        self.granted: dict[int, list[Piece[int]]] = {}
+        self.giving = cluster.env.lock()  # what is kept is being given back
+        self.taking = 0  # requests for locks that are on their way
+        self.exact_until = 0.0  # nothing is kept before then, on the environment's clock
 
     @property
     def chains(self) -> Sequence[int]:
@@ -295,6 +305,14 @@ class Inode:
             self.locks[kind, owner] = pieces
         else:
             self.locks.pop((kind, owner), None)
+
+    def note_granted(self, owner: int, start: int, end: int, type_: int | None) -> None:
+        """What the server certainly has of an owner's byte-range locks in this range from now on; None: perhaps nothing."""
+        pieces = overlaid(self.granted.get(owner, ()), start, end, type_)
+        if pieces:
+            self.granted[owner] = pieces
+        else:
+            self.granted.pop(owner, None)
 
     # --- asking the server ------------------------------------------------------------------------------------------------------------
 

@@ -86,6 +86,8 @@ class Leases(Generic[Kept]):
         self._used = False
         self._refused_until = 0.0
         self._listeners: list[Listener] = []
+        self.on_recall: Callable[[int], None] = lambda inode: None  # others want locks of this inode
+        self.on_end: Callable[[], None] = lambda: None  # nobody is asked any more
 
     # --- what is known --------------------------------------------------------------------------------------------------------------
 
@@ -323,10 +325,13 @@ class Leases(Generic[Kept]):
         finally:
             self._watching = False
             self.begin_anew()
+            self.on_end()
 
     def _take(self, reply: WatchLeasesReply) -> None:
         if reply.fresh or reply.everything:
             self.forget_all()
+        for inode in reply.locks:
+            self.on_recall(inode)
         if reply.HasField("dropped"):
             self.forget(*_columns(reply.dropped))
         if reply.HasField("changed"):

@@ -29,6 +29,7 @@ from ...proto.gen.meta_pb2 import (
 from ...proto.ranges import OFFSET_END, Piece, overlaid, within
 from ...proto.rpc import META
 from .inode import Inode
+from .kept import covers, give_back, may_keep, publish
 from .lease import Lease
 
 if TYPE_CHECKING:
@@ -85,6 +86,23 @@ class Span:
 async def take(handle: Reader, span: Span, type_: int, *, pid: int = 0, blocking: bool = True) -> None:
     """Take the lock, or change what is held in this range to it. Raises WOULD_BLOCK (if not `blocking`), DEADLOCK, NO_LOCKS."""
     core, file = handle.core, handle.file
+    granted = file.granted.get(span.owner, ()) if span.kind == POSIX else ()
+    if granted and covers(granted, span.start, span.end, type_) and may_keep(core, file):
+        core.lease.check()
+        file.note_lock(span.kind, span.owner, span.start, span.end, type_)
+        handle.locked = True
+        return
+    file.taking += 1  # from here on nothing is kept that could be in the way
+    try:
+        if span.kind == POSIX:
+            await give_back(core, file, span.start, span.end)
+        await _take(handle, span, type_, pid=pid, blocking=blocking)
+    finally:
+        file.taking -= 1
+
+
+async def _take(handle: Reader, span: Span, type_: int, *, pid: int, blocking: bool) -> None:
+    core, file = handle.core, handle.file
     held = within(file.locks.get((span.kind, span.owner), ()), span.start, span.end)
     if type_ == SHARED and any(piece[2] == EXCLUSIVE for piece in held):
         await publish(core, file)
@@ -115,14 +133,18 @@ async def take(handle: Reader, span: Span, type_: int, *, pid: int = 0, blocking
     handle.locked = True
     async with file.lock:
         file.note_lock(span.kind, span.owner, span.start, span.end, type_)
+        _note_granted(file, span, type_)
         file.take(reply.attributes)
         file.generation += 1
 
 
-async def give(handle: Reader, span: Span) -> None:
+async def give(handle: Reader, span: Span, *, keep: bool = False) -> None:
     """Give back what the owner holds in this range, after what was written here is there for whoever comes next. Raises what went
-    wrong with that; the lock is given back even then."""
+    wrong with that; the lock is given back even then. `keep`: it may be kept for the next one here (`kept.py`)."""
     core, file = handle.core, handle.file
+    if keep and span.kind == POSIX and may_keep(core, file):
+        file.note_lock(span.kind, span.owner, span.start, span.end, None)
+        return
     failure: StatusError | None = None
     try:
         await publish(core, file)
@@ -137,13 +159,20 @@ async def give(handle: Reader, span: Span) -> None:
             await _undo(core, file, span, [], request)  # not later, when the owner has locked it again
         raise
     file.note_lock(span.kind, span.owner, span.start, span.end, None)
+    _note_granted(file, span, None)
     if failure is not None:
         raise failure
+
+
+def _note_granted(file: Inode, span: Span, type_: int | None) -> None:
+    if span.kind == POSIX:
+        file.note_granted(span.owner, span.start, span.end, type_)
 
 
 async def find(handle: Reader, span: Span, type_: int) -> LockInfo | None:
     """The lock that is in the way of this one; None: it would be granted."""
     file = handle.file
+    await give_back(handle.core, file, span.start, span.end)
     request = TestLockRequest(
         inode=file.id,
         kind=span.kind,  # type: ignore[arg-type]  # an open enum
@@ -161,16 +190,10 @@ async def find(handle: Reader, span: Span, type_: int) -> LockInfo | None:
 async def leave(handle: Reader, *, last: bool) -> None:
     """Before a handle closes: its flock goes, and, as POSIX wants it, every byte-range lock of this process on the file, through whichever
     handle it was taken. `last`: no other handle of the file is open here, so that nobody is left to give back the rest."""
-    for kind, owner in list(handle.file.locks):
+    file = handle.file
+    for kind, owner in {**file.locks, **{(POSIX, owner): None for owner in file.granted}}:
         if last or (kind, owner) in ((FLOCK, handle.number), (POSIX, THIS_PROCESS)):
             await give(handle, Span(kind, owner))
-
-
-async def publish(core: Core, file: Inode) -> None:
-    """Have what this client wrote to the file where others find it."""
-    if file.unsettled or (file.write_back is not None and file.write_back.pending):
-        async with file.lock:
-            await core.flush_inode(file)
 
 
 def _request(file: Inode, span: Span, type_: int, pid: int) -> LockRequest:
@@ -189,6 +212,7 @@ def _request(file: Inode, span: Span, type_: int, pid: int) -> LockRequest:
 async def _undo(core: Core, file: Inode, span: Span, held: list[Piece[int]], asked: LockRequest) -> None:
     """Nobody knows whether the lock was granted: put back what was held in the range before. A flock is lost: the server gave it back
     when it began to wait."""
+    _note_granted(file, span, None)  # not certainly anything
     pieces = [(span.start, span.end, UNLOCK)]
     for start, end, type_ in held if span.kind == POSIX else ():
         pieces = overlaid(pieces, start, end, type_)
@@ -201,6 +225,8 @@ async def _undo(core: Core, file: Inode, span: Span, held: list[Piece[int]], ask
             if type_ == UNLOCK:
                 request.withdraw = asked.number
             await core.cluster.change(META.Lock, request, core.cluster.patience(UNDO_SECONDS_MAX), inode=file.id)
+            if type_ != UNLOCK:
+                _note_granted(file, part, type_)
     except StatusError:  # then it goes when the file is closed, or with the client
         file.note_lock(span.kind, span.owner, span.start, span.end, asked.type)
 

@@ -194,7 +194,8 @@ async def _flush(fs: FileSystem, request: Request, fh: int, owner: int) -> bytes
 
 def _holds(fs: FileSystem, handle: Handle, fh: int, kind: int, owner: int) -> bool:
     """Whether an owner may hold locks. Of those that a daemon before this one took, only the server knows."""
-    return (kind, owner) in handle.file.locks or fh in fs.inherited
+    file = handle.file
+    return (kind, owner) in file.locks or (kind == POSIX and owner in file.granted) or fh in fs.inherited
 
 
 async def release(fs: FileSystem, request: Request) -> bytes:
@@ -207,7 +208,7 @@ async def release(fs: FileSystem, request: Request) -> bytes:
         return b""
     file = handle.file
     for left in fs.lock_owners.pop(fh, ()):  # open file descriptions: a process that closed it is not among these
-        if (POSIX, left) in file.locks:
+        if (POSIX, left) in file.locks or left in file.granted:
             await _logged(handle.unlock_range(0, 0, owner=left), file)
     if flags & RELEASE_FLOCK_UNLOCK and _holds(fs, handle, fh, FLOCK, owner):
         await _logged(handle.flock("unlock", owner=owner), file)

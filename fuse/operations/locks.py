@@ -65,7 +65,7 @@ async def _set(fs: FileSystem, request: Request, *, blocking: bool) -> bytes:
     if asked.lk_flags & LK_FLOCK:
         await handle.flock(_FLOCKS[asked.type], blocking=blocking, owner=asked.owner)
     elif asked.type == fcntl.F_UNLCK:
-        await handle.unlock_range(asked.start, length_of(asked), owner=asked.owner)
+        await handle.unlock_range(asked.start, length_of(asked), owner=asked.owner, keep=True)
     else:
         exclusive = asked.type == fcntl.F_WRLCK
         span = asked.start, length_of(asked)

@@ -59,10 +59,24 @@ _ENTRIES = b"e"  # the counter that is no attribute
 class Session:
     """What one connection holds, and what it has not been told yet."""
 
-    __slots__ = ("alone", "changed", "dropped", "everything", "heard", "held", "number", "over", "turn")
+    __slots__ = (
+        "alone",
+        "changed",
+        "client",
+        "dropped",
+        "everything",
+        "heard",
+        "held",
+        "locks",
+        "number",
+        "over",
+        "turn",
+    )
 
-    def __init__(self, number: int, now: float) -> None:
+    def __init__(self, client: bytes, number: int, now: float) -> None:
+        self.client = client
         self.number = number
+        self.locks: dict[int, None] = {}  # inodes whose locks others want
         self.held: dict[bytes, None] = {}  # keys, the oldest first
         self.changed: dict[bytes, None] = {}
         self.dropped: list[bytes] = []
@@ -73,7 +87,7 @@ class Session:
         self.alone = (self,)  # who holds most keys: one tuple for all of them
 
     def has_news(self) -> bool:
-        return bool(self.changed or self.dropped or self.everything)
+        return bool(self.changed or self.dropped or self.everything or self.locks)
 
     def tell(self, key: bytes) -> None:
         """The client hears soon that it does not know this any more."""
@@ -104,6 +118,9 @@ class Session:
         if self.dropped:
             _fill(reply.dropped, self.dropped)
             self.dropped = []
+        if self.locks:
+            reply.locks.extend(self.locks)
+            self.locks = {}
         self.everything = False
         return reply
 
@@ -132,6 +149,7 @@ class Leases:
         self._is_closing = is_closing
         self._holders: dict[bytes, tuple[Session, ...]] = {}
         self._sessions: dict[Session, None] = {}
+        self._clients: dict[bytes, Session] = {}  # their newest ones
         self._ended: list[Session] = []  # whose leases are still in the table
         self._beating = False
         self.count = 0  # leases, of all sessions
@@ -149,7 +167,7 @@ class Leases:
         if session is None or session.over or session.number != request.session:
             if session is not None:
                 self._end(session)
-            peer.attachments[_ATTACHMENT] = self._begin(request.session)
+            peer.attachments[_ATTACHMENT] = self._begin(peer.client, request.session)
             return WatchLeasesReply(granting=True, fresh=True)
         if not session.has_news():
             session.turn = session.turn or self._clock.promise()
@@ -159,10 +177,19 @@ class Leases:
         session.heard = self._clock.now()
         return session.take()
 
-    def _begin(self, number: int) -> Session:
+    def recall_locks(self, client: bytes, inode: int) -> bool:
+        """Somebody wants locks that this client has: it may only keep them (client/core/kept.py). False: it has no session, so no."""
+        session = self._clients.get(client)
+        if session is None or session.over:
+            return False
+        session.locks[inode] = None
+        session.wake()
+        return True
+
+    def _begin(self, client: bytes, number: int) -> Session:
         if len(self._sessions) >= SESSIONS_MAX:
             raise error(Status.BUSY, f"over {SESSIONS_MAX} clients hold metadata leases here")
-        session = Session(number, self._clock.now())
+        session = self._clients[client] = Session(client, number, self._clock.now())
         self._sessions[session] = None
         if not self.watching and self._engine is not None:
             self.watching = True
@@ -177,6 +204,8 @@ class Leases:
             session.over = True
             session.wake()
             self._sessions.pop(session, None)
+            if self._clients.get(session.client) is session:
+                del self._clients[session.client]
             self._ended.append(session)
 
     async def _run(self) -> None:

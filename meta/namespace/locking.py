@@ -4,6 +4,10 @@ The truth is in the engine: any server may grant or release any lock, in a trans
 those. A request that finds the lock taken gets in line (`waiters.py`), says in the engine what it waits for unless that would be a
 deadlock (`deadlock.py`), and tries again when somebody let go. After a few seconds it is answered all the same, and the client asks again:
 so a wait outlives servers, and a client that is gone waits nowhere.
+
+**Kept locks.** A client that holds metadata leases may keep what its processes have given back (client/core/kept.py). Here such a lock is
+one like any other, so nothing that is lost can give a lock to two. But whoever is in the way is asked first whether he needs it,
+and answers when he has given back what he does not need; for a while he keeps nothing of this inode then, and is not asked again.
 """
 
 from __future__ import annotations
@@ -28,6 +32,11 @@ if TYPE_CHECKING:
 
 PAGE = 1000  # records per read
 WITHDRAWN_MAX = 20_000  # requests that are remembered as given up; the oldest is forgotten
+EXACT_SECONDS = (
+    8.0  # that a client which has answered is not asked again; it keeps nothing for longer than this; scaled
+)
+MUTE_SECONDS = 1.0  # the same of one that has not answered; scaled
+EXACT_MAX = 10_000  # (inode, client) of which that is known
 
 
 class Locking:
@@ -37,15 +46,27 @@ class Locking:
         self._namespace = namespace
         self.waiters = Waiters(namespace.clock, namespace.time_scale, lambda: namespace.closing)
         self._withdrawn: dict[tuple[bytes, int, int], None] = {}  # (client, owner, number), in order
+        self._recalls = Waiters(namespace.clock, namespace.time_scale, lambda: namespace.closing)
+        self._exact: dict[
+            tuple[int, bytes], float
+        ] = {}  # (inode, client) -> until when it keeps nothing that it does not need
 
     async def lock(self, task: Task, request: meta_pb2.LockRequest, context: Context) -> meta_pb2.LockReply:
         """Grant or release a lock; `waiting` in the reply says that it is still taken. Raises WOULD_BLOCK when it is taken and the
         request does not wait, DEADLOCK, NO_LOCKS, CANCELLED for one that was withdrawn."""
+        if request.recalled:
+            self._answered(request.inode, task.client)
+            return meta_pb2.LockReply()
         if request.withdraw:
             self._withdraw(task.client, request)
         if request.wait:
             return await self._wait(task, request, context)
         try:
+            try:
+                return await self._try(task, request)
+            except ops.Blocked as blocked:
+                if not await self._recalled(blocked.table, ops.wanted(task.client, request), request.inode, context):
+                    raise
             return await self._try(task, request)
         except ops.Blocked as blocked:
             await self._lose(task, request, blocked)
@@ -53,6 +74,52 @@ class Locking:
             raise error(
                 Status.WOULD_BLOCK, f"inode {request.inode:x} is locked by pid {held.pid} of another owner"
             ) from None
+
+    async def test(self, task: Task, request: meta_pb2.TestLockRequest, context: Context) -> meta_pb2.TestLockReply:
+        """Who would be in the way of a lock."""
+        reply: meta_pb2.TestLockReply = await self._namespace.read(ops.test_lock, task, request)
+        if not reply.type:
+            return reply
+        record = await self._namespace.engine.begin().get(keys.lock_key(request.inode), snapshot=True)
+        wanted = ops.wanted(task.client, request)
+        if await self._recalled(locks.unpack(record), wanted, request.inode, context):
+            reply = await self._namespace.read(ops.test_lock, task, request)
+        return reply
+
+    async def _recalled(self, table: Table, wanted: Lock, inode: int, context: Context) -> bool:
+        """Ask the clients that are in the way whether they need what they have. Whether any was asked, and has answered or had its time."""
+        if wanted.kind != locks.POSIX:
+            return False  # these are not kept
+        now, scale = self._namespace.clock.now(), self._namespace.time_scale
+        asked = [
+            client
+            for client in {held.client for held in locks.blockers(table, wanted)} - {wanted.client}
+            if self._exact.get((inode, client), 0.0) <= now and self._namespace.leases.recall_locks(client, inode)
+        ]
+        if not asked:
+            return False
+        waiter = self._recalls.join(inode, asked, context)
+        try:
+            await self._recalls.wait(waiter)
+        finally:
+            self._recalls.leave(waiter)
+        now = self._namespace.clock.now()
+        for client in asked:
+            if self._exact.get((inode, client), 0.0) <= now:
+                self._note_exact(inode, client, MUTE_SECONDS * scale)
+        return True
+
+    def _answered(self, inode: int, client: bytes) -> None:
+        self._note_exact(inode, client, EXACT_SECONDS * self._namespace.time_scale)
+        now = self._namespace.clock.now()
+        for waiter in self._recalls.line(inode):
+            if all(self._exact.get((inode, each), 0.0) > now for each in waiter.what):
+                self._recalls.wake(waiter)
+
+    def _note_exact(self, inode: int, client: bytes, seconds: float) -> None:
+        if len(self._exact) >= EXACT_MAX:
+            self._exact.clear()  # they are asked once more
+        self._exact[inode, client] = self._namespace.clock.now() + seconds
 
     async def _try(self, task: Task, request: meta_pb2.LockRequest) -> meta_pb2.LockReply:
         asked = (task.client, request.owner, request.number)
@@ -87,6 +154,8 @@ class Locking:
                     return reply
                 except ops.Blocked as blocked:
                     await self._lose(task, request, blocked)
+                    if await self._recalled(blocked.table, wanted, request.inode, context):
+                        continue
                 if request.kind == locks.POSIX and not recorded:
                     recorded = await self._record(request, wanted)
                     if not recorded:

@@ -24,7 +24,6 @@ from .ops import (
     create,
     find,
     link,
-    lock,
     open,
     quota,
     readdir,
@@ -215,7 +214,7 @@ class MetaService:
         return await self._namespace.locking.lock(self._task_with_grant(context, request), request, context)
 
     async def test_lock(self, request: meta_pb2.TestLockRequest, context: Context) -> meta_pb2.TestLockReply:
-        return await self._namespace.read(lock.test_lock, self._task(context, request), request)
+        return await self._namespace.locking.test(self._task(context, request), request, context)
 
     async def append(self, request: meta_pb2.AppendRequest, context: Context) -> meta_pb2.AppendReply:
         return await self._namespace.appending.append(self._owner_task(context), request, context)

@@ -695,7 +695,7 @@ class AccessReply(_message.Message):
     def __init__(self) -> None: ...
 
 class LockRequest(_message.Message):
-    __slots__ = ("caller", "request_id", "inode", "kind", "type", "owner", "start", "length", "pid", "number", "withdraw", "capability", "wait")
+    __slots__ = ("caller", "request_id", "inode", "kind", "type", "owner", "start", "length", "pid", "number", "withdraw", "capability", "wait", "recalled")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
@@ -709,6 +709,7 @@ class LockRequest(_message.Message):
     WITHDRAW_FIELD_NUMBER: _ClassVar[int]
     CAPABILITY_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
+    RECALLED_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     request_id: int
     inode: int
@@ -722,7 +723,8 @@ class LockRequest(_message.Message):
     withdraw: int
     capability: bytes
     wait: bool
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., inode: _Optional[int] = ..., kind: _Optional[_Union[LockKind, str]] = ..., type: _Optional[_Union[LockType, str]] = ..., owner: _Optional[int] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., pid: _Optional[int] = ..., number: _Optional[int] = ..., withdraw: _Optional[int] = ..., capability: _Optional[bytes] = ..., wait: bool = ...) -> None: ...
+    recalled: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., inode: _Optional[int] = ..., kind: _Optional[_Union[LockKind, str]] = ..., type: _Optional[_Union[LockType, str]] = ..., owner: _Optional[int] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., pid: _Optional[int] = ..., number: _Optional[int] = ..., withdraw: _Optional[int] = ..., capability: _Optional[bytes] = ..., wait: bool = ..., recalled: bool = ...) -> None: ...
 
 class LockReply(_message.Message):
     __slots__ = ("attributes", "waiting")
@@ -1035,18 +1037,20 @@ class WatchLeasesRequest(_message.Message):
     def __init__(self, session: _Optional[int] = ...) -> None: ...
 
 class WatchLeasesReply(_message.Message):
-    __slots__ = ("granting", "fresh", "everything", "changed", "dropped")
+    __slots__ = ("granting", "fresh", "everything", "changed", "dropped", "locks")
     GRANTING_FIELD_NUMBER: _ClassVar[int]
     FRESH_FIELD_NUMBER: _ClassVar[int]
     EVERYTHING_FIELD_NUMBER: _ClassVar[int]
     CHANGED_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
+    LOCKS_FIELD_NUMBER: _ClassVar[int]
     granting: bool
     fresh: bool
     everything: bool
     changed: EndedLeases
     dropped: EndedLeases
-    def __init__(self, granting: bool = ..., fresh: bool = ..., everything: bool = ..., changed: _Optional[_Union[EndedLeases, _Mapping]] = ..., dropped: _Optional[_Union[EndedLeases, _Mapping]] = ...) -> None: ...
+    locks: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, granting: bool = ..., fresh: bool = ..., everything: bool = ..., changed: _Optional[_Union[EndedLeases, _Mapping]] = ..., dropped: _Optional[_Union[EndedLeases, _Mapping]] = ..., locks: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class EndedLeases(_message.Message):
     __slots__ = ("inodes", "directories", "names")

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from emberfs import connect
+from emberfs.client.core.kept import give_all_back
 from emberfs.fuse.operation import Operation
 from emberfs.fuse.operations.locks import setlkw
 from emberfs.fuse.protocol import Opcode
@@ -29,7 +31,7 @@ from .users import errno_of
 if TYPE_CHECKING:
     from emberfs.deploy.local import LocalCluster
 
-    from ..plugin.emberfs_mount import MakeMount
+    from ..plugin.emberfs_mount import MakeMount, MountThread
 
 SECONDS_MAX = 30.0
 COUNTS = 25  # of each process that counts
@@ -265,3 +267,70 @@ def test_a_signal_after_a_lock_was_granted_comes_too_late(cluster: LocalCluster,
 
         failure = mount.call(lock())
         assert failure is None and next(iter(fs.handles.values())).file.locks
+
+
+def test_a_lock_that_is_taken_again_asks_nobody_until_others_want_it(
+    cluster: LocalCluster, make_mount: MakeMount
+) -> None:
+    first, second = make_mount(cluster.url), make_mount(cluster.url)
+    here = first.path / "kept"
+    here.write_bytes(b"before")
+    one, other = os.open(here, os.O_RDWR), os.open(second.path / "kept", os.O_RDWR)
+    requests = first.session.fs.core.cluster.requests
+    try:
+        until_kept(first, one)
+        before = requests.last
+        for _ in range(10):
+            fcntl.lockf(one, fcntl.LOCK_SH, 5, 5)
+            fcntl.lockf(one, fcntl.LOCK_EX, 10)
+            os.pwrite(one, b"behind", 0)
+            fcntl.lockf(one, fcntl.LOCK_UN)
+        assert requests.last == before
+        fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB, 3, 2)
+        assert os.pread(other, 10, 0) == b"behind"
+        assert errno_of(lambda: fcntl.lockf(one, fcntl.LOCK_SH | fcntl.LOCK_NB)) == errno.EAGAIN
+        os.pwrite(other, b"others", 0)
+        fcntl.lockf(one, fcntl.LOCK_EX | fcntl.LOCK_NB, 3, 5)  # beside it
+        fcntl.lockf(other, fcntl.LOCK_UN)
+        fcntl.lockf(one, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        assert os.pread(one, 10, 0) == b"others"
+    finally:
+        os.close(one)
+        os.close(other)
+
+
+@pytest.mark.parametrize("end", ["close", "leases"])
+def test_what_is_kept_goes_with_the_file_and_with_the_leases(
+    cluster: LocalCluster, make_mount: MakeMount, end: str
+) -> None:
+    mount = make_mount(cluster.url)
+    (mount.path / end).write_bytes(b"before")
+    fd = os.open(mount.path / end, os.O_RDWR)
+    until_kept(mount, fd)
+    with connect(cluster.url) as client, client.open(f"/{end}", "rb+") as file:
+        core = mount.session.fs.core
+        number = os.fstat(fd).st_ino
+        assert core.inodes[number].granted
+        if end == "close":
+            os.close(fd)
+        else:
+            mount.call(give_all_back(core))
+        file.lock(blocking=False)  # the server has nothing of it any more: it would have asked
+        if end == "leases":
+            assert not core.inodes[number].granted
+            os.close(fd)
+
+
+def until_kept(mount: MountThread, fd: int) -> None:
+    """Lock and unlock the first 10 bytes until that costs no request: a lock is kept only under leases."""
+    requests = mount.session.fs.core.cluster.requests
+    deadline = time.monotonic() + SECONDS_MAX
+    while True:
+        before = requests.last
+        fcntl.lockf(fd, fcntl.LOCK_EX, 10)
+        fcntl.lockf(fd, fcntl.LOCK_UN, 10)
+        if requests.last == before:
+            return
+        assert time.monotonic() < deadline, "no lock was kept"
+        os.utime(fd)  # so that the kernel asks, and leases begin
+        os.fstat(fd)
