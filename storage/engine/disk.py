@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 BLOCK_BYTES = 4096  # what goes around the page cache comes in these: no disk wants larger ones
+# The kernel lets one thread at a time write to a file, and has the others spin, on processors that the rest of the work needs.
+ALONE_BYTES_MIN = 256 << 10  # of one call: from here on they wait asleep
 COLD_BYTES_MIN = 256 << 10  # of one call: less is better gathered, or read ahead, in the page cache
 _CACHESTAT = 451  # the system call, on every architecture
 
@@ -92,6 +95,7 @@ class FileDisk:
         self._path = path
         self._handles: dict[str, int] = {}
         self._direct: dict[int, int] = {}  # handle -> descriptor with O_DIRECT
+        self._writing: dict[int, threading.Lock] = {}  # handle -> held by whoever writes much through the page cache
         self._is_direct = direct
         self._no_wait = os.RWF_NOWAIT
 
@@ -109,6 +113,7 @@ class FileDisk:
             if self._is_direct:
                 os.close(handle)
                 raise
+        self._writing[handle] = threading.Lock()
         self._handles[name] = handle
         return handle
 
@@ -136,12 +141,11 @@ class FileDisk:
     def pwritev(self, handle: int, buffers: Sequence[Any], offset: int, cold: bool = False) -> None:
         total = sum(memoryview(buffer).nbytes for buffer in buffers)
         done = self._around(os.pwritev, handle, buffers, offset, total) if cold or self._is_direct else 0
-        while done < total:
-            rest = _after(buffers, done) if done else buffers
-            step = os.pwritev(handle, rest[:BUFFERS_MAX], offset + done)
-            if step == 0:
-                raise OSError(errno.EIO, "the disk took no more bytes")
-            done += step
+        if total - done < ALONE_BYTES_MIN:
+            _write(handle, buffers, offset, done, total)
+            return
+        with self._writing[handle]:
+            _write(handle, buffers, offset, done, total)
 
     def preadv(self, handle: int, buffers: Sequence[Any], offset: int, wait: bool, cold: bool = False) -> int:
         if wait:
@@ -233,6 +237,16 @@ def _before(buffers: Sequence[Any], end: int) -> list[memoryview]:
             first.append(view)
         end -= view.nbytes
     return first
+
+
+def _write(handle: int, buffers: Sequence[Any], offset: int, done: int, total: int) -> None:
+    """Through the page cache, from the byte `done` on."""
+    while done < total:
+        rest = _after(buffers, done) if done else buffers
+        step = os.pwritev(handle, rest[:BUFFERS_MAX], offset + done)
+        if step == 0:
+            raise OSError(errno.EIO, "the disk took no more bytes")
+        done += step
 
 
 def _after(buffers: Sequence[Any], done: int) -> list[memoryview]:
