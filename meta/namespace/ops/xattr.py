@@ -219,22 +219,27 @@ async def _set_acl(attempt: Attempt, inode: Inode, name: bytes, acl: acls.Acl | 
             return
         raise error(Status.PERMISSION_DENIED, f"inode {inode.id:x}: only a directory has a default ACL")
     require_owner(inode, attempt.caller, "change its ACL")
-    if acl is None and (inode.default_acl if name == DEFAULT_ACL else inode.acl) is None:
-        return  # there is none to remove
+    mode, before = inode.mode, inode.default_acl
+    if name == ACCESS_ACL:
+        before = inode.acl.shown(mode) if inode.acl is not None else None
+        if acl is not None:
+            mode, acl = _mode_of(attempt, inode, acl), acl if acl.says_more_than_mode else None
+    if mode == inode.mode and acl == before:
+        return  # as ext4: what changes nothing leaves no trace
     await begin_change(attempt, inode)
     if name == DEFAULT_ACL:
         extended.put_default_acl(attempt.txn, inode, acl)
     else:
-        _put_access(attempt, inode, acl)
+        inode.mode = mode
+        extended.put_acl(attempt.txn, inode, acl)
     _changed(attempt, inode)
     if inode.is_directory:
         attempt.directory_changed()
 
 
-def _put_access(attempt: Attempt, inode: Inode, acl: acls.Acl | None) -> None:
-    # The mode says what the ACL says of owner, mask and others. Without an ACL it stays as it is.
-    if acl is not None:
-        inode.mode = inode.mode & ~0o777 | acl.mode
-        if inode.mode & SGID and not attempt.caller.is_root and not attempt.caller.member_of(inode.gid):
-            inode.mode &= ~SGID
-    extended.put_acl(attempt.txn, inode, acl if acl is not None and acl.says_more_than_mode else None)
+def _mode_of(attempt: Attempt, inode: Inode, acl: acls.Acl) -> int:
+    """The mode says what the ACL says of owner, mask and others. Without an ACL it stays as it is."""
+    mode = inode.mode & ~0o777 | acl.mode
+    if mode & SGID and not attempt.caller.is_root and not attempt.caller.member_of(inode.gid):
+        mode &= ~SGID
+    return mode

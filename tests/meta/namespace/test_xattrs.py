@@ -261,3 +261,14 @@ def test_no_bytes_confuse_the_parser(value: bytes) -> None:
         assert refused.status is Status.INVALID
     else:
         assert found is None or sorted(acls.to_kernel(found)) == sorted(value)  # ids may come in another order
+
+
+async def test_an_acl_that_is_there_already_leaves_no_trace(world: World) -> None:
+    """As on ext4 (the local file system found this in a soak); one that says something else does."""
+    await world.touch("/f")
+    first = await put(world, "/f", ACCESS_ACL, acls.to_kernel(NAMED))
+    again = await put(world, "/f", ACCESS_ACL, acls.to_kernel(NAMED))
+    assert (again.ctime_ns, again.change) == (first.ctime_ns, first.change)
+    plain = await put(world, "/f", ACCESS_ACL, acls.to_kernel(PLAIN))
+    assert plain.change > first.change
+    assert (await put(world, "/f", ACCESS_ACL, acls.to_kernel(PLAIN))).change == plain.change
