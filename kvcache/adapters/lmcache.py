@@ -260,6 +260,12 @@ class EmberL2Adapter(L2AdapterInterface):
     def _delete(self, keys: list[ObjectKey]) -> None:
         with self._lock:
             free = [key for key in keys if key not in self._held]
+        try:
+            self._delete_free(free)
+        except OSError as failure:  # its eviction comes again
+            logger.warning("%d objects of LMCache were not deleted: %s", len(free), failure)
+
+    def _delete_free(self, free: list[ObjectKey]) -> None:
         for namespace, rows, names in self._spaces.batches([_named(key) for key in free]):
             gone = succeeded(self._kv.delete(namespace, names))
             self._forget([free[row] for row, ok in zip(rows, gone, strict=True) if ok])

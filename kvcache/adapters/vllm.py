@@ -13,12 +13,13 @@ Written for vLLM 0.33.0, whose interface for tiers is experimental; needs its pa
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import threading
 import time
 from array import array
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, NamedTuple
 
@@ -86,6 +87,16 @@ class _Transfer(NamedTuple):
     keys: list[OffloadKey]
     ticket: Any
     began: float
+
+
+def _statuses(transfer: _Transfer) -> Sequence[int]:
+    """What has become of a transfer's keys, waited for. Never raises: that would end the scheduler."""
+    try:
+        found: Sequence[int] = transfer.ticket.result(None)
+    except Exception:
+        logger.exception("a transfer of %d chunks broke", len(transfer.keys))
+        found = [-errno.EIO] * len(transfer.keys)
+    return found
 
 
 class EmberTier(SecondaryTierManager):
@@ -192,7 +203,7 @@ class EmberTier(SecondaryTierManager):
     def _result(self, transfer: _Transfer) -> JobResult:
         job, keys = transfer.job, transfer.keys
         doing = "reading chunks for vLLM" if job.is_promotion else "storing chunks of vLLM"
-        good = succeeded(transfer.ticket.result(0), doing)
+        good = succeeded(_statuses(transfer), doing)
         kept = [key for key, ok in zip(keys, good, strict=True) if ok]
         whole = len(kept) == len(keys)
         if job.is_promotion and not whole:
@@ -210,7 +221,7 @@ class EmberTier(SecondaryTierManager):
     def drain_jobs(self) -> None:
         """Wait until nothing touches the primary tier any more; the results wait for `get_finished_jobs`."""
         for transfer in self._transfers.values():
-            transfer.ticket.result(None)
+            _statuses(transfer)
 
     # --- the rest -------------------------------------------------------------------------------------------------------------------
 
