@@ -324,18 +324,19 @@ class Puts:
             store.target.tell_offline()
             self._refuse(mine, batch, shelf, failed.status)
             return
-        columns = [keys, fresh.slots, fresh.places, fresh.lengths, fresh.checksums, depths, expiries]
+        columns: Sequence[Sequence[Any]]
+        columns = (keys, fresh.slots, fresh.places, fresh.lengths, fresh.checksums, depths, expiries)
         if fresh.failed:
             self._refuse([mine[n] for n in fresh.failed], batch, shelf, Status.CHECKSUM)
-            mine = [i for n, i in enumerate(mine) if n not in fresh.failed]
-            columns = [[x for n, x in enumerate(column) if n not in fresh.failed] for column in columns]
-        store.directory.add(shelf, columns[0], fresh.version, *columns[1:], batch.pin)
+            mine, *columns = [[x for n, x in enumerate(c) if n not in fresh.failed] for c in (mine, *columns)]
+        keys, places, where, lengths, checksums, depths, expiries = columns
+        store.directory.add(shelf, keys, fresh.version, places, where, lengths, checksums, depths, expiries, batch.pin)
         if len(mine) == len(batch.keys):
             batch.generation = [fresh.version] * len(mine)
         else:
             for i in mine:
                 batch.generation[i] = fresh.version
-        written = sum(columns[3])
+        written = sum(lengths)
         counters = store.target.counters
         counters.writes += len(mine)
         counters.bytes_written += written
