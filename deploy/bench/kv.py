@@ -42,7 +42,8 @@ AIM_CPU = 1.3
 class Sizes(NamedTuple):
     rounds: int
     bytes: int  # moved by one round of a row of large blocks
-    small_batches: int  # of 64 KiB and 4 KiB blocks
+    middle_batches: int  # of 64 KiB blocks
+    small_batches: int  # of 4 KiB blocks
     matches: int
     tier: int  # bytes of the memory tier in the row about it
     requests: int  # of a trace that is made here
@@ -51,8 +52,8 @@ class Sizes(NamedTuple):
     matrix: bool  # all sizes and batches
 
 
-FULL = Sizes(5, GIB, 400, 300, 512 * MIB, 12_000, 4_000, 5_000, True)
-QUICK = Sizes(3, 256 * MIB, 100, 50, 128 * MIB, 2_000, 400, 2_000, False)
+FULL = Sizes(5, GIB, 150, 2_000, 300, 512 * MIB, 12_000, 4_000, 5_000, True)
+QUICK = Sizes(3, 256 * MIB, 50, 500, 50, 128 * MIB, 2_000, 400, 2_000, False)
 
 
 def run(quick: bool = False, trace: str = "") -> dict[str, Any]:
@@ -141,6 +142,7 @@ def _against_files(kv: Any, folder: Path, size: int, batch: int, amount: int, ro
             files.remove()
             return done
 
+        put(), write()  # pages that this machine never had before cost more than everything else
         stored_rate, written = in_turns([put, write], rounds)
     name = f"{_mib(size)} × {batch}"
     return [
@@ -263,13 +265,13 @@ def _small(kv: Any, sizes: Sizes, server: int) -> list[dict[str, Any]]:
 
 def _peers(kv: Any, folder: Path, sizes: Sizes, left_out: list[str]) -> list[dict[str, Any]]:
     """Blocks of 64 KiB beside caches in memory, as far as they are installed."""
-    size, batches = 64 << 10, sizes.small_batches
+    size, batches = 64 << 10, sizes.middle_batches
     made: list[dict[str, Any]] = []
     peers = ((kv_peers.redis, AIM_REDIS_GET, AIM_REDIS_PUT), (kv_peers.memcached, AIM_MEMCACHED, AIM_MEMCACHED))
     for start, aim_get, aim_put in peers:
         try:
             with ExitStack() as stack:
-                other = stack.enter_context(start(folder, 8 * batches * BATCH * size // MIB))
+                other = stack.enter_context(start(folder, 4 * batches * BATCH * size // MIB))
                 blocks = Blocks(kv, size, BATCH, f"beside {other.name}")
                 stack.callback(blocks.close)
                 made += _beside(blocks, other, batches, sizes.rounds, (aim_get, aim_put))
@@ -316,6 +318,7 @@ def _beside(
 
     ways = [partial(rate, count, lambda: blocks.get_all(stored)), partial(rate, count, get_theirs)]
     gets, their_gets = in_turns(ways, rounds)
+    put_ours(), put_theirs()
     puts, their_puts = in_turns([put_ours, put_theirs], rounds)
     return [
         row(f"get_into, 64 KiB × {BATCH}, against {other.name}", gets, "/s", their_gets, aim=aims[0]),
@@ -367,6 +370,7 @@ def _mixed(kv: Any, folder: Path, sizes: Sizes) -> dict[str, Any]:
             files.remove()
             return done
 
+        ours(), theirs()
         value, base = in_turns([ours, theirs], sizes.rounds)
     return row(f"63 % puts, 37 % gets, {_mib(size)} × {BATCH}, against files", value, "MiB/s", base)
 

@@ -20,6 +20,7 @@ from ...proto.errors import Status, error, status_of
 from .measure import peer
 
 POOL_BYTES = 128 << 20  # of the memory that batches pass through, if one batch is not more
+SETTLE_SECONDS = 2.0  # in which a storage server takes the next checkpoint
 AGAIN_SECONDS = 0.01  # between tries of a put that is told to come back
 AGAIN_SECONDS_MAX = 60.0
 _SPAN = struct.Struct("<QQQ")  # place in the region, offset in the file, length
@@ -99,8 +100,11 @@ class Blocks:
             self.put(keys)
 
     def delete(self, batches: list[bytes]) -> None:
+        """Delete what a round has put, and wait until its space is there again, as it is for files that are unlinked: in a cache that
+        is full, new blocks go where evicted ones were."""
         for keys in batches:
             self.kv.delete(self.namespace, keys)
+        time.sleep(SETTLE_SECONDS)
 
 
 class Files:

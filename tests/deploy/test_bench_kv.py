@@ -11,12 +11,15 @@ from emberfs.deploy.bench import kv, kv_loads, kv_peers
 from emberfs.deploy.bench.kv_traces import conversations
 from emberfs.deploy.bench.measure import MIB, temporary_cluster
 
-SIZES = kv.QUICK._replace(rounds=1, bytes=MIB, small_batches=4, matches=4, replayed=60, replay_capacity=1_100)
+SIZES = kv.QUICK._replace(
+    rounds=1, bytes=MIB, middle_batches=2, small_batches=4, matches=4, replayed=60, replay_capacity=1_100
+)
 
 
 @pytest.fixture(autouse=True)
 def little_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(kv_loads, "POOL_BYTES", MIB)
+    monkeypatch.setattr(kv_loads, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(kv, "BLOCK", 64 << 10)
     monkeypatch.setenv("EMBERFS_BENCH_DIR", str(tmp_path))
 
