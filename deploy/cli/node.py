@@ -102,6 +102,8 @@ def add(
     On another machine, start one by hand; it finds its place by itself:
 
         python -m emberfs.storage.server --data DIR --meta tcp:HOST:PORT --listen tcp:HOST:0 --secret-file FILE --spare
+
+    With --kv-target DIR it has a part of the KV cache, too.
     """
     from ..local import LocalCluster
 
