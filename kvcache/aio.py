@@ -27,7 +27,7 @@ from .core.batch import Stop
 from .core.core import OPERATION_SECONDS, KvCore
 from .core.results import BlockInfo, Counters, Lease, Match, Usage
 from .core.statuses import as_array
-from .events import Events
+from .events import WATCH_SECONDS, Event, Events, watched
 from .namespace import MODE_DEFAULT, Namespace, NamespaceSpec
 
 _Result = TypeVar("_Result")
@@ -154,6 +154,22 @@ class AsyncKVCache:
     def events(self) -> Events:
         """As `KVCache.events`: `next(0)` asks without waiting, and iterating it waits in the caller's thread."""
         return Events(self.core)
+
+    async def watch(self, namespace: Namespace, *, wait: float = 20.0) -> AsyncIterator[Event | None]:
+        seen: dict[int, int] = {}
+        await self.core.block_events(namespace, seen)
+        quiet_since = self.core.env.now()
+        while True:
+            found, lost = await self.core.block_events(namespace, seen)
+            for event in (events := watched(namespace, found, lost=lost)):
+                yield event
+            if events:
+                quiet_since = self.core.env.now()
+            elif self.core.env.now() - quiet_since >= wait:
+                yield None
+                quiet_since = self.core.env.now()
+            else:
+                await self.core.env.sleep(min(WATCH_SECONDS, wait))
 
     async def close(self) -> None:
         if self._core is not None:

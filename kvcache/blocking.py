@@ -28,7 +28,7 @@ from .buffers import Buffer
 from .core.core import OPERATION_SECONDS, KvCore
 from .core.results import BlockInfo, Counters, Lease, Match, Usage
 from .core.statuses import as_array
-from .events import Events
+from .events import WATCH_SECONDS, Event, Events, watched
 from .namespace import MODE_DEFAULT, Namespace, NamespaceSpec
 from .tickets import Submitter, Ticket
 
@@ -266,6 +266,26 @@ class KVCache:
     def events(self) -> Events:
         """What this client stores and deletes from now on, as an iterator (see kvcache/events.py)."""
         return Events(self.core)
+
+    def watch(self, namespace: Namespace, *, wait: float = 20.0) -> Iterator[Event | None]:
+        """What comes and goes in a namespace from now on, whoever puts, deletes or evicts it; None after each `wait` seconds without
+        anything. One of kind "lost" says that events were missed: list the blocks anew. Raises StatusError without rights to read."""
+        seen: dict[int, int] = {}
+        drive(self.core.block_events(namespace, seen))
+        return self._watched(namespace, seen, wait)
+
+    def _watched(self, namespace: Namespace, seen: dict[int, int], wait: float) -> Iterator[Event | None]:
+        quiet_since = self.core.env.now()
+        while True:
+            found, lost = drive(self.core.block_events(namespace, seen))
+            if events := watched(namespace, found, lost=lost):
+                yield from events
+                quiet_since = self.core.env.now()
+            elif self.core.env.now() - quiet_since >= wait:
+                yield None
+                quiet_since = self.core.env.now()
+            else:
+                drive(self.core.env.sleep(min(WATCH_SECONDS, wait)))
 
     def close(self) -> None:
         """End connections and registrations; what is under way ends with -ECANCELED. Doing it twice is no harm."""

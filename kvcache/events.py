@@ -1,7 +1,7 @@
-"""What a client stores and deletes, as an iterator: for routers that send requests where their blocks are.
+"""What is stored and removed, as iterators: for routers that send requests where their blocks are.
 
-These are the events of one client, as every engine publishes its own. Blocks that servers evict, or that other clients delete, are in no
-event: whoever routes by events learns from the miss, as with every cache of another level.
+`Events` are those of one client, as every engine publishes its own. `watched` are those of a namespace, whoever put, deleted or evicted:
+the storage servers remember them while somebody asks.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from .core.core import KvCore
+from .core.results import BlockEvent
 from .keys import key_columns
 from .namespace import Namespace
 
+WATCH_SECONDS = 0.25  # between two questions to the servers
 EVENTS_MAX = 4096  # batches that nobody has taken yet; then they are forgotten, and one event says so
 
 
@@ -32,6 +35,17 @@ class Event:
 
 
 LOST = Event("lost", None, (), (), 0)
+
+
+def watched(namespace: Namespace, found: Sequence[BlockEvent], *, lost: bool) -> list[Event]:
+    """What the servers answered, as events."""
+    events = [LOST] if lost else []
+    now = time.time_ns()
+    for stored, group in groupby(found, lambda one: one.stored):
+        blocks = list(group)
+        depths = tuple(block.depth for block in blocks) if stored else ()
+        events.append(Event("stored" if stored else "removed", namespace, tuple(b.key for b in blocks), depths, now))
+    return events
 
 
 class Events:

@@ -25,7 +25,15 @@ from ...proto.gen.cluster_pb2 import (
     SetTenantQuotaRequest,
     TenantQuota,
 )
-from ...proto.gen.kvcache_pb2 import DeleteRequest, ListBlocksRequest, TouchRequest, UsageReply, UsageRequest
+from ...proto.gen.kvcache_pb2 import (
+    BlockEventsRequest,
+    DeleteRequest,
+    ListBlocksRequest,
+    TouchRequest,
+    UsageReply,
+    UsageRequest,
+)
+from ...proto.routing import Route
 from ...proto.rpc import CLUSTER, KVCACHE
 from ..buffers import Registry
 from ..keys import Placement, packed
@@ -35,10 +43,11 @@ from .batch import Stop
 from .get import Get
 from .lookup import Delete, Lookup, Touch
 from .put import Put
-from .results import BlockInfo, Counters, Lease, Match, Usage, usage_of
+from .results import BlockEvent, BlockInfo, Counters, Lease, Match, Usage, usage_of
 
 OPERATION_SECONDS = 5.0  # default patience: engines compute what they do not get in time
 ROUTING_SECONDS = 30.0  # at least so often does a busy client look for news of the routing. Scaled
+UNKNOWN_SECONDS = 1.0  # between two looks for namespaces that this client does not know. Scaled
 LIST_BLOCKS = 4096  # of one page
 DEPTH_MAX = (1 << 32) - 1
 ACKS = ("replicated", "durable")
@@ -71,6 +80,7 @@ class KvCore:
         self._known: dict[int, _Known] = {}
         self._tables: dict[int, Placement] = {}  # version of the table -> placement
         self._look_due = 0.0
+        self._ask_due = 0.0  # after a namespace that we do not know, no look at the routing before
 
     async def connect(self) -> None:
         """The first contact. Raises UNAVAILABLE, WRONG_CLUSTER, UNAUTHENTICATED."""
@@ -151,6 +161,9 @@ class KvCore:
 
     async def _placements(self, namespace: Namespace) -> list[Placement]:
         """Where to look, newest first: older versions of the table only for a while. Raises StatusError."""
+        if not self.is_registered(namespace) and self.env.now() >= self._ask_due:
+            self._ask_due = self.env.now() + self.options.scaled(UNKNOWN_SECONDS)
+            await self.cluster.refresh()  # another client registered it
         entry = self._entry(namespace)
         version = (entry.table_version, *entry.older_versions)
         known = self._known.get(namespace.id)
@@ -410,6 +423,28 @@ class KvCore:
                 continue
             blocks = BlockInfo.of(reply, namespace.block_bytes)
             return blocks, blocks[-1].key if reply.more and blocks else None
+
+    async def block_events(self, namespace: Namespace, seen: dict[int, int]) -> tuple[list[BlockEvent], bool]:
+        """What came and went since the last time, whoever did it, in the order of each server; and whether some events are lost. `seen`: by
+        storage node, the number of the last event; empty at first: from now on."""
+        found: list[BlockEvent] = []
+        heads = {route.serving[0].node for route in map(self._route, await self.chains_of(namespace)) if route.serving}
+        lost = bool(seen) and not heads <= seen.keys()  # a server that leads since a moment ago
+        for node in sorted(heads):
+            request = BlockEventsRequest(namespace=namespace.id, after=seen.get(node, 0))
+            try:
+                reply = await self._ask(node, KVCACHE.BlockEvents, request)
+            except StatusError as failure:
+                self.cluster.refresh_soon([failure])
+                seen.setdefault(node, 1)  # what is missed until it answers is lost
+                continue
+            seen[node] = reply.last
+            lost = lost or reply.lost
+            found += BlockEvent.of(reply)
+        return found, lost
+
+    def _route(self, chain: int) -> Route:
+        return self.cluster.table.route(chain)
 
     async def usage(self) -> Usage:
         """What the storage servers hold and have done since they were started, all together. Those that do not answer are left out."""

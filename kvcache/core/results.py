@@ -8,7 +8,7 @@ from typing import Any
 
 from ...proto.blocks import KEY_BYTES
 from ...proto.gen.cluster_pb2 import KvNamespace
-from ...proto.gen.kvcache_pb2 import ListBlocksReply, UsageReply
+from ...proto.gen.kvcache_pb2 import BlockEventsReply, ListBlocksReply, UsageReply
 from ..namespace import Namespace
 from .statuses import MISS, as_array, as_bools
 
@@ -87,6 +87,21 @@ class BlockInfo:
             list(reply.pinned) or [False] * count,
         )
         return [cls(*row) for row in zip(keys, *columns, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEvent:
+    """A block that came or went."""
+
+    key: bytes
+    stored: bool
+    depth: int  # how many blocks stand before it in its prefix; 0 where it went
+
+    @classmethod
+    def of(cls, reply: BlockEventsReply) -> list[BlockEvent]:
+        count = len(reply.keys) // KEY_BYTES
+        keys = [reply.keys[i * KEY_BYTES : (i + 1) * KEY_BYTES] for i in range(count)]
+        return [cls(*row) for row in zip(keys, map(bool, reply.stored), reply.depth, strict=True)]
 
 
 @dataclass(slots=True)

@@ -261,3 +261,25 @@ class UsageReply(_message.Message):
     memory_budget: int
     memory_used: int
     def __init__(self, namespace: _Optional[_Iterable[int]] = ..., blocks: _Optional[_Iterable[int]] = ..., bytes: _Optional[_Iterable[int]] = ..., pinned_bytes: _Optional[_Iterable[int]] = ..., hits: _Optional[_Iterable[int]] = ..., misses: _Optional[_Iterable[int]] = ..., puts: _Optional[_Iterable[int]] = ..., puts_existing: _Optional[_Iterable[int]] = ..., puts_refused: _Optional[_Iterable[int]] = ..., evictions: _Optional[_Iterable[int]] = ..., expired: _Optional[_Iterable[int]] = ..., bytes_read: _Optional[_Iterable[int]] = ..., bytes_written: _Optional[_Iterable[int]] = ..., capacity: _Optional[int] = ..., used: _Optional[int] = ..., memory_budget: _Optional[int] = ..., memory_used: _Optional[int] = ...) -> None: ...
+
+class BlockEventsRequest(_message.Message):
+    __slots__ = ("namespace", "after")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    namespace: int
+    after: int
+    def __init__(self, namespace: _Optional[int] = ..., after: _Optional[int] = ...) -> None: ...
+
+class BlockEventsReply(_message.Message):
+    __slots__ = ("last", "keys", "stored", "depth", "lost")
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    last: int
+    keys: bytes
+    stored: bytes
+    depth: _containers.RepeatedScalarFieldContainer[int]
+    lost: bool
+    def __init__(self, last: _Optional[int] = ..., keys: _Optional[bytes] = ..., stored: _Optional[bytes] = ..., depth: _Optional[_Iterable[int]] = ..., lost: bool = ...) -> None: ...

@@ -16,6 +16,8 @@ from ...proto.env import Environment, Promise
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.cluster_pb2 import KvNamespace
 from ...proto.gen.kvcache_pb2 import (
+    BlockEventsReply,
+    BlockEventsRequest,
     DeleteReply,
     DeleteRequest,
     GetReply,
@@ -37,6 +39,7 @@ from ..service import StorageService
 from ..target import Target
 from .directory import HERE
 from .evictor import Tenants
+from .feed import Feed
 from .gets import Get
 from .leases import LEASE_MS_MAX, new_lease
 from .puts import Puts
@@ -78,6 +81,7 @@ class KvCacheService:
         self._stores: dict[int, Store] = {}  # by id() of the target
         self._tenants = Tenants(routing)
         self._puts = Puts(env)
+        self._feed = Feed(env)
         self._touches = Touches(env)
         storage.watchers.append(self.routing_changed)
         self.routing_changed()
@@ -311,6 +315,10 @@ class KvCacheService:
             pinned=[directory.is_pinned(slot, now) for slot in slots],
             more=more,
         )
+
+    async def block_events(self, request: BlockEventsRequest, context: Context) -> BlockEventsReply:
+        namespace = await self._namespace(request.namespace, context, READ)
+        return self._feed.answer(namespace.id, request.after, self.stores)
 
     async def usage(self, request: UsageRequest, context: Context) -> UsageReply:
         """Of the namespaces that the peer may read."""

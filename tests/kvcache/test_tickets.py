@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import select
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -13,8 +15,9 @@ import pytest
 from emberfs.kvcache import AsyncKVCache
 from emberfs.kvcache.core.batch import WINDOWS_IN_FLIGHT_MAX
 from emberfs.kvcache.tickets import SUBMITTED_MAX, WORKERS_MAX
+from emberfs.proto.env import drive
 
-from .faces import blocks_of, keys_of, spec_of
+from .faces import blocks_of, keys_of, opened, spec_of
 
 BLOCK = 4096
 SECONDS_MAX = 30.0
@@ -125,6 +128,39 @@ def test_events_tell_what_this_client_stores_and_deletes(kv: Any) -> None:
         assert (removed.kind, removed.keys) == ("removed", (keys[2],))
     kv.put_from(namespace, keys[2:3], blocks[2:3])
     assert list(events) == [], "closed"
+
+
+def test_a_namespace_is_watched(kv: Any, cluster: Any) -> None:
+    """Whoever puts, deletes or evicts."""
+    with opened("blocking", cluster.url) as other:
+        namespace, keys = kv.namespace(spec_of(BLOCK)), keys_of(3)
+        noise = kv.namespace(spec_of(BLOCK))
+        events = kv.watch(namespace, wait=0.05)
+        assert next(events) is None
+        other.put_from(noise, keys, blocks_of(keys, BLOCK))
+        other.put_from(namespace, keys, blocks_of(keys, BLOCK), depth=5, ttl_s=1)
+        other.delete(namespace, keys[:1])
+        found: list[Any] = []
+        deadline = time.monotonic() + SECONDS_MAX
+        while sum(len(event.keys) for event in found) < 6:
+            assert time.monotonic() < deadline, found
+            found += [event for event in itertools.islice(events, 1) if event is not None]
+        assert {event.namespace for event in found} == {namespace}
+        assert [(event.kind, event.keys, event.depths) for event in found[:2]] == [
+            ("stored", tuple(keys), (5, 6, 7)),
+            ("removed", (keys[0],), ()),
+        ]
+        assert {key for event in found[2:] for key in event.keys} == set(keys[1:]), "their time was over"
+
+
+def test_who_watches_too_late_is_told(kv: Any) -> None:
+    namespace = kv.namespace(spec_of(BLOCK))
+    seen: dict[int, int] = {}
+    assert drive(kv.core.block_events(namespace, seen)) == ([], False)
+    assert drive(kv.core.block_events(namespace, seen)) == ([], False)
+    [node] = seen
+    seen[node] = 1
+    assert drive(kv.core.block_events(namespace, seen)) == ([], True)
 
 
 def test_what_a_client_counts(kv: Any) -> None:
