@@ -28,6 +28,7 @@ else:
     Numbers = array
 
 FREE, HERE, LEAVING = 0, 1, 2
+FOUND_MAX = 1024  # blocks that are taken in together when a target is opened
 EXPIRY_STEP = 16  # seconds: what is over is looked for in steps of this
 
 FIRST = KV_TENANT.to_bytes(2, "big")  # chunk ids of blocks: FIRST <= id < LAST
@@ -110,6 +111,7 @@ class Directory:
         self._where = engine.space.place
         self.additions = 0  # rises when blocks come
         self.followers: list[Follower] = []
+        self._pinned: set[int] = set()  # slots with a pin, over or not
         self.retold: set[int] = set()  # slots whose row has a higher version than their generation
         self._free: list[int] = []
         self._expiring: dict[int, list[tuple[int, int]]] = {}  # step -> (slot, generation)
@@ -118,8 +120,40 @@ class Directory:
         engine.blocks = self
 
     def _fill(self, engine: ChunkEngine) -> None:
+        found: dict[int, list[tuple[Record, State]]] = {}  # by namespace
         for state in engine.scan_blocks(FIRST, LAST):
-            self._take(unpack_record(state.block), state)
+            record = unpack_record(state.block)
+            mine = found.setdefault(record.namespace, [])
+            mine.append((record, state))
+            if len(mine) == FOUND_MAX:
+                self._take_many(found.pop(record.namespace))
+        for mine in found.values():
+            self._take_many(mine)
+
+    def _take_many(self, found: Sequence[tuple[Record, State]]) -> None:
+        """Blocks of one namespace that were found when the target was opened."""
+        records, states = [record for record, _ in found], [state for _, state in found]
+        shelf = self.shelf(records[0].namespace)
+        slots = self.add(
+            shelf,
+            [record.key for record in records],
+            0,
+            [state.slot for state in states],
+            [self._where(state.slot) for state in states],
+            [state.length for state in states],
+            [state.whole for state in states],
+            [record.depth for record in records],
+            [0] * len(records),
+            0,
+        )
+        for slot, record, state in zip(slots, records, states, strict=True):
+            self.generation[slot] = record.generation or state.version
+            self._set_pin(slot, record.pin)
+            self.expiry[slot] = record.expiry
+            if record.expiry:
+                self._count_time(shelf, slot)
+            if record.generation not in (0, state.version):
+                self.retold.add(slot)
             self._epochs.append(state.epoch)
 
     # --- look-ups ---
@@ -156,8 +190,9 @@ class Directory:
         return pin == HARD_PIN or pin > now
 
     def pinned_bytes(self, shelf: Shelf, now: float) -> int:
-        pin, length = self.pin, self.length
-        return sum([length[slot] for slot in shelf.slots.values() if pin[slot] == HARD_PIN or pin[slot] > now])
+        namespace, length, number = self.namespace, self.length, shelf.namespace
+        mine = [slot for slot in self._pinned if namespace[slot] == number and self.state[slot] == HERE]
+        return sum([length[slot] for slot in mine if self.is_pinned(slot, now)])
 
     def oldest_first(self) -> list[int]:
         """The slots of all blocks, in the order in which they were written as far as that is known."""
@@ -260,7 +295,7 @@ class Directory:
         shelf.bytes_here += sum(lengths)
         if pin or any(expiries):
             for slot, expiry in zip(slots, expiries, strict=True):
-                self.pin[slot] = pin
+                self._set_pin(slot, pin)
                 self.expiry[slot] = expiry
                 if expiry:
                     self._count_time(shelf, slot)
@@ -284,7 +319,14 @@ class Directory:
         self.is_sealed[slot] = 0
         self.depth[slot] = record.depth
         self.expiry[slot] = record.expiry
-        self.pin[slot] = record.pin
+        self._set_pin(slot, record.pin)
+
+    def _set_pin(self, slot: int, pin: int) -> None:
+        self.pin[slot] = pin
+        if pin:
+            self._pinned.add(slot)
+        else:
+            self._pinned.discard(slot)
 
     def _count(self, shelf: Shelf, slot: int) -> None:
         shelf.bytes_here += self.length[slot]
@@ -344,6 +386,7 @@ class Directory:
         for follower in self.followers:
             follower.removed(slot)
         self.retold.discard(slot)
+        self._pinned.discard(slot)
         self.keys[slot] = _NO_KEY
         self.state[slot] = FREE
         self.expiry[slot] = self.pin[slot] = self.is_sealed[slot] = 0
