@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -231,11 +232,15 @@ class Subject:
             changed["tp"] = 2
         self.tier = make_tier(url, self.view, {"salt": salt, **said}, **changed)
         self._number = 0
+        self._lock = threading.Lock()  # as the engine calls a tier: under its manager's
 
     def _carry_out(self, keys: Sequence[bytes], *, load: bool) -> Any:
-        self._number += 1
         chunks = list(range(len(self.view) - 1, len(self.view) - 1 - len(keys), -1))
-        return carry_out(self.tier, job(self._number, [make_offload_key(key, 0) for key in keys], chunks, load=load))
+        with self._lock:
+            self._number += 1
+            return carry_out(
+                self.tier, job(self._number, [make_offload_key(key, 0) for key in keys], chunks, load=load)
+            )
 
     def put(self, keys: Sequence[bytes], blocks: Sequence[bytes]) -> list[bool]:
         rows = rows_of(self.view)
