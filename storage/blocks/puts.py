@@ -139,7 +139,7 @@ class Puts:
         data = await context.pull()
         if len(data) != batch.positions[-1]:
             raise error(Status.INVALID, f"{batch.positions[-1]} bytes announced, {len(data)} sent")
-        batch.data = data
+        batch.data = memoryview(data)  # a view of our own, to be released
 
     # --- what is to be done at all ---
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from crc32c import crc32c as crc
 
+from emberfs.proto.blocks import KV_TENANT, TABLE_OF_FILES
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import cluster_pb2, kvcache_pb2
-from emberfs.proto.rpc import KVCACHE, Identity
+from emberfs.proto.rpc import KVCACHE, STORAGE, Identity
 
 from ..world import memory
 from .world import ANY_LENGTH, BLOCK, NAMESPACE, Blocks, content, key
@@ -367,5 +368,65 @@ def test_a_namespace_that_was_registered_a_moment_ago(tmp_path: Path) -> None:
             with pytest.raises(StatusError):
                 await world.match([key(1)], namespace=98)
         assert asked <= 2, "one that was dropped is not asked after each time"
+
+    run(test, tmp_path)
+
+
+def test_a_list_in_pages(tmp_path: Path) -> None:
+    async def test(world: Blocks) -> None:
+        numbers = range(25)
+        await world.put_ok(some(25), depth=list(numbers), ttl_s=[0, *[50] * 24])
+        await world.touch([key(0)], "PIN", 100)
+        found: dict[bytes, tuple[int, int, bool]] = {}
+        after, pages = b"", 0
+        while True:
+            request = kvcache_pb2.ListBlocksRequest(
+                namespace=NAMESPACE, chain=1, chain_version=1, after=after, blocks_max=7
+            )
+            page = await world.call(KVCACHE.ListBlocks, request)
+            keys = [page.keys[at : at + 32] for at in range(0, len(page.keys), 32)]
+            assert keys == sorted(keys) and list(page.length) == [BLOCK] * len(keys)
+            found.update(zip(keys, zip(page.depth, page.ttl_s, page.pinned, strict=True), strict=True))
+            pages += 1
+            if not page.more:
+                break
+            after = keys[-1]
+        assert pages == 4 and len(found) == 25
+        assert found[key(0)] == (0, 0, True)
+        assert {found[key(n)][0] for n in numbers} == set(numbers)
+        assert all(45 <= found[key(n)][1] <= 50 and not found[key(n)][2] for n in numbers[1:])
+        stale = kvcache_pb2.ListBlocksRequest(namespace=NAMESPACE, chain=1, chain_version=9)
+        assert (await world.call(KVCACHE.ListBlocks, stale)).chains[0].version == 1
+
+    run(test, tmp_path)
+
+
+def test_chains_of_files_take_no_blocks_and_blocks_are_no_files(tmp_path: Path) -> None:
+    async def test(world: Blocks) -> None:
+        world.open[1].table = TABLE_OF_FILES
+        other = {"chain": [2], "chain_version": [1]}
+        assert list((await world.put(some(1), **other)).status) == [Status.STALE_ROUTING]
+        assert list((await world.get_raw([key(0)], [BLOCK], **other))[0].status) == [Status.STALE_ROUTING]
+        request = world.write_request([(1, 0, 0, b"x", 1, None)])
+        request.tenant = KV_TENANT
+        with pytest.raises(StatusError) as refused:
+            await world.call(STORAGE.Write, request, source=[memory(b"x")])
+        assert refused.value.status is Status.INVALID
+
+    run(test, tmp_path, targets=2)
+
+
+def test_touches_of_all_kinds_that_mean_nothing(tmp_path: Path) -> None:
+    async def test(world: Blocks) -> None:
+        await world.put_ok(some(1))
+        with pytest.raises(StatusError) as refused:
+            await world.call(KVCACHE.Touch, kvcache_pb2.TouchRequest(**world.runs([key(0)], action=77)))
+        assert refused.value.status is Status.INVALID
+        assert await world.touch([key(0), key(0), key(5)], "TOUCH") == [OK, OK, Status.NOT_FOUND]
+        assert await world.touch([key(0)], "PIN", 0) == [OK], "a pin of no time"
+        assert await world.touch([key(0)], "TTL", 0xFFFFFFFF) == [OK]
+        assert await world.match([key(0)]) == [1]
+        release = kvcache_pb2.TouchRequest(namespace=NAMESPACE, action="RELEASE", lease=0xFFFFFFFFFFFFFFFF)
+        assert list((await world.call(KVCACHE.Touch, release)).status) == [Status.NOT_FOUND]
 
     run(test, tmp_path)
