@@ -329,14 +329,11 @@ class Inode:
         self.take(attributes)
         return attributes
 
-    async def settle(self, *, durable: bool = False) -> None:
-        """Publish length and times of what was written (and reached storage); `durable` syncs the namespace too."""
-        if not self.unsettled and not durable:
-            return
-        if self.stale_end:
-            await self.fetch()
+    def settlement(self, *, durable: bool = False) -> SyncFileRequest:
+        """What `settle` asks for, of what has arrived or is small."""
         small = self.write_back.small_pieces() if self.write_back is not None else None
-        request = SyncFileRequest(
+        self.inlining = self.inlining or small is not None
+        return SyncFileRequest(
             inode=self.id,
             session=self.sessions[-1] if self.sessions else 0,
             written=(self.unsettled or small is not None) and bool(self.sessions),
@@ -348,7 +345,29 @@ class Inode:
             mtime_ns=self.written_ns,
             times=self.times_set,
         )
-        self.inlining = self.inlining or small is not None
+
+    @property
+    def may_settle_along(self) -> bool:
+        """Whether what is unsettled may go along with another request: nothing has to be sent or asked before, and nothing is wrong. Under
+        the lock."""
+        waits = self.write_back is not None and self.write_back.pending and not self.write_back.small
+        fine = not (self.failed or self.stale_end or self.token is not None)
+        return fine and self.unsettled and bool(self.sessions) and not waits
+
+    def settled_along(self, request: SyncFileRequest, attributes: Attributes) -> None:
+        """It went along with a change of attributes, which was a step of its own."""
+        if request.HasField("inlined") and self.write_back is not None:
+            self.write_back.discard()
+        self.made(attributes.change - 1)
+        self.settled(attributes)
+
+    async def settle(self, *, durable: bool = False) -> None:
+        """Publish length and times of what was written (and reached storage); `durable` syncs the namespace too."""
+        if not self.unsettled and not durable:
+            return
+        if self.stale_end:
+            await self.fetch()
+        request = self.settlement(durable=durable)
         try:
             reply = await self.cluster.change(META.SyncFile, request)
         except StatusError as failure:
@@ -357,7 +376,7 @@ class Inode:
             await self.not_inline()
             await self.settle(durable=durable)
             return
-        if small is not None and self.write_back is not None:
+        if request.HasField("inlined") and self.write_back is not None:
             self.write_back.discard()
         self.take_limit(reply)
         self.settled(reply.attributes, ours=request.written)

@@ -35,8 +35,9 @@ from ...proto.gen.meta_pb2 import (
 from ...proto.rpc import META
 from .attributes import Stat, StatFs, stat_of, statfs_of
 from .cluster import Cluster
+from .inode import Inode
 from .keeping import Keeping
-from .paths import PathLike, encode, place, text
+from .paths import PathLike, at, encode, place, text
 
 BATCH_MAX = 1000  # names of one request: a transaction of the smallest engine holds them
 PAGE_ENTRIES = 4096  # of a listing
@@ -295,6 +296,15 @@ class Namespace(Keeping):
         """Several at once, all or nothing; of a symlink itself. None at all is chown(2) with -1 and -1, which takes set-id bits away. The
         attributes as they are then."""
         return await self._set(path, SetAttributesRequest(**changes))
+
+    async def set_attributes_of(self, file: Inode, **changes: Unpack[Changes]) -> Stat:
+        """`set_attributes` of a file that is being written here: what was written is settled in the same request. Under its lock, and
+        only while it `may_settle_along`. Raises NOT_INLINE (nothing was done), besides."""
+        where = at(file.id)
+        request = SetAttributesRequest(place=where, settle=file.settlement(), **changes)
+        attributes = (await self._changed(META.SetAttributes, request, where)).attributes
+        file.settled_along(request.settle, attributes)
+        return self.seen(stat_of(attributes))
 
     async def _set(self, path: PathLike, request: SetAttributesRequest) -> Stat:
         request.place.CopyFrom(place(path))

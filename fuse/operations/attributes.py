@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ...client.core.attributes import Stat
 from ...client.core.file import Handle
 from ...client.core.paths import at
+from ...proto.errors import Status, StatusError
 from ..entries import SET_ID_BITS, attr, encoded
 from ..protocol import Opcode, SetAttr
 from ..requests import Setattr, Statx
@@ -38,7 +39,8 @@ STATX_BASIC_AND_BIRTH = 0xFFF  # STATX_BASIC_STATS | STATX_BTIME
 _NOT_CHANGES = SetAttr.FH | SetAttr.LOCK_OWNER | SetAttr.CTIME | SetAttr.KILL_SUIDGID  # where there is nothing of that
 _TIMES = SetAttr.ATIME | SetAttr.MTIME | SetAttr.ATIME_NOW | SetAttr.MTIME_NOW
 
-_SETTLED = _TIMES | SetAttr.MODE | SetAttr.UID | SetAttr.GID
+_OWNED = SetAttr.MODE | SetAttr.UID | SetAttr.GID
+_SETTLED = _TIMES | _OWNED
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------------------
@@ -121,6 +123,8 @@ async def setattr_(fs: FileSystem, request: Request) -> bytes:
         async with inode.lock:
             if (reply := _with_settlement(fs, inode, asked)) is not None:
                 return reply
+            if (reply := await _and_settle(fs, request, inode, asked)) is not None:
+                return reply
     place = fs.place(request.node)
     view = fs.callers.view(request)
     stat: Stat | None = None
@@ -153,6 +157,21 @@ def _with_settlement(fs: FileSystem, inode: Inode, asked: Setattr) -> bytes | No
     atime_ns = now_ns if "atime_now" in changes else changes.get("atime_ns")
     mtime_ns = now_ns if "mtime_now" in changes else changes.get("mtime_ns")
     return fs.believed.attr(inode.id) if inode.set_times(atime_ns=atime_ns, mtime_ns=mtime_ns) else None
+
+
+async def _and_settle(fs: FileSystem, request: Request, inode: Inode, asked: Setattr) -> bytes | None:
+    """Change the mode or owner of a file that is being written here, and settle it in the same request: after tar's chmod its close has
+    nothing left to say. None: in the usual way."""
+    if asked.valid & ~(_OWNED | _NOT_CHANGES) or not asked.valid & _OWNED or not inode.may_settle_along:
+        return None
+    try:
+        stat = await fs.callers.view(request).set_attributes_of(inode, **_changes(asked))
+    except StatusError as failure:
+        if failure.status is not Status.NOT_INLINE:
+            raise
+        return None
+    fs.nodes.followed(inode.id, inode.since, inode.change)
+    return attr(fs, stat)
 
 
 def _changes(asked: Setattr) -> Changes:

@@ -383,7 +383,7 @@ class LinkReply(_message.Message):
     def __init__(self, attributes: _Optional[_Union[_common_pb2.Attributes, _Mapping]] = ...) -> None: ...
 
 class SetAttributesRequest(_message.Message):
-    __slots__ = ("caller", "request_id", "place", "follow", "mode", "uid", "gid", "atime_ns", "mtime_ns", "atime_now", "mtime_now", "chunk_size", "stripe", "trash")
+    __slots__ = ("caller", "request_id", "place", "follow", "mode", "uid", "gid", "atime_ns", "mtime_ns", "atime_now", "mtime_now", "chunk_size", "stripe", "trash", "settle")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
@@ -398,6 +398,7 @@ class SetAttributesRequest(_message.Message):
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     STRIPE_FIELD_NUMBER: _ClassVar[int]
     TRASH_FIELD_NUMBER: _ClassVar[int]
+    SETTLE_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     request_id: int
     place: Place
@@ -412,7 +413,8 @@ class SetAttributesRequest(_message.Message):
     chunk_size: int
     stripe: int
     trash: int
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., follow: bool = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_now: bool = ..., mtime_now: bool = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ..., trash: _Optional[int] = ...) -> None: ...
+    settle: SyncFileRequest
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., request_id: _Optional[int] = ..., place: _Optional[_Union[Place, _Mapping]] = ..., follow: bool = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_now: bool = ..., mtime_now: bool = ..., chunk_size: _Optional[int] = ..., stripe: _Optional[int] = ..., trash: _Optional[int] = ..., settle: _Optional[_Union[SyncFileRequest, _Mapping]] = ...) -> None: ...
 
 class SetAttributesReply(_message.Message):
     __slots__ = ("attributes",)

@@ -192,7 +192,7 @@ def test_a_mode_that_is_another_one_is_there_at_once(cluster: LocalCluster, coun
         assert client.stat("/" + str(path.relative_to(counted.mount.path))).mode == 0o600
 
 
-def until_leased(mount: MountThread, descriptor: int) -> None:
+def until_leased(mount: MountThread, descriptor: int, mode: int = 0o644) -> None:
     """Ask for attributes until they come from a lease."""
     number = os.fstat(descriptor).st_ino
 
@@ -203,5 +203,42 @@ def until_leased(mount: MountThread, descriptor: int) -> None:
     deadline = time.monotonic() + SECONDS_MAX
     while mount.call(owner()) is None:
         assert time.monotonic() < deadline, "no lease was granted"
-        os.fchmod(descriptor, 0o644)  # so that the kernel asks
+        os.fchmod(descriptor, mode)  # so that the kernel asks
         os.fstat(descriptor)
+
+
+def test_a_mode_that_is_set_after_writing_takes_what_was_written_along(cluster: LocalCluster, counted: Counted) -> None:
+    """As tar does it: made for its owner alone, written, given its times, owner and mode, closed."""
+    for length in (0, 100, 4096, 300_000):
+        path, data = counted.place / f"file{length}", os.urandom(length)
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        until_leased(counted.mount, fd, 0o600)
+        os.write(fd, data)
+        counted.changes()
+        os.utime(fd, ns=(PAST_NS, PAST_NS + 1))
+        os.fchown(fd, os.fstat(fd).st_uid, os.fstat(fd).st_gid)
+        os.fchmod(fd, 0o664)
+        os.close(fd)
+        assert counted.changes() <= (1 if 0 < length <= 4096 else 2)
+        with connect(cluster.url) as client:
+            name = "/" + str(path.relative_to(counted.mount.path))
+            there = client.stat(name)
+            assert client.read_bytes(name) == data
+        assert (there.size, there.mode) == (length, 0o664)
+        if length:
+            assert (there.atime_ns, there.mtime_ns) == (PAST_NS, PAST_NS + 1)
+        kept = os.stat(path)
+        assert (kept.st_size, kept.st_ctime_ns, kept.st_mode & 0o7777) == (length, there.ctime_ns, 0o664)
+        assert path.read_bytes() == data
+
+
+def test_a_write_after_the_mode_was_set(counted: Counted) -> None:
+    path = counted.place / "file"
+    with path.open("w+b", buffering=0) as file:
+        file.write(b"one")
+        os.fchmod(file.fileno(), 0o640)
+        file.write(b"two")
+        os.fchmod(file.fileno(), 0o600)
+        assert os.pread(file.fileno(), 10, 0) == b"onetwo"
+    assert path.read_bytes() == b"onetwo"
+    assert os.stat(path).st_mode & 0o7777 == 0o600

@@ -10,6 +10,7 @@ from ..access import SGID, SUID, WRITE, permits, require_owner, without_set_ids
 from ..attempt import Attempt
 from ..happenings import CHANGED
 from ..inode import Inode
+from . import close
 from .create import check_defaults
 
 _WHERE = ("caller", "request_id", "place", "follow")  # the fields that say whose change it is and of what
@@ -20,6 +21,8 @@ ID_MAX = (1 << 32) - 2  # 2^32 - 1 means "leave it" to chown(2)
 async def set_attributes(attempt: Attempt, request: meta_pb2.SetAttributesRequest) -> meta_pb2.SetAttributesReply:
     """Change what the request names, all of it or nothing. Raises NOT_PERMITTED (not the owner), PERMISSION_DENIED (touch without
     write permission), INVALID."""
+    if request.HasField("settle"):
+        await close.sync_file(attempt, request.settle)
     inode = await path.lookup(attempt, request.place, follow=request.follow)
     await begin_change(attempt, inode)
     before, owned = _known_of(inode), quota.owner_of(inode)
