@@ -10,14 +10,16 @@ from typing import Any
 from crc32c import crc32c
 
 from emberfs.proto.blocks import HARD_PIN, TABLE_OF_BLOCKS, chunk_of, seed_of
+from emberfs.proto.drivers.aio import AioEnvironment
 from emberfs.proto.errors import Status
 from emberfs.proto.gen import kvcache_pb2, storage_pb2
 from emberfs.proto.ids import ChunkId
 from emberfs.proto.routing import Change
 from emberfs.proto.rpc import KVCACHE, STORAGE
+from emberfs.proto.transport.local import LocalNetwork
 from emberfs.storage.blocks.service import KvCacheService
 
-from ..members import OFFLINE, SERVING, SYNCING, Member, Members, holdings
+from ..members import CAPACITY, OFFLINE, SERVING, SYNCING, Member, Members, holdings
 from ..world import memory
 from .world import ANY_LENGTH, content, digest, key, namespaces
 
@@ -27,6 +29,17 @@ LENGTH = 20_000
 
 class Replicated(Members):
     """Members with the service of blocks."""
+
+    capacity = CAPACITY
+
+    async def start(self) -> Replicated:
+        self.network = LocalNetwork()
+        paths = [self.root / f"target-{n + 1}" for n in range(self.count)]
+        self.members = [Member(n + 1, path, self.network, self.log, self.capacity) for n, path in enumerate(paths)]
+        for member in self.members:
+            await member.start()
+        self.env = AioEnvironment(local=self.network)
+        return self
 
     async def serve(self) -> None:
         for member in self.members:
@@ -86,9 +99,10 @@ class Replicated(Members):
         return {k: (directory.record(slot), directory.length[slot]) for k, slot in shelf.slots.items()}
 
 
-def run(test: Callable[[Replicated], Awaitable[None]], root: Path, count: int = 2) -> None:
+def run(test: Callable[[Replicated], Awaitable[None]], root: Path, count: int = 2, capacity: int = CAPACITY) -> None:
     async def begin() -> None:
         members = Replicated(root, count)
+        members.capacity = capacity
         await members.start()
         await members.serve()
         try:
@@ -211,6 +225,29 @@ def test_a_damaged_block_without_another_replica_is_dropped(tmp_path: Path) -> N
         assert not members.members[0].target.damaged
 
     run(test, tmp_path, 1)
+
+
+def test_eviction_on_every_member(tmp_path: Path) -> None:
+    """The head evicts; the others follow, and none of them leaves its place because it is full."""
+
+    async def test(members: Replicated) -> None:
+        members.announce(SERVING, SERVING)
+        evictor = members.members[0].blocks.store(members.members[0].target).evictor  # type: ignore[attr-defined]
+        for number in range(100):
+            async with asyncio.timeout(20):
+                while (status := (await members.put([number], 1 << 20))[0]) is not OK:
+                    assert status is Status.WOULD_BLOCK
+                    for member in members.members:
+                        await member.target.checkpoint()
+                    await evictor.settle()
+        await evictor.settle()
+        records = members.records(1)
+        assert 20 < len(records) < 64 and members.records(2) == records
+        found = await members.get(2, range(100), 1 << 20)
+        assert {*found} == {True, Status.NOT_FOUND} and found.count(True) == len(records)
+        assert not any(member.target.fullness.is_aside for member in members.members)
+
+    run(test, tmp_path, capacity=64 << 20)
 
 
 def damage(member: Member, number: int) -> None:
