@@ -1,9 +1,9 @@
 """When to evict and how much. Pure.
 
-The slot of an evicted block comes back with the next checkpoint, about a second later. Until then it is *retired*: used, but by no block.
+The slot of an evicted block comes back with the next checkpoint, up to a second later. Until then it is *retired*: used, but by no block.
 So eviction begins while there is still room for what is put meanwhile, and that is about what is put in two checkpoints: the one that runs
-and the one that waits for it. As blocks are evicted as fast as new ones are put, the retired bytes tell how much that is: the headroom
-follows their greatest, and shrinks slowly when they get fewer.
+and the one that waits for it. How much that is, is seen: `used` grows by what is put, and retired slots become fewer with a checkpoint.
+The headroom follows the greatest, and shrinks slowly. (Not the retired bytes themselves: a greater headroom retires more, once.)
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Final
 HEADROOM_PART_MIN: Final = 32  # at least this part of the capacity is kept free,
 HEADROOM_BYTES_MIN_MAX: Final = 1 << 30  # but no more than so much, unless the rate of puts asks for it,
 HEADROOM_PART_MAX: Final = 4  # and never more than this part
-HEADROOM_CHECKPOINTS: Final = 2
-HYSTERESIS_PART: Final = 4  # of the headroom: once evicting, go so far below the high watermark
+HEADROOM_CHECKPOINTS: Final = 2.5  # two, and what is evicted at once because of the hysteresis
+HYSTERESIS_PART: Final = 8  # of the headroom: once evicting, go so far below the high watermark
 FORGET_PART: Final = 256  # by which the headroom shrinks with each look
 
 
@@ -27,6 +27,9 @@ class Watermarks:
         self._most = capacity // HEADROOM_PART_MAX
         self._headroom = self._least
         self._evicting = False
+        self._used = 0  # at the last look
+        self._retired = 0
+        self._put = 0  # bytes since retired slots came back last
 
     @property
     def high(self) -> int:
@@ -41,7 +44,7 @@ class Watermarks:
     def excess(self, used: int, retired: int) -> int:
         """How many bytes to evict now; 0: none. To be asked whenever blocks were put or evicted. `used`: bytes of slots, `retired` ones
         included."""
-        self._follow(retired)
+        self._follow(used, retired)
         held = used - retired
         if held > self.high:
             self._evicting = True
@@ -49,7 +52,14 @@ class Watermarks:
             self._evicting = False
         return held - self.low if self._evicting else 0
 
-    def _follow(self, retired: int) -> None:
-        wanted = min(max(HEADROOM_CHECKPOINTS * retired, self._least), self._most)
+    def _follow(self, used: int, retired: int) -> None:
+        if retired < self._retired:
+            self._put = max(0, used - retired - (self._used - self._retired))
+        elif not retired:
+            self._put = 0
+        else:
+            self._put += max(0, used - self._used)
+        self._used, self._retired = used, retired
+        wanted = min(int(HEADROOM_CHECKPOINTS * self._put), self._most)
         forgotten = self._headroom - self._headroom // FORGET_PART
         self._headroom = max(wanted, forgotten, self._least)

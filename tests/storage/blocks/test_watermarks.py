@@ -56,6 +56,21 @@ def test_puts_find_room_at_any_steady_rate(rate: int, seconds: int) -> None:
     assert all(second <= filled + 8 for second in refused)
 
 
+def test_a_burst_is_forgotten_and_does_not_feed_on_itself() -> None:
+    """What is evicted to make the headroom greater is retired too, but was not put."""
+    marks = Watermarks(CAPACITY)
+    used, waiting, retired = CAPACITY - CAPACITY // 16, 0, 0
+    burst, rate = CAPACITY // 20, CAPACITY // 1000
+    for second in range(200):
+        for _ in range(8):
+            used += burst // 8 if second == 0 else rate // 8
+            retired += marks.excess(used, waiting + retired)
+        used -= waiting
+        waiting, retired = retired, 0
+        assert marks.high >= CAPACITY - 5 * burst // 2
+    assert marks.high >= CAPACITY - CAPACITY // 30
+
+
 @given(st.lists(st.tuples(st.integers(0, CAPACITY), st.integers(0, CAPACITY)), max_size=100))
 def test_at_least_three_quarters_hold_blocks(looks: list[tuple[int, int]]) -> None:
     marks = Watermarks(CAPACITY)
