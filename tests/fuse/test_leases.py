@@ -14,6 +14,7 @@ import pytest
 
 from emberfs.client.core.leases import VALID_SECONDS
 from emberfs.fuse.protocol import Opcode
+from emberfs.fuse.structs import ENTRY_OUT
 
 from .users import ALICE, acting, errno_of
 
@@ -103,6 +104,21 @@ def test_a_listing_answers_for_all_that_it_has_shown(cluster: LocalCluster, make
     for entry in paths:
         os.stat(entry)
     assert requests(mount, lambda: [os.stat(entry) for entry in paths]) < 50
+
+
+def test_the_kernel_believes_a_listing_no_longer_than_its_lease(cluster: LocalCluster, make_mount: MakeMount) -> None:
+    mount = believing(make_mount(cluster.url, attr_timeout=3600.0, entry_timeout=3600.0))
+    (mount.path / "listed-name").touch()
+
+    async def listed() -> bytes | None:
+        fs = mount.session.fs
+        assert fs.believed is not None
+        began = fs.believed.asked()
+        return fs.believed.listed(began, fs.root, b"listed-name", await fs.core.stat("/listed-name"))
+
+    assert eventually(lambda: mount.call(listed()) is not None)
+    found = mount.call(listed())
+    assert found is None or all(seconds < 1 for seconds in ENTRY_OUT.unpack_from(found)[2:4])
 
 
 def test_others_see_changes_long_before_the_kernel_would_ask(pair: tuple[Path, Path]) -> None:
