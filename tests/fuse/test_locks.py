@@ -7,11 +7,13 @@ import errno
 import fcntl
 import os
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,6 +185,7 @@ def test_a_deadlock_is_told_to_one_of_the_two(pair: tuple[Path, Path]) -> None:
 
 WAIT = """
 import signal
+import sqlite3
 class Enough(Exception): pass
 def stop(number, frame): raise Enough
 signal.signal(signal.SIGUSR1, stop)
@@ -334,3 +337,33 @@ def until_kept(mount: MountThread, fd: int) -> None:
         assert time.monotonic() < deadline, "no lock was kept"
         os.utime(fd)  # so that the kernel asks, and leases begin
         os.fstat(fd)
+
+
+INCREMENTS = 20  # by each writer
+
+
+def test_sqlite_with_writers_on_one_mount_and_on_another(two: tuple[Path, Path]) -> None:
+    """Each transaction locks and unlocks nine times; what one mount keeps is asked for by the other."""
+    name = f"writers-{time.monotonic_ns()}.db"
+    with closing(sqlite3.connect(two[0] / name, isolation_level=None)) as database:
+        database.execute("CREATE TABLE t (n INTEGER)")
+        database.execute("INSERT INTO t VALUES (0)")
+    code = (
+        "import sqlite3\nready()\n"
+        "database = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60)\n"
+        "for _ in range(int(sys.argv[2])):\n"
+        "    database.execute('BEGIN IMMEDIATE')\n"
+        "    (n,) = database.execute('SELECT n FROM t').fetchone()\n"
+        "    database.execute('UPDATE t SET n = ?', (n + 1,))\n"
+        "    database.execute('COMMIT')\n"
+    )
+    writers = [child(code, path / name, INCREMENTS) for path in (*two, two[0])]
+    for writer in writers:
+        until_ready(writer)
+    for writer in writers:
+        go_on(writer)
+    assert [writer.wait() for writer in writers] == [0] * len(writers)
+    for path in two:
+        with closing(sqlite3.connect(path / name)) as database:
+            assert database.execute("SELECT n FROM t").fetchone() == (INCREMENTS * len(writers),)
+            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
