@@ -37,7 +37,7 @@ def watch() -> Iterator[Callable[[LocalCluster], Watcher]]:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_member_returns_and_is_synced_while_clients_write(make_cluster: MakeCluster, watch: Any, place: int) -> None:
-    cluster = make_cluster(nodes=3, replicas=3, targets=1)
+    cluster = make_cluster(nodes=3, replicas=3, targets=1, kv_capacity=0)
     watcher = watch(cluster)
     files, live = Files(cluster.url, "/a", place), Files(cluster.url, "/b", 100 + place)
     files.change(25)
@@ -60,7 +60,7 @@ def test_a_member_returns_and_is_synced_while_clients_write(make_cluster: MakeCl
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("who", ["the one that is synced", "the one that copies"])
 def test_killed_in_the_middle_of_the_sync(make_cluster: MakeCluster, watch: Any, who: str) -> None:
-    cluster = make_cluster(nodes=3, replicas=3, targets=1)
+    cluster = make_cluster(nodes=3, replicas=3, targets=1, kv_capacity=0)
     watcher = watch(cluster)
     files, live = Files(cluster.url, "/a", 1), Files(cluster.url, "/b", 2)
     files.change(20)
@@ -91,7 +91,7 @@ def test_killed_in_the_middle_of_the_sync(make_cluster: MakeCluster, watch: Any,
 
 @pytest.mark.timeout(180)
 def test_a_flipped_byte_on_any_member_is_repaired(make_cluster: MakeCluster, watch: Any) -> None:
-    cluster = make_cluster(nodes=3, replicas=3, targets=1)
+    cluster = make_cluster(nodes=3, replicas=3, targets=1, kv_capacity=0)
     watcher = watch(cluster)
     files = Files(cluster.url, "/a", 1)
     data = random.Random(5).randbytes(1_000_000)

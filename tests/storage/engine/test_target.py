@@ -79,7 +79,7 @@ def test_a_directory_with_other_things_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "status"),
     [
-        ({"version": 2}, Status.BAD_FORMAT),
+        ({"version": 3}, Status.BAD_FORMAT),
         ({"version": "x"}, Status.BAD_FORMAT),
         ({"chunk_id": "other"}, Status.BAD_FORMAT),
         ({"cluster": "c2"}, Status.WRONG_CLUSTER),
