@@ -84,7 +84,7 @@ def run(quick: bool = False, trace: str = "") -> dict[str, Any]:
     rows += _replay(requests, sizes)
     capacities = kv_simulation.CAPACITIES if not quick else kv_simulation.CAPACITIES[:1]
     rows += kv_simulation.rows(requests, capacities)
-    return {"rows": rows, "left_out": "; ".join(left_out), "trace": trace or "made here"}
+    return {"rows": rows, "left_out": "; ".join(left_out), "trace": Path(trace).name or "made here"}
 
 
 def _client(cluster: Any) -> Any:
