@@ -19,9 +19,7 @@ _NODES_HELP = "Storage processes. More than before: new ones join. Default: as m
 _REPLICAS_HELP = "Copies of each chunk, each on another node. Default: 1. Cannot change later."
 _TARGETS_HELP = "Targets that a node begins with. Default: as many as replicas."
 
-_KV_CAPACITY_HELP = (
-    "What each target for KV blocks may hold, as 500G; 0: none. Default: a quarter of what the node's other targets may."
-)
+_KV_CAPACITY_HELP = "What each target for KV blocks may hold, as 500G; 0: none. Default: a quarter of what the node's other targets may."
 _KV_REPLICAS_HELP = "Copies of each KV block. Default: 1, also where files have several."
 _KV_MEMORY_HELP = "Memory for KV blocks, of all storage nodes, as 64G. Default: a quarter of this machine's."
 _METAS_HELP = "Metadata servers; more than one needs a --kv that they can share. Default: as many as there are, or one."
