@@ -189,7 +189,9 @@ class Get(Batch):
             self._damaged.append((part, self.chain_of(part, row), row))
             return
         if part.several:
-            self.core.cluster.replicas.refused(part.replica, Status.IO_ERROR)  # the next one asked is another one
+            # The next one asked is another one. This one looks for itself whether its block is damaged.
+            self.core.cluster.replicas.refused(part.replica, Status.IO_ERROR)
+            self._damaged.append((part, self.chain_of(part, row), row))
         self._doubtful.add(row)
         self._once_more.append(row)
         self.statuses[row] = DAMAGED

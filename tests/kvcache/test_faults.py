@@ -34,10 +34,10 @@ def damaged() -> Iterator[Any]:
         yield running
 
 
-def flip(cluster: Any, needle: bytes) -> None:
+def flip(cluster: Any, needle: bytes, node: str = "storage-*") -> None:
     """Change the first byte of these bytes wherever they lie in the files of targets for blocks."""
     found = 0
-    for path in Path(cluster.data).glob("storage-*/kv-*/blocks/*"):
+    for path in Path(cluster.data).glob(f"{node}/kv-*/blocks/*"):
         with path.open("r+b") as file:
             at = file.read().find(needle)
             if at >= 0:
@@ -45,6 +45,10 @@ def flip(cluster: Any, needle: bytes) -> None:
                 file.write(bytes([needle[0] ^ 1]))
                 found += 1
     assert found, "the block is on no disk"
+
+
+def holds(cluster: Any, needle: bytes, node: str) -> bool:
+    return any(needle in path.read_bytes() for path in Path(cluster.data).glob(f"{node}/kv-*/blocks/*"))
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asyncio"])
@@ -176,6 +180,13 @@ def test_one_of_two_replicas_is_killed(make_cluster: Any) -> None:
         keys = keys_of(12)
         blocks = blocks_of(keys, BLOCK)
         assert set(kv.put_from(namespace, keys, blocks)) == {BLOCK}
+        for block in blocks:  # all of one server: of some chain it is the one that is asked first
+            flip(cluster, block[3000:3100], "storage-1")
+        assert [kv.get(namespace, key) for key in keys] == blocks, "the other one is right"
+        deadline = time.monotonic() + SECONDS_MAX
+        while not any(holds(cluster, block[3000:3100], "storage-1") for block in blocks):
+            assert time.monotonic() < deadline, "nobody repaired it"
+            time.sleep(0.05)
         cluster.kill("storage-1")
         buffers = [bytearray(BLOCK) for _ in keys]
         assert set(kv.get_into(namespace, keys, buffers)) == {BLOCK}, "the other replica has them all"
