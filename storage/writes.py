@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..proto.blocks import KV_TENANT
+from ..proto.blocks import KV_TENANT, TABLE_OF_BLOCKS
 from ..proto.capability import Rights
 from ..proto.errors import Status, error
 from ..proto.gen.storage_pb2 import (
@@ -30,6 +30,7 @@ REMOVES_MAX = 1000  # chunks of one range in one request
 
 _OK = Status.OK
 _WRITE = int(Rights.WRITE)
+_ADDING = (Kind.WRITE, Kind.CLONE)
 
 
 class Writes:
@@ -138,12 +139,18 @@ class Writes:
     async def update(
         self, chains: Sequence[int], versions: Sequence[int], updates: Sequence[Update], refused: dict[int, Status]
     ) -> list[Result]:
-        """Run updates through their chains' machines; one result each."""
+        """Run updates through their chains' machines; one result each. Whatever a file would put where blocks live is refused: eviction and
+        quotas would not see it, and the space be lost to them."""
         results = [Result(refused.get(i, Status.STALE_ROUTING)) for i in range(len(updates))]
         groups = []
         for chain, version, places in grouped(chains, versions, refused):
             target = self._member(chain)
-            if target is not None:
+            if target is None:
+                continue
+            if target.table == TABLE_OF_BLOCKS and any(updates[place].kind in _ADDING for place in places):
+                for place in places:
+                    results[place] = Result(Status.INVALID)
+            else:
                 groups.append((places, target.start_update(version, [updates[i] for i in places])))
         for places, promise in groups:
             for place, result in zip(places, await promise, strict=True):

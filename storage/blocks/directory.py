@@ -30,6 +30,8 @@ else:
 FREE, HERE, LEAVING = 0, 1, 2
 FOUND_MAX = 1024  # blocks that are taken in together when a target is opened
 EXPIRY_STEP = 16  # seconds: what is over is looked for in steps of this
+OVER_MAX = 1024  # blocks whose time is over that are named at once
+EXPIRING_SLACK = 1024  # times of blocks that are gone, before they are forgotten
 
 FIRST = KV_TENANT.to_bytes(2, "big")  # chunk ids of blocks: FIRST <= id < LAST
 LAST = (KV_TENANT + 1).to_bytes(2, "big")
@@ -115,6 +117,7 @@ class Directory:
         self.retold: set[int] = set()  # slots whose row has a higher version than their generation
         self._free: list[int] = []
         self._expiring: dict[int, list[tuple[int, int]]] = {}  # step -> (slot, generation)
+        self._times = 0  # in there: some of blocks that are gone, or whose time was changed
         self._epochs: Numbers = array("I")  # of the blocks that were found, by slot: the checkpoints that covered them
         self._fill(engine)
         engine.blocks = self
@@ -189,10 +192,14 @@ class Directory:
         pin = self.pin[slot]
         return pin == HARD_PIN or pin > now
 
-    def pinned_bytes(self, shelf: Shelf, now: float) -> int:
-        namespace, length, number = self.namespace, self.length, shelf.namespace
-        mine = [slot for slot in self._pinned if namespace[slot] == number and self.state[slot] == HERE]
-        return sum([length[slot] for slot in mine if self.is_pinned(slot, now)])
+    def pinned_bytes(self, now: float) -> dict[int, int]:
+        """By namespace."""
+        found: dict[int, int] = {}
+        for slot in self._pinned:
+            if self.state[slot] == HERE and self.is_pinned(slot, now):
+                number = self.namespace[slot]
+                found[number] = found.get(number, 0) + self.length[slot]
+        return found
 
     def oldest_first(self) -> list[int]:
         """The slots of all blocks, in the order in which they were written as far as that is known."""
@@ -335,8 +342,20 @@ class Directory:
 
     def _count_time(self, shelf: Shelf, slot: int) -> None:
         shelf.timed += 1
-        step = self.expiry[slot] // EXPIRY_STEP + 1
+        if self._times > 2 * len(self.state) + EXPIRING_SLACK:
+            self._forget_times()
+        self._note_time(slot, self.expiry[slot] // EXPIRY_STEP + 1)
+
+    def _note_time(self, slot: int, step: int) -> None:
         self._expiring.setdefault(step, []).append((slot, self.generation[slot]))
+        self._times += 1
+
+    def _forget_times(self) -> None:
+        """Blocks may go, or be given another time, long before their time is over: what was noted of them would only grow."""
+        self._expiring, self._times = {}, 0
+        for slot, state in enumerate(self.state):
+            if state == HERE and self.expiry[slot]:
+                self._note_time(slot, self.expiry[slot] // EXPIRY_STEP + 1)
 
     def _uncount(self, shelf: Shelf, slot: int) -> None:
         shelf.bytes_here -= self.length[slot]
@@ -344,11 +363,14 @@ class Directory:
             shelf.timed -= 1
 
     def forget(self, slots: Sequence[int]) -> None:
-        """Blocks that are here were removed."""
+        """Blocks that are here, or leave, were removed."""
         for slot in slots:
-            shelf = self.shelves[self.namespace[slot]]
-            del shelf.slots[self.keys[slot]]
-            self._uncount(shelf, slot)
+            shelf, key = self.shelves[self.namespace[slot]], self.keys[slot]
+            if self.state[slot] == LEAVING:
+                del shelf.leaving[key]
+            else:
+                del shelf.slots[key]
+                self._uncount(shelf, slot)
             self._free_slot(shelf, slot)
 
     def leave(self, slots: Sequence[int]) -> None:
@@ -393,19 +415,25 @@ class Directory:
         self._free.append(slot)
 
     def over(self, now: float) -> list[int]:
-        """The blocks whose time is over and that are still here. Each is named once: who does not remove it says so with `not_yet`."""
-        due = [step for step in self._expiring if step * EXPIRY_STEP <= now]
-        return [
-            slot
-            for step in due
-            for slot, generation in self._expiring.pop(step)
-            if self._is_over(slot, generation, now)
-        ]
+        """Blocks whose time is over and that are still here, OVER_MAX at most: where so many are found there may be more. Each is named
+        once: who does not remove it says so with `not_yet`."""
+        found: list[int] = []
+        for step in sorted(step for step in self._expiring if step * EXPIRY_STEP <= now):
+            times = self._expiring[step]
+            while times and len(found) < OVER_MAX:
+                slot, generation = times.pop()
+                self._times -= 1
+                if self._is_over(slot, generation, now):
+                    found.append(slot)
+            if times:
+                break
+            del self._expiring[step]
+        return list(dict.fromkeys(found))
 
     def _is_over(self, slot: int, generation: int, now: float) -> bool:
         return self.state[slot] == HERE and self.generation[slot] == generation and 0 < self.expiry[slot] <= now
 
     def not_yet(self, slots: Sequence[int], now: float) -> None:
         """Blocks whose time is over and that could not be removed now."""
-        later = self._expiring.setdefault(int(now) // EXPIRY_STEP + 1, [])
-        later += [(slot, self.generation[slot]) for slot in slots]
+        for slot in slots:
+            self._note_time(slot, int(now) // EXPIRY_STEP + 1)

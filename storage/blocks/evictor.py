@@ -19,6 +19,7 @@ from ...proto.errors import Status
 from ...proto.routing import RoutingTable
 from ...proto.settings import time_scale
 from ..engine.slots import CLASS_BYTES
+from .directory import OVER_MAX
 from .policy import Policy
 from .watermarks import Watermarks
 
@@ -188,6 +189,7 @@ class Evictor:
         while (excess := self._watermarks.excess(space.used_bytes, space.retired_bytes)) > 0:
             if not await self._evict(excess, None):
                 break
+            await self._env.sleep(0)  # others have their turn
         if space.retired_bytes and space.used_bytes > self._watermarks.high and not target.engine.failed:
             await target.checkpoint()
 
@@ -198,6 +200,7 @@ class Evictor:
         while (excess := self.policy.bytes_of(tenant) - low) > 0:
             if not await self._evict(excess, tenant):
                 return
+            await self._env.sleep(0)
 
     async def _evict(self, size: int, tenant: int | None) -> bool:
         """One batch. Whether anything went."""
@@ -220,6 +223,11 @@ class Evictor:
         return went > 0
 
     async def _expire(self) -> None:
+        while await self._expire_some() == OVER_MAX:
+            await self._env.sleep(0)
+
+    async def _expire_some(self) -> int:
+        """How many were found: there may be more."""
         store, directory = self._store, self._store.directory
         wall = self._env.wall_ns() / 1e9
         due = directory.over(wall)
@@ -234,6 +242,7 @@ class Evictor:
         left = [slot for slot, status in zip(going, statuses, strict=True) if status is not _OK]
         if left:
             directory.not_yet(left, wall)
+        return len(due)
 
     async def _drop_namespaces(self) -> None:
         """Blocks of namespaces that the manager has dropped. One that is missing may be news that has not come yet."""
@@ -249,6 +258,6 @@ class Evictor:
                 continue
             if shelf.slots:
                 self._log.info("blocks of a dropped namespace go", namespace=namespace, blocks=len(shelf.slots))
-                await self._store.remove(list(shelf.slots.values()))
-            elif not shelf.leaving:
+                await self._store.empty(namespace)
+            elif not shelf.leaving and all(number != namespace for number, _ in self._store.reserved):
                 del self._store.directory.shelves[namespace]

@@ -3,6 +3,7 @@ eviction away, it is no promise."""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from ...proto.ids import new_u64
 LEASE_MS_MAX = 600_000
 LEASES_MAX = 65_536
 BLOCKS_MAX = 1 << 20  # under all leases
+ENDS_SLACK = 1024  # ends of leases that are no more, before they are forgotten
 
 
 class Lease(NamedTuple):
@@ -25,13 +27,19 @@ class Leases:
     def __init__(self) -> None:
         self.held: dict[int, int] = {}  # slot -> leases that hold it
         self._leases: dict[int, Lease] = {}
+        self._ends: list[tuple[float, int]] = []  # heap of (until, number); of renewed and released ones, too
         self._blocks = 0
 
     def take(self, number: int, blocks: Sequence[tuple[int, int]], until: float) -> None:
-        """Hold these blocks under a number that `new_lease` gave. Raises BUSY."""
-        if len(self._leases) >= LEASES_MAX or self._blocks + len(blocks) > BLOCKS_MAX:
+        """Hold these blocks under a number that `new_lease` gave, which has nothing on this target yet, or more of them. Raises BUSY."""
+        known = self._leases.get(number)
+        if (known is None and len(self._leases) >= LEASES_MAX) or self._blocks + len(blocks) > BLOCKS_MAX:
             raise error(Status.BUSY, "too many blocks are under leases; release some")
+        if known is not None:  # of another run of the same request
+            blocks = [*known.blocks, *blocks]
+            self.release(number)
         self._leases[number] = Lease(until, blocks)
+        self._note_end(until, number)
         self._blocks += len(blocks)
         for slot, _ in blocks:
             self.held[slot] = self.held.get(slot, 0) + 1
@@ -58,8 +66,23 @@ class Leases:
         return True
 
     def expire(self, now: float) -> None:
-        for number in [number for number, lease in self._leases.items() if lease.until <= now]:
-            self.release(number)
+        """What is over goes. Cheap where nothing is: asked for single blocks, while thousands of leases are held."""
+        ends = self._ends
+        while ends and ends[0][0] <= now:
+            _, number = heapq.heappop(ends)
+            lease = self._leases.get(number)
+            if lease is None:
+                continue
+            if lease.until <= now:
+                self.release(number)
+            else:
+                heapq.heappush(ends, (lease.until, number))
+
+    def _note_end(self, until: float, number: int) -> None:
+        if len(self._ends) > 2 * len(self._leases) + ENDS_SLACK:  # mostly of leases that were given back early
+            self._ends = [(lease.until, known) for known, lease in self._leases.items() if known != number]
+            heapq.heapify(self._ends)
+        heapq.heappush(self._ends, (until, number))
 
 
 def new_lease() -> int:

@@ -207,13 +207,13 @@ class Puts:
     # --- the blocks of one target ---
 
     async def _put(self, store: Store, run: Run, missing: list[int], additions: int, batch: Batch) -> None:
-        status = store.may_change(run.version)
-        if status is not _OK:  # the chain was changed while the bytes came
-            self._refuse(missing, batch, store.directory.shelf(batch.namespace.id), status)
-            return
         if store.directory.additions != additions:
             missing = self._missing(batch, store, missing)  # others may have put some of them meanwhile
         for _ in range(ROUNDS_MAX):
+            status = store.may_change(run.version)
+            if status is not _OK:  # the chain was changed while the bytes came, or while others were waited for
+                self._refuse(missing, batch, store.directory.shelf(batch.namespace.id), status)
+                return
             mine, theirs = self._split(store, missing, batch)
             if mine:
                 await self._write(store, run, mine, batch)

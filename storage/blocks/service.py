@@ -356,11 +356,12 @@ class KvCacheService:
         rows: dict[int, dict[str, int]] = {}
         now = self._wall()
         for store in self.stores:
+            pinned = store.directory.pinned_bytes(now)
             for number, shelf in store.directory.shelves.items():
                 row = rows.setdefault(number, dict.fromkeys(USAGE, 0))
                 row["blocks"] += len(shelf.slots)
                 row["bytes"] += shelf.bytes_here
-                row["pinned_bytes"] += store.directory.pinned_bytes(shelf, now)
+                row["pinned_bytes"] += pinned.get(number, 0)
                 for name in USAGE[3:]:
                     row[name] += getattr(shelf, name)
         return rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
 from ...proto.blocks import chunk_of
@@ -14,13 +14,14 @@ from ..engine.removal import Gone, is_quiet, remove_blocks
 from ..engine.slots import CLASS_BYTES
 from ..events import ALWAYS, Kind, Update
 from ..target import Target
-from .directory import FIRST, HERE
+from .directory import FIRST, FREE, HERE, LEAVING
 from .evictor import Evictor, Tenants
 from .leases import Leases
 from .record import unpack_record
 from .tier import Range, Tier
 
 REMOVES_MAX = 1024  # blocks of one batch of removes
+DROPS_MAX = 128  # blocks that go in the background before others have their turn
 
 
 class Leaving(NamedTuple):
@@ -31,6 +32,7 @@ class Leaving(NamedTuple):
     key: bytes
     chunk: bytes
     is_busy: bool  # an update of it is under way, or waits
+    generation: int
 
 
 class Store:
@@ -94,10 +96,11 @@ class Store:
         namespace, key = self.directory.namespace[slot], self.directory.keys[slot]
         chunk = chunk_of(namespace, key)
         is_busy = self.target.replica.busy(chunk) or not is_quiet(self.target.engine, chunk)
-        return Leaving(slot, namespace, key, chunk, is_busy)
+        return Leaving(slot, namespace, key, chunk, is_busy, self.directory.generation[slot])
 
     def _remove_now(self, due: Sequence[Leaving]) -> Sequence[Leaving]:
-        """In a chain of one, those that nothing else is done with go in one index write. Returns the others."""
+        """In a chain of one, those that nothing else is done with go in one index write, whether they leave already or not. Returns
+        the others."""
         if not self.is_alone or not self.is_head or self.target.refusal(writing=True):
             return due
         directory, engine = self.directory, self.target.engine
@@ -111,7 +114,7 @@ class Store:
                 )
             except StatusError:
                 self.target.tell_offline()
-                return [at for at in due if directory.state[at.slot] == HERE]
+                return [at for at in due if directory.state[at.slot] != FREE]
             directory.forget([at.slot for at in part])
         self.target.checkpoints.relieve()
         return [at for at in due if at.is_busy or at.slot in directory.retold]
@@ -124,6 +127,10 @@ class Store:
 
     async def _remove(self, leaving: Sequence[Leaving]) -> dict[int, Status]:
         """Through the replica's machine."""
+        # Where a key is being put anew the outcome is waited for: a remove behind it in line would take away what was acknowledged.
+        reserved = self.reserved
+        while others := [reserved[at[1:3]] for at in leaving if at[1:3] in reserved and self._still_leaves(at)]:
+            await others[0]
         directory, chain = self.directory, self.target.replica.chain
         # What was put under the same key meanwhile has taken the place of the block that was to go.
         due = [at for at in leaving if self._still_leaves(at)]
@@ -137,7 +144,9 @@ class Store:
         return became
 
     def _still_leaves(self, at: Leaving) -> bool:
-        return self.directory.shelf(at.namespace).leaving.get(at.key) == at.slot
+        directory = self.directory
+        leaves = directory.shelf(at.namespace).leaving.get(at.key) == at.slot
+        return leaves and directory.generation[at.slot] == at.generation
 
     def is_protected(self, slot: int, now: float, wall: float) -> bool:
         """Whether a lease (by the environment's clock, `now`) or a pin (by the wall) keeps the block."""
@@ -153,18 +162,32 @@ class Store:
         """Remove all blocks of a namespace, in the background; they are gone for readers when this returns."""
         self._begin_removal(list(self.directory.shelf(namespace).slots.values()), "dropped blocks")
 
+    async def empty(self, namespace: int) -> None:
+        """As `drop`, but done when this returns."""
+        await self._removal(list(self.directory.shelf(namespace).slots.values()))()
+
     def _begin_removal(self, slots: Sequence[int], why: str) -> None:
-        keys, namespace, reserved = self.directory.keys, self.directory.namespace, self.reserved
-        leaving = [self._leaving(slot) for slot in slots if (namespace[slot], keys[slot]) not in reserved]
-        self.directory.leave([at.slot for at in leaving])
+        self.target.env.spawn(self._removal(slots), why)
+
+    def _removal(self, slots: Sequence[int]) -> Callable[[], Coroutine[Any, Any, None]]:
+        """These are gone for readers now. What takes them away."""
+        directory, reserved = self.directory, self.reserved
+        keys, namespace, generation, state = directory.keys, directory.namespace, directory.generation, directory.state
+        going = [(slot, generation[slot]) for slot in slots if (namespace[slot], keys[slot]) not in reserved]
+        directory.leave([slot for slot, _ in going])
 
         async def run() -> None:
-            await self._remove_all(leaving)
-            for at in leaving:
-                if not self._still_leaves(at):
-                    self.target.damaged.pop(at.chunk, None)
+            for begin in range(0, len(going), DROPS_MAX):
+                part = going[begin : begin + DROPS_MAX]
+                left = [slot for slot, number in part if state[slot] == LEAVING and generation[slot] == number]
+                leaving = [self._leaving(slot) for slot in left]
+                await self._remove_all(self._remove_now(leaving))
+                for at in leaving:
+                    if not self._still_leaves(at):
+                        self.target.damaged.pop(at.chunk, None)
+                await self.target.env.sleep(0)  # others have their turn: there may be millions
 
-        self.target.env.spawn(run, why)
+        return run
 
     def damaged(self, chunk: bytes) -> bool:
         """A chunk is damaged. A block that no other member can give is a miss from now on; whether that is so."""

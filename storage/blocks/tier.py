@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .directory import Directory, Numbers
 
 TRIMS_MAX = 4096  # blocks that one pass takes out of memory
+QUEUE_SLACK = 1024  # places in the queue of blocks that are gone, before they are forgotten
 SLACK_PART = 32  # of the budget, over which it goes before pages are given back
 
 _COLD, _WARM, _READ = 0, 1, 2
@@ -80,6 +81,19 @@ class Tier:
             pages += -(-length[block] // PAGE_BYTES)
         self.used += pages * PAGE_BYTES
         self._queue.extend(blocks)
+        if len(self._queue) > 2 * len(state) + QUEUE_SLACK:
+            self._forget_gone()
+
+    def _forget_gone(self) -> None:
+        """Blocks that came and went stand in the queue until something leaves memory, which may be never."""
+        seen: set[int] = set()
+        kept: list[int] = []
+        for block in reversed(self._queue):  # where one stands twice, it came back: the younger place is its own
+            if self._state[block] and block not in seen:
+                seen.add(block)
+                kept.append(block)
+        kept.reverse()
+        self._queue = deque(kept)
 
     def _grow(self) -> None:
         more = len(self._directory.state) - len(self._state)

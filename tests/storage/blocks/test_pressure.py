@@ -1,0 +1,160 @@
+"""What a client may do without meaning well: thousands of leases, times to live, drops and puts at once. Nothing grows without end, nothing
+keeps the server from answering others, nothing that was acknowledged goes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from pathlib import Path
+
+import pytest
+
+from emberfs.proto.errors import Status
+from emberfs.proto.gen import kvcache_pb2
+from emberfs.proto.rpc import KVCACHE
+from emberfs.storage.blocks import directory as directories
+from emberfs.storage.blocks import tier as tiers
+from emberfs.storage.blocks.leases import Leases
+
+from .test_eviction import settled
+from .test_service import run, some
+from .world import ANY_LENGTH, BLOCK, NAMESPACE, TENANT, Blocks, content, key
+
+OK = Status.OK
+SMALL = 16  # bytes of a block
+
+
+def small(first: int, count: int) -> dict[bytes, bytes]:
+    return {key(n): content(n, SMALL) for n in range(first, first + count)}
+
+
+async def turns_during(work: Awaitable[object]) -> int:
+    """How often others had their turn on the loop meanwhile."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counting = asyncio.ensure_future(count())
+    await asyncio.sleep(0)
+    try:
+        await work
+    finally:
+        counting.cancel()
+    return turns
+
+
+def test_what_is_put_while_a_drop_is_under_way_stays(tmp_path: Path) -> None:
+    async def test(world: Blocks) -> None:
+        old = small(0, 1000)
+        await world.put_ok(old, namespace=ANY_LENGTH)
+        request = kvcache_pb2.DeleteRequest(**world.runs([], count=[0], everything=True, namespace=ANY_LENGTH))
+        await world.call(KVCACHE.Delete, request)
+        again = [key(n) for n in (127, 128, 500, 640, 999)]
+        large = content(7, 300_000)  # written by a thread: the drop goes on meanwhile
+        await asyncio.gather(*[world.put_ok({each: large}, namespace=ANY_LENGTH) for each in again])
+        shelf = world.store.directory.shelf(ANY_LENGTH)
+        async with asyncio.timeout(10):
+            while shelf.leaving:
+                await asyncio.sleep(0)
+        assert await world.match(list(old), namespace=ANY_LENGTH) == [int(each in again) for each in old]
+        assert await world.get(again, len(large), namespace=ANY_LENGTH) == [large] * len(again)
+        await world.restart(clean=False)
+        assert await world.match(list(old), namespace=ANY_LENGTH) == [int(each in again) for each in old]
+
+    run(test, tmp_path)
+
+
+def test_others_have_their_turn_while_many_blocks_go(tmp_path: Path) -> None:
+    async def test(world: Blocks) -> None:
+        blocks = small(0, 3000)
+        evictor = world.store.evictor
+        await world.put_ok(blocks, namespace=ANY_LENGTH)
+        world.quotas = {TENANT: 16}
+        world.announce()
+        assert await turns_during(settled(world)) >= 3
+        assert not len(world.store.directory)
+        world.quotas = {}
+        world.announce()
+        await world.put_ok(blocks, namespace=ANY_LENGTH)
+        assert await turns_during(world.store.empty(ANY_LENGTH)) >= 3
+        assert not len(world.store.directory)
+        await world.put_ok(blocks, namespace=ANY_LENGTH, ttl_s=[1] * len(blocks))
+        found = world.store.directory.over(time.time() + 60)
+        assert len(found) == directories.OVER_MAX, "the others are named the next times"
+        world.store.directory.not_yet(found, time.time() - 60)
+        world.env.wall_ns = lambda: time.time_ns() + 60_000_000_000  # type: ignore[method-assign]
+        assert await turns_during(evictor._expire()) >= 2
+        assert not len(world.store.directory)
+
+    run(test, tmp_path)
+
+
+def test_leases_cost_nothing_while_they_hold() -> None:
+    leases = Leases()
+    for number in range(1, 20_001):
+        leases.take(number, [(number, 1)], until=100.0 + number)
+    began = time.process_time()
+    for _ in range(20_000):
+        leases.expire(50.0)
+    assert time.process_time() - began < 1.0
+    leases.renew(1, 30_000.0)
+    leases.expire(100.0 + 19_999)
+    assert sorted(leases.held) == [1, 20_000]
+    for number in range(100_000, 110_000):
+        leases.take(number, [(7, 1)], until=1e9)
+        leases.release(number)
+    assert len(leases._ends) < 5000
+    leases.expire(30_001.0)
+    assert not leases.held
+
+
+def test_a_lease_of_several_runs_on_one_chain_ends(tmp_path: Path) -> None:
+    async def test(world: Blocks) -> None:
+        blocks = some(4)
+        await world.put_ok(blocks)
+        runs = world.runs(list(blocks), lease_ms=60_000, chain=[1, 1], chain_version=[1, 1], count=[1, 3])
+        reply = await world.call(KVCACHE.Match, kvcache_pb2.MatchRequest(**runs))
+        assert await world.delete(list(blocks)) == [Status.BUSY_RESOURCE] * 4
+        assert (await world.touch([], "RELEASE", lease=reply.lease)) in ([], [OK])
+        assert not world.store.leases.held
+        assert await world.delete(list(blocks)) == [OK] * 4
+
+    run(test, tmp_path)
+
+
+def test_blocks_that_come_and_go_leave_nothing_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directories, "EXPIRING_SLACK", 10)
+    monkeypatch.setattr(tiers, "QUEUE_SLACK", 10)
+
+    async def test(world: Blocks) -> None:
+        blocks = some(20)
+        directory, tier = world.store.directory, world.store.tier
+        for _ in range(20):
+            await world.put_ok(blocks, ttl_s=[100_000] * len(blocks))
+            assert await world.touch(list(blocks), "TTL", 200_000) == [OK] * 20
+            assert await world.delete(list(blocks)) == [OK] * 20
+        slots = len(directory.state)
+        assert slots <= 40
+        assert sum(map(len, directory._expiring.values())) == directory._times <= 2 * slots + 11
+        assert len(tier._queue) <= 2 * slots + 10 + len(blocks)
+        assert not tier.used
+        await world.put_ok(blocks, ttl_s=[100_000] * len(blocks))
+        directory._forget_times()
+        assert sorted(directory.over(time.time() + 100_100)) == sorted(directory.shelf(NAMESPACE).slots.values())
+        assert tier.used == len(blocks) * BLOCK
+
+    run(test, tmp_path)
+
+
+def test_files_do_not_write_where_blocks_live(tmp_path: Path) -> None:
+    async def test(world: Blocks) -> None:
+        world.untrust()
+        assert await world.write(b"x" * 4096, capabilities=[world.capability(5)]) is Status.INVALID
+        assert world.open[0].engine.space_info().chunks == 0
+
+    run(test, tmp_path)
