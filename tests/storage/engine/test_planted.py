@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from emberfs.storage.engine import recovery, rows
-from emberfs.storage.engine.checkpoint import CHECKPOINT_KEY, Checkpoint, pack_number
+from emberfs.storage.engine.checkpoint import CHECKPOINT_KEY, Beside, Checkpoint, pack_number
 from emberfs.storage.engine.engine import ChunkEngine
 from emberfs.storage.engine.job import Job
 from emberfs.storage.engine.space import Space
@@ -50,7 +50,7 @@ def trust_every_row(patch: pytest.MonkeyPatch) -> None:
 
 
 def sync_the_index_first(patch: pytest.MonkeyPatch) -> None:
-    def run(self: Checkpoint) -> None:
+    def run(self: Checkpoint, beside: Beside | None = None) -> None:
         self.index.write([(CHECKPOINT_KEY, pack_number(self.number))], sync=True)
         for handle in self.handles:
             self.disk.fdatasync(handle)
@@ -63,9 +63,9 @@ def sync_the_index_first(patch: pytest.MonkeyPatch) -> None:
 def forget_the_directory(patch: pytest.MonkeyPatch) -> None:
     run = Checkpoint.run
 
-    def nameless(self: Checkpoint) -> None:
+    def nameless(self: Checkpoint, beside: Beside | None = None) -> None:
         self.names = False
-        run(self)
+        run(self, beside)
 
     patch.setattr(Checkpoint, "run", nameless)
 
