@@ -28,6 +28,7 @@ NAME_BYTES_MAX = 4096
 TENANT_BYTES_MAX = 1024
 MODE_DEFAULT = 0o600
 MODE_BITS = 0o777
+OTHERS = 0o077  # of a mode: who is not the owner
 OLDER_VERSIONS_KEPT = 8  # of the table, that a namespace remembers in any case
 
 _DIGEST_BYTES = 32
@@ -47,7 +48,8 @@ def digest_of(descriptor: str) -> bytes:
 
 def put_namespace(book: Book, wanted: KvNamespace, user: Identity) -> tuple[Draft, KvNamespace]:
     """The change that makes a namespace (none where it is known), and how it stands then. Raises INVALID, TOO_LARGE, EXISTS for a name
-    that another one has, and for a known descriptor that is said to mean something else, QUOTA_EXCEEDED when there are too many."""
+    that another one has, and for a known descriptor that is said to mean something else, PERMISSION_DENIED for one that is open to more
+    than the user wants to share with, QUOTA_EXCEEDED when there are too many."""
     _check(wanted)
     digest = digest_of(wanted.descriptor)
     draft = Draft(book)
@@ -58,6 +60,7 @@ def put_namespace(book: Book, wanted: KvNamespace, user: Identity) -> tuple[Draf
                 Status.EXISTS,
                 f"namespace {known.name!r} has the same descriptor, and blocks of {known.block_bytes} bytes of tenant {known.tenant!r}",
             )
+        _check_sharing(known, wanted, user)
         return draft, known
     _check_room(book, wanted, user)
     made = KvNamespace()
@@ -86,6 +89,17 @@ def _check(wanted: KvNamespace) -> None:
         raise error(Status.TOO_LARGE, f"blocks of {wanted.block_bytes} bytes: at most {BLOCK_BYTES_MAX}")
     if wanted.mode & ~MODE_BITS:
         raise error(Status.INVALID, f"mode {wanted.mode:o}: permission bits are those of {MODE_BITS:o}")
+
+
+def _check_sharing(known: KvNamespace, wanted: KvNamespace, user: Identity) -> None:
+    """Descriptors can be guessed: whoever registered one first must not get at the blocks of who means to keep them."""
+    open_to_others = known.mode & OTHERS & ~(wanted.mode or MODE_DEFAULT)
+    if known.uid != user.uid and open_to_others:
+        raise error(
+            Status.PERMISSION_DENIED,
+            f"namespace {known.name!r} belongs to user {known.uid}, who opened it to others (mode {known.mode:o}): "
+            "ask for that mode, or for a namespace of your own with a salt",
+        )
 
 
 def _check_room(book: Book, wanted: KvNamespace, user: Identity) -> None:

@@ -43,6 +43,7 @@ LEARNING: Final = (
 GHOST_WEIGHT_MAX: Final = 8.0  # how much more a ghost counts whose queue has few of them
 TURNS_PART: Final = 64  # tenants that hold about the same take turns in pieces of this part of the capacity
 COLUMNS_MIN: Final = 1024
+TENANTS_MAX: Final = 8192  # at once: twice as many as there are namespaces
 
 _NIL: Final = 0xFFFFFFFF
 _HITS: Final = 3  # of a state: the lowest bits
@@ -183,8 +184,19 @@ class Policy:
     def _position(self, tenant: int) -> int:
         position = self._positions.get(tenant)
         if position is None:
-            position = self._positions[tenant] = len(self._tenants)
+            position = self._positions[tenant] = self._vacant()
+        return position
+
+    def _vacant(self) -> int:
+        """A position for one more tenant. Tenants come and go with their namespaces: of many, one that holds nothing gives its own away."""
+        if len(self._tenants) < TENANTS_MAX:
             self._tenants.append(_Tenant())
+            return len(self._tenants) - 1
+        gone = next((known for known, at in self._positions.items() if not self._tenants[at].bytes), None)
+        if gone is None:
+            return 0
+        position = self._positions.pop(gone)
+        self._tenants[position] = _Tenant()
         return position
 
     def touched(self, block: int) -> None:

@@ -58,6 +58,15 @@ def test_one_descriptor_is_one_namespace_whoever_asks(book: Book) -> None:
     version = book.state.version
     assert put(book, described(mode=0o666, ttl_s=9), BOB) == first
     assert book.state.version == version, "found again, not made"
+
+
+def test_who_is_first_does_not_decide_that_others_share(book: Book) -> None:
+    trap = put(book, described(mode=0o666), BOB)
+    assert trap.mode == 0o666
+    assert refused(put_namespace, book, described(), ALICE) is Status.PERMISSION_DENIED
+    assert refused(put_namespace, book, described(mode=0o660), ROOT) is Status.PERMISSION_DENIED
+    assert put(book, described(mode=0o666), ALICE) == trap
+    assert put(book, described(), BOB) == trap, "its owner knows what it did"
     assert put(book, described("acme/llama@2"), BOB).id == 2
 
 

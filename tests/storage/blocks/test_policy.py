@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from emberfs.storage.blocks.ghosts import Ghosts
-from emberfs.storage.blocks.policy import LOOKS_MAX, RUN_GAP_MAX, VICTIMS_MAX, Policy
+from emberfs.storage.blocks.policy import LOOKS_MAX, RUN_GAP_MAX, TENANTS_MAX, VICTIMS_MAX, Policy
 
 MIB = 1 << 20
 
@@ -379,3 +379,15 @@ def test_ghosts_forget_the_oldest_first() -> None:
     met = sum(ghosts.take(one, 1000)[0] for one in prints[-1000:])
     assert met > 900
     assert not any(ghosts.take(one, 1000)[0] for one in prints[:-1001])
+
+
+def test_tenants_come_and_go_without_end() -> None:
+    policy = Policy(1 << 30)
+    policy.inserted(0, key_of("stays"), 1000, 0, tenant=0)
+    for tenant in range(1, 70_000):
+        policy.inserted(1, key_of(tenant), 1000, 0, tenant)
+        policy.removed(1)
+    policy.inserted(2, key_of("last"), 500, 0, 70_000)
+    assert len(policy._tenants) <= TENANTS_MAX
+    assert (policy.bytes_of(0), policy.bytes_of(70_000), policy.bytes_of(5)) == (1000, 500, 0)
+    assert sorted(policy.victims(2000, nobody)) == [0, 2]
