@@ -74,6 +74,7 @@ class Evictor:
         self.policy = Policy(self._space.limit_new)
         self._watermarks = Watermarks(self._space.limit_new)
         self._tenant_of: dict[int, int] = {}  # namespace -> tenant, as the policy was told
+        self._coming: dict[int, int] = {}  # tenant -> bytes that are being written
         self._missing: dict[int, float] = {}  # namespaces that the routing does not have, and since when
         self._working = False
         self._done: Promise[None] | None = None  # told when the work that is under way is over
@@ -123,7 +124,7 @@ class Evictor:
         """Whether a block whose slot takes `size` bytes may be put, behind others of the same request that take `ahead`."""
         tenant = self._tenants.of_namespace.get(namespace, 0)
         share = self._tenants.shares.get(tenant, 0)
-        if share and self.policy.bytes_of(tenant) + ahead + size > share:
+        if share and self.policy.bytes_of(tenant) + self._coming.get(tenant, 0) + ahead + size > share:
             self.wake()
             return Status.QUOTA_EXCEEDED if size > share or tenant in self._stuck else Status.WOULD_BLOCK
         limit = self._space.limit_new
@@ -131,6 +132,15 @@ class Evictor:
             self.wake()
             return Status.NO_SPACE if size > limit or None in self._stuck else Status.WOULD_BLOCK
         return _OK
+
+    def expect(self, namespace: int, size: int) -> None:
+        """So many bytes of slots are being written; negative: they were, or will not be."""
+        tenant = self._tenants.of_namespace.get(namespace, 0)
+        coming = self._coming.get(tenant, 0) + size
+        if coming > 0:
+            self._coming[tenant] = coming
+        else:
+            self._coming.pop(tenant, None)
 
     def look(self) -> None:
         """Blocks were put: perhaps others have to go."""

@@ -256,7 +256,8 @@ class Policy:
                 return
             before = len(search.found)
             self._collect(owner, bytes_max, search, idle=idle)
-            if len(search.found) == before:
+            was_awake = idle and owner.active == self._inserted  # it gives as all others do, in its turn
+            if len(search.found) == before and not was_awake:
                 barren.add(id(owner))
 
     def _giver(self, barren: set[int]) -> tuple[_Tenant | None, int, bool]:

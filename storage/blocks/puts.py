@@ -247,6 +247,11 @@ class Puts:
     async def _write(self, store: Store, run: Run, mine: list[int], batch: Batch) -> None:
         """Nobody else puts these, and they are not here."""
         shelf = store.directory.shelf(batch.namespace.id)
+        takes = self._slot_bytes(batch, mine)
+        status = store.evictor.admit(batch.namespace.id, takes, 0)
+        if status is not _OK:  # there was room, but others of the tenant have put meanwhile
+            self._refuse(mine, batch, shelf, status)
+            return
         short, long = mine, list[int]()
         if not store.is_alone:
             short, long = [], mine
@@ -263,15 +268,24 @@ class Puts:
         promise = self._env.promise()
         for key in reserved:
             store.reserved[key] = promise
+        store.evictor.expect(batch.namespace.id, takes)
         try:
             if short:
                 await self._write_fresh(store, run, short, batch, shelf)
             if long:
                 await self._write_updates(store, run, long, batch, shelf)
         finally:
+            store.evictor.expect(batch.namespace.id, -takes)
             for key in reserved:
                 del store.reserved[key]
             promise.set(None)
+
+    @staticmethod
+    def _slot_bytes(batch: Batch, mine: Sequence[int]) -> int:
+        """Of disk space that these take."""
+        if batch.uniform:
+            return len(mine) * CLASS_BYTES[class_for(batch.namespace.block_bytes)]
+        return sum([CLASS_BYTES[class_for(batch.lengths[i])] for i in mine])
 
     def _write_now(self, store: Store, run: Run, mine: Sequence[int], batch: Batch, shelf: Shelf) -> None:
         fresh = self._fresh(store, run, mine, batch, shelf)

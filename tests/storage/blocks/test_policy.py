@@ -391,3 +391,12 @@ def test_tenants_come_and_go_without_end() -> None:
     assert len(policy._tenants) <= TENANTS_MAX
     assert (policy.bytes_of(0), policy.bytes_of(70_000), policy.bytes_of(5)) == (1000, 500, 0)
     assert sorted(policy.victims(2000, nobody)) == [0, 2]
+
+
+def test_who_was_idle_and_is_met_gives_in_its_turn() -> None:
+    policy = Policy(10)
+    policy.inserted(0, key_of("idle"), 1, 0, tenant=0)
+    policy.touched(0)
+    for block in range(1, 13):
+        policy.inserted(block, key_of(block), 1, 0, tenant=1)
+    assert sorted(policy.victims(100, nobody)) == list(range(13))

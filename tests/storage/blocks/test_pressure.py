@@ -158,3 +158,19 @@ def test_files_do_not_write_where_blocks_live(tmp_path: Path) -> None:
         assert world.open[0].engine.space_info().chunks == 0
 
     run(test, tmp_path)
+
+
+def test_many_puts_at_once_do_not_pass_a_quota(tmp_path: Path) -> None:
+    async def test(world: Blocks) -> None:
+        length, share = 1 << 20, 8 << 20
+        world.quotas = {TENANT: share}
+        world.announce()
+        puts = [world.put({key(n): content(n, length)}, namespace=ANY_LENGTH) for n in range(40)]
+        replies = await asyncio.gather(*puts)
+        assert {status for reply in replies for status in reply.status} == {Status.WOULD_BLOCK}
+        assert 1 <= sum(not reply.status for reply in replies) <= share // length
+        assert not world.store.evictor._coming
+        await settled(world)
+        await world.put_ok({key(99): content(99, length)}, namespace=ANY_LENGTH)
+
+    run(test, tmp_path)
