@@ -28,6 +28,7 @@ SESSION_VERSION = 1
 SESSION_KEY = TARGET + b"session"
 CHECKPOINT_KEY = TARGET + b"checkpoint"
 VERSION_KEY = TARGET + b"version"
+VERSIONS_SKIPPED = 1 << 32  # after a power loss: more than a chunk had between two checkpoints
 LOST_KEY = TARGET + b"lost"
 _U64 = struct.Struct("<Q")
 
@@ -96,6 +97,10 @@ def recover(index: Index, disk: Disk, space: Space, boot: str, *, known: bool = 
             changes += row_changes(key[1:], row)
         _adopt(key[1:], row, space, found)
     space.adopted()
+    if found.opened is Opened.POWER_LOSS:
+        # Removes and what was written after them may be forgotten, but not by those who read it: what comes now has other versions.
+        found.version_floor += VERSIONS_SKIPPED
+        changes.append((VERSION_KEY, pack_number(found.version_floor)))
     if found.opened not in (Opened.NEW, Opened.CLEAN):
         for handle in space.handles():
             disk.fdatasync(handle)

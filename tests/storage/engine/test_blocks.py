@@ -100,3 +100,25 @@ def test_too_much_of_it_is_refused() -> None:
     engine = Target().open()
     with pytest.raises(StatusError):
         engine.prepare(write(key(1), 0, b"x")._replace(block=bytes(BLOCK_BYTES_MAX + 1)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_after_a_power_loss_no_version_is_given_to_other_bytes(seed: int) -> None:
+    """Somebody has read what the power loss took back, and knows its version."""
+    target = Target()
+    engine = target.open()
+    engine.apply([write(key(1), 0, b"x" * 5000)._replace(block=BLOCK)])
+    engine.checkpoint()
+    engine.apply([Update(Kind.REMOVE, key(1))])
+    engine.apply([write(key(1), 0, b"y" * 5000)._replace(block=BLOCK)])
+    known = engine.info(key(1))
+    assert known is not None
+    target.power_loss(random.Random(seed))
+    engine = target.open()
+    there = engine.info(key(1))
+    if there is not None and there.version == known.version:
+        assert engine.read(key(1)) == b"y" * 5000
+    engine.apply([Update(Kind.REMOVE, key(1))])
+    engine.apply([write(key(1), 0, b"z" * 5000)._replace(block=BLOCK)])
+    last = engine.info(key(1))
+    assert last is not None and last.version > known.version
