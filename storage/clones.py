@@ -55,8 +55,10 @@ class Clones:
         check_columns(count, request.chain, request.chain_version, request.index, request.length, *sources)
         check_columns(count, request.channel, request.sequence, request.truncate_version, request.chunk_size)
         check_numbers(request)
-        peer, inodes = context.peer, request.inode[:]
-        refused = refusals(peer, self._routing, request.capabilities, request.capability, inodes, _WRITE)
+        inodes, tenant = request.inode[:], request.tenant
+        refused = refusals(
+            context.peer, self._routing, request.capabilities, request.capability, inodes, _WRITE, tenant
+        )
         refused.update(self._source_refusals(request, context))
         updates = [_update_of(request, i, context.peer.client) for i in range(count)]
         results: list[Result] = await self._update(request.chain[:], request.chain_version[:], updates, refused)
@@ -83,6 +85,7 @@ class Clones:
             [which[i] for i in rows] if which else (),
             [sources[i] for i in rows],
             _READ,
+            request.tenant,
         )
         return {rows[i]: status for i, status in found.items()}
 
@@ -91,7 +94,9 @@ class Clones:
         that has only a pending version counts, too: a chunk too many is no hole too many."""
         count, inodes = len(request.inode), request.inode[:]
         check_columns(count, request.chain, request.chain_version, request.first, request.last)
-        refused = refusals(context.peer, self._routing, request.capabilities, request.capability, inodes, _ANY)
+        refused = refusals(
+            context.peer, self._routing, request.capabilities, request.capability, inodes, _ANY, request.tenant
+        )
         reply = ExtentsReply()
         limit = min(request.chunks_max or EXTENTS_MAX, max(1, EXTENTS_MAX // max(1, count)))  # everybody gets on
         for i, inode in enumerate(inodes):

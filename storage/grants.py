@@ -20,12 +20,16 @@ def refusals(
     which: Sequence[int],
     inodes: Sequence[int],
     rights: int,
+    tenant: int = 0,
 ) -> dict[int, Status]:
     """Position -> status of the operations that this peer may not do; empty in the usual case. Operation i acts on `inodes[i]` under
-    `capabilities[which[i]]` (`which` empty: the first for all). A server of the cluster needs none. Raises INVALID when only some
-    operations say which."""
+    `capabilities[which[i]]` (`which` empty: the first for all). A server of the cluster needs none. What belongs to
+    another tenant than 0 (copies of the metadata) is the servers' alone: a capability names an inode, not a tenant. Raises INVALID when
+    only some operations say which."""
     if which and len(which) != len(inodes):
         raise error(Status.INVALID, f"columns of different lengths: {len(which)} and {len(inodes)}")
+    if tenant and not peer.identity.trusted:
+        return dict.fromkeys(range(len(inodes)), Status.PERMISSION_DENIED)
     if not capabilities:
         if peer.identity.trusted:
             return {}

@@ -200,7 +200,7 @@ class StorageService:
         count = len(inodes)
         check_columns(count, chains, versions, indexes, offsets, lengths)
         refused: dict[int, Status] = refusals(
-            context.peer, self._routing, request.capabilities, request.capability, inodes, _READ
+            context.peer, self._routing, request.capabilities, request.capability, inodes, _READ, request.tenant
         )
         chunks = chunk_keys(inodes, indexes, request.tenant)
         total = sum(lengths)

@@ -54,7 +54,13 @@ class Writes:
         check_columns(count, *columns, *numbering)
         check_numbers(request)
         refused = refusals(
-            context.peer, self._routing, request.capabilities, request.capability, request.inode[:], _WRITE
+            context.peer,
+            self._routing,
+            request.capabilities,
+            request.capability,
+            request.inode[:],
+            _WRITE,
+            request.tenant,
         )
         data = await context.pull()
         if len(data) != sum(request.length):

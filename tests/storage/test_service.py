@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from emberfs.proto.capability import Rights
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import storage_pb2
-from emberfs.proto.ids import CHUNK_INDEX_MAX, chunk_key
+from emberfs.proto.ids import CHUNK_INDEX_MAX, SYSTEM_TENANT, chunk_key
 from emberfs.proto.rpc import STORAGE
 from emberfs.storage.scrub import Scrubber
 
@@ -212,6 +213,25 @@ async def test_a_wrong_capability_is_refused(world: World) -> None:
     assert list(reply.status) == [Status.PERMISSION_DENIED]
     reply = await world.write_many([(5, 0, 0, b"abd", 2, None)], capabilities=[good])
     assert list(reply.status) == [Status.OK]
+
+
+async def test_copies_of_the_metadata_are_the_servers_alone(world: World) -> None:
+    """A capability names an inode, and copies of the metadata have numbers like inodes."""
+    request = world.write_request([(5, 0, 0, b"copy", 1, None)])
+    request.tenant = SYSTEM_TENANT
+    assert list((await world.call(STORAGE.Write, request, source=[memory(b"copy")])).status) == [Status.OK]
+    world.untrust()
+    mine: dict[str, Any] = {"tenant": SYSTEM_TENANT, "capabilities": [world.capability(5)]}
+    place: dict[str, Any] = {"chain": [1], "chain_version": [1], "inode": [5]}
+    request.sequence[0], request.capabilities[:] = 2, mine["capabilities"]
+    read = storage_pb2.ReadRequest(**place, index=[0], offset=[0], length=[4], **mine)
+    extents = storage_pb2.ExtentsRequest(**place, first=[0], last=[1], **mine)
+    replies = [
+        await world.call(STORAGE.Write, request, source=[memory(b"mine")]),
+        await world.call(STORAGE.Read, read, target=[memory(4)]),
+        await world.call(STORAGE.Extents, extents),
+    ]
+    assert [list(reply.status) for reply in replies] == [[Status.PERMISSION_DENIED]] * 3
 
 
 async def test_an_expired_capability_is_told_apart(world: World) -> None:
