@@ -117,10 +117,13 @@ class Submitter:
             return found if ticket.is_match else as_array(found)
 
         with self._lock:
-            full = sum(map(len, self._queues)) >= SUBMITTED_MAX
+            waiting = sum(map(len, self._queues))
+            full = waiting >= SUBMITTED_MAX
             if not full and not self._closed:
                 self._queues[operation == self._core.put_from].append((ticket, work))
-                if not self._idle and len(self._workers) < WORKERS_MAX:
+                if (
+                    self._idle <= waiting and len(self._workers) < WORKERS_MAX
+                ):  # who is idle may be on the way to another one
                     self._start()
         if full or self._closed:
             ticket.settle(_nothing(ticket, AGAIN if full else CANCELLED))

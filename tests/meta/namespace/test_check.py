@@ -162,22 +162,23 @@ async def test_newer_records_are_refused(world: World) -> None:
 
 
 async def test_who_may_act_for_whom(world: World) -> None:
+    theirs = bytes(16)  # a client id is one user's
     await world.mkdir("/private", mode=0o700)
     request = StatRequest(places=[place("/private/x")])
     stranger = Identity(1001, 1001)
-    reply = await world.service.stat(request, world.context(identity=stranger))
+    reply = await world.service.stat(request, world.context(client=theirs, identity=stranger))
     assert reply.statuses[0] == Status.PERMISSION_DENIED
     request.caller.CopyFrom(Caller(uid=1001, gid=1001))
-    await world.service.stat(request, world.context(identity=stranger))  # naming oneself is fine
+    await world.service.stat(request, world.context(client=theirs, identity=stranger))  # naming oneself is fine
     request.caller.CopyFrom(Caller(uid=0, gid=0))
     with pytest.raises(StatusError) as caught:
-        await world.service.stat(request, world.context(identity=stranger))
+        await world.service.stat(request, world.context(client=theirs, identity=stranger))
     assert caught.value.status is Status.NOT_PERMITTED
     reply = await world.service.stat(request, world.context(identity=Identity(1001, 1001, trusted=True)))
     assert reply.statuses[0] == Status.NOT_FOUND
     request.caller.CopyFrom(Caller(uid=1001, gid=1001, groups=range(2000)))
     with pytest.raises(StatusError, match="at most 1024"):
-        await world.service.stat(request, world.context(identity=stranger))
+        await world.service.stat(request, world.context(client=theirs, identity=stranger))
 
 
 async def test_reading_needs_no_commit(world: World) -> None:
