@@ -121,9 +121,7 @@ class Submitter:
             full = waiting >= SUBMITTED_MAX
             if not full and not self._closed:
                 self._queues[operation == self._core.put_from].append((ticket, work))
-                if (
-                    self._idle <= waiting and len(self._workers) < WORKERS_MAX
-                ):  # who is idle may be on the way to another one
+                if self._idle <= waiting and len(self._workers) < WORKERS_MAX:  # idle ones have those before to do
                     self._start()
         if full or self._closed:
             ticket.settle(_nothing(ticket, AGAIN if full else CANCELLED))
