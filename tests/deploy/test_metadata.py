@@ -27,7 +27,8 @@ def test_dump_and_fsck_of_a_running_cluster(cluster: LocalCluster, tmp_path: Pat
     assert [path.stat().st_mode & 0o777 for path in (plain, packed)] == [0o600, 0o600]  # the cluster's key is in it
     damaged, middle = tmp_path / "damaged.gz", packed.stat().st_size // 2
     damaged.write_bytes(packed.read_bytes()[:middle] + b"\xff" * middle)
-    assert "cannot be read" in run.fail(4, "meta", "load", "--kv", f"rocksdb://{tmp_path}/bad", str(damaged))
+    said = run.fail(4, "meta", "load", "--kv", f"rocksdb://{tmp_path}/bad", str(damaged))
+    assert "cannot be read" in said or "is damaged" in said  # a packed stream may go on for a line before it ends
     assert run("meta", "load", "--kv", f"rocksdb://{tmp_path}/kv", str(packed)).lines
     assert run("fsck").lines == ["no problems"]
     assert run("fsck", "--kv", f"rocksdb://{tmp_path}/kv").lines == ["no problems"]
