@@ -62,6 +62,7 @@ class _Known:
     version: tuple[int, ...]  # of the table of blocks, newest first
     newest: Placement
     older: list[Placement] = field(default_factory=list)
+    failure: StatusError | None = None  # why an older version is missing
 
 
 class KvCore:
@@ -161,6 +162,20 @@ class KvCore:
 
     async def _placements(self, namespace: Namespace) -> list[Placement]:
         """Where to look, newest first: older versions of the table only for a while. Raises StatusError."""
+        known = await self._find(namespace)
+        if known.older and self.env.wall_ns() // 1_000_000_000 - self._entry(namespace).changed_s < GRACE_SECONDS:
+            return [known.newest, *known.older]
+        return [known.newest]
+
+    async def _everywhere(self, namespace: Namespace) -> list[Placement]:
+        """Wherever blocks of it may ever have been put. Raises StatusError, also where only an older version of the table is missing."""
+        known = await self._find(namespace)
+        if known.failure is not None:
+            raise error(Status.UNAVAILABLE, f"where blocks may lie is not known: {known.failure.strerror}")
+        return [known.newest, *known.older]
+
+    async def _find(self, namespace: Namespace) -> _Known:
+        """Kept only if it is all. Raises StatusError without the newest version."""
         if not self.is_registered(namespace) and self.env.now() >= self._ask_due:
             self._ask_due = self.env.now() + self.options.scaled(UNKNOWN_SECONDS)
             await self.cluster.refresh()  # another client registered it
@@ -168,21 +183,19 @@ class KvCore:
         version = (entry.table_version, *entry.older_versions)
         known = self._known.get(namespace.id)
         if known is None or known.version != version:
-            newest = await self._table(entry.table_version)
-            known = _Known(version, newest)
+            known = _Known(version, await self._table(entry.table_version))
+            if not known.newest.chains:
+                raise error(Status.UNAVAILABLE, "no storage server has a target for blocks: 'emberfs up' makes them")
             for older in entry.older_versions:
-                with suppress(StatusError):
-                    known.older.append(await self._table(older))
-            self._known[namespace.id] = known
-        if known.older and self.env.wall_ns() // 1_000_000_000 - entry.changed_s < GRACE_SECONDS:
-            return [known.newest, *known.older]
-        return [known.newest]
-
-    async def _everywhere(self, namespace: Namespace) -> list[Placement]:
-        """Wherever blocks of it may ever have been put."""
-        await self._placements(namespace)
-        known = self._known[namespace.id]
-        return [known.newest, *known.older]
+                try:
+                    placement = await self._table(older)
+                except StatusError as failure:
+                    known.failure = failure
+                else:
+                    known.older += [placement] if placement.chains else []
+            if known.failure is None:
+                self._known[namespace.id] = known
+        return known
 
     def _entry(self, namespace: Namespace) -> KvNamespace:
         entry = self.cluster.table.namespaces.get(namespace.id)
@@ -199,14 +212,12 @@ class KvCore:
         return namespace.id in self.cluster.table.namespaces or namespace.id in self._entries
 
     async def _table(self, version: int) -> Placement:
-        """A version of the table of blocks. Versions never change. Raises STALE_ROUTING, UNAVAILABLE without chains."""
+        """A version of the table of blocks. Versions never change. Raises STALE_ROUTING."""
         placement = self._tables.get(version)
         if placement is None:
             if (TABLE_OF_BLOCKS, version) not in self.cluster.table.tables:
                 await self.cluster.refresh()
             placement = self._tables[version] = Placement(self.cluster.table.table(TABLE_OF_BLOCKS, version))
-        if not placement.chains:
-            raise error(Status.UNAVAILABLE, "no storage server has a target for blocks: 'emberfs up' makes them")
         return placement
 
     async def _carry_out(self, batch: Any, *, everywhere: bool = False) -> list[int]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from emberfs.kvcache import NamespaceSpec
+from emberfs.proto.blocks import TABLE_OF_BLOCKS
 from emberfs.proto.errors import StatusError
 
 from .faces import blocks_of, keys_of, opened, spec_of
@@ -338,3 +339,16 @@ def test_over_tcp(make_cluster: Any) -> None:
         offsets = [row * 700_000 for row in range(12)]
         assert set(kv.get_into(namespace, keys[::-1], (pool, offsets, 700_000))) == {700_000}
         assert pool.view == b"".join(blocks[::-1])
+
+
+def test_nothing_is_deleted_by_halves(kv: Any) -> None:
+    """While an older version of the table cannot be had, nobody knows where blocks may lie: what was not reached must not seem deleted."""
+    namespace, keys, _ = stored(kv)
+    table = kv.core.cluster.table
+    table.namespaces[namespace.id].older_versions.append(1_000_000)
+    assert set(kv.delete(namespace, keys)) == {-errno.EAGAIN}
+    assert kv.match(namespace, keys).n == COUNT
+    assert set(kv.delete(namespace, keys)) == {-errno.EAGAIN}, "the newest version alone was kept as all there is"
+    table.tables[TABLE_OF_BLOCKS, 1_000_000] = table.table(TABLE_OF_BLOCKS)
+    assert set(kv.delete(namespace, keys)) == {0}
+    assert kv.match(namespace, keys).total == 0
