@@ -5,20 +5,33 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
-from ...proto.errors import Status, error
 from ...proto.ids import new_u64
+from ...proto.rpc import PeerInfo
 
 LEASE_MS_MAX = 600_000
 LEASES_MAX = 65_536
 BLOCKS_MAX = 1 << 20  # under all leases
+CONNECTION_PART = 8  # of both, what one connection may have: 1/8
 ENDS_SLACK = 1024  # ends of leases that are no more, before they are forgotten
+ATTACHMENT = "storage.blocks.leases"
+
+
+@dataclass(slots=True)
+class Holder:
+    """What one connection has on one target."""
+
+    leases: int = 0
+    blocks: int = 0
 
 
 class Lease(NamedTuple):
     until: float  # seconds on the environment's clock
     blocks: Sequence[tuple[int, int]]  # slot of the directory, generation
+    holder: Holder
 
 
 class Leases:
@@ -30,19 +43,30 @@ class Leases:
         self._ends: list[tuple[float, int]] = []  # heap of (until, number); of renewed and released ones, too
         self._blocks = 0
 
-    def take(self, number: int, blocks: Sequence[tuple[int, int]], until: float) -> None:
-        """Hold these blocks under a number that `new_lease` gave, which has nothing on this target yet, or more of them. Raises BUSY."""
-        known = self._leases.get(number)
-        if (known is None and len(self._leases) >= LEASES_MAX) or self._blocks + len(blocks) > BLOCKS_MAX:
-            raise error(Status.BUSY, "too many blocks are under leases; release some")
+    def holder(self, peer: PeerInfo) -> Holder:
+        """What this connection has here. Counted for each, so that one that takes all it can get leaves some to others."""
+        holders: WeakKeyDictionary[Leases, Holder] = peer.attachments.setdefault(ATTACHMENT, WeakKeyDictionary())
+        return holders.setdefault(self, Holder())
+
+    def take(self, number: int, blocks: Sequence[tuple[int, int]], until: float, holder: Holder) -> bool:
+        """Hold these blocks under a number that `new_lease` gave, which has nothing on this target yet, or more of them. Whether that is
+        possible: too many may be held already, by all or by this connection."""
+        known, more = self._leases.get(number), len(blocks)
+        if known is None and (len(self._leases) >= LEASES_MAX or holder.leases >= LEASES_MAX // CONNECTION_PART):
+            return False
+        if self._blocks + more > BLOCKS_MAX or holder.blocks + more > BLOCKS_MAX // CONNECTION_PART:
+            return False
         if known is not None:  # of another run of the same request
             blocks = [*known.blocks, *blocks]
             self.release(number)
-        self._leases[number] = Lease(until, blocks)
+        self._leases[number] = Lease(until, blocks, holder)
         self._note_end(until, number)
         self._blocks += len(blocks)
+        holder.leases += 1
+        holder.blocks += len(blocks)
         for slot, _ in blocks:
             self.held[slot] = self.held.get(slot, 0) + 1
+        return True
 
     def renew(self, number: int, until: float) -> bool:
         """Whether there is such a lease."""
@@ -57,6 +81,8 @@ class Leases:
         if lease is None:
             return False
         self._blocks -= len(lease.blocks)
+        lease.holder.leases -= 1
+        lease.holder.blocks -= len(lease.blocks)
         for slot, _ in lease.blocks:
             left = self.held.get(slot, 0) - 1
             if left > 0:

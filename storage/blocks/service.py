@@ -189,7 +189,7 @@ class KvCacheService:
         keys = keys_of(request.keys)
         present, lengths = bytearray(len(keys)), [0] * len(keys)
         now, lease = self._wall(), new_lease() if leased else 0
-        held = False
+        held: list[Store] = []
         for run, store in runs:
             if not isinstance(store, Store):
                 continue
@@ -202,8 +202,13 @@ class KvCacheService:
             if leased:
                 blocks = [(slot, directory.generation[slot]) for slot in found if slot >= 0]
                 if blocks:
-                    store.leases.take(lease, blocks, self._env.now() + leased)
-                    held = True
+                    held.append(store)
+                    leases, until = store.leases, self._env.now() + leased
+                    if not leases.take(lease, blocks, until, leases.holder(context.peer)):
+                        # Half a lease would be none: it is an answer without one, which is better than no answer.
+                        for other in held:
+                            other.leases.release(lease)
+                        held, leased = [], 0
         reply = MatchReply(present=bytes(present), lease=lease if held else 0, chains=self._newer(runs))
         if not namespace.block_bytes:
             reply.length.extend(lengths)

@@ -14,8 +14,9 @@ from emberfs.proto.errors import Status
 from emberfs.proto.gen import kvcache_pb2
 from emberfs.proto.rpc import KVCACHE
 from emberfs.storage.blocks import directory as directories
+from emberfs.storage.blocks import leases as leasing
 from emberfs.storage.blocks import tier as tiers
-from emberfs.storage.blocks.leases import Leases
+from emberfs.storage.blocks.leases import Holder, Leases
 
 from .test_eviction import settled
 from .test_service import run, some
@@ -94,10 +95,11 @@ def test_others_have_their_turn_while_many_blocks_go(tmp_path: Path) -> None:
     run(test, tmp_path)
 
 
-def test_leases_cost_nothing_while_they_hold() -> None:
-    leases = Leases()
+def test_leases_cost_nothing_while_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    leases, holder = Leases(), Holder()
+    monkeypatch.setattr(leasing, "CONNECTION_PART", 1)
     for number in range(1, 20_001):
-        leases.take(number, [(number, 1)], until=100.0 + number)
+        leases.take(number, [(number, 1)], 100.0 + number, holder)
     began = time.process_time()
     for _ in range(20_000):
         leases.expire(50.0)
@@ -106,11 +108,36 @@ def test_leases_cost_nothing_while_they_hold() -> None:
     leases.expire(100.0 + 19_999)
     assert sorted(leases.held) == [1, 20_000]
     for number in range(100_000, 110_000):
-        leases.take(number, [(7, 1)], until=1e9)
+        leases.take(number, [(7, 1)], 1e9, holder)
         leases.release(number)
     assert len(leases._ends) < 5000
     leases.expire(30_001.0)
     assert not leases.held
+    assert holder == Holder()
+
+
+def test_one_connection_does_not_take_all_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leasing, "BLOCKS_MAX", 32)
+
+    async def test(world: Blocks) -> None:
+        blocks = some(5)
+        await world.put_ok(blocks)
+        runs = world.runs(list(blocks), lease_ms=60_000, chain=[1, 1], chain_version=[1, 1], count=[1, 4])
+        request = kvcache_pb2.MatchRequest(**runs)
+        reply = await world.call(KVCACHE.Match, request)
+        assert list(reply.present) == [1] * 5
+        assert not reply.lease, "five are more than an eighth of 32"
+        assert not world.store.leases.held, "what the first run took is given back"
+        few = kvcache_pb2.MatchRequest(**world.runs(list(blocks)[:4], lease_ms=60_000))
+        mine = (await world.call(KVCACHE.Match, few)).lease
+        assert mine
+        assert not (await world.call(KVCACHE.Match, few)).lease
+        leases = world.store.leases
+        assert leases.take(1, [(0, 1)] * 4, 1e9, Holder()), "another connection has its own part"
+        await world.touch([], "RELEASE", lease=mine)
+        assert (await world.call(KVCACHE.Match, few)).lease
+
+    run(test, tmp_path)
 
 
 def test_a_lease_of_several_runs_on_one_chain_ends(tmp_path: Path) -> None:
