@@ -20,6 +20,7 @@ from ...proto.blocks import HARD_PIN, KV_TENANT, seed_of
 from ..engine.checksum import shift_for
 from ..engine.engine import ChunkEngine
 from ..engine.row import State
+from ..engine.slots import CLASS_BYTES
 from .record import Record, unpack_record
 
 if TYPE_CHECKING:
@@ -113,7 +114,10 @@ class Directory:
         self._where = engine.space.place
         self.additions = 0  # rises when blocks come
         self.followers: list[Follower] = []
-        self._pinned: set[int] = set()  # slots with a pin, over or not
+        self._pinned: dict[
+            int, int
+        ] = {}  # slots with a pin, and what they take on disk; those that are over until somebody looks
+        self.pinned: dict[int, int] = {}  # namespace -> bytes on disk of these, and of what is being pinned
         self.retold: set[int] = set()  # slots whose row has a higher version than their generation
         self._free: list[int] = []
         self._expiring: dict[int, list[tuple[int, int]]] = {}  # step -> (slot, generation)
@@ -329,11 +333,33 @@ class Directory:
         self._set_pin(slot, record.pin)
 
     def _set_pin(self, slot: int, pin: int) -> None:
+        self._forget_pin(slot)
         self.pin[slot] = pin
         if pin:
-            self._pinned.add(slot)
+            self._pinned[slot] = size = CLASS_BYTES[self.place[slot] >> 48]
+            self.count_pins(self.namespace[slot], size)
+
+    def _forget_pin(self, slot: int) -> None:
+        size = self._pinned.pop(slot, 0)
+        if size:
+            self.count_pins(self.namespace[slot], -size)
+
+    def count_pins(self, namespace: int, size: int) -> None:
+        """So many bytes on disk are being pinned; negative: they were, or will not be."""
+        pinned = self.pinned.get(namespace, 0) + size
+        if pinned:
+            self.pinned[namespace] = pinned
         else:
-            self._pinned.discard(slot)
+            self.pinned.pop(namespace, None)
+
+    def forget_pins(self, now: float) -> None:
+        """Those that are over do not count any more."""
+        for slot in [slot for slot in self._pinned if not self.is_pinned(slot, now)]:
+            self._forget_pin(slot)
+
+    def has_pin(self, slot: int) -> bool:
+        """Whether it counts as pinned."""
+        return slot in self._pinned
 
     def _count(self, shelf: Shelf, slot: int) -> None:
         shelf.bytes_here += self.length[slot]
@@ -408,7 +434,7 @@ class Directory:
         for follower in self.followers:
             follower.removed(slot)
         self.retold.discard(slot)
-        self._pinned.discard(slot)
+        self._forget_pin(slot)
         self.keys[slot] = _NO_KEY
         self.state[slot] = FREE
         self.expiry[slot] = self.pin[slot] = self.is_sealed[slot] = 0

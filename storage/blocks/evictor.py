@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .store import Store
 
 TICK_SECONDS = 1.0  # between looks at what is over; scaled
+PINNED_PART = 2  # pins take at most half of a target, and half of a share where the tenant has a quota: what is pinned never makes room
+PINS_SECONDS = 1.0  # between two looks for pins that are over, while the limit is met
 DROPPED_SECONDS = 60.0  # that a namespace has been missing in the routing until its blocks go; scaled
 QUOTA_PART = (
     32  # of a quota's share: above share - share/32 the tenant's own blocks are evicted down to share - share/16
@@ -75,6 +77,7 @@ class Evictor:
         self._watermarks = Watermarks(self._space.limit_new)
         self._tenant_of: dict[int, int] = {}  # namespace -> tenant, as the policy was told
         self._coming: dict[int, int] = {}  # tenant -> bytes that are being written
+        self._pins_looked = float("-inf")  # when pins that are over were looked for
         self._missing: dict[int, float] = {}  # namespaces that the routing does not have, and since when
         self._working = False
         self._done: Promise[None] | None = None  # told when the work that is under way is over
@@ -132,6 +135,25 @@ class Evictor:
             self.wake()
             return Status.NO_SPACE if size > limit or None in self._stuck else Status.WOULD_BLOCK
         return _OK
+
+    def may_pin(self, namespace: int, size: int) -> Status:
+        """Whether blocks whose slots take `size` bytes together may be pinned."""
+        if self._pins_fit(namespace, size):
+            return _OK
+        now = self._env.now()
+        if now >= self._pins_looked + PINS_SECONDS:
+            self._pins_looked = now
+            self._store.directory.forget_pins(self._env.wall_ns() / 1e9)
+        return _OK if self._pins_fit(namespace, size) else Status.QUOTA_EXCEEDED
+
+    def _pins_fit(self, namespace: int, size: int) -> bool:
+        pinned, of_namespace = self._store.directory.pinned, self._tenants.of_namespace
+        if sum(pinned.values()) + size > self._space.capacity // PINNED_PART:
+            return False
+        tenant = of_namespace.get(namespace, 0)
+        share = self._tenants.shares.get(tenant, 0)
+        mine = [there for number, there in pinned.items() if of_namespace.get(number, 0) == tenant] if share else []
+        return not share or sum(mine) + size <= share // PINNED_PART
 
     def expect(self, namespace: int, size: int) -> None:
         """So many bytes of slots are being written; negative: they were, or will not be."""

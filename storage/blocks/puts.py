@@ -154,16 +154,16 @@ class Puts:
             return missing
         shelf = store.directory.shelf(batch.namespace.id)
         wanted = []
-        ahead, admit, namespace = 0, store.evictor.admit, batch.namespace.id
+        ahead = 0
         if batch.uniform:
             size = CLASS_BYTES[class_for(batch.namespace.block_bytes)]
-            if admit(namespace, size * len(missing), 0) is _OK:
+            if self._room(store, batch, size * len(missing)) is _OK:
                 return missing
         for i in missing:
             status = self._refusal(batch, i)
             if status is _OK:
                 size = CLASS_BYTES[class_for(batch.lengths[i])]
-                status = admit(namespace, size, ahead)
+                status = self._room(store, batch, size, ahead)
             if status is _OK:
                 ahead += size
                 wanted.append(i)
@@ -171,6 +171,14 @@ class Puts:
                 batch.status[i] = status
                 shelf.puts_refused += 1
         return wanted
+
+    @staticmethod
+    def _room(store: Store, batch: Batch, size: int, ahead: int = 0) -> Status:
+        """Whether slots of `size` bytes may be taken, behind others of the batch that take `ahead`."""
+        status = store.evictor.admit(batch.namespace.id, size, ahead)
+        if status is _OK and batch.pin:
+            status = store.evictor.may_pin(batch.namespace.id, ahead + size)
+        return status
 
     @staticmethod
     def _refusal(batch: Batch, i: int) -> Status:
@@ -248,7 +256,7 @@ class Puts:
         """Nobody else puts these, and they are not here."""
         shelf = store.directory.shelf(batch.namespace.id)
         takes = self._slot_bytes(batch, mine)
-        status = store.evictor.admit(batch.namespace.id, takes, 0)
+        status = self._room(store, batch, takes)
         if status is not _OK:  # there was room, but others of the tenant have put meanwhile
             self._refuse(mine, batch, shelf, status)
             return
@@ -269,6 +277,8 @@ class Puts:
         for key in reserved:
             store.reserved[key] = promise
         store.evictor.expect(batch.namespace.id, takes)
+        pins = takes if batch.pin else 0
+        store.directory.count_pins(batch.namespace.id, pins)
         try:
             if short:
                 await self._write_fresh(store, run, short, batch, shelf)
@@ -276,6 +286,7 @@ class Puts:
                 await self._write_updates(store, run, long, batch, shelf)
         finally:
             store.evictor.expect(batch.namespace.id, -takes)
+            store.directory.count_pins(batch.namespace.id, -pins)
             for key in reserved:
                 del store.reserved[key]
             promise.set(None)

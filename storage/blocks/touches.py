@@ -74,10 +74,26 @@ class Touches:
             return await self._describe(store, slots, expiry=moment(now, request.seconds))
         elif request.action in (_ACTIONS.PIN, _ACTIONS.UNPIN):
             seconds = request.seconds if request.action == _ACTIONS.PIN else 0
-            return await self._describe(store, slots, pin=moment(now, seconds))
+            return await self._pin(store, slots, moment(now, seconds))
         else:
             raise error(Status.INVALID, f"touch: there is no action {request.action}")
         return [0] * len(slots)
+
+    async def _pin(self, store: Store, slots: Sequence[int], pin: int) -> Sequence[int]:
+        """All of these, or none: QUOTA_EXCEEDED."""
+        directory = store.directory
+        new = [slot for slot in slots if not directory.has_pin(slot)] if pin else []
+        if not new:
+            return await self._describe(store, slots, pin=pin)
+        namespace, size = directory.namespace[new[0]], sum([store.slot_bytes(slot) for slot in new])
+        status = store.evictor.may_pin(namespace, size)
+        if status is not Status.OK:
+            return [int(status)] * len(slots)
+        directory.count_pins(namespace, size)
+        try:
+            return await self._describe(store, slots, pin=pin)
+        finally:
+            directory.count_pins(namespace, -size)
 
     @staticmethod
     async def _describe(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,17 +102,38 @@ def test_a_pin_changes_neither_bytes_nor_generation(tmp_path: Path) -> None:
     run(test, tmp_path)
 
 
-def test_a_target_full_of_pinned_blocks_has_no_space(tmp_path: Path) -> None:
+def test_pins_leave_half_of_a_target_to_others(tmp_path: Path) -> None:
+    half = SMALL_TARGET // LARGE // 2
+
     async def test(world: Blocks) -> None:
-        status, number = OK, 0
-        while status is not Status.NO_SPACE:
-            reply = await world.put({key(number): content(1, LARGE)}, namespace=ANY_LENGTH, pin_s=HARD_PIN)
-            status = Status(reply.status[0]) if reply.status else OK
-            assert status in (OK, Status.WOULD_BLOCK, Status.NO_SPACE)
-            number += status is OK
-            await settled(world)
-        assert number > 50
-        assert sum(await world.match([key(n) for n in range(number)], namespace=ANY_LENGTH)) == number
+        pinned, more = [key(n) for n in range(half)], {key(99): content(99, LARGE)}
+        there: dict[str, Any] = {"namespace": ANY_LENGTH}
+        await put_all(world, range(half), pin_s=HARD_PIN)
+        assert list((await world.put(more, pin_s=1, **there)).status) == [Status.QUOTA_EXCEEDED]
+        await put_all(world, range(200, 250))
+        assert await world.touch([key(249)], "PIN", 60, **there) == [Status.QUOTA_EXCEEDED]
+        assert await world.touch(pinned, "PIN", 60, **there) == [OK] * half, "no more than before"
+        await world.restart(clean=False)
+        assert list((await world.put(more, pin_s=1, **there)).status) == [Status.QUOTA_EXCEEDED]
+        assert await world.touch(pinned[:1], "UNPIN", **there) == [OK]
+        await put_all(world, range(99, 100), pin_s=1)
+        assert await world.delete(pinned[1:2], **there) == [OK]
+        await put_all(world, range(101, 102), pin_s=1)
+        assert sum(world.store.directory.pinned.values()) == half * LARGE
+        world.env.wall_ns = lambda: time.time_ns() + 3600 * 10**9  # type: ignore[method-assign]
+        world.store.evictor._pins_looked = float("-inf")
+        await put_all(world, range(300, 300 + half), pin_s=HARD_PIN)  # the others are over
+        assert sum(world.store.directory.pinned.values()) == half * LARGE
+
+    run(test, tmp_path, capacity=SMALL_TARGET)
+
+
+def test_many_pins_at_once_do_not_pass_the_limit(tmp_path: Path) -> None:
+    async def test(world: Blocks) -> None:
+        puts = [world.put({key(n): content(n, LARGE)}, namespace=ANY_LENGTH, pin_s=HARD_PIN) for n in range(60)]
+        done = sum(not reply.status for reply in await asyncio.gather(*puts))
+        assert 1 <= done <= SMALL_TARGET // LARGE // 2
+        assert sum(world.store.directory.pinned.values()) == done * LARGE
 
     run(test, tmp_path, capacity=SMALL_TARGET)
 
@@ -215,7 +237,7 @@ def test_a_tenant_over_its_quota_evicts_its_own(tmp_path: Path) -> None:
     run(test, tmp_path, namespaces=other, quotas={"tenant 1": 8 * LARGE})
 
 
-def test_a_quota_full_of_pinned_blocks_is_exceeded(tmp_path: Path) -> None:
+def test_pins_take_half_of_a_quota(tmp_path: Path) -> None:
     async def test(world: Blocks) -> None:
         status = OK
         for number in range(30):
@@ -223,7 +245,7 @@ def test_a_quota_full_of_pinned_blocks_is_exceeded(tmp_path: Path) -> None:
             status = Status(reply.status[0]) if reply.status else OK
             await settled(world)
         assert status is Status.QUOTA_EXCEEDED
-        assert sum(await world.match([key(n) for n in range(30)], namespace=ANY_LENGTH)) == 8
+        assert sum(await world.match([key(n) for n in range(30)], namespace=ANY_LENGTH)) == 4
 
     run(test, tmp_path, quotas={TENANT: 8 * LARGE})
 
