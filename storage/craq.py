@@ -105,7 +105,7 @@ class Replica:
         self.others_serve = False  # what this member cannot do any more, another one can
         self._copies_whole = False  # the successor is SYNCING
         self._ungreeted = False  # promoted, and the predecessor may not know yet
-        self._leaving = 0  # target id of a SYNCING successor that may not know yet that it serves no more
+        self._leaving: frozenset[int] = frozenset()  # SYNCING members that may not know yet that they serve no more
         self._unsettled: set[int] = set()  # batches from before it was told so
         self._rows = rows
         self._lease = lease
@@ -176,7 +176,7 @@ class Replica:
         served, synced, behind = self.serving, self.syncing, (self.successor, self._copies_whole)
         before, self.chain = self.chain, event.chain
         self._find_neighbours()
-        self._leaving = self.successor if self._is_leaving(before) else 0
+        self._leaving = self._find_leaving(before)
         self._unsettled.clear()
         self._sending.begin(self._now)
         self._receiving = Receiving()
@@ -196,19 +196,21 @@ class Replica:
             # Waiting batches meet the new version when their turn comes, persisting ones when that is done.
         return effects
 
-    def _is_leaving(self, before: Chain | None) -> bool:
-        """Whether the successor, which serves nothing under this version, may still do so under an older one."""
-        if not (self.tail and self._copies_whole):
-            return False
-        if before is None or self._leaving == self.successor:
-            return True
-        return any(m.target == self.successor and m.state == TARGET_STATE_SERVING for m in before.members)
+    def _find_leaving(self, before: Chain | None) -> frozenset[int]:
+        """Members that serve nothing under this version, and may still do so under an older one: also where others were between them and
+        us when they lost their place."""
+        members = self.chain.members if self.chain is not None else ()
+        syncing = frozenset(m.target for m in members if m.state == TARGET_STATE_SYNCING)
+        if before is None:  # who serves from the start was the last one that did
+            return syncing & {self.successor} if self.tail else frozenset()
+        served = {m.target for m in before.members if m.state == TARGET_STATE_SERVING}
+        return syncing & (self._leaving | served)
 
     def _resolve_anew(self, batch: Batch) -> list[Effect]:
         """Under a new chain version, what is being forwarded."""
         if not self.tail or batch.work is not Work.UPDATES:
             return self._resolve(batch)
-        if not self._leaving:
+        if self.successor not in self._leaving:
             return self._commit(batch)
         self._unsettled.add(batch.id)
         return self._resolve(batch)

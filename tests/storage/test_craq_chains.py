@@ -142,6 +142,13 @@ def live(seed: int, steps: int = 400) -> None:
     cluster.check()
 
 
+@pytest.mark.parametrize(
+    "seed", [1081732748425]
+)  # deposed behind a tail that died: it still served when its head alone was left
+def test_lives_that_went_wrong_once(seed: int) -> None:
+    live(seed)
+
+
 def test_long_lives() -> None:
     """Fresh seeds; EMBERFS_CHAIN_SEEDS says how many."""
     first = random.randrange(1 << 40)
