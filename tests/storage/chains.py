@@ -368,6 +368,9 @@ class Cluster:
         serving = [member for member in members.values() if member.state == TARGET_STATE_SERVING]
         if members[target] not in serving or len(serving) < 2:
             return
+        syncing = [self.members[number] for number, member in members.items() if member.state == TARGET_STATE_SYNCING]
+        if any(other.version != self.chain.version and other.lease.until > 0 for other in syncing):
+            return  # it may be on its way out as well, and not have heard of it: as the manager does
         rest = [
             _with(m, TARGET_STATE_WAITING if m.state == TARGET_STATE_SYNCING else m.state) for m in members.values()
         ]
