@@ -204,13 +204,13 @@ def test_nothing_is_answered_for_longer_than_a_second_without_the_server(
             os.stat(path)
             answered.append(asked)
 
-    os.kill(pid, signal.SIGSTOP)
-    stopped = time.monotonic()
     asker = threading.Thread(target=ask)
     asker.start()
+    assert eventually(lambda: bool(answered))
+    os.kill(pid, signal.SIGSTOP)
+    stopped = time.monotonic()
     try:
-        assert eventually(lambda: time.monotonic() > max(answered, default=stopped) + VALID_SECONDS)
-        assert answered
+        assert eventually(lambda: time.monotonic() > max(stopped, answered[-1]) + VALID_SECONDS)
         assert answered[-1] < stopped + VALID_SECONDS + 0.1
     finally:
         ended.set()
