@@ -11,6 +11,8 @@ Rules:
 4. Without an answer everything stays as it was: chains of one never fence themselves, members of longer ones stop with the lease.
 5. Reports are numbered, registrations with them: one that arrives after a newer one says nothing any more.
 6. A process whose place was taken by another one (FENCED) gives up its lease and ends loudly.
+7. A process that begins names the one whose place it takes, as the manager named it: what a process that was killed had sent, and
+   comes late, takes no place from the one after it.
 
 Written over `proto.env.Environment`: the same code runs in the server and in the simulator.
 """
@@ -89,6 +91,8 @@ class Membership:
         self._reachable = True
         self._ends = 0  # changes of the routing that ended clients
         self._number = 0  # of the last report
+        self._replaces = 0  # the process whose place this one takes
+        self._registered = False
 
     @property
     def manager(self) -> str:
@@ -118,18 +122,30 @@ class Membership:
                 spare_blocks=self.spare_blocks,
                 dropped=dropped,
                 number=number,
+                replaces=self._replaces,
             )
 
         while True:
             try:
                 reply = await self._insist(CLUSTER.RegisterNode, request)
-                break
             except StatusError as late:
                 if late.status is not Status.DUPLICATE:
                     raise
-                # A heartbeat has overtaken it: what it says goes again, under a new number.
+                continue  # a heartbeat has overtaken it: what it says goes again, under a new number
+            if not reply.held_by:
+                break
+            self._may_replace(reply.held_by)
+        self._registered = True
         self.node.id = reply.node
         self._apply(reply.routing)
+
+    def _may_replace(self, process: int) -> None:
+        """Take this process's place with the next try. Raises FENCED where this one has had the place already."""
+        if self._registered:
+            taken = error(Status.FENCED, f"process {process:x} has registered as node {self.node.id}; stop this one")
+            self._lost(taken)
+            raise taken
+        self._replaces = process
 
     async def heartbeats(self) -> None:
         """Report for ever; a background worker. Ends when our place was taken."""

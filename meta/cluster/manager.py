@@ -77,6 +77,14 @@ class Clock(Protocol):
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Any: ...
 
 
+class Occupied(Exception):
+    """A process wants to register that has not heard of the one that has its place: `process`."""
+
+    def __init__(self, process: int) -> None:
+        super().__init__(process)
+        self.process = process
+
+
 class Manager(Grants):
     """Made by `Manager.open`; serves after `start`. With a `term` it leads until that is over; then its changes are refused, its
     workers end, and whoever wins next begins with a new one."""
@@ -187,10 +195,12 @@ class Manager(Grants):
         spare_blocks: bool = False,
         dropped: Sequence[int] = (),
         number: int = 0,
+        replaces: int | None = None,
     ) -> int:
         """A server process introduces itself; its node number. `spare`, `spare_blocks`: new targets for files, for KV blocks, wait for an
-        administrator to put them into chains. Raises INVALID, NOT_FOUND, TOO_LARGE, FENCED for a process that another
-        one has followed already, DUPLICATE where it has sent something newer."""
+        administrator to put them into chains. `replaces`: the process whose place it takes, if that is checked. Raises INVALID, NOT_FOUND,
+        TOO_LARGE, FENCED for a process that another one has followed already, DUPLICATE where it has sent something newer, and
+        `Occupied` where another process than `replaces` has the place."""
         found: Registered | None = None
         replaced = 0
         waiting = [table for table, waits in ((TABLE_OF_FILES, spare), (TABLE_OF_BLOCKS, spare_blocks)) if waits]
@@ -202,6 +212,8 @@ class Manager(Grants):
                 raise _taken(found.node, node.name)
             known = book.nodes.get(found.node)
             replaced = known.process if known is not None and known.process != node.process else 0
+            if replaces is not None and replaced not in (0, replaces):
+                raise Occupied(replaced)
             if known is not None and not replaced and self._nodes.is_late(found.node, number):
                 raise _late(known)
             return found.draft

@@ -43,7 +43,7 @@ from ...proto.gen.cluster_pb2 import (
 )
 from ...proto.rpc import CLUSTER, Context
 from ..backup import Backups
-from .manager import Manager
+from .manager import Manager, Occupied
 from .registration import TEXT_BYTES_MAX
 from .routing import Book
 
@@ -102,14 +102,18 @@ class ClusterService:
 
     async def register_node(self, request: RegisterNodeRequest, context: Context) -> RegisterNodeReply:
         _need_trust(context, "register a server")
-        node = await self._manager.register(
-            request.node,
-            request.targets,
-            spare=request.spare,
-            spare_blocks=request.spare_blocks,
-            dropped=request.dropped,
-            number=request.number,
-        )
+        try:
+            node = await self._manager.register(
+                request.node,
+                request.targets,
+                spare=request.spare,
+                spare_blocks=request.spare_blocks,
+                dropped=request.dropped,
+                number=request.number,
+                replaces=request.replaces if request.HasField("replaces") else None,
+            )
+        except Occupied as occupied:
+            return RegisterNodeReply(held_by=occupied.process)
         routing = self._manager.routing(server=True)
         return RegisterNodeReply(node=node, routing=routing, lease_ms=self._node_lease_ms)
 

@@ -137,30 +137,34 @@ class GetRoutingRequest(_message.Message):
     def __init__(self, since: _Optional[int] = ...) -> None: ...
 
 class RegisterNodeRequest(_message.Message):
-    __slots__ = ("node", "targets", "spare", "dropped", "number", "spare_blocks")
+    __slots__ = ("node", "targets", "spare", "dropped", "number", "spare_blocks", "replaces")
     NODE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     SPARE_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     SPARE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    REPLACES_FIELD_NUMBER: _ClassVar[int]
     node: Node
     targets: _containers.RepeatedCompositeFieldContainer[Target]
     spare: bool
     dropped: _containers.RepeatedScalarFieldContainer[int]
     number: int
     spare_blocks: bool
-    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., spare: bool = ..., dropped: _Optional[_Iterable[int]] = ..., number: _Optional[int] = ..., spare_blocks: bool = ...) -> None: ...
+    replaces: int
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., spare: bool = ..., dropped: _Optional[_Iterable[int]] = ..., number: _Optional[int] = ..., spare_blocks: bool = ..., replaces: _Optional[int] = ...) -> None: ...
 
 class RegisterNodeReply(_message.Message):
-    __slots__ = ("node", "routing", "lease_ms")
+    __slots__ = ("node", "routing", "lease_ms", "held_by")
     NODE_FIELD_NUMBER: _ClassVar[int]
     ROUTING_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    HELD_BY_FIELD_NUMBER: _ClassVar[int]
     node: int
     routing: Routing
     lease_ms: int
-    def __init__(self, node: _Optional[int] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., lease_ms: _Optional[int] = ...) -> None: ...
+    held_by: int
+    def __init__(self, node: _Optional[int] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., lease_ms: _Optional[int] = ..., held_by: _Optional[int] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("node", "process", "routing_version", "targets", "chain", "chain_version", "unreached", "unreached_version", "number")

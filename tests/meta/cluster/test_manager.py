@@ -243,6 +243,13 @@ async def test_another_incarnation_does_not_serve(cluster: Cluster) -> None:
     assert cluster.manager.book.chains[1].members[0].state == TARGET_STATE_LASTSRV
 
 
+async def test_a_process_takes_the_place_of_the_one_that_it_names(cluster: Cluster) -> None:
+    for process, replaces, held_by in ((1, 0, 0), (2, 0, 1), (2, 1, 0), (3, 1, 2), (3, 2, 0), (3, 2, 0)):
+        request = RegisterNodeRequest(node=node(1 if process > 1 else 0, process=process), replaces=replaces)
+        reply = await cluster.service.register_node(request, SERVER)
+        assert (reply.held_by, reply.node) == (held_by, 0 if held_by else 1)
+
+
 async def test_every_change_is_told_once_with_the_version_before(cluster: Cluster) -> None:
     start = cluster.manager.book.state.version
     await cluster.manager.register(node(), [target(0, 11)])

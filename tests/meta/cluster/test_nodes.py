@@ -205,6 +205,26 @@ def test_a_process_whose_place_was_taken_ends() -> None:
     run(story)
 
 
+def test_what_a_process_had_sent_when_it_was_killed_takes_no_place() -> None:
+    """It was killed while it started, and its registration lay in a socket until the one after it had registered."""
+
+    async def story(world: World) -> None:
+        await world.start_manager()
+        await chain_of(world, "a")
+        [disk] = world.processes["a"].disks
+        world.host("a").crash()
+        world.simulation.network.hold("RegisterNode", "a", "meta0")
+        world.host("a").spawn(world.start_storage("a", [disk]), "a start that is killed", loud=True)
+        await world.sleep(0.1)
+        world.host("a").crash()
+        await world.start_storage("a", [disk])
+        world.simulation.network.release()
+        await world.sleep(SETTLED)
+        assert world.processes["a"].ended is None and world.serving() == ["a"]
+
+    run(story)
+
+
 def test_a_registration_that_comes_once_more_says_nothing() -> None:
     async def story(world: World) -> None:
         await world.start_manager()
