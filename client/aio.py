@@ -24,6 +24,7 @@ from .core.allocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from .core.attributes import Stat, StatFs
 from .core.client import Core
 from .core.file import Handle
+from .core.gather import Gather, read_many
 from .core.keeping import LOST, Event, Quota, TrashEntry
 from .core.locks import THIS_PROCESS, LockInfo
 from .core.options import Options, parse_mode
@@ -228,6 +229,16 @@ class Client:
     async def read_ranges(self, ranges: Iterable[tuple[PathLike, int | None, int | None]]) -> list[bytes | StatusError]:
         return await self.core.read_ranges(ranges)
 
+    async def read_many(self, ranges: Sequence[tuple[File, int, int]], buffer: Any = None) -> list[memoryview]:
+        total = sum(length for _, _, length in ranges)
+        view = memoryview(bytearray(total) if buffer is None else buffer).cast("B")
+        return await read_many(self.core, [(file.handle, offset, length) for file, offset, length in ranges], view)
+
+    async def gather(
+        self, files: Sequence[File], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
+    ) -> Gathered:
+        return Gathered(await Gather(self.core, [one.handle for one in files], file, offsets, lengths).start())
+
     async def copy_file(self, source: PathLike, target: PathLike) -> Stat:
         return await self.core.copy_file(source, target)
 
@@ -263,6 +274,19 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<emberfs.aio.Client of cluster {self.cluster_id}{', closed' if self.closed else ''}>"
+
+
+class Gathered:
+    """As `blocking.Gathered`."""
+
+    def __init__(self, gather: Gather) -> None:
+        self._gather = gather
+
+    async def finish(self) -> memoryview:
+        return await self._gather.finish()
+
+    def release(self) -> None:
+        self._gather.release()
 
 
 class File:

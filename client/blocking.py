@@ -25,6 +25,7 @@ from .core.allocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from .core.attributes import Stat, StatFs
 from .core.client import Core
 from .core.file import Handle
+from .core.gather import Gather, read_many
 from .core.keeping import LOST, Event, Quota, TrashEntry
 from .core.locks import THIS_PROCESS, LockInfo
 from .core.options import Options, parse_mode
@@ -285,6 +286,22 @@ class Client:
         """Per (path, start, end) the bytes or the error, in order: one plan over all files and chains, one request per server."""
         return drive(self.core.read_ranges(ranges))
 
+    def read_many(self, ranges: Sequence[tuple[File, int, int]], buffer: Any = None) -> list[memoryview]:
+        """Per (open file, offset, length) a view of its bytes, in `buffer` (writable, for all of them one after the other) or a new one.
+        Some are on their way while others are copied there. Raises INVALID for a range that is not all there."""
+        total = sum(length for _, _, length in ranges)
+        view = memoryview(bytearray(total) if buffer is None else buffer).cast("B")
+        return drive(read_many(self.core, [(file.handle, offset, length) for file, offset, length in ranges], view))
+
+    def gather(
+        self, files: Sequence[File], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
+    ) -> Gathered:
+        """Ask for many ranges at once, of which the i-th is `lengths[i]` bytes from `offsets[i]` on of `files[file[i]]`: one request for
+        each storage process. They come into this client's own memory, without a copy; see `Gathered`. Raises BUSY where there is none
+        left."""
+        gather = Gather(self.core, [one.handle for one in files], file, offsets, lengths)
+        return Gathered(drive(gather.start()))
+
     def copy_file(self, source: PathLike, target: PathLike) -> Stat:
         """Copy the content of a file to `target`, which is created or emptied."""
         return drive(self.core.copy_file(source, target))
@@ -327,6 +344,21 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<emberfs.Client of cluster {self.cluster_id}{', closed' if self.closed else ''}>"
+
+
+class Gathered:
+    """Ranges on their way (`Client.gather`): servers move the bytes meanwhile."""
+
+    def __init__(self, gather: Gather) -> None:
+        self._gather = gather
+
+    def finish(self) -> memoryview:
+        """Wait for the bytes, verified, one range after the other. They are the client's memory, and valid until `release`."""
+        return drive(self._gather.finish())
+
+    def release(self) -> None:
+        """Give the memory back, or give up what is under way. Doing it twice is no harm."""
+        self._gather.release()
 
 
 class File(io.BufferedIOBase):

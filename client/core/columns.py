@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
 from ...proto.ids import ChunkId
+from ...proto.region import Slice
 from .inode import Inode
 
 if TYPE_CHECKING:
@@ -98,6 +99,29 @@ class Columns:
 
     def chunk(self, row: int) -> ChunkId:
         return ChunkId(0, self.inode(row).id, self.index[row])
+
+
+class Home:
+    """Where the rows of a fetch are to lie in the end: places in one piece of the client's pool. Servers move them there at once; what had
+    to be asked for again comes from elsewhere, and is copied."""
+
+    __slots__ = ("dense", "lengths", "missed", "slice", "spoiled", "starts")
+
+    def __init__(self, slice_: Slice, starts: Sequence[int], lengths: Sequence[int], *, dense: bool) -> None:
+        self.slice = slice_
+        self.starts = starts
+        self.lengths = lengths
+        self.dense = dense  # each row begins where the one before it ends
+        self.missed = False  # some rows came elsewhere
+        self.spoiled = False  # a request that was given up may still move bytes here
+
+    def of(self, rows: Sequence[int]) -> list[Slice]:
+        """The places of these rows, which rise; in one piece where they follow each other."""
+        region, base, starts, lengths = self.slice.region, self.slice.offset, self.starts, self.lengths
+        first, last = rows[0], rows[-1]
+        if self.dense and last - first == len(rows) - 1:
+            return [Slice(region, base + starts[first], starts[last] + lengths[last] - starts[first])]
+        return [Slice(region, base + starts[row], lengths[row]) for row in rows]
 
 
 def columns_of(file: Inode, offset: int, length: int) -> Columns:

@@ -25,7 +25,7 @@ from ...proto.region import Slice
 from ...proto.routing import Replica
 from ...proto.rpc import STORAGE
 from .cluster import Cluster
-from .columns import Columns, Output, cut
+from .columns import Columns, Home, Output, cut
 from .plan import Attempts, assign, portions, request_of
 from .replicas import ELSEWHERE
 from .retry import Patience
@@ -45,12 +45,19 @@ class _Part:
     rows: Sequence[int]
     targets: Sequence[int]  # row by row, which target answers
     versions: Sequence[int]  # row by row, the chain version that was sent
-    slice: Slice
+    target: Sequence[Slice]  # one for all rows, one after the other, or one for each
     several: bool  # the chain has other members: they have the same, or will
     ticket: Ticket | None = None
     failure: StatusError | None = None  # nothing was sent
     late: bool = False  # somebody has waited for it as long as is usual
     since: float = 0.0  # when the wait for it began, if that is not when it is collected: it came late, or is a rival
+    at_home: bool = False  # its target is part of the fetch's home
+
+    def pieces(self, lengths: Sequence[int]) -> list[memoryview]:
+        """Where the bytes of each row are, or will be."""
+        if len(self.target) == 1:
+            return cut(self.target[0].view, lengths)
+        return [slice_.view for slice_ in self.target]
 
     @property
     def replica(self) -> Replica:
@@ -65,12 +72,14 @@ class Fetch:
     columns: Columns
     views: list[memoryview] = field(default_factory=list)  # row by row what is there: short where the chunk ends
     whole: memoryview | None = None  # all of it, where it came in one piece
+    home: Home | None = None  # where the bytes are to lie; None: wherever there is room
     _parts: list[_Part] = field(default_factory=list)
     _slices: list[Slice] = field(default_factory=list)
     _trouble: dict[int, StatusError] = field(default_factory=dict)  # row -> why it has to be read again
     _attempts: dict[int, Attempts] = field(default_factory=dict)  # row -> what was tried for it
     _renewed: bool = False  # capabilities were renewed once already
     _rounds: int = 0  # how often all replicas of some row have failed
+    _first: bool = False  # requests go out for the first time
 
     def from_tail(self, row: int) -> Fetch:
         """A write to this row's chunk is on its way: the tail knows what counts."""
@@ -86,18 +95,21 @@ class Fetch:
         """Send the requests. Raises BUSY when there is no buffer left, STALE_ROUTING for an unknown chain."""
         rows = range(len(self.columns.index))
         self.views = [_EMPTY] * len(rows)
+        self._first = True
         try:
             self._send(rows)
         except BaseException:
             self.abandon()
             raise
+        finally:
+            self._first = False
         return self
 
     def adopt(self, ticket: Ticket, slice_: Slice, replica: Replica, version: int, since: float) -> Fetch:
         """Instead of `start`: take over a request for the only row, which takes longer than usual; it was sent at `since`."""
         self.views = [_EMPTY]
         self._slices.append(slice_)
-        part = _Part(replica.node, (0,), (replica.target,), (version,), slice_, True, ticket, late=True, since=since)
+        part = _Part(replica.node, (0,), (replica.target,), (version,), (slice_,), True, ticket, late=True, since=since)
         self._parts.append(part)
         return self
 
@@ -157,8 +169,14 @@ class Fetch:
         ticket, part.ticket = part.ticket, None
         if ticket is not None:
             self.cluster.env.abandon(ticket)
+            self._spoil(part)
         if part.several:
             self.cluster.replicas.ended(part.node, part)
+
+    def _spoil(self, part: _Part) -> None:
+        """Nobody knows whether this part's server still moves bytes."""
+        if part.at_home and self.home is not None:
+            self.home.spoiled = True
 
     def deliver(self, output: Output) -> None:
         """Write everything to `output`, row after row; what chunks lack is zeros."""
@@ -189,9 +207,9 @@ class Fetch:
         cluster, replicas = self.cluster, self.cluster.replicas
         request, length = request_of(cluster, self.columns, rows)
         several = cluster.table.route(request.chain[0]).several
-        slice_ = cluster.env.pool.take(length)
-        self._slices.append(slice_)
-        part = _Part(node, rows, targets, request.chain_version, slice_, several)
+        at_home = self.home is not None and self._first and not self.home.spoiled
+        target = self.home.of(rows) if self.home is not None and at_home else self._elsewhere(length)
+        part = _Part(node, rows, targets, request.chain_version, target, several, at_home=at_home)
         self._parts.append(part)
         try:
             call = Call(
@@ -199,7 +217,7 @@ class Fetch:
                 STORAGE.Read,
                 request,
                 cluster.attempt_seconds,
-                target=(slice_,),
+                target=target,
                 connect=replicas.connect_seconds * 2.0 ** min(self._rounds, 6) if several else 0.0,
             )
             part.ticket = cluster.env.start(call)
@@ -207,6 +225,13 @@ class Fetch:
             part.failure = failure  # for `finish`, which may try again
         if several:
             replicas.sent(node, part)
+
+    def _elsewhere(self, length: int) -> list[Slice]:
+        """Memory for an answer that has no place, or must not use it any more."""
+        if self.home is not None:
+            self.home.missed = True
+        self._slices.append(self.cluster.env.pool.take(length))
+        return self._slices[-1:]
 
     # --- collecting -----------------------------------------------------------------------------------------------------------------
 
@@ -233,6 +258,7 @@ class Fetch:
                 raise part.failure or error(Status.INTERNAL, "a read was collected twice")
             reply = await cluster.env.collect(ticket)
         except StatusError as failure:
+            self._spoil(part)
             cluster.note(failure, part.node)
             cluster.replicas.failed(part.replica, failure.status)
             for row, target in zip(part.rows, part.targets, strict=True):
@@ -258,11 +284,12 @@ class Fetch:
             or reply.checksums != [1] * count
         ):
             return False
-        pieces = cut(part.slice.view, lengths)
+        pieces = part.pieces(lengths)
         if list(map(crc32c, pieces)) != list(reply.checksum):
             return False
         if count == len(all_lengths):
-            self.views, self.whole = pieces, part.slice.view
+            self.views = pieces
+            self.whole = part.target[0].view if len(part.target) == 1 else None
         else:
             for row, piece in zip(rows, pieces, strict=True):
                 self.views[row] = piece
@@ -277,13 +304,12 @@ class Fetch:
                 Status.PROTOCOL,
                 f"storage node {part.node} answered a read of {count} pieces with columns of another length",
             )
-        view, position, sums_at = part.slice.view, 0, 0
+        pieces, sums_at = part.pieces([self.columns.length[row] for row in part.rows]), 0
         for i, row in enumerate(part.rows):
             wanted, status = self.columns.length[row], status_of(reply.status[i])
             sums = reply.checksum[sums_at : sums_at + reply.checksums[i]]
             sums_at += reply.checksums[i]
-            piece = view[position : position + min(wanted, reply.returned[i])]
-            position += wanted
+            piece = pieces[i][: min(wanted, reply.returned[i])]
             if status is Status.CHUNK_NOT_FOUND:
                 await self._came(row, part.targets[i], _EMPTY)
             elif status is Status.OK and matches(
