@@ -107,13 +107,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--strict-skips", action="store_true", help="fail on a skip that tests/skips.toml does not allow")
 
 
+def has_rdma_device() -> bool:
+    """Whether tests marked `rdma` run here. Elsewhere tests/rdma/test_vm.py boots a machine and runs all of them in there."""
+    return any(Path("/sys/class/infiniband").glob("*"))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--soak"):
-        return
-    soak = [item for item in items if item.get_closest_marker("soak")]
-    if soak:
-        config.hook.pytest_deselected(items=soak)
-        items[:] = [item for item in items if item not in soak]
+    left_out = {"soak": not config.getoption("--soak"), "rdma": not has_rdma_device()}
+    marks = [mark for mark, out in left_out.items() if out]
+    if out := [item for item in items if any(item.get_closest_marker(mark) for mark in marks)]:
+        config.hook.pytest_deselected(items=out)
+        gone = set(out)
+        items[:] = [item for item in items if item not in gone]
 
 
 # --- skips: each is listed at the end, and with --strict-skips one that nobody allowed is a failure --------------------------------

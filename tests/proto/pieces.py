@@ -33,6 +33,8 @@ from emberfs.proto.transport.local import LocalNetwork
 
 SIZE = 4 << 20
 SECRET = b"a secret of 22 bytes!!"
+# Runs where there is a device: in the machine that tests/rdma boots, or here if this one has some.
+RDMA = pytest.param("rdma", marks=pytest.mark.rdma)
 METHODS = READ, WRITE, SPACE, SYNC, REMOVE, TRUNCATE = tuple(
     getattr(rpc.STORAGE, name) for name in ("Read", "Write", "Space", "Sync", "Remove", "Truncate")
 )
@@ -284,8 +286,11 @@ def paired(transport: str, kind: str, folder: Path, **options: Any) -> Iterator[
             service.gate.set()
         loop.close()
         return
-    where = "tcp:127.0.0.1:0" if transport == "tcp" else unix_address(folder)
-    with running(where, secret=SECRET, **options) as server, face(kind, secret=SECRET) as client:
+    with (
+        pinned(transport),
+        running(listening_on(transport, folder), secret=SECRET, **options) as server,
+        face(kind, secret=SECRET) as client,
+    ):
         yield Pair(client, server.addresses[0], server.service, transport, server)
 
 
@@ -309,6 +314,20 @@ def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
             return False
         pause.wait(0.005)
     return True
+
+
+@contextlib.contextmanager
+def pinned(transport: str) -> Iterator[None]:
+    """Whoever connects over TCP speaks this transport, or fails: with a device, "tcp" would be "rdma" and the other way round."""
+    with pytest.MonkeyPatch.context() as patch:
+        if transport in ("tcp", "rdma"):
+            patch.setenv("EMBERFS_TRANSPORT", transport)
+        yield
+
+
+def listening_on(transport: str, folder: Path) -> str:
+    """Where a server listens for this transport."""
+    return unix_address(folder) if transport == "shm" else "tcp:127.0.0.1:0"
 
 
 def unix_address(folder: Path, name: str = "s") -> str:

@@ -19,6 +19,7 @@ from emberfs.proto.gen import meta_pb2, storage_pb2
 from emberfs.proto.region import Slice
 
 from .pieces import (
+    RDMA,
     READ,
     REMOVE,
     SIZE,
@@ -30,7 +31,9 @@ from .pieces import (
     Pair,
     eventually,
     face,
+    listening_on,
     paired,
+    pinned,
     read,
     running,
     unix_address,
@@ -45,13 +48,13 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["local", "tcp", "shm"])
+@pytest.fixture(params=["local", "tcp", "shm", RDMA])
 def pair(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Iterator[Pair]:
     with paired(request.param, kind, tmp_path) as made:
         yield made
 
 
-@pytest.fixture(params=["tcp", "shm"])
+@pytest.fixture(params=["tcp", "shm", RDMA])
 def remote(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Iterator[Pair]:
     """A pair between which calls can be under way (in the same process a blocking call is over before it returns)."""
     with paired(request.param, kind, tmp_path) as made:
@@ -156,7 +159,8 @@ def test_a_message_over_the_limit_is_refused_before_it_is_sent(pair: Pair) -> No
 
 
 def test_nobody_there(pair: Pair, tmp_path: Path) -> None:
-    nowhere = {"local": "local:nobody", "tcp": "tcp:127.0.0.1:9", "shm": unix_address(tmp_path, "none")}[pair.transport]
+    places = {"local": "local:nobody", "shm": unix_address(tmp_path, "none")}
+    nowhere = places.get(pair.transport, "tcp:127.0.0.1:9")
     with pytest.raises(StatusError) as raised:
         pair.client.call(nowhere, SPACE, storage_pb2.SpaceRequest())
     assert raised.value.status is Status.UNAVAILABLE and nowhere in str(raised.value.strerror)
@@ -186,7 +190,7 @@ def test_an_abandoned_call_is_cancelled_and_its_memory_kept_aside(remote: Pair) 
     remote.client.abandon(ticket)
     pool.give(target)
     assert eventually(lambda: remote.service.contexts[0].cancelled)
-    assert pool.held == (8192 if remote.transport == "shm" else 0)
+    assert pool.held == (0 if remote.transport == "tcp" else 8192)
     remote.service.gate.set()
     assert eventually(
         lambda: bool(remote.client.call(remote.address, SPACE, storage_pb2.SpaceRequest())) and pool.held == 0
@@ -321,12 +325,12 @@ def test_threads_share_an_environment(pair: Pair) -> None:
     assert not failures
 
 
-@pytest.mark.parametrize("transport", ["tcp", "shm"])
+@pytest.mark.parametrize("transport", ["tcp", "shm", RDMA])
 def test_the_standard_loop_will_do(transport: str, tmp_path: Path) -> None:
     """Not only uvloop: both sides on asyncio's own event loop."""
-    where = unix_address(tmp_path) if transport == "shm" else "tcp:127.0.0.1:0"
     with (
-        running(where, loop=Loop(asyncio.new_event_loop)) as server,
+        pinned(transport),
+        running(listening_on(transport, tmp_path), loop=Loop(asyncio.new_event_loop)) as server,
         face("aio", loop=Loop(asyncio.new_event_loop)) as client,
     ):
         target = client.env.pool.take(MIB)

@@ -23,6 +23,7 @@ from emberfs.proto.region import Slice
 from emberfs.proto.rpc import Identity
 
 from .pieces import (
+    RDMA,
     READ,
     SPACE,
     SYNC,
@@ -30,10 +31,11 @@ from .pieces import (
     Pair,
     eventually,
     face,
+    listening_on,
     paired,
+    pinned,
     process,
     read,
-    unix_address,
     write,
 )
 from .raw import Raw
@@ -41,7 +43,7 @@ from .raw import Raw
 SPACE_REQUEST = storage_pb2.SpaceRequest()
 
 
-@pytest.fixture(params=["tcp", "shm"])
+@pytest.fixture(params=["tcp", "shm", RDMA])
 def pair(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Iterator[Pair]:
     with paired(request.param, kind, tmp_path, requests_in_flight_max=8, bytes_in_flight_max=8 << 20) as made:
         yield made
@@ -224,10 +226,13 @@ def test_bulk_that_nobody_waits_for_any_more_does_not_land_in_memory_given_back(
 # --- death -------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("transport", ["tcp", "shm"])
+@pytest.mark.parametrize("transport", ["tcp", "shm", RDMA])
 def test_a_server_that_dies_with_a_request_and_comes_back(kind: str, transport: str, tmp_path: Path) -> None:
-    address = unix_address(tmp_path) if transport == "shm" else "tcp:127.0.0.1:0"
-    with process(address) as server, face(kind) as client:
+    with (
+        pinned(transport),
+        process(listening_on(transport, tmp_path)) as server,
+        face(kind) as client,
+    ):
         address = server.addresses[0]
         target = client.env.pool.take(1 << 20)
         client.call(address, READ, read((0, 1 << 20)), target=[target])

@@ -1,0 +1,60 @@
+"""The rdma transport over Soft-RoCE: whatever is marked `rdma` in the tests runs in a machine that has such devices (`vm.py`).
+
+Where this machine has devices of its own, those tests run here as well, like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from . import vm
+from .kernel import Unavailable
+
+REPORT = "junit.xml"
+OUTPUT_CHARACTERS_SHOWN = 6000
+
+
+def run_in_vm(
+    folder: Path, *arguments: str, seconds: float, at_least: int, environment: Mapping[str, str] | None = None
+) -> None:
+    """Run pytest with these arguments in a guest. Fails unless `at_least` tests passed there, none failed and none was skipped."""
+    command = ["pytest", "-q", "-p", "no:xdist", "--durations=8", f"--junitxml={vm.RESULTS}/{REPORT}", *arguments]
+    try:
+        outcome = vm.run(command, seconds=seconds, environment=environment, results=folder)
+    except Unavailable as reason:
+        pytest.skip(f"no VM with RoCE devices: {reason}")
+    print(outcome.output)
+    print(f"{outcome.ready_seconds:.1f} s to boot, {outcome.seconds:.1f} s in all")
+    if not (folder / REPORT).exists():
+        pytest.fail(
+            f"no report, status {outcome.status}: {_end(outcome.output)}\n{_end(outcome.console)}", pytrace=False
+        )
+    passed, wrong = _judge(folder / REPORT)
+    if wrong or outcome.status:
+        pytest.fail(f"in the VM (status {outcome.status}): {'; '.join(wrong)}\n{_end(outcome.output)}", pytrace=False)
+    assert passed >= at_least, f"only {passed} tests ran in the VM"
+
+
+def _judge(report: Path) -> tuple[int, list[str]]:
+    """How many tests passed, and the names of the others."""
+    passed, wrong = 0, []
+    for case in ElementTree.parse(report).iter("testcase"):
+        said = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
+        if said:
+            wrong.append(f"{case.get('classname')}::{case.get('name')} {said[0]}")
+        else:
+            passed += 1
+    return passed, wrong
+
+
+def _end(text: str) -> str:
+    return text[-OUTPUT_CHARACTERS_SHOWN:]
+
+
+@pytest.mark.timeout(600)
+def test_transports_and_a_cluster_over_soft_roce(tmp_path: Path) -> None:
+    run_in_vm(tmp_path, "-m", "rdma and not soak", "tests/proto", "tests/rdma", seconds=580, at_least=70)

@@ -1,0 +1,187 @@
+"""A throw-away machine with two RoCE devices, for tests of the rdma transport where there is no such hardware.
+
+`run` boots a kernel that has Soft-RoCE (`kernel.py`) in qemu, emulated where there is no KVM, and runs a command in it as root. The
+guest's root is this machine's root, read-only under a file system in memory: the checkout and its environment are there under their own
+paths, and what the command changes is gone afterwards, except for what it leaves in `$EMBERFS_VM_RESULTS`. No network reaches out of the
+guest; guest/network makes the one inside.
+
+    python -m emberfs.tests.rdma COMMAND...         runs a command in it and shows what it prints
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import initrd
+from .kernel import Kernel, Unavailable, find_kernel
+
+ROOT = Path(__file__).resolve().parents[2]
+GUEST = Path(__file__).parent / "guest"
+QEMU = "qemu-system-x86_64"
+BUSYBOX = Path("/bin/busybox")
+PYVERBS = Path("/usr/lib/python3/dist-packages/pyverbs")  # the distribution's: pip's fits no library but its own
+# What a guest needs of this machine, and the Debian package that has it.
+PROGRAMS = {QEMU: "qemu-system-x86", "busybox": "busybox-static", "rdma": "iproute2", "setpriv": "util-linux"}
+PROVIDER = "libibverbs/librxe-rdmav*.so"  # under the system's library folder
+MEMORY_MIB = 3072  # of the guest; what tests write is in there too
+PROCESSORS_MAX = 4
+RESULTS = "/run/vm/job/results"
+TIME_SCALE = "5"  # an emulated machine takes so much longer: see EMBERFS_TIME_SCALE
+COMMAND_LINE = "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off random.trust_cpu=on cryptomgr.notests=1"
+LOOK_SECONDS = 0.05  # between two looks at what a guest has printed
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a command in a guest ended."""
+
+    status: int  # as of a shell; 124: it took too long, 125: the guest ended without saying
+    output: str  # stdout and stderr of the command
+    console: str  # what the kernel said
+    seconds: float  # from the start of qemu to its end
+    ready_seconds: float  # of these until the command was started
+
+
+def why_not() -> str:
+    """Why no guest can be booted here, or "". Asks nobody outside this machine."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return f"it is made for x86-64, and this is {platform.machine()}"
+    if os.geteuid() != 0:
+        return "it needs root, as its files are this machine's, whatever their permissions"
+    if Path("/run/vm/job").exists():
+        return "this is it"
+    missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    if not PYVERBS.is_dir():
+        missing.append("python3-pyverbs")
+    elif not list(PYVERBS.glob(f"device{suffix}")):
+        version = ".".join(platform.python_version_tuple()[:2])
+        return f"python3-pyverbs of this distribution is for another Python than {version}"
+    if not list(Path("/usr/lib/x86_64-linux-gnu").glob(PROVIDER)):
+        missing.append("ibverbs-providers")
+    if missing:
+        return f"packages that are not installed: {' '.join(missing)}"
+    if (free := _available_mib()) < MEMORY_MIB:
+        return f"it needs {MEMORY_MIB} MiB of memory, and {free} MiB are free"
+    return ""
+
+
+def _available_mib() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) >> 10
+    return 0
+
+
+def run(
+    command: Sequence[str],
+    *,
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+    results: Path | None = None,
+    show: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Run a command in a guest, in the checkout's root and with this interpreter's programs first in PATH.
+
+    `seconds` is the time for all of it; `results` a directory that gets what the command left in $EMBERFS_VM_RESULTS; `show` is called
+    with what the command prints, as it comes. Raises Unavailable.
+    """
+    if reason := why_not():
+        raise Unavailable(reason)
+    kernel = find_kernel()
+    with tempfile.TemporaryDirectory(prefix="emberfs-vm-") as name:
+        job = Path(name)
+        (job / "results").mkdir()
+        (job / "output").touch()
+        (job / "script").write_text(_script(command, environment or {}))
+        (job / "initrd").write_bytes(initrd.build(BUSYBOX.resolve(), kernel.modules, GUEST / "init"))
+        outcome = _boot(kernel, job, seconds, show or (lambda text: None))
+        if results is not None:
+            shutil.copytree(job / "results", results, dirs_exist_ok=True)
+    return outcome
+
+
+def _script(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What the guest runs after its root is there."""
+    folder = Path(sys.executable).parent
+    variables = {
+        "PATH": f"{folder}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/run/vm/tmp",
+        "LANG": "C.UTF-8",
+        "TMPDIR": "/run/vm/tmp",
+        "EMBERFS_TIME_SCALE": TIME_SCALE,
+        "EMBERFS_VM_RESULTS": RESULTS,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **environment,
+    }
+    assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    return f"""\
+ulimit -l unlimited
+exec >/run/vm/job/output 2>&1
+bash {shlex.quote(str(GUEST / "network"))} || exit
+cd {shlex.quote(str(ROOT))}
+touch /run/vm/job/ready
+env -i {assignments} {shlex.join(command)} </dev/null
+echo $? >/run/vm/job/status
+"""
+
+
+def _boot(kernel: Kernel, job: Path, seconds: float, show: Callable[[str], None]) -> Outcome:
+    began = time.monotonic()
+    ready = 0.0
+    status = ""
+    with (
+        open(job / "console", "wb") as console,
+        open(job / "output", errors="replace") as output,
+        subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *_qemu(kernel, job)],  # ends with us, however we end
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+        ) as machine,
+    ):
+        said = []
+        try:
+            while machine.poll() is None and time.monotonic() - began < seconds:
+                with suppress(subprocess.TimeoutExpired):
+                    machine.wait(LOOK_SECONDS)
+                if not ready and (job / "ready").exists():
+                    ready = time.monotonic() - began
+                if text := output.read():
+                    said.append(text)
+                    show(text)
+            status = "124" if machine.poll() is None else "125"
+        finally:
+            machine.kill()
+        said.append(output.read())
+    with suppress(FileNotFoundError):
+        status = (job / "status").read_text().strip() or status
+    console_text = (job / "console").read_text(errors="replace").replace("\r", "")
+    return Outcome(int(status), "".join(said), console_text, time.monotonic() - began, ready)
+
+
+def _qemu(kernel: Kernel, job: Path) -> list[str]:
+    """The command that boots a guest."""
+    shared = "security_model=none,multidevs=remap"
+    return [
+        QEMU,
+        *("-machine", "q35,usb=off,sata=off,smbus=off,vmport=off"),
+        *("-accel", "kvm", "-accel", "tcg,thread=multi"),
+        *("-cpu", "max", "-smp", str(min(os.cpu_count() or 1, PROCESSORS_MAX)), "-m", str(MEMORY_MIB)),
+        *("-kernel", str(kernel.image), "-initrd", str(job / "initrd"), "-append", COMMAND_LINE),
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
+        *("-virtfs", f"local,path=/,mount_tag=root,readonly=on,{shared}"),
+        *("-virtfs", f"local,path={job},mount_tag=job,{shared}"),
+    ]
