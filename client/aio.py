@@ -22,9 +22,10 @@ from ..proto.settings import parse_url
 from . import process
 from .core.allocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from .core.attributes import Stat, StatFs
+from .core.bulk import BulkRead as CoreBulkRead
+from .core.bulk import read_many
 from .core.client import Core
 from .core.file import Handle
-from .core.gather import Gather, read_many
 from .core.keeping import LOST, Event, Quota, TrashEntry
 from .core.locks import THIS_PROCESS, LockInfo
 from .core.options import Options, parse_mode
@@ -234,10 +235,10 @@ class Client:
         view = memoryview(bytearray(total) if buffer is None else buffer).cast("B")
         return await read_many(self.core, [(file.handle, offset, length) for file, offset, length in ranges], view)
 
-    async def gather(
+    async def bulk_read(
         self, files: Sequence[File], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
-    ) -> Gathered:
-        return Gathered(await Gather(self.core, [one.handle for one in files], file, offsets, lengths).start())
+    ) -> BulkRead:
+        return BulkRead(await CoreBulkRead(self.core, [one.handle for one in files], file, offsets, lengths).start())
 
     async def copy_file(self, source: PathLike, target: PathLike) -> Stat:
         return await self.core.copy_file(source, target)
@@ -276,17 +277,17 @@ class Client:
         return f"<emberfs.aio.Client of cluster {self.cluster_id}{', closed' if self.closed else ''}>"
 
 
-class Gathered:
-    """As `blocking.Gathered`."""
+class BulkRead:
+    """As `blocking.BulkRead`."""
 
-    def __init__(self, gather: Gather) -> None:
-        self._gather = gather
+    def __init__(self, bulk: CoreBulkRead) -> None:
+        self._bulk = bulk
 
     async def finish(self) -> memoryview:
-        return await self._gather.finish()
+        return await self._bulk.finish()
 
     def release(self) -> None:
-        self._gather.release()
+        self._bulk.release()
 
 
 class File:

@@ -23,9 +23,10 @@ from ..proto.settings import parse_url
 from . import process
 from .core.allocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from .core.attributes import Stat, StatFs
+from .core.bulk import BulkRead as CoreBulkRead
+from .core.bulk import read_many
 from .core.client import Core
 from .core.file import Handle
-from .core.gather import Gather, read_many
 from .core.keeping import LOST, Event, Quota, TrashEntry
 from .core.locks import THIS_PROCESS, LockInfo
 from .core.options import Options, parse_mode
@@ -293,14 +294,14 @@ class Client:
         view = memoryview(bytearray(total) if buffer is None else buffer).cast("B")
         return drive(read_many(self.core, [(file.handle, offset, length) for file, offset, length in ranges], view))
 
-    def gather(
+    def bulk_read(
         self, files: Sequence[File], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
-    ) -> Gathered:
+    ) -> BulkRead:
         """Ask for many ranges at once, of which the i-th is `lengths[i]` bytes from `offsets[i]` on of `files[file[i]]`: one request for
-        each storage process. They come into this client's own memory, without a copy; see `Gathered`. Raises BUSY where there is none
+        each storage process. They come into this client's own memory, without a copy; see `BulkRead`. Raises BUSY where there is none
         left."""
-        gather = Gather(self.core, [one.handle for one in files], file, offsets, lengths)
-        return Gathered(drive(gather.start()))
+        bulk = CoreBulkRead(self.core, [one.handle for one in files], file, offsets, lengths)
+        return BulkRead(drive(bulk.start()))
 
     def copy_file(self, source: PathLike, target: PathLike) -> Stat:
         """Copy the content of a file to `target`, which is created or emptied."""
@@ -346,19 +347,19 @@ class Client:
         return f"<emberfs.Client of cluster {self.cluster_id}{', closed' if self.closed else ''}>"
 
 
-class Gathered:
-    """Ranges on their way (`Client.gather`): servers move the bytes meanwhile."""
+class BulkRead:
+    """Ranges on their way (`Client.bulk_read`): servers move the bytes meanwhile."""
 
-    def __init__(self, gather: Gather) -> None:
-        self._gather = gather
+    def __init__(self, bulk: CoreBulkRead) -> None:
+        self._bulk = bulk
 
     def finish(self) -> memoryview:
         """Wait for the bytes, verified, one range after the other. They are the client's memory, and valid until `release`."""
-        return drive(self._gather.finish())
+        return drive(self._bulk.finish())
 
     def release(self) -> None:
         """Give the memory back, or give up what is under way. Doing it twice is no harm."""
-        self._gather.release()
+        self._bulk.release()
 
 
 class File(io.BufferedIOBase):

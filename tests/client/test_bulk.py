@@ -43,9 +43,9 @@ def ranges(files: list[tuple[Any, bytes]], count: int, seed: int = 1) -> list[tu
     return made
 
 
-def gathered(client: Client, files: list[tuple[Any, bytes]], wanted: list[tuple[int, int, int]]) -> bytes:
+def bulk(client: Client, files: list[tuple[Any, bytes]], wanted: list[tuple[int, int, int]]) -> bytes:
     file, offsets, lengths = map(list, zip(*wanted, strict=True))
-    batch = client.gather([one for one, _ in files], file, offsets, lengths)
+    batch = client.bulk_read([one for one, _ in files], file, offsets, lengths)
     try:
         return bytes(batch.finish())
     finally:
@@ -59,14 +59,14 @@ def expected(files: list[tuple[Any, bytes]], wanted: list[tuple[int, int, int]])
 def test_a_batch_holds_the_ranges_one_after_the_other(client: Client, files: list[tuple[Any, bytes]]) -> None:
     for seed in range(5):
         wanted = ranges(files, 60, seed)
-        assert gathered(client, files, wanted) == expected(files, wanted)
+        assert bulk(client, files, wanted) == expected(files, wanted)
     assert client.core.env.pool.used == 0
 
 
 def test_one_request_for_all_of_a_batch(world: World, client: Client, files: list[tuple[Any, bytes]]) -> None:
     wanted = [(file, 4096 * i, 4096) for i in range(10) for file in (0, 2, 3)]
     world.storage.requests.clear()
-    assert gathered(client, files, wanted) == expected(files, wanted)
+    assert bulk(client, files, wanted) == expected(files, wanted)
     assert world.storage.requests.count("read") == 1
 
 
@@ -76,7 +76,7 @@ def test_what_was_refused_is_asked_for_again_and_brought_home(
 ) -> None:
     wanted = ranges(files, 30)
     world.storage.statuses.extend([Status.OK, status, Status.OK, status])
-    assert gathered(client, files, wanted) == expected(files, wanted)
+    assert bulk(client, files, wanted) == expected(files, wanted)
     assert client.core.env.pool.used == 0
 
 
@@ -85,34 +85,34 @@ def test_a_request_that_fails_leaves_its_memory_alone(
 ) -> None:
     wanted = ranges(files, 30)
     world.storage.raises.append(error(Status.BUSY, "try again"))
-    assert gathered(client, files, wanted) == expected(files, wanted)
+    assert bulk(client, files, wanted) == expected(files, wanted)
     world.storage.raises_after.append(error(Status.MAYBE_COMMITTED, "nobody knows"))
-    assert gathered(client, files, wanted) == expected(files, wanted)
+    assert bulk(client, files, wanted) == expected(files, wanted)
     assert client.core.env.pool.used == 0
 
 
 def test_damaged_bytes_are_read_again(world: World, client: Client, files: list[tuple[Any, bytes]]) -> None:
     wanted = ranges(files, 30)
     world.storage.flips.append(0x40)
-    assert gathered(client, files, wanted) == expected(files, wanted)
+    assert bulk(client, files, wanted) == expected(files, wanted)
 
 
 def test_ranges_beyond_the_end_are_refused_unless_the_file_has_grown(
     client: Client, files: list[tuple[Any, bytes]]
 ) -> None:
     with pytest.raises(StatusError) as refused:
-        gathered(client, files, [(3, 69_999, 2)])
+        bulk(client, files, [(3, 69_999, 2)])
     assert refused.value.status is Status.INVALID
     with client.open("/3", "ab") as more:
         more.write(b"more")
-    assert gathered(client, files, [(3, 69_999, 2)])[1:] == b"m"
+    assert bulk(client, files, [(3, 69_999, 2)])[1:] == b"m"
     assert client.core.env.pool.used == 0
 
 
 def test_what_was_written_here_is_seen(client: Client) -> None:
     with client.open("/file", "wb+") as file:
         file.write(b"x" * 10_000)
-        batch = client.gather([file], [0, 0], [9_000, 0], [1000, 10])
+        batch = client.bulk_read([file], [0, 0], [9_000, 0], [1000, 10])
         assert bytes(batch.finish()) == b"x" * 1010
         batch.release()
 
@@ -121,7 +121,7 @@ def test_holes_are_zeros(client: Client) -> None:
     with client.open("/sparse", "wb+") as file:
         file.pwrite(b"end", 3 * MIB)
         file.flush()
-        batch = client.gather([file], [0, 0], [MIB, 3 * MIB - 1], [5000, 4])
+        batch = client.bulk_read([file], [0, 0], [MIB, 3 * MIB - 1], [5000, 4])
         assert bytes(batch.finish()) == bytes(5001) + b"end"
         batch.release()
 
@@ -130,13 +130,13 @@ def test_a_full_pool_says_so_and_what_is_given_up_comes_back(client: Client, fil
     held = []
     with pytest.raises(StatusError) as refused:
         while True:
-            held.append(client.gather([files[0][0]], [0] * 3, [0] * 3, [3 * MIB] * 3))
+            held.append(client.bulk_read([files[0][0]], [0] * 3, [0] * 3, [3 * MIB] * 3))
     assert refused.value.status is Status.BUSY and held
     for batch in held:
         batch.release()
         batch.release()
     assert client.core.env.pool.used == 0
-    assert gathered(client, files, [(0, 0, 10)]) == files[0][1][:10]
+    assert bulk(client, files, [(0, 0, 10)]) == files[0][1][:10]
 
 
 def test_into_given_memory(client: Client, files: list[tuple[Any, bytes]]) -> None:
@@ -160,7 +160,7 @@ async def test_on_a_loop(world: World, files: list[tuple[Any, bytes]]) -> None:
         opened = [await client.open(f"/{number}") for number in range(len(SIZES))]
         wanted = ranges(files, 40)
         file, offsets, lengths = map(list, zip(*wanted, strict=True))
-        batch = await client.gather(opened, file, offsets, lengths)
+        batch = await client.bulk_read(opened, file, offsets, lengths)
         assert bytes(await batch.finish()) == expected(files, wanted)
         batch.release()
         views = await client.read_many([(opened[f], offset, length) for f, offset, length in wanted])
@@ -169,7 +169,7 @@ async def test_on_a_loop(world: World, files: list[tuple[Any, bytes]]) -> None:
 
 def test_a_child_goes_on_by_itself(client: Client, files: list[tuple[Any, bytes]]) -> None:
     wanted = ranges(files, 30)
-    batch = client.gather([one for one, _ in files], *map(list, zip(*wanted, strict=True)))
+    batch = client.bulk_read([one for one, _ in files], *map(list, zip(*wanted, strict=True)))
     child = os.fork()
     if child == 0:
         batch.release()
