@@ -132,3 +132,55 @@ class Notice(_message.Message):
     resync: bool
     body: bytes
     def __init__(self, subscription: _Optional[int] = ..., version: _Optional[int] = ..., resync: bool = ..., body: _Optional[bytes] = ...) -> None: ...
+
+class RdmaConnect(_message.Message):
+    __slots__ = ("queue",)
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    queue: RdmaQueue
+    def __init__(self, queue: _Optional[_Union[RdmaQueue, _Mapping]] = ...) -> None: ...
+
+class RdmaConnectReply(_message.Message):
+    __slots__ = ("queue",)
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    queue: RdmaQueue
+    def __init__(self, queue: _Optional[_Union[RdmaQueue, _Mapping]] = ...) -> None: ...
+
+class RdmaQueue(_message.Message):
+    __slots__ = ("number", "sequence", "gid", "lid", "infiniband", "mtu", "receives", "receive_bytes", "reads")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    LID_FIELD_NUMBER: _ClassVar[int]
+    INFINIBAND_FIELD_NUMBER: _ClassVar[int]
+    MTU_FIELD_NUMBER: _ClassVar[int]
+    RECEIVES_FIELD_NUMBER: _ClassVar[int]
+    RECEIVE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    sequence: int
+    gid: bytes
+    lid: int
+    infiniband: bool
+    mtu: int
+    receives: int
+    receive_bytes: int
+    reads: int
+    def __init__(self, number: _Optional[int] = ..., sequence: _Optional[int] = ..., gid: _Optional[bytes] = ..., lid: _Optional[int] = ..., infiniband: bool = ..., mtu: _Optional[int] = ..., receives: _Optional[int] = ..., receive_bytes: _Optional[int] = ..., reads: _Optional[int] = ...) -> None: ...
+
+class RdmaRegion(_message.Message):
+    __slots__ = ("id", "address", "length", "key")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    address: int
+    length: int
+    key: int
+    def __init__(self, id: _Optional[int] = ..., address: _Optional[int] = ..., length: _Optional[int] = ..., key: _Optional[int] = ...) -> None: ...
+
+class RdmaWithdraw(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, id: _Optional[_Iterable[int]] = ...) -> None: ...
