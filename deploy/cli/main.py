@@ -40,6 +40,7 @@ COMMANDS = {
     "target": ("target", "Disks and chains"),
     "chain": ("chain", "Disks and chains"),
     "kv": ("kv", "KV cache"),
+    "sort": ("sort", "Training"),
     "ls": ("listing", "Files"),
     "tree": ("listing", "Files"),
     "stat": ("listing", "Files"),

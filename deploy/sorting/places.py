@@ -1,0 +1,193 @@
+"""Where the files of a sort lie: on this machine (also on a mount), or in a cluster, without a mount."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from ...client.blocking import Client
+
+IO_BYTES_MAX = 64 << 20  # of one read or write; Linux takes less than 2 GiB
+SCHEME = "ember://"
+
+
+class Range(NamedTuple):
+    """Bytes of a file."""
+
+    path: str
+    offset: int
+    length: int
+
+
+class Place(Protocol):
+    """Files by their paths. Every failure is an OSError."""
+
+    def size(self, path: str) -> int:
+        """Bytes of a file."""
+        ...
+
+    def read(self, ranges: Sequence[Range], out: Any) -> None:
+        """All ranges one after the other into the writable buffer `out`. Raises EOFError where a file is shorter."""
+        ...
+
+    def make(self, path: str) -> None:
+        """A new, empty file; an existing one is emptied."""
+        ...
+
+    def write(self, path: str, offset: int, data: Any, *, durable: bool = False) -> None:
+        """Write a whole buffer into an existing file; it is there for all readers on return, with `durable` after a power loss too."""
+        ...
+
+    def make_directory(self, path: str) -> None:
+        """A directory that is not there yet."""
+        ...
+
+    def rename(self, source: str, target: str) -> None:
+        """Atomically and durably, over an existing file."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """A file, or a directory with all that is in it; without a sound where there is none."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def locate(text: str) -> tuple[str, str]:
+    """A file as it is typed -> (the cluster's URL, or "" for this machine; the path there)."""
+    if not text.startswith(SCHEME):
+        return "", os.path.abspath(text)
+    host, _, path = text.removeprefix(SCHEME).partition("/")
+    return f"{SCHEME}{host}/", "/" + path
+
+
+def open_place(url: str) -> Place:
+    """The place of a URL from `locate`. Raises as `emberfs.connect`."""
+    if not url:
+        return Local()
+    from ...client.blocking import connect
+
+    return Cluster(connect(url))
+
+
+def read_fully(file: int, out: Any, offset: int) -> int:
+    """Fill `out` from `offset` on; how many bytes, fewer only at the end of the file."""
+    view = memoryview(out).cast("B")
+    done = 0
+    while done < len(view):
+        got = os.preadv(file, [view[done : done + IO_BYTES_MAX]], offset + done)
+        if not got:
+            break
+        done += got
+    return done
+
+
+def write_fully(file: int, data: Any, offset: int) -> None:
+    """Write all of `data` at `offset`."""
+    view = memoryview(data).cast("B")
+    done = 0
+    while done < len(view):
+        done += os.pwrite(file, view[done : done + IO_BYTES_MAX], offset + done)
+
+
+class Local:
+    """Files of this machine, mounts among them."""
+
+    def size(self, path: str) -> int:
+        return os.stat(path).st_size
+
+    def read(self, ranges: Sequence[Range], out: Any) -> None:
+        view, done, files = memoryview(out).cast("B"), 0, dict[str, int]()
+        try:
+            for path, offset, length in ranges:
+                if path not in files:
+                    files[path] = os.open(path, os.O_RDONLY)
+                if read_fully(files[path], view[done : done + length], offset) < length:
+                    raise EOFError(f"{path} ends before byte {offset + length}")
+                done += length
+        finally:
+            for file in files.values():
+                os.close(file)
+
+    def make(self, path: str) -> None:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666))
+
+    def write(self, path: str, offset: int, data: Any, *, durable: bool = False) -> None:
+        file = os.open(path, os.O_WRONLY)
+        try:
+            write_fully(file, data, offset)
+            if durable:
+                os.fsync(file)
+        finally:
+            os.close(file)
+
+    def make_directory(self, path: str) -> None:
+        os.mkdir(path)
+
+    def rename(self, source: str, target: str) -> None:
+        os.replace(source, target)
+        directory = os.open(os.path.dirname(target), os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def remove(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+
+    def close(self) -> None: ...
+
+
+class Cluster:
+    """Files of a cluster: ranges of a file are one batched read over all its chains."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def size(self, path: str) -> int:
+        return self.client.stat(path).size
+
+    def read(self, ranges: Sequence[Range], out: Any) -> None:
+        view, done = memoryview(out).cast("B"), 0
+        by_file: dict[str, list[Range]] = {}
+        for part in ranges:
+            by_file.setdefault(part.path, []).append(part)
+        if [part for parts in by_file.values() for part in parts] != list(ranges):
+            raise ValueError("the ranges of a file must come one after the other")
+        for path, parts in by_file.items():
+            wanted = sum(part.length for part in parts)
+            with self.client.open(path) as file:
+                got = file.preadv_batch([part[1:] for part in parts], view[done : done + wanted])
+            if sum(map(len, got)) < wanted:
+                raise EOFError(f"{path} ends before what was asked for")
+            done += wanted
+
+    def make(self, path: str) -> None:
+        self.client.open(path, "wb").close()
+
+    def write(self, path: str, offset: int, data: Any, *, durable: bool = False) -> None:
+        with self.client.open(path, "r+b") as file:
+            file.pwrite(data, offset)
+            if durable:
+                file.fsync()
+
+    def make_directory(self, path: str) -> None:
+        self.client.mkdir(path)
+
+    def rename(self, source: str, target: str) -> None:
+        self.client.rename(source, target)
+
+    def remove(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            self.client.remove_tree(path, forever=True)
+
+    def close(self) -> None:
+        self.client.close()
