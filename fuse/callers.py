@@ -24,24 +24,27 @@ VIEWS_MAX = 4096  # callers that are remembered; at the limit all are looked up 
 STATUS_BYTES_MAX = 65536  # of /proc/PID/status that are read
 
 
-def groups_of(pid: int) -> tuple[int, ...]:
-    """The supplementary groups of a process; none where it has gone, or where no process is meant (pid 0)."""
+def status_of(pid: int, field: bytes) -> bytes:
+    """A field of /proc/PID/status. Empty where the process or thread has gone, or where none is meant (pid 0)."""
     if pid <= 0:
-        return ()
+        return b""
     try:
         fd = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return ()
+        return b""
     try:
         text = os.read(fd, STATUS_BYTES_MAX)
     except OSError:
-        return ()
+        return b""
     finally:
         os.close(fd)
-    start = text.find(b"\nGroups:")
-    if start < 0:
-        return ()
-    return tuple(int(group) for group in text[start + 8 : text.find(b"\n", start + 1)].split())
+    start = text.find(b"\n" + field + b":")
+    return text[start + len(field) + 2 : text.find(b"\n", start + 1)] if start >= 0 else b""
+
+
+def groups_of(pid: int) -> tuple[int, ...]:
+    """The supplementary groups of a process; none where it has gone."""
+    return tuple(int(group) for group in status_of(pid, b"Groups").split())
 
 
 class Callers:

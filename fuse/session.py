@@ -25,6 +25,7 @@ from typing import Any
 from ..proto.settings import time_scale
 from .device import Body, Device, Unmounted
 from .filesystem import FileSystem, batch_forget, forget
+from .killed import Killed
 from .negotiation import WANTED, Agreement, Wanted, negotiate
 from .operation import Operation
 from .protocol import IN_HEADER_BYTES, NO_REPLY, ROOT_NODE, Init, Opcode, ProtocolError, check
@@ -48,6 +49,7 @@ DATA_START = IN_HEADER_BYTES + WRITE_IN.size  # of a WRITE's payload
 # What names no name: where its node is gone, the kernel came by an old name, and with ESTALE it looks that up again.
 OF_A_NODE = frozenset((Opcode.GETATTR, Opcode.SETATTR, Opcode.STATX, Opcode.READLINK, Opcode.OPEN, Opcode.OPENDIR))
 CANCELLED_BY_INTERRUPT = frozenset((Opcode.READ, Opcode.SETLKW))
+OF_BYTES = frozenset((Opcode.READ, Opcode.WRITE))
 
 # What another process may have begun for somebody else: the page cache, closing.
 UNGUARDED = NO_REPLY | {
@@ -127,6 +129,7 @@ class Session:
         self._ended: asyncio.Future[None] | None = None
         self._idle: asyncio.Event | None = None  # while the mount ends: nothing is in flight
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._killed: Killed
 
     def _table(self, handlers: dict[int, Handler]) -> list[Handler]:
         """By opcode, and at the end what serves the opcodes of newer kernels."""
@@ -146,6 +149,7 @@ class Session:
         """Serve until the kernel has unmounted or `stop` was called, and end what is in flight. Raises OSError where the device cannot be
         read for another reason."""
         self._loop = asyncio.get_running_loop()
+        self._killed = Killed(self._loop, self.inflight, self._interrupted)
         self._ended = self._loop.create_future()
         self._resume()
         try:
@@ -286,6 +290,8 @@ class Session:
             return
         self.inflight[request.unique] = request
         self._lock_waits += waits_for_lock
+        if request.opcode in OF_BYTES:
+            self._killed.waits(request)
         if request.lends:
             request.buffer = self.device.lend()
         if not self._has_room():
@@ -385,15 +391,17 @@ class Session:
     def _interrupt(self, fs: FileSystem, request: Request) -> Body:
         """A caller has had a signal. One that was answered meanwhile needs nothing."""
         found = self.inflight.get(INTERRUPT_IN.unpack_from(request.body)[0])
-        if found is None or found.interrupted:
-            return None
-        found.interrupted = True
-        fs.statistics.interrupted += 1
-        if found.opcode in CANCELLED_BY_INTERRUPT:
-            self._cancel(found)
-        else:
-            self._loop.call_later(INTERRUPT_SECONDS * time_scale(), self._abandon, found)  # type: ignore[union-attr]
+        if found is not None and not found.interrupted:
+            self._interrupted(found)
         return None
+
+    def _interrupted(self, request: Request) -> None:
+        request.interrupted = True
+        self.fs.statistics.interrupted += 1
+        if request.opcode in CANCELLED_BY_INTERRUPT:
+            self._cancel(request)
+        else:
+            self._loop.call_later(INTERRUPT_SECONDS * time_scale(), self._abandon, request)  # type: ignore[union-attr]
 
     def _abandon(self, request: Request) -> None:
         """Let the caller go. The operation ends without him."""

@@ -204,10 +204,10 @@ async def _set(fs: FileSystem, view: Acting, place: Place, changes: Changes) -> 
     try:
         stat = await view.set_attributes(place, **changes)
     except PermissionError:
-        if changes:
+        if changes or not _open_for_writing(fs, place.parent):
             raise
-        # Nothing to set: chown(2) with -1 and -1, or a stranger is about to write and the kernel takes the set-id bits away before.
-        # The bits go with his WRITE, which says so again; who only asked for that is told nothing.
+        # Nothing to set: a stranger is about to write, and the kernel takes the set-id bits away before. The bits go with his WRITE,
+        # which says so again. chown(2) with -1 and -1 looks the same.
         return await fs.core.stat(place, follow=False)
     fs.advanced(stat.inode, stat.change)
     return stat
@@ -235,6 +235,12 @@ async def _write_out(fs: FileSystem, number: int) -> None:
         async with inode.lock:
             await fs.core.flush_inode(inode)
         fs.nodes.followed(number, inode.since, inode.change)
+
+
+def _open_for_writing(fs: FileSystem, inode: int) -> bool:
+    """Whether anybody has it so on this mount."""
+    handles = (handle for handle in fs.handles.values() if isinstance(handle, Handle))
+    return any(handle.can_write and handle.file.id == inode for handle in handles)
 
 
 async def lose_set_ids(fs: FileSystem, request: Request, inode: int) -> Stat:

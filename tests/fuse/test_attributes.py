@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -116,11 +115,14 @@ def test_who_is_not_in_the_group_takes_it_away(hers: Path) -> None:
     assert mode_of(hers) == 0o666
 
 
-def test_who_asks_for_nothing_and_may_not_even_that(hers: Path) -> None:
-    os.chmod(hers, 0o4755)
-    with contextlib.suppress(PermissionError):
-        acting(BOB, lambda: os.chown(hers, -1, -1))
-    assert mode_of(hers) == 0o4755
+@pytest.mark.parametrize("mode", [0o4755, 0o2755, 0o2745])
+def test_who_asks_for_nothing_and_may_not_even_that(hers: Path, mode: int) -> None:
+    os.chmod(hers, mode)
+    with open(hers, "rb"):
+        assert errno_of(lambda: acting(BOB, lambda: os.chown(hers, -1, -1))) == errno.EPERM
+    assert mode_of(hers) == mode
+    os.chmod(hers, 0o755)
+    acting(BOB, lambda: os.chown(hers, -1, -1))
 
 
 def test_a_truncate_takes_set_ids_away(hers: Path) -> None:

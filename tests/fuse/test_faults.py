@@ -163,6 +163,30 @@ def test_a_program_that_waits_can_be_interrupted(own: tuple[LocalCluster, Path])
     assert (path / "file").read_bytes() == PIECE * 4
 
 
+READS_DIRECTLY = """
+import mmap, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+print("ready", flush=True)
+os.preadv(fd, [mmap.mmap(-1, 4 << 20)], 0)
+"""
+
+
+def test_a_direct_read_that_waits_can_be_killed(own: tuple[LocalCluster, Path]) -> None:
+    """The kernel sends no INTERRUPT for these: the mount sees to it."""
+    cluster, path = own
+    (path / "file").write_bytes(PIECE * 4)
+    command = [sys.executable, "-P", "-c", READS_DIRECTLY, str(path / "file")]
+    with stopped(cluster, STORAGE), subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        wait_until_blocked(program.pid)
+        begin = time.monotonic()
+        program.send_signal(signal.SIGINT)
+        assert program.wait(60) == -signal.SIGINT
+        assert time.monotonic() - begin < AT_ONCE_SECONDS
+
+
 def wait_until_blocked(pid: int) -> None:
     """In a request to the mount, or for a page that one brings."""
     deadline = time.monotonic() + 20
