@@ -74,8 +74,10 @@ class AsyncKVCache:
     async def drop(self, namespace: Namespace) -> None:
         await self.core.drop(namespace)
 
-    async def set_quota(self, tenant: str, bytes_max: int) -> None:
-        await self.core.set_quota(tenant, bytes_max)
+    async def set_quota(
+        self, tenant: str, bytes_max: int, *, users: Sequence[int] = (), groups: Sequence[int] = ()
+    ) -> None:
+        await self.core.set_quota(tenant, bytes_max, users=users, groups=groups)
 
     # --- memory -----------------------------------------------------------------------------------------------------------------------
 

@@ -83,9 +83,11 @@ class KVCache:
         """Forget a namespace and delete its blocks. Raises StatusError."""
         drive(self.core.drop(namespace))
 
-    def set_quota(self, tenant: str, bytes_max: int) -> None:
-        """How many bytes all namespaces of a tenant may hold; 0: no limit. Over it, its own blocks are evicted. Raises StatusError."""
-        drive(self.core.set_quota(tenant, bytes_max))
+    def set_quota(self, tenant: str, bytes_max: int, *, users: Sequence[int] = (), groups: Sequence[int] = ()) -> None:
+        """How many bytes all namespaces of a tenant may hold; 0: no limit. Over it, its own blocks are evicted. Only administrators, and
+        these users and groups (by number; none: those who were named before), may register namespaces of a tenant with a quota, and
+        whom a quota names registers under its tenant only. Raises StatusError."""
+        drive(self.core.set_quota(tenant, bytes_max, users=users, groups=groups))
 
     # --- memory -----------------------------------------------------------------------------------------------------------------------
 

@@ -314,17 +314,28 @@ def quota(
         ),
     ] = "",
     size: Annotated[str, typer.Argument(metavar="BYTES", help="As 500G; 'none': no limit.", show_default=False)] = "",
+    users: Annotated[
+        list[int] | None,
+        typer.Option("--user", metavar="UID", help="Who may register namespaces of the tenant; more than once."),
+    ] = None,
+    groups: Annotated[
+        list[int] | None, typer.Option("--group", metavar="GID", help="The same, whoever is in that group.")
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Limit what all namespaces of a tenant may hold together, or show the limits. Only administrators set them.
 
     A tenant that reaches its limit goes on: what it puts then makes its own oldest blocks go, never another tenant's.
+
+    Under the name of a tenant with a limit only administrators register namespaces, and whom --user and --group name (without them those
+    who were named before). Whoever is named registers under that tenant only.
     """
     with _connected() as cache:
         if tenant:
             if not size:
                 raise Failed("say how much: a size as 500G, or 'none'", 2)
-            cache.set_quota("" if tenant == NO_TENANT else tenant, 0 if size == "none" else parse_size(size))
+            limit = 0 if size == "none" else parse_size(size)
+            cache.set_quota("" if tenant == NO_TENANT else tenant, limit, users=users or (), groups=groups or ())
             return
         usage = cache.usage()
     names = sorted({*usage.tenants, *usage.quotas})

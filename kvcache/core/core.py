@@ -152,9 +152,11 @@ class KvCore:
         self._known.pop(namespace.id, None)
         await self.cluster.refresh()
 
-    async def set_quota(self, tenant: str, bytes_max: int) -> None:
+    async def set_quota(
+        self, tenant: str, bytes_max: int, *, users: Sequence[int] = (), groups: Sequence[int] = ()
+    ) -> None:
         """How much all namespaces of a tenant may hold together; 0: as much as there is. Raises StatusError."""
-        quota = TenantQuota(tenant=tenant, bytes=bytes_max)
+        quota = TenantQuota(tenant=tenant, bytes=bytes_max, uids=users, gids=groups)
         await self.cluster.meta(CLUSTER.SetTenantQuota, SetTenantQuotaRequest(quota=quota))
         await self.cluster.refresh()
 

@@ -439,9 +439,9 @@ class Manager(Grants):
         """Forget a namespace and its blocks. Raises NOT_FOUND, PERMISSION_DENIED."""
         await self._change(lambda book: namespaces.drop_namespace(book, number, user))
 
-    async def set_tenant_quota(self, quota: TenantQuota) -> None:
+    async def set_tenant_quota(self, quota: TenantQuota, user: Identity) -> None:
         """Limit what all namespaces of a tenant may take together. Raises as `namespaces.set_quota`."""
-        await self._change(lambda book: namespaces.set_quota(book, quota))
+        await self._change(lambda book: namespaces.set_quota(book, quota, user))
 
     # Clients.
 

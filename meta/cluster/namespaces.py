@@ -11,7 +11,7 @@ back with all that it held.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
 
 from ...proto.blocks import BLOCK_BYTES_MAX, TABLE_OF_BLOCKS
@@ -23,6 +23,7 @@ from .routing import Book, Draft, Kind
 NAMESPACES_MAX = 4096
 NAMESPACES_OF_USER_MAX = 1024  # one who is not trusted
 QUOTAS_MAX = 4096
+MEMBERS_MAX = 1024  # users and groups that a quota names
 DESCRIPTOR_BYTES_MAX = 16 << 10
 NAME_BYTES_MAX = 4096
 TENANT_BYTES_MAX = 1024
@@ -49,7 +50,7 @@ def digest_of(descriptor: str) -> bytes:
 def put_namespace(book: Book, wanted: KvNamespace, user: Identity) -> tuple[Draft, KvNamespace]:
     """The change that makes a namespace (none where it is known), and how it stands then. Raises INVALID, TOO_LARGE, EXISTS for a name
     that another one has, and for a known descriptor that is said to mean something else, PERMISSION_DENIED for one that is open to more
-    than the user wants to share with, QUOTA_EXCEEDED when there are too many."""
+    than the user wants to share with or whose tenant is not the user's, QUOTA_EXCEEDED when there are too many."""
     _check(wanted)
     digest = digest_of(wanted.descriptor)
     draft = Draft(book)
@@ -63,6 +64,7 @@ def put_namespace(book: Book, wanted: KvNamespace, user: Identity) -> tuple[Draf
         _check_sharing(known, wanted, user)
         return draft, known
     _check_room(book, wanted, user)
+    _check_tenant(book, wanted.tenant, user)
     made = KvNamespace()
     made.CopyFrom(wanted)
     made.id, made.digest = draft.new_id(Kind.NAMESPACE), digest
@@ -114,6 +116,24 @@ def _check_room(book: Book, wanted: KvNamespace, user: Identity) -> None:
         )
 
 
+def _check_tenant(book: Book, tenant: str, user: Identity) -> None:
+    """Whoever registers under a tenant's name uses up its quota, and has its blocks evicted: those whom the quota names, and nobody else.
+    Who is named somewhere does not leave that quota by another name. Other names are free."""
+    if user.trusted:
+        return
+    mine = {quota.tenant for quota in book.quotas.values() if _names(quota, user.uid, (user.gid, *user.groups))}
+    if (tenant and tenant in book.quotas and tenant not in mine) or (mine and tenant not in mine):
+        whose = ", ".join(sorted(mine)) or "none that has a quota"
+        raise error(
+            Status.PERMISSION_DENIED,
+            f"user {user.uid} does not belong to tenant {tenant!r}, but to {whose}: 'emberfs kv quota' says who does",
+        )
+
+
+def _names(quota: TenantQuota, uid: int, gids: Collection[int]) -> bool:
+    return uid in quota.uids or not set(quota.gids).isdisjoint(gids)
+
+
 def drop_namespace(book: Book, number: int, user: Identity) -> Draft:
     """Forget a namespace; storage servers drop its blocks when they hear of it. Raises NOT_FOUND, PERMISSION_DENIED for who has not
     made it."""
@@ -127,21 +147,44 @@ def drop_namespace(book: Book, number: int, user: Identity) -> Draft:
     return draft
 
 
-def set_quota(book: Book, wanted: TenantQuota) -> Draft:
-    """The change that limits a tenant ("": what belongs to none); 0 bytes: no limit any more. Raises INVALID, TOO_LARGE, QUOTA_EXCEEDED."""
+def set_quota(book: Book, wanted: TenantQuota, user: Identity) -> Draft:
+    """The change that limits a tenant ("": what belongs to none); 0 bytes: no limit any more. Without users and groups they stay who they
+    are. Raises INVALID, TOO_LARGE, QUOTA_EXCEEDED, EXISTS where somebody else has namespaces of that tenant."""
     if not wanted.tenant.isprintable():
         raise error(Status.INVALID, "a tenant has a name that can be printed")
     if len(wanted.tenant.encode()) > TENANT_BYTES_MAX:
         raise error(Status.TOO_LARGE, f"a tenant's name has at most {TENANT_BYTES_MAX} bytes")
     draft = Draft(book)
     key = Kind.QUOTA, wanted.tenant.encode()
+    if len(wanted.uids) + len(wanted.gids) > MEMBERS_MAX:
+        raise error(Status.TOO_LARGE, f"a tenant has at most {MEMBERS_MAX} users and groups")
     if wanted.bytes:
         if wanted.tenant not in book.quotas and len(book.quotas) >= QUOTAS_MAX:
             raise error(Status.QUOTA_EXCEEDED, f"there are {QUOTAS_MAX} quotas of tenants, which is the most")
-        draft.put_named(key, TenantQuota(tenant=wanted.tenant, bytes=wanted.bytes))
+        made = TenantQuota(tenant=wanted.tenant, bytes=wanted.bytes, uids=wanted.uids, gids=wanted.gids)
+        before = book.quotas.get(wanted.tenant)
+        if before is None:
+            _check_members(book, made, user)
+        elif not wanted.uids and not wanted.gids:
+            made.uids[:], made.gids[:] = before.uids, before.gids
+        draft.put_named(key, made)
     elif wanted.tenant in book.quotas:
         draft.remove_named(key)
     return draft
+
+
+def _check_members(book: Book, quota: TenantQuota, user: Identity) -> None:
+    """Who has registered under the tenant's name before it had a quota would share it."""
+    if not quota.tenant:
+        return
+    for known in book.namespaces.values():
+        is_ours = known.uid in (0, user.uid) or _names(quota, known.uid, (known.gid,))
+        if known.tenant == quota.tenant and not is_ours:
+            raise error(
+                Status.EXISTS,
+                f"namespace {known.name!r} of tenant {quota.tenant!r} belongs to user {known.uid}, group {known.gid}: "
+                "name the user or the group with the quota, or drop the namespace",
+            )
 
 
 def follow(book: Book, draft: Draft, now_s: int) -> None:

@@ -102,7 +102,7 @@ class Book:
         self._targets_of: dict[int, dict[int, None]] = {}  # node -> targets
         self.disabled: set[int] = set()  # targets
         self.namespaces: dict[int, KvNamespace] = {}
-        self.quotas: dict[str, int] = {}  # tenant -> bytes
+        self.quotas: dict[str, TenantQuota] = {}  # by tenant
         self._rows: OrderedDict[Key, Row] = OrderedDict()  # least recently changed first
         for key, row in sorted((rows or {}).items(), key=lambda item: item[1].version):
             self._take(key, row)
@@ -134,7 +134,7 @@ class Book:
         elif isinstance(message, KvNamespace):
             self.namespaces[message.id] = message
         elif isinstance(message, TenantQuota):
-            self.quotas[message.tenant] = message.bytes
+            self.quotas[message.tenant] = message
         elif key[0] is Kind.ENDED:
             self.ended[key[1]] = row.epoch
             self.last_end = max(self.last_end, row.version)

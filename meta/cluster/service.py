@@ -206,7 +206,7 @@ class ClusterService:
 
     async def set_tenant_quota(self, request: SetTenantQuotaRequest, context: Context) -> SetTenantQuotaReply:
         _need_trust(context, "limit a tenant")
-        await self._manager.set_tenant_quota(request.quota)
+        await self._manager.set_tenant_quota(request.quota, context.peer.identity)
         return SetTenantQuotaReply()
 
 

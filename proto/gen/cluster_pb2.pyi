@@ -295,12 +295,16 @@ class KvNamespace(_message.Message):
     def __init__(self, id: _Optional[int] = ..., digest: _Optional[bytes] = ..., descriptor: _Optional[str] = ..., name: _Optional[str] = ..., tenant: _Optional[str] = ..., block_bytes: _Optional[int] = ..., ttl_s: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., mode: _Optional[int] = ..., table_version: _Optional[int] = ..., older_versions: _Optional[_Iterable[int]] = ..., changed_s: _Optional[int] = ...) -> None: ...
 
 class TenantQuota(_message.Message):
-    __slots__ = ("tenant", "bytes")
+    __slots__ = ("tenant", "bytes", "uids", "gids")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    UIDS_FIELD_NUMBER: _ClassVar[int]
+    GIDS_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     bytes: int
-    def __init__(self, tenant: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
+    uids: _containers.RepeatedScalarFieldContainer[int]
+    gids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, tenant: _Optional[str] = ..., bytes: _Optional[int] = ..., uids: _Optional[_Iterable[int]] = ..., gids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PutNamespaceRequest(_message.Message):
     __slots__ = ("namespace", "routing_version")

@@ -60,12 +60,12 @@ async def test_who_makes_a_namespace_hears_what_he_needs_to_begin(cluster: Clust
 async def test_they_outlive_the_manager_and_numbers_are_not_used_again(cluster: Cluster) -> None:
     for name in ("a", "b", "c"):
         await cluster.service.put_namespace(request(name), CLIENT)
-    quota = SetTenantQuotaRequest(quota=TenantQuota(tenant="acme", bytes=7))
+    quota = SetTenantQuotaRequest(quota=TenantQuota(tenant="acme", bytes=7, uids=[CLIENT.peer.identity.uid]))
     await cluster.service.set_tenant_quota(quota, SERVER)
     await cluster.service.drop_namespace(DropNamespaceRequest(id=3), CLIENT)
     before = cluster.manager.book
     after = (await cluster.restart()).book
-    assert after.namespaces == before.namespaces and after.quotas == {"acme": 7}
+    assert after.namespaces == before.namespaces and after.quotas == {"acme": quota.quota}
     assert (await cluster.service.put_namespace(request("c"), CLIENT)).namespace.id == 4
     assert sorted(after.namespaces) == [1, 2, 4]
 

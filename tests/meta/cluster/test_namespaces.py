@@ -130,17 +130,56 @@ def test_quotas_come_and_go(book: Book, monkeypatch: pytest.MonkeyPatch) -> None
     follower = RoutingTable()
     follower.apply(_routing(book))
     for tenant, size in (("a", 5), ("b", 6), ("a", 7)):
-        book.apply(set_quota(book, TenantQuota(tenant=tenant, bytes=size)))
-    assert refused(set_quota, book, TenantQuota(tenant="c", bytes=1)) is Status.QUOTA_EXCEEDED
-    assert refused(set_quota, book, TenantQuota(tenant="\x07", bytes=1)) is Status.INVALID
+        book.apply(set_quota(book, TenantQuota(tenant=tenant, bytes=size), ROOT))
+    assert refused(set_quota, book, TenantQuota(tenant="c", bytes=1), ROOT) is Status.QUOTA_EXCEEDED
+    assert refused(set_quota, book, TenantQuota(tenant="\x07", bytes=1), ROOT) is Status.INVALID
     follower.apply(_routing(book, follower.version))
-    assert follower.quotas == book.quotas == {"a": 7, "b": 6}
-    book.apply(set_quota(book, TenantQuota(tenant="a")))
-    assert not set_quota(book, TenantQuota(tenant="a")), "none already"
+    assert follower.quotas == sizes(book) == {"a": 7, "b": 6}
+    book.apply(set_quota(book, TenantQuota(tenant="a"), ROOT))
+    assert not set_quota(book, TenantQuota(tenant="a"), ROOT), "none already"
     assert follower.apply(_routing(book, follower.version)).tenants == {"a"}
     whole = RoutingTable()
     whole.apply(_routing(book))
-    assert follower.quotas == whole.quotas == book.quotas == {"b": 6}
+    assert follower.quotas == whole.quotas == sizes(book) == {"b": 6}
+
+
+def sizes(book: Book) -> dict[str, int]:
+    return {tenant: quota.bytes for tenant, quota in book.quotas.items()}
+
+
+def test_a_tenant_with_a_quota_is_for_whom_the_quota_names(book: Book) -> None:
+    put(book, described("acme/old", tenant=""), BOB)
+    book.apply(set_quota(book, TenantQuota(tenant="acme", bytes=9, uids=[ALICE.uid], gids=[7]), ROOT))
+    put(book, described("acme/1"), ALICE)
+    put(book, described("acme/2"), Identity(1002, 100, (5, 7)))
+    put(book, described("acme/3"), ROOT)
+    assert refused(put_namespace, book, described("acme/4"), BOB) is Status.PERMISSION_DENIED, (
+        "it would be charged to acme"
+    )
+    for tenant in ("", "another"):
+        wanted = described("acme/5", tenant=tenant)
+        assert refused(put_namespace, book, wanted, ALICE) is Status.PERMISSION_DENIED, (
+            "and so does not leave its quota"
+        )
+    put(book, described("other/1", tenant="other"), BOB)
+    assert put(book, described("acme/1", mode=0o666), BOB).tenant == "acme", (
+        "found, not made: its mode says who uses it"
+    )
+    book.apply(set_quota(book, TenantQuota(tenant="acme", bytes=20), ROOT))
+    assert list(book.quotas["acme"].uids) == [ALICE.uid] and list(book.quotas["acme"].gids) == [7], "as before"
+    book.apply(set_quota(book, TenantQuota(tenant="acme"), ROOT))
+    put(book, described("acme/6"), BOB)
+
+
+def test_who_was_there_before_a_quota_is_named_or_goes(book: Book) -> None:
+    put(book, described("acme/1"), BOB)
+    put(book, described("acme/2"), ROOT)
+    assert refused(set_quota, book, TenantQuota(tenant="acme", bytes=9), ROOT) is Status.EXISTS
+    assert refused(set_quota, book, TenantQuota(tenant="acme", bytes=9, uids=[ALICE.uid]), ROOT) is Status.EXISTS
+    book.apply(set_quota(book, TenantQuota(tenant="acme", bytes=9, gids=[BOB.gid]), ROOT))
+    put(book, described("none/1", tenant=""), Identity(1003, 103))
+    book.apply(set_quota(book, TenantQuota(tenant="", bytes=9), ROOT))
+    put(book, described("none/2", tenant=""), Identity(1003, 103))
 
 
 def test_who_missed_too_many_removals_gets_everything(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
