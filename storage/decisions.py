@@ -39,7 +39,10 @@ def decide(update: Update, rows: Rows, chain_version: int, ended: Collection[byt
         return refusal
     elif row is None and update.kind is Kind.TRUNCATE and update.truncate_version == floor:
         return Result(Status.OK)  # nothing to cut; where the floor rises, that is persisted
-    number = row.committed.number if row is not None else rows.version_floor()
+    number = row.committed.number if row is not None else 0
+    if row is None or update.kind is Kind.REPLACE:
+        # Whole new content: its number is above all that were ever given here. A row that fell back when power was lost has forgotten some.
+        number = max(number, rows.version_floor())
     return Version(chain_version, number + 1)
 
 

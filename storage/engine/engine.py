@@ -143,7 +143,7 @@ class ChunkEngine:
         # A chunk that comes back after a remove goes on counting: a version is never given to other content.
         last = old.version if old is not None else self._version_floor
         if not update.version:
-            return last + 1
+            return (max(last, self._version_floor) if update.kind is Kind.REPLACE else last) + 1
         absolute = update.kind in (Kind.REPLACE, Kind.REMOVE) or (update.kind is Kind.TRUNCATE and not update.offset)
         if old is not None and update.version <= last and not absolute:
             raise error(Status.INVALID, f"chunk {update.chunk.hex()}: version {update.version} after {last}")

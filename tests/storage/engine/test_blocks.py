@@ -122,3 +122,24 @@ def test_after_a_power_loss_no_version_is_given_to_other_bytes(seed: int) -> Non
     engine.apply([write(key(1), 0, b"z" * 5000)._replace(block=BLOCK)])
     last = engine.info(key(1))
     assert last is not None and last.version > known.version
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_replaces_a_block_that_fell_back_has_a_version_of_its_own(seed: int) -> None:
+    target = Target()
+    engine = target.open()
+    engine.apply([write(key(1), 0, b"x" * 5000)._replace(block=BLOCK)])
+    engine.checkpoint()
+    engine.apply([replacing(b"y" * 5000)])
+    known = engine.info(key(1))
+    assert known is not None
+    target.power_loss(random.Random(seed))
+    engine = target.open()
+    engine.apply([replacing(b"z" * 5000)])
+    last = engine.info(key(1))
+    assert last is not None and last.version > known.version
+    assert engine.read(key(1)) == b"z" * 5000
+
+
+def replacing(content: bytes) -> Update:
+    return write(key(1), 0, content)._replace(kind=Kind.REPLACE, block=BLOCK)
