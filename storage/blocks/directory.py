@@ -6,14 +6,14 @@ A block is a slot number here, an index into columns; one dictionary for each na
 It is filled when the target is opened, and told of every commit by the engine, whoever caused it: a put, an eviction, the predecessor in
 the chain, a resync, a repair. So every member of a chain has it, and one that becomes the head has nothing to read first.
 
-A slot is HERE or LEAVING: its removal is under way, and it is gone for readers and writers of its key already. What is put under the key of
-a leaving block replaces it.
+A block is here or leaving: then its removal is under way, and it is gone for readers and writers of its key already. Which of both is said
+by its shelf alone, so that a whole shelf leaves at once. What is put under the key of a leaving block replaces it.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ...proto.blocks import HARD_PIN, KV_TENANT, seed_of
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 else:
     Numbers = array
 
-FREE, HERE, LEAVING = 0, 1, 2
+FREE, TAKEN = 0, 1
 FOUND_MAX = 1024  # blocks that are taken in together when a target is opened
 EXPIRY_STEP = 16  # seconds: what is over is looked for in steps of this
 OVER_MAX = 1024  # blocks whose time is over that are named at once
@@ -73,7 +73,7 @@ class Shelf:
     def __init__(self, namespace: int) -> None:
         self.namespace = namespace
         self.slots: dict[bytes, int] = {}  # keys of blocks that are here
-        self.leaving: dict[bytes, int] = {}
+        self.leaving: dict[bytes, int] = {}  # keys of blocks whose removal is under way; none of them is in `slots`
         self.bytes_here = 0
         self.timed = 0  # blocks that have a time to live
         self.hits = self.misses = self.puts = self.puts_existing = self.puts_refused = 0
@@ -192,6 +192,13 @@ class Directory:
             self.generation[slot],
         )
 
+    def is_here(self, slot: int) -> bool:
+        """Whether there is a block that does not leave."""
+        return self.state[slot] != FREE and self.shelves[self.namespace[slot]].slots.get(self.keys[slot]) == slot
+
+    def is_leaving(self, slot: int) -> bool:
+        return self.state[slot] != FREE and self.shelves[self.namespace[slot]].leaving.get(self.keys[slot]) == slot
+
     def is_pinned(self, slot: int, now: float) -> bool:
         pin = self.pin[slot]
         return pin == HARD_PIN or pin > now
@@ -200,7 +207,7 @@ class Directory:
         """By namespace."""
         found: dict[int, int] = {}
         for slot in self._pinned:
-            if self.state[slot] == HERE and self.is_pinned(slot, now):
+            if self.is_here(slot) and self.is_pinned(slot, now):
                 number = self.namespace[slot]
                 found[number] = found.get(number, 0) + self.length[slot]
         return found
@@ -293,7 +300,7 @@ class Directory:
         columns = zip(slots, keys, places, where, lengths, checksums, depths, strict=True)
         for slot, key, place, (handle, offset), length, checksum, depth in columns:
             all_keys[slot] = key
-            state[slot] = HERE
+            state[slot] = TAKEN
             namespace[slot] = number
             generations[slot] = generation
             place_of[slot] = place
@@ -379,9 +386,9 @@ class Directory:
     def _forget_times(self) -> None:
         """Blocks may go, or be given another time, long before their time is over: what was noted of them would only grow."""
         self._expiring, self._times = {}, 0
-        for slot, state in enumerate(self.state):
-            if state == HERE and self.expiry[slot]:
-                self._note_time(slot, self.expiry[slot] // EXPIRY_STEP + 1)
+        for slot, expiry in enumerate(self.expiry):
+            if expiry and self.is_here(slot):
+                self._note_time(slot, expiry // EXPIRY_STEP + 1)
 
     def _uncount(self, shelf: Shelf, slot: int) -> None:
         shelf.bytes_here -= self.length[slot]
@@ -392,11 +399,11 @@ class Directory:
         """Blocks that are here, or leave, were removed."""
         for slot in slots:
             shelf, key = self.shelves[self.namespace[slot]], self.keys[slot]
-            if self.state[slot] == LEAVING:
-                del shelf.leaving[key]
-            else:
+            if shelf.slots.get(key) == slot:
                 del shelf.slots[key]
                 self._uncount(shelf, slot)
+            else:
+                del shelf.leaving[key]
             self._free_slot(shelf, slot)
 
     def leave(self, slots: Sequence[int]) -> None:
@@ -405,18 +412,29 @@ class Directory:
             shelf, key = self.shelves[self.namespace[slot]], self.keys[slot]
             del shelf.slots[key]
             shelf.leaving[key] = slot
-            self.state[slot] = LEAVING
             self._uncount(shelf, slot)
+
+    def leave_all(self, shelf: Shelf, staying: Iterable[bytes]) -> list[int]:
+        """The removal of all blocks of a shelf begins, but for some keys. Those that leave now; whatever their number, it takes no time."""
+        going, shelf.slots = shelf.slots, {key: shelf.slots[key] for key in staying if key in shelf.slots}
+        for key in shelf.slots:
+            del going[key]
+        found = list(going.values())
+        going.update(shelf.leaving)
+        shelf.leaving = going
+        shelf.bytes_here = shelf.timed = 0
+        for slot in shelf.slots.values():
+            self._count(shelf, slot)
+        return found
 
     def stay(self, slots: Sequence[int]) -> None:
         """Their removal failed: those that still leave are here again."""
         for slot in slots:
             shelf, key = self.shelves[self.namespace[slot]], self.keys[slot]
-            if self.state[slot] != LEAVING or shelf.leaving.get(key) != slot:
+            if not self.is_leaving(slot):
                 continue
             del shelf.leaving[key]
             shelf.slots[key] = slot
-            self.state[slot] = HERE
             self._count(shelf, slot)
 
     def _forget(self, record: Record) -> None:
@@ -457,7 +475,7 @@ class Directory:
         return list(dict.fromkeys(found))
 
     def _is_over(self, slot: int, generation: int, now: float) -> bool:
-        return self.state[slot] == HERE and self.generation[slot] == generation and 0 < self.expiry[slot] <= now
+        return self.generation[slot] == generation and 0 < self.expiry[slot] <= now and self.is_here(slot)
 
     def not_yet(self, slots: Sequence[int], now: float) -> None:
         """Blocks whose time is over and that could not be removed now."""

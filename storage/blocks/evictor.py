@@ -38,25 +38,31 @@ _OK = Status.OK
 
 
 class Tenants:
-    """Numbers for tenants, the same for all targets of the process. Number 0 has what no known namespace has."""
+    """Numbers for tenants, the same for all targets of the process. Number 0 has what no known namespace has. A tenant that has neither a
+    namespace nor a quota is forgotten, its number is not used again."""
 
     def __init__(self, routing: RoutingTable) -> None:
         self._routing = routing
         self._numbers: dict[str, int] = {}
+        self._given = 0  # the last number
         self.of_namespace: dict[int, int] = {}
         self.shares: dict[int, int] = {}  # tenant -> bytes of its quota for one chain
 
     def refresh(self) -> None:
         """The routing was changed."""
         routing = self._routing
-        for namespace in routing.namespaces.values():
-            self.of_namespace[namespace.id] = self.number(namespace.tenant)
+        known = {namespace.tenant for namespace in routing.namespaces.values()} | routing.quotas.keys()
+        self._numbers = {tenant: number for tenant, number in self._numbers.items() if tenant in known}
+        self.of_namespace = {each.id: self.number(each.tenant) for each in routing.namespaces.values()}
         version = routing.table_versions.get(TABLE_OF_BLOCKS, 0)
         chains = max(1, len(routing.tables.get((TABLE_OF_BLOCKS, version), ())))
         self.shares = {self.number(tenant): max(1, quota // chains) for tenant, quota in routing.quotas.items()}
 
     def number(self, tenant: str) -> int:
-        return self._numbers.setdefault(tenant, len(self._numbers) + 1)
+        number = self._numbers.get(tenant)
+        if number is None:
+            self._given = number = self._numbers[tenant] = self._given + 1
+        return number
 
     @property
     def names(self) -> Mapping[str, int]:
@@ -155,9 +161,11 @@ class Evictor:
         mine = [there for number, there in pinned.items() if of_namespace.get(number, 0) == tenant] if share else []
         return not share or sum(mine) + size <= share // PINNED_PART
 
-    def expect(self, namespace: int, size: int) -> None:
+    def tenant_of(self, namespace: int) -> int:
+        return self._tenants.of_namespace.get(namespace, 0)
+
+    def expect(self, tenant: int, size: int) -> None:
         """So many bytes of slots are being written; negative: they were, or will not be."""
-        tenant = self._tenants.of_namespace.get(namespace, 0)
         coming = self._coming.get(tenant, 0) + size
         if coming > 0:
             self._coming[tenant] = coming
@@ -293,3 +301,5 @@ class Evictor:
                 await self._store.empty(namespace)
             elif not shelf.leaving and all(number != namespace for number, _ in self._store.reserved):
                 del self._store.directory.shelves[namespace]
+                del self._missing[namespace]
+                self._tenant_of.pop(namespace, None)

@@ -14,7 +14,6 @@ from weakref import WeakSet
 
 from ...proto.env import Environment
 from ...proto.gen.kvcache_pb2 import BlockEventsReply
-from .directory import HERE
 from .store import Store
 
 EVENTS_MAX = 1 << 16  # of all namespaces; older ones are forgotten
@@ -48,8 +47,8 @@ class _Ear:
             return
         directory = self._store.directory
         namespace, key = directory.namespace[block], directory.keys[block]
-        another = directory.shelf(namespace).slots.get(key, block)
-        if another == block or directory.state[another] != HERE:  # else it was put anew before the old one was gone
+        # Otherwise it was put anew before the old one was gone.
+        if directory.shelf(namespace).slots.get(key, block) == block:
             self._feed.note(namespace, key, GONE)
 
 

@@ -276,7 +276,8 @@ class Puts:
         promise = self._env.promise()
         for key in reserved:
             store.reserved[key] = promise
-        store.evictor.expect(batch.namespace.id, takes)
+        tenant = store.evictor.tenant_of(batch.namespace.id)
+        store.evictor.expect(tenant, takes)
         pins = takes if batch.pin else 0
         store.directory.count_pins(batch.namespace.id, pins)
         try:
@@ -285,7 +286,7 @@ class Puts:
             if long:
                 await self._write_updates(store, run, long, batch, shelf)
         finally:
-            store.evictor.expect(batch.namespace.id, -takes)
+            store.evictor.expect(tenant, -takes)
             store.directory.count_pins(batch.namespace.id, -pins)
             for key in reserved:
                 del store.reserved[key]

@@ -7,7 +7,6 @@ touches and whatever takes a lease by the head of the chain, which evicts.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
@@ -37,11 +36,11 @@ from ...proto.routing import RoutingTable
 from ...proto.rpc import KVCACHE, Context
 from ..service import StorageService
 from ..target import Target
-from .directory import HERE
 from .evictor import Tenants
 from .feed import Feed
 from .gets import Get
 from .leases import LEASE_MS_MAX, new_lease
+from .listing import Listings
 from .puts import Puts
 from .requests import READ, WRITE, Run, Runs, keys_of, need_rights, runs_of
 from .store import Store
@@ -82,6 +81,7 @@ class KvCacheService:
         self._tenants = Tenants(routing)
         self._puts = Puts(env)
         self._feed = Feed(env)
+        self._listings = Listings(env)
         self._touches = Touches(env)
         storage.watchers.append(self.routing_changed)
         self.routing_changed()
@@ -301,15 +301,18 @@ class KvCacheService:
             raise error(status, f"chain {request.chain}: {status.name}")
         directory = store.directory
         limit = min(request.blocks_max or LIST_BLOCKS_MAX, LIST_BLOCKS_MAX)
-        keys = list(directory.shelf(namespace.id).slots)
-        page = await store.target.blocking(_page, keys, request.after, limit + 1)
-        more = len(page) > limit
+        name, after = (context.peer.client, namespace.id, request.chain), request.after
+        found: list[tuple[bytes, int]] = []
+        more = True
+        while more and not found:  # all of a page may have gone meanwhile
+            page = await self._listings.page(
+                name, after, limit + 1, directory.shelf(namespace.id), store.target.blocking
+            )
+            more = len(page) > limit
+            slots_of = directory.shelf(namespace.id).slots
+            found = [(key, slot) for key in page[:limit] if (slot := slots_of.get(key, -1)) >= 0]
+            after = page[limit - 1] if more else b""
         now = self._wall()
-        found = [
-            (key, slot)
-            for key in page[:limit]
-            if (slot := directory.shelf(namespace.id).slots.get(key, -1)) >= 0 and directory.state[slot] == HERE
-        ]
         slots = [slot for _, slot in found]
         return ListBlocksReply(
             keys=b"".join([key for key, _ in found]),
@@ -400,9 +403,3 @@ USAGE = (
 
 def _is_for_blocks(target: Target) -> bool:
     return target.table == TABLE_OF_BLOCKS or len(target.directory) > 0
-
-
-def _page(keys: Sequence[bytes], after: bytes, limit: int) -> list[bytes]:
-    """The first keys behind `after`, in order. In any thread: keys are many."""
-    wanted = (key for key in keys if key > after) if after else iter(keys)
-    return heapq.nsmallest(limit, wanted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ...proto.blocks import chunk_of
@@ -14,7 +14,7 @@ from ..engine.removal import Gone, is_quiet, remove_blocks
 from ..engine.slots import CLASS_BYTES
 from ..events import ALWAYS, Kind, Update
 from ..target import Target
-from .directory import FIRST, FREE, HERE, LEAVING
+from .directory import FIRST, FREE
 from .evictor import Evictor, Tenants
 from .leases import Leases
 from .record import unpack_record
@@ -78,7 +78,7 @@ class Store:
         became: dict[int, Status] = {}
         due: list[Leaving] = []
         for slot in dict.fromkeys(slots):
-            if self.directory.state[slot] != HERE:
+            if not self.directory.is_here(slot):
                 continue
             leaving = self._leaving(slot)
             # One whose time is over may be being replaced: its remove would come behind what takes its place.
@@ -160,34 +160,30 @@ class Store:
 
     def drop(self, namespace: int) -> None:
         """Remove all blocks of a namespace, in the background; they are gone for readers when this returns."""
-        self._begin_removal(list(self.directory.shelf(namespace).slots.values()), "dropped blocks")
+        slots = self._all_leave(namespace)
+        self.target.env.spawn(lambda: self._take_away(slots), "dropped blocks")
 
     async def empty(self, namespace: int) -> None:
         """As `drop`, but done when this returns."""
-        await self._removal(list(self.directory.shelf(namespace).slots.values()))()
+        await self._take_away(self._all_leave(namespace))
 
-    def _begin_removal(self, slots: Sequence[int], why: str) -> None:
-        self.target.env.spawn(self._removal(slots), why)
+    def _all_leave(self, namespace: int) -> list[int]:
+        # A key that is being put stays: a remove behind it in line would take away what is acknowledged.
+        staying = [key for number, key in self.reserved if number == namespace]
+        return self.directory.leave_all(self.directory.shelf(namespace), staying)
 
-    def _removal(self, slots: Sequence[int]) -> Callable[[], Coroutine[Any, Any, None]]:
-        """These are gone for readers now. What takes them away."""
-        directory, reserved = self.directory, self.reserved
-        keys, namespace, generation, state = directory.keys, directory.namespace, directory.generation, directory.state
-        going = [(slot, generation[slot]) for slot in slots if (namespace[slot], keys[slot]) not in reserved]
-        directory.leave([slot for slot, _ in going])
-
-        async def run() -> None:
-            for begin in range(0, len(going), DROPS_MAX):
-                part = going[begin : begin + DROPS_MAX]
-                left = [slot for slot, number in part if state[slot] == LEAVING and generation[slot] == number]
-                leaving = [self._leaving(slot) for slot in left]
-                await self._remove_all(self._remove_now(leaving))
-                for at in leaving:
-                    if not self._still_leaves(at):
-                        self.target.damaged.pop(at.chunk, None)
-                await self.target.env.sleep(0)  # others have their turn: there may be millions
-
-        return run
+    async def _take_away(self, slots: Sequence[int]) -> None:
+        """Those that leave, with turns for others: there may be millions."""
+        for begin in range(0, len(slots), DROPS_MAX):
+            # What is not leaving any more was replaced, or taken away by somebody else.
+            leaving = [
+                self._leaving(slot) for slot in slots[begin : begin + DROPS_MAX] if self.directory.is_leaving(slot)
+            ]
+            await self._remove_all(self._remove_now(leaving))
+            for at in leaving:
+                if not self._still_leaves(at):
+                    self.target.damaged.pop(at.chunk, None)
+            await self.target.env.sleep(0)
 
     def damaged(self, chunk: bytes) -> bool:
         """A chunk is damaged. A block that no other member can give is a miss from now on; whether that is so."""
@@ -199,8 +195,9 @@ class Store:
             return False
         record = unpack_record(info.block)
         slot = self.directory.shelf(record.namespace).slots.get(record.key, -1)
-        if slot >= 0:
-            self._begin_removal([slot], "damaged block")
+        if slot >= 0 and (record.namespace, record.key) not in self.reserved:
+            self.directory.leave([slot])
+            self.target.env.spawn(lambda: self._take_away([slot]), "damaged block")
         return slot >= 0
 
     # --- places and hits ---

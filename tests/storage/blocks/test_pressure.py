@@ -15,6 +15,7 @@ from emberfs.proto.gen import kvcache_pb2
 from emberfs.proto.rpc import KVCACHE
 from emberfs.storage.blocks import directory as directories
 from emberfs.storage.blocks import leases as leasing
+from emberfs.storage.blocks import listing
 from emberfs.storage.blocks import tier as tiers
 from emberfs.storage.blocks.leases import Holder, Leases
 
@@ -91,6 +92,86 @@ def test_others_have_their_turn_while_many_blocks_go(tmp_path: Path) -> None:
         world.env.wall_ns = lambda: time.time_ns() + 60_000_000_000  # type: ignore[method-assign]
         assert await turns_during(evictor._expire()) >= 2
         assert not len(world.store.directory)
+
+    run(test, tmp_path)
+
+
+def test_a_shelf_leaves_at_once(tmp_path: Path) -> None:
+    """Whatever the number of its blocks, a drop takes no time on the loop: the shelf's table is handed over, not copied."""
+
+    async def test(world: Blocks) -> None:
+        blocks = small(0, 300)
+        await world.put_ok(blocks, namespace=ANY_LENGTH, ttl_s=[60] * 300)
+        directory, shelf = world.store.directory, world.store.directory.shelf(ANY_LENGTH)
+        table, keys = shelf.slots, list(blocks)
+        slots = directory.leave_all(shelf, staying=[keys[5], key(999)])
+        assert shelf.leaving is table and list(shelf.slots) == [keys[5]]
+        assert (len(slots), shelf.bytes_here, shelf.timed) == (299, SMALL, 1)
+        assert [directory.is_here(slot) for slot in (table[keys[0]], shelf.slots[keys[5]])] == [False, True]
+        directory.stay(slots)
+        assert (len(shelf.slots), shelf.leaving, shelf.bytes_here, shelf.timed) == (300, {}, 300 * SMALL, 300)
+        await world.store.empty(ANY_LENGTH)
+        assert (len(directory), shelf.leaving, shelf.bytes_here, shelf.timed) == (0, {}, 0, 0)
+
+    run(test, tmp_path)
+
+
+def test_a_listing_goes_on_where_it_was_and_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "LISTING_SECONDS", 0.05)
+    monkeypatch.setattr(listing, "LISTINGS_MAX", 1)
+
+    async def test(world: Blocks) -> None:
+        blocks = small(0, 500)
+        await world.put_ok(blocks, namespace=ANY_LENGTH)
+        where = {"namespace": ANY_LENGTH, "chain": 1, "chain_version": 1}
+
+        async def page(after: bytes, count: int = 100) -> list[bytes]:
+            request = kvcache_pb2.ListBlocksRequest(**where, after=after, blocks_max=count)  # type: ignore[arg-type]
+            reply = await world.call(KVCACHE.ListBlocks, request)
+            found = [reply.keys[at : at + 32] for at in range(0, len(reply.keys), 32)]
+            assert reply.more == (bool(found) and found[-1] != keys[-1])
+            return found
+
+        keys = sorted(blocks)
+        listings = world.blocks._listings
+        assert await page(b"") == keys[:100]
+        (kept,) = listings._listings.values()
+        await world.delete(keys[100:250], namespace=ANY_LENGTH)
+        assert await page(keys[99]) == keys[250:300], "those of this page that are still there"
+        assert await page(keys[199]) == keys[250:300]
+        assert [*listings._listings.values()] == [kept], "nothing was sorted twice"
+        assert await page(keys[99], 10) == keys[250:260], "whole pages that are gone are passed over"
+        assert await page(keys[489]) == keys[490:]
+        assert not listings._listings, "it came to its end"
+        assert await page(keys[299]) == keys[300:400], "one that was forgotten begins anew"
+        async with asyncio.timeout(10):
+            while listings._listings:
+                await asyncio.sleep(0.01)
+        assert await page(b"\xff" * 32) == []
+
+    run(test, tmp_path)
+
+
+def test_dropped_namespaces_and_tenants_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emberfs.storage.blocks.evictor.DROPPED_SECONDS", 0.0)
+
+    async def test(world: Blocks) -> None:
+        await world.put_ok(small(0, 20), namespace=ANY_LENGTH)
+        evictor, tenants = world.store.evictor, world.blocks._tenants
+        number = tenants.names[TENANT]
+        kept, world.namespaces = world.namespaces, []
+        world.announce()
+        world.routing.namespaces.clear()
+        world.blocks.routing_changed()
+        await settled(world)
+        await settled(world)
+        assert not world.store.directory.shelves and not len(world.store.directory)
+        assert not tenants.names and not tenants.of_namespace and not evictor._tenant_of and not evictor._missing
+        world.namespaces = kept
+        world.announce()
+        assert tenants.names[TENANT] > number, "numbers are not used again"
+        await world.put_ok(small(0, 20), namespace=ANY_LENGTH)
+        assert evictor.policy.bytes_of(tenants.names[TENANT]) > 0
 
     run(test, tmp_path)
 
