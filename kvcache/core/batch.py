@@ -26,7 +26,7 @@ from ...proto.rpc import Method
 from ..keys import Placement, select
 from ..namespace import Namespace
 from ..places import Places, cut
-from .statuses import AGAIN, CANCELLED, LATE, MISS, code_of, failure_of
+from .statuses import AGAIN, CANCELLED, DEAD, LATE, MISS, WRONG_SIZE, code_of, failure_of
 
 if TYPE_CHECKING:
     from .core import KvCore
@@ -91,6 +91,10 @@ class Batch:
 
     # What an operation says of itself.
 
+    def fits(self, row: int) -> bool:
+        """Whether the memory of a row is as long as it has to be."""
+        return True
+
     def weight(self, row: int) -> int:
         """Bytes that a row moves."""
         return 0
@@ -154,6 +158,20 @@ class Batch:
             cluster.replicas.failed(part.replica, failure.status)
         for row in part.rows:
             self.again(row, failure, part)
+
+    def checked(self, places: Places, *, all_fit: bool = False) -> Sequence[int]:
+        """The rows that can be asked for at all; the others get their status. `all_fit`: as far as it is known without a look at each."""
+        rows: Sequence[int] = range(self.count)
+        if not all_fit:
+            rows = [row for row in rows if self.fits(row)]
+            if len(rows) != self.count:
+                self.settle(range(self.count), WRONG_SIZE)
+                self.settle(rows, AGAIN)
+        dead = places.dead_rows(rows)
+        if dead:
+            self.settle(dead, DEAD)
+            rows = [row for row in rows if self.statuses[row] != DEAD]
+        return rows
 
     # Rounds.
 

@@ -25,7 +25,7 @@ from ...proto.rpc import KVCACHE, STORAGE
 from ..keys import Placement, key_at, key_columns
 from ..places import Places, Views
 from .batch import Batch, Part
-from .statuses import AGAIN, CANCELLED, DAMAGED, DEAD, MISS, WRONG_SIZE
+from .statuses import CANCELLED, DAMAGED, MISS
 
 REPORT_SECONDS = 1.0  # a report waits at most so long: the scrubber would find the damage, too. Scaled
 
@@ -47,7 +47,9 @@ class Get(Batch):
 
     async def run(self, placements: Sequence[Placement]) -> list[int]:
         """`placements`: the newest one, and older ones in which blocks may still lie."""
-        rows: Sequence[int] = self._checked()
+        wanted, lengths = self.namespace.block_bytes, self.places.lengths
+        all_fit = self.offsets is None and wanted > 0 and lengths.count(wanted) == self.count
+        rows = self.checked(self.places, all_fit=all_fit)
         for placement in placements:
             await self.carry_out(rows, placement, older=placement is not placements[0])
             rows = [row for row in rows if self.statuses[row] == MISS]
@@ -59,22 +61,7 @@ class Get(Batch):
             self._cut()
         return self.statuses
 
-    def _checked(self) -> Sequence[int]:
-        """The rows that can be asked for at all; the others get their status."""
-        wanted, lengths = self.namespace.block_bytes, self.places.lengths
-        rows: Sequence[int] = range(self.count)
-        if self.offsets is not None or not wanted or lengths.count(wanted) != self.count:
-            rows = [row for row in rows if self._fits(row)]
-            if len(rows) != self.count:
-                self.settle(range(self.count), WRONG_SIZE)
-                self.settle(rows, AGAIN)
-        dead = self.places.dead_rows(rows)
-        if dead:
-            self.settle(dead, DEAD)
-            rows = [row for row in rows if self.statuses[row] != DEAD]
-        return rows
-
-    def _fits(self, row: int) -> bool:
+    def fits(self, row: int) -> bool:
         wanted, length = self.namespace.block_bytes, self.places.lengths[row]
         if self.offsets is not None:
             return length > 0 and self.offsets[row] + length <= (wanted or BLOCK_BYTES_MAX)

@@ -18,7 +18,7 @@ from ...proto.rpc import KVCACHE
 from ..keys import Placement, key_columns
 from ..places import Places
 from .batch import Batch, Part
-from .statuses import AGAIN, CANCELLED, DEAD, WRONG_SIZE
+from .statuses import AGAIN, CANCELLED
 
 
 @dataclass(eq=False)
@@ -40,7 +40,9 @@ class Put(Batch):
 
     async def run(self, placements: Sequence[Placement]) -> list[int]:
         """Put them where the newest of the placements says."""
-        rows, doubles = self._distinct(self._checked())
+        wanted, lengths = self.namespace.block_bytes, self.places.lengths
+        all_fit = wanted > 0 and lengths.count(wanted) == self.count
+        rows, doubles = self._distinct(self.checked(self.places, all_fit=all_fit))
         await self.carry_out(rows, placements[0])
         for row, first in doubles.items():
             self.statuses[row] = self.statuses[first]
@@ -48,19 +50,9 @@ class Put(Batch):
             self.settle([row for row in rows if self.statuses[row] == AGAIN], CANCELLED)
         return self.statuses
 
-    def _checked(self) -> Sequence[int]:
-        wanted, lengths = self.namespace.block_bytes, self.places.lengths
-        rows: Sequence[int] = range(self.count)
-        if not wanted or lengths.count(wanted) != self.count:
-            rows = [row for row in rows if (lengths[row] == wanted if wanted else 0 < lengths[row] <= BLOCK_BYTES_MAX)]
-            if len(rows) != self.count:
-                self.settle(range(self.count), WRONG_SIZE)
-                self.settle(rows, AGAIN)
-        dead = self.places.dead_rows(rows)
-        if dead:
-            self.settle(dead, DEAD)
-            rows = [row for row in rows if self.statuses[row] != DEAD]
-        return rows
+    def fits(self, row: int) -> bool:
+        wanted, length = self.namespace.block_bytes, self.places.lengths[row]
+        return length == wanted if wanted else 0 < length <= BLOCK_BYTES_MAX
 
     def _distinct(self, rows: Sequence[int]) -> tuple[Sequence[int], dict[int, int]]:
         """A key is sent once: of several rows with the same, the others get its status."""

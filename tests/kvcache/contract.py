@@ -7,8 +7,9 @@ and saying how a subject is opened.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import pytest
@@ -45,6 +46,23 @@ class Subject(Protocol):
 
 # Opens a subject; what is given changes its identity: model, revision, dtype, heads, layout, salt or tenant (NamespaceSpec's fields).
 Open = Callable[..., AbstractContextManager[Subject]]
+
+
+def opener(make: Callable[..., Any], end: Callable[[Any], object] | None = None) -> Open:
+    """Opens what `make(salt, small=..., identity=...)` makes, and closes it in the end. All that one test opens has one salt."""
+    salt = f"{time.time_ns()}"
+
+    @contextmanager
+    def open_one(*, small: bool = False, **identity: Any) -> Iterator[Subject]:
+        made = make(salt, small=small, identity=identity)
+        try:
+            yield made
+        finally:
+            made.close()
+            if end is not None:
+                end(made)
+
+    return open_one
 
 
 def whole_prefix(bits: Sequence[bool]) -> int:
@@ -124,7 +142,7 @@ class Contract:
         keys = keys_of(8)
         blocks = blocks_of(keys, 1)
         results: list[list[bool]] = []
-        with open_subject() as first, open_subject(same=True) as second:
+        with open_subject() as first, open_subject() as second:
             blocks = blocks_of(keys, first.block_bytes)
             start = threading.Barrier(4)
 
@@ -153,7 +171,7 @@ class Contract:
         with open_subject() as subject:
             subject.put(keys, blocks_of(keys, subject.block_bytes))
             for identity in self.identities:
-                with open_subject(same=True, **identity) as other:
+                with open_subject(**identity) as other:
                     assert other.exists(keys) == [False] * 4, identity
                     assert other.get(keys) == [None] * 4, identity
 

@@ -8,8 +8,8 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from emberfs.kvcache.adapters.arena import Arena, view_of
 from emberfs.kvcache.adapters.lmcache_native import EmberNative, split
 from emberfs.kvcache.adapters.settings import AdapterSettings, key_of, succeeded
 
-from .contract import Contract, Open
+from .contract import Contract, Open, opener
 from .faces import keys_of, spec_of
 
 WAIT_MS = 30_000
@@ -162,17 +162,7 @@ class Subject:
 class TestNativePlugin(Contract):
     @pytest.fixture
     def open_subject(self, cluster: Any) -> Open:
-        salt = f"{time.time_ns()}"
-
-        @contextmanager
-        def open_one(*, same: bool = False, small: bool = False, **identity: Any) -> Iterator[Subject]:
-            made = Subject(cluster.url, salt, small=small, identity=identity)
-            try:
-                yield made
-            finally:
-                made.close()
-
-        return open_one
+        return opener(partial(Subject, cluster.url))
 
     def test_deleting(self, subject: Subject) -> None:
         keys = keys_of(3)

@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from emberfs.proto.blocks import TABLE_OF_BLOCKS
 
 from .contract import Contract, Open
 from .faces import blocks_of, keys_of, opened, spec_of
-from .test_contract import FaceSubject
+from .test_contract import face_opener
 
 NODES = 3
 BLOCK = 30_000
@@ -39,15 +38,7 @@ class TestSeveralChains(Contract):
 
     @pytest.fixture
     def open_subject(self, wide: Any) -> Open:
-        first = spec_of(BLOCK)
-
-        @contextmanager
-        def open_one(*, same: bool = False, small: bool = False, **identity: Any) -> Iterator[FaceSubject]:
-            fields = {"salt": first.salt} if same else {}
-            with opened("blocking", wide.url) as made:
-                yield FaceSubject(made, spec_of(512 if small else BLOCK, **{**fields, **identity}), "slots")
-
-        return open_one
+        return face_opener("blocking", wide.url, "slots")
 
 
 @pytest.fixture(params=["blocking", "asyncio"])

@@ -68,6 +68,18 @@ class FaceSubject:
         return (buffer, rows, half), [[buffer.view[at : at + half] for at in row] for row in rows]
 
 
+def face_opener(face: str, url: str, memory: str) -> Open:
+    """Opens subjects over this face: all that one test opens have one salt, and are the same but for what is given."""
+    salt = spec_of(BLOCK).salt
+
+    @contextmanager
+    def open_one(*, small: bool = False, **identity: Any) -> Iterator[FaceSubject]:
+        with opened(face, url) as made:
+            yield FaceSubject(made, spec_of(SMALL if small else BLOCK, **{"salt": salt, **identity}), memory)
+
+    return open_one
+
+
 KINDS = [(face, "slots") for face in FACES] + [("blocking", memory) for memory in ("private", "unaligned", "halves")]
 
 
@@ -75,15 +87,7 @@ class TestFaces(Contract):
     @pytest.fixture(params=KINDS, ids="-".join)
     def open_subject(self, request: pytest.FixtureRequest, cluster: Any) -> Open:
         face, memory = request.param
-        first = spec_of(BLOCK)
-
-        @contextmanager
-        def open_one(*, same: bool = False, small: bool = False, **identity: Any) -> Iterator[FaceSubject]:
-            fields = {"salt": first.salt} if same else {}
-            with opened(face, cluster.url) as made:
-                yield FaceSubject(made, spec_of(SMALL if small else BLOCK, **{**fields, **identity}), memory)
-
-        return open_one
+        return face_opener(face, cluster.url, memory)
 
 
 @pytest.mark.parametrize("bytes_of", [BLOCK + 1, None], ids=["blocks of another length", "blocks of any length"])

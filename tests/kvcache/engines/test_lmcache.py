@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ..contract import MANY, Contract, Open
+from ..contract import MANY, Contract, Open, opener
 from .parts import require
 
 require("lmcache", "LMCache")
@@ -413,18 +414,7 @@ class ConnectorSubject:
 class TestConnectorContract(Contract):
     @pytest.fixture
     def open_subject(self, cluster: LocalCluster) -> Open:
-        salt = f"{time.time_ns()}"
-
-        @contextmanager
-        def open_one(*, same: bool = False, small: bool = False, **identity: Any) -> Iterator[ConnectorSubject]:
-            made = ConnectorSubject(cluster.url, salt, small=small, identity=identity)
-            try:
-                yield made
-            finally:
-                made.close()
-                made.end()
-
-        return open_one
+        return opener(partial(ConnectorSubject, cluster.url), ConnectorSubject.end)
 
 
 def test_a_connector_has_more(cluster: LocalCluster) -> None:
@@ -456,14 +446,4 @@ def test_a_connector_has_more(cluster: LocalCluster) -> None:
 class TestContract(Contract):
     @pytest.fixture(params=["plugin", "native_plugin"])
     def open_subject(self, request: pytest.FixtureRequest, cluster: LocalCluster) -> Open:
-        salt = f"{time.time_ns()}"
-
-        @contextmanager
-        def open_one(*, same: bool = False, small: bool = False, **identity: Any) -> Iterator[Subject]:
-            made = Subject(request.param, cluster.url, salt, small=small, identity=identity)
-            try:
-                yield made
-            finally:
-                made.close()
-
-        return open_one
+        return opener(partial(Subject, request.param, cluster.url))

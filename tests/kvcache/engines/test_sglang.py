@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ..contract import MANY, Contract, Open
+from ..contract import MANY, Contract, Open, opener
 from .parts import require
 
 require("sglang", "SGLang")
@@ -418,17 +418,7 @@ class Subject:
 class TestContract(Contract):
     @pytest.fixture(params=[True, False], ids=["MLA", "MHA"])
     def open_subject(self, request: pytest.FixtureRequest, cluster: LocalCluster) -> Open:
-        salt = f"{time.time_ns()}"
-
-        @contextmanager
-        def open_one(*, same: bool = False, small: bool = False, **identity: Any) -> Iterator[Subject]:
-            made = Subject(cluster.url, salt, mla=request.param, small=small, identity=identity)
-            try:
-                yield made
-            finally:
-                made.close()
-
-        return open_one
+        return opener(partial(Subject, cluster.url, mla=request.param))
 
     @pytest.fixture(autouse=True)
     def heads_are_of_no_matter_where_all_have_them(self, request: pytest.FixtureRequest) -> None:

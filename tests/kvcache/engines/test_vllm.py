@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ..contract import MANY, Contract, Open
+from ..contract import MANY, Contract, Open, opener
 from .parts import attribute, require
 
 require("vllm", "vLLM")
@@ -269,14 +269,4 @@ class Subject:
 class TestContract(Contract):
     @pytest.fixture
     def open_subject(self, cluster: LocalCluster) -> Open:
-        salt = f"{time.time_ns()}"
-
-        @contextmanager
-        def open_one(*, same: bool = False, small: bool = False, **identity: Any) -> Iterator[Subject]:
-            made = Subject(cluster.url, salt, small=small, identity=identity)
-            try:
-                yield made
-            finally:
-                made.close()
-
-        return open_one
+        return opener(partial(Subject, cluster.url))
