@@ -98,7 +98,7 @@ def _own(sizes: Sizes) -> Iterator[Places]:
             temporary_cluster(port=0, capacity=ROOM_FILES * sizes.mib * MIB + ROOM_BYTES)
         )
         mounts = [
-            stack.enter_context(_mounted(cluster.url, folder / name, options))
+            stack.enter_context(mounted(cluster.url, folder / name, options))
             for name, options in (("mount", ""), ("uncached", f"{UNCACHED},strict"), ("leased", UNCACHED))
         ]
         yield _beside(stack, folder, *mounts)
@@ -116,7 +116,8 @@ def _beside(stack: ExitStack, folder: Path, ours: Path, uncached: Path | None, l
 
 
 @contextlib.contextmanager
-def _mounted(url: str, path: Path, options: str) -> Iterator[Path]:
+def mounted(url: str, path: Path, options: str) -> Iterator[Path]:
+    """A cluster at a new directory, with options as behind -o, until the end of the block."""
     path.mkdir()
     command = [sys.executable, "-P", "-m", "emberfs"]
     chosen = ["-o", options] if options else []
