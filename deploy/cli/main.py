@@ -41,6 +41,7 @@ COMMANDS = {
     "chain": ("chain", "Disks and chains"),
     "kv": ("kv", "KV cache"),
     "sort": ("sort", "Training"),
+    "ckpt": ("ckpt", "Training"),
     "ls": ("listing", "Files"),
     "tree": ("listing", "Files"),
     "stat": ("listing", "Files"),
