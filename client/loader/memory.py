@@ -1,0 +1,48 @@
+"""Memory that is used again when the last view of it is gone.
+
+Whoever gets a batch keeps numpy views, tensors over them, slices of those, for as long as they like; each keeps the array alive that the
+views were cut from, and the end of that array gives the memory back. The garbage collector may say so in the middle of anything, also where
+this very thread holds a lock: so a callback only appends to a deque, and the next read does the work.
+"""
+
+from __future__ import annotations
+
+import mmap
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+
+KEPT_MAX = 8  # unused pieces of memory of one size
+
+
+def lent(view: memoryview, give_back: Callable[[Any], object], token: Any) -> Bytes:
+    """An array over a view; `give_back(token)` when it and all views of it are gone."""
+    array = np.frombuffer(view, np.uint8) if len(view) else np.empty(0, np.uint8)
+    weakref.finalize(array, give_back, token).atexit = False
+    return array
+
+
+class Memories:
+    """Private memory by powers of two: fresh memory costs a page fault for each 4 KiB, more than a read from the page cache."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[memoryview]] = {}
+        self._returned: deque[memoryview] = deque()
+
+    def take(self, length: int) -> Bytes:
+        """An array of so many bytes, with undefined contents."""
+        while self._returned:
+            piece = self._returned.popleft()
+            kept = self._free.setdefault(len(piece), [])
+            if len(kept) < KEPT_MAX:
+                kept.append(piece)
+        size = max(mmap.PAGESIZE, 1 << max(0, length - 1).bit_length())
+        free = self._free.get(size)
+        piece = free.pop() if free else memoryview(mmap.mmap(-1, size))
+        return lent(piece[:length], self._returned.append, piece)

@@ -1,0 +1,284 @@
+"""Where a data set lies: in a cluster, or in a directory of this machine. All formats are read and written through these few methods."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ...proto.errors import Status, StatusError
+from ..blocking import Client, connect
+from .memory import Bytes, Memories, lent
+
+FILES_OPEN_MAX = 512  # of one store in one process; the one that was used longest ago is closed
+COPY_WINDOW_BYTES = 8 << 20
+
+
+class Pending(Protocol):
+    """A batched read on its way."""
+
+    def finish(self) -> Bytes:
+        """All ranges, one after the other. The memory is used again when the last view of it is gone. Raises OSError."""
+
+    def cancel(self) -> None:
+        """Nobody wants it any more."""
+
+
+class Store(Protocol):
+    """Paths are relative to the data set's root. A store can be pickled, and used after a fork."""
+
+    url: str
+    verifies: bool  # whether every byte that is read has been checked already
+
+    def find(self, suffix: str = "") -> list[tuple[str, int]]:
+        """Path and size in bytes of all files whose name ends so, in order."""
+
+    def read(
+        self, paths: Sequence[str], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
+    ) -> Pending:
+        """Begin to read `lengths[i]` bytes from `offsets[i]` on of `paths[file[i]]`, for all i at once."""
+
+    def read_files(self, paths: Sequence[str]) -> list[bytes]:
+        """The contents of whole files."""
+
+    def open(self, path: str, mode: str) -> Any:
+        """A binary file with `read`, `write`, `seek`, `tell`, `truncate`, `flush`, and `fileno` or `fsync`."""
+
+    def sync(self, file: Any) -> None:
+        """What was written to an open file survives a loss of power from here on."""
+
+    def close(self) -> None: ...
+
+
+def open_store(where: str | os.PathLike[str] | Store, **options: Any) -> Store:
+    """`where`: an "ember://…" URL, whose path is the root, or a local directory. `options` are those of `emberfs.connect`."""
+    if not isinstance(where, (str, os.PathLike)):
+        return where
+    text = os.fspath(where)
+    return ClusterStore(text, **options) if text.startswith("ember:") else DirectoryStore(text)
+
+
+class ClusterStore:
+    """A directory of a cluster, through a client that each process connects when it first needs it."""
+
+    verifies = True
+
+    def __init__(self, url: str, **options: Any) -> None:
+        scheme, _, rest = url.partition("://")
+        host, _, path = rest.partition("/")
+        self.url = url
+        self.root = "/" + path.strip("/")
+        self._cluster = f"{scheme}://{host}/"
+        self._options = options
+        self._reset()
+
+    def _reset(self) -> None:
+        self._client: Client | None = None
+        self._files: OrderedDict[str, Any] = OrderedDict()
+        self._returned: deque[Any] = deque()  # reads whose last view is gone
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "root": self.root, "_cluster": self._cluster, "_options": self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    @property
+    def client(self) -> Client:
+        if self._client is None:
+            self._client = connect(self._cluster, **self._options)
+        return self._client
+
+    def path(self, path: str) -> str:
+        """Absolute in the cluster."""
+        return f"{self.root.rstrip('/')}/{path}" if path else self.root
+
+    def find(self, suffix: str = "") -> list[tuple[str, int]]:
+        stat = self.client.stat(self.root)
+        if not stat.is_dir:
+            return [("", stat.size)]
+        found = [(path, entry.size) for path, entry in self.client.find(self.root) if entry.is_file]
+        return sorted((path, size) for path, size in found if path.endswith(suffix))
+
+    def read(
+        self, paths: Sequence[str], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
+    ) -> Pending:
+        self._give_back()
+        chosen = list(dict.fromkeys(file))
+        handles = [self._open(paths[number]) for number in chosen]
+        if len(chosen) == 1:
+            file = [0] * len(lengths)
+        elif chosen != list(range(len(chosen))):
+            places = {number: place for place, number in enumerate(chosen)}
+            file = [places[number] for number in file]
+        try:
+            return _FromPool(self.client.bulk_read(handles, file, offsets, lengths), self._returned)
+        except StatusError as failure:
+            if failure.status not in (Status.BUSY, Status.TOO_LARGE):
+                raise
+        rows = [(handles[place], offset, length) for place, offset, length in zip(file, offsets, lengths, strict=True)]
+        return _Copied(self.client, rows)
+
+    def read_files(self, paths: Sequence[str]) -> list[bytes]:
+        found = self.client.read_ranges([(self.path(path), None, None) for path in paths])
+        for one in found:
+            if isinstance(one, StatusError):
+                raise one
+        return found  # type: ignore[return-value]
+
+    def open(self, path: str, mode: str) -> Any:
+        return self.client.open(self.path(path), mode, parents="r" not in mode)
+
+    def sync(self, file: Any) -> None:
+        file.fsync()
+
+    def close(self) -> None:
+        client = self._client
+        self._reset()
+        if client is not None:
+            client.close()
+
+    def _open(self, path: str) -> Any:
+        file = self._files.get(path)
+        if file is None:
+            file = self._files[path] = self.client.open(self.path(path), "rb")
+            if len(self._files) > FILES_OPEN_MAX:
+                self._files.popitem(last=False)[1].close()
+        elif len(self._files) >= FILES_OPEN_MAX:
+            self._files.move_to_end(path)
+        return file
+
+    def _give_back(self) -> None:
+        while self._returned:
+            self._returned.popleft().release()
+
+
+class _FromPool:
+    """Bytes in the client's own memory, where servers have moved them."""
+
+    def __init__(self, bulk: Any, returned: deque[Any]) -> None:
+        self._bulk = bulk
+        self._returned = returned
+
+    def finish(self) -> Bytes:
+        return lent(self._bulk.finish(), self._returned.append, self._bulk)
+
+    def cancel(self) -> None:
+        self._bulk.release()
+
+
+class _Copied:
+    """Where the client's memory does not suffice, because too many batches are kept or one is too large: bytes in memory of their own."""
+
+    def __init__(self, client: Client, rows: list[tuple[Any, int, int]]) -> None:
+        self._client = client
+        self._rows = rows
+
+    def finish(self) -> Bytes:
+        memory = np.empty(sum(length for _, _, length in self._rows), np.uint8)
+        self._client.read_many(self._rows, memory)
+        return memory
+
+    def cancel(self) -> None:
+        self._rows = []
+
+
+class DirectoryStore:
+    """A local directory, or one file of it."""
+
+    verifies = False
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.url = self.root = os.path.abspath(root)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._memories = Memories()
+        self._files: OrderedDict[str, int] = OrderedDict()  # descriptors
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "root": self.root}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def path(self, path: str) -> str:
+        return os.path.join(self.root, path) if path else self.root
+
+    def find(self, suffix: str = "") -> list[tuple[str, int]]:
+        if not os.path.isdir(self.root):
+            return [("", os.stat(self.root).st_size)]
+        found = [path for path in Path(self.root).rglob("*") if path.name.endswith(suffix) and path.is_file()]
+        return sorted((str(path.relative_to(self.root)), path.stat().st_size) for path in found)
+
+    def read(
+        self, paths: Sequence[str], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
+    ) -> Pending:
+        return _FromDisk(self, paths, file, offsets, lengths)
+
+    def read_now(
+        self, paths: Sequence[str], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
+    ) -> Bytes:
+        """One `preadv` for each range."""
+        memory = self._memories.take(sum(lengths))
+        view, position = memory.data, 0
+        for number, offset, length in zip(file, offsets, lengths, strict=True):
+            end = position + length
+            self._fill(paths[number], view[position:end], offset)
+            position = end
+        return memory
+
+    def _fill(self, path: str, view: memoryview, offset: int) -> None:
+        descriptor = self._open(path)
+        while view:
+            count = os.preadv(descriptor, [view], offset)
+            if not count:
+                raise EOFError(f"{self.path(path)} ends at byte {offset}, where a sample goes on")
+            view, offset = view[count:], offset + count
+
+    def read_files(self, paths: Sequence[str]) -> list[bytes]:
+        return [Path(self.path(path)).read_bytes() for path in paths]
+
+    def open(self, path: str, mode: str) -> Any:
+        whole = Path(self.path(path))
+        if "r" not in mode:
+            whole.parent.mkdir(parents=True, exist_ok=True)
+        return whole.open(mode)
+
+    def sync(self, file: Any) -> None:
+        file.flush()
+        os.fsync(file.fileno())
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def _open(self, path: str) -> int:
+        descriptor = self._files.get(path, -1)
+        if descriptor < 0:
+            descriptor = self._files[path] = os.open(self.path(path), os.O_RDONLY | os.O_CLOEXEC)
+            if len(self._files) > FILES_OPEN_MAX:
+                os.close(self._files.popitem(last=False)[1])
+        elif len(self._files) >= FILES_OPEN_MAX:
+            self._files.move_to_end(path)
+        return descriptor
+
+
+class _FromDisk:
+    """Reads when it is waited for: the kernel has its own readahead, and the page cache its own copy."""
+
+    def __init__(self, store: DirectoryStore, *columns: Any) -> None:
+        self._store = store
+        self._columns = columns
+
+    def finish(self) -> Bytes:
+        return self._store.read_now(*self._columns)
+
+    def cancel(self) -> None:
+        self._columns = ()
