@@ -35,7 +35,6 @@ from .environment import SimulatedEnvironment, Simulation
 from .knobs import Knobs
 from .loop import Host
 
-SUPERVISOR_SECONDS = 1.0  # until a process that has ended itself is started again
 CACHE_BYTES = 1 << 20
 POOL_BYTES = 1 << 20
 SCRUB_RATE = 64 << 20  # bytes a second
@@ -143,10 +142,6 @@ class StorageNode:
             platters.kill()
         self.host.spawn(self._serve(), f"{self.host.name} serves", loud=True)
 
-    def _supervise(self) -> None:
-        if not self.running:
-            self.start()
-
     # The process.
 
     async def _serve(self) -> None:
@@ -167,10 +162,8 @@ class StorageNode:
         def changed(change: Change) -> None:
             service.routing_changed(change)
 
-        def taken(_: StatusError) -> None:
-            # It ends, and its supervisor starts another one. That one's predecessor may have registered after it: requests overtake.
-            self.kill()
-            simulation.loop.call_at(simulation.loop.time + SUPERVISOR_SECONDS, self._supervise)
+        def taken(why: StatusError) -> None:
+            raise AssertionError(f"a dead process took the place of the one after it: {why}")
 
         membership = Membership(env, self._managers, routing, changed, log, lease=lease, taken=taken)
         membership.spare = True
@@ -179,11 +172,7 @@ class StorageNode:
         node.process = simulation.random.getrandbits(63) | 1
         node.addresses.append(simulation.network.serve(host, [service]))
         membership.targets = lambda: [Reported(t.entry(), t.replica.chain, t.unreached()) for t in targets]
-        try:
-            await membership.register()
-        except StatusError as refused:
-            assert refused.status is Status.FENCED, refused
-            return  # `taken` has seen to it
+        await membership.register()
         self.number = node.id
         self.membership = membership
         env.spawn(membership.heartbeats, "heartbeats")
