@@ -107,17 +107,17 @@ class BulkRead:
             if end > handle.file.length:
                 async with handle.file.lock:
                     await handle.file.fetch()  # it may have grown since it was opened
-        files = [handle.file for handle in self._handles]
-        self._check_ends(files)
-        return files
+                self._check_ends()
+        if self._offsets and min(self._offsets) < 0:
+            self._check_ends()
+        return [handle.file for handle in self._handles]
 
-    def _check_ends(self, files: Sequence[Inode]) -> None:
+    def _check_ends(self) -> None:
+        """Raise INVALID for a range that is not all there."""
         for place, offset, length in zip(self._file, self._offsets, self._lengths, strict=True):
-            if offset < 0 or offset + length > files[place].length:
-                raise error(
-                    Status.INVALID,
-                    f"{self._handles[place].name}: bytes {offset} to {offset + length} of {files[place].length}",
-                )
+            handle = self._handles[place]
+            if offset < 0 or offset + length > handle.size:
+                raise error(Status.INVALID, f"{handle.name}: bytes {offset} to {offset + length} of {handle.size}")
 
     async def _begin(self, files: list[Inode]) -> None:
         inlined = {place for place in set(self._file) if files[place].inlined}
@@ -174,7 +174,7 @@ class BulkRead:
         if not (short or home.missed or home.spoiled):
             return
         if short:
-            self._check_ends([handle.file for handle in self._handles])
+            self._check_ends()
         old = self._slice
         if home.spoiled:
             self._slice = self._take(self.length)

@@ -89,6 +89,7 @@ class Columns:
     index: Sequence[int]
     offset: Sequence[int]
     length: list[int]
+    placed: list[int] | None = None  # the chain of each row, as of the requests that are made now
 
     def inode(self, row: int) -> Inode:
         return self.files[self.file[row]] if self.file else self.files[0]
@@ -96,6 +97,21 @@ class Columns:
     def chain(self, row: int) -> int:
         chains = self.inode(row).chains
         return chains[self.index[row] % len(chains)]
+
+    def chains(self) -> list[int]:
+        """The chain of each row."""
+        if self.placed is None:
+            stripes = [file.chains for file in self.files]
+            if max(map(len, stripes)) == 1:
+                firsts = [stripe[0] for stripe in stripes]
+                self.placed = [firsts[file] for file in self.file] if self.file else firsts * len(self.index)
+            elif self.file:
+                pairs = zip([stripes[file] for file in self.file], self.index, strict=True)
+                self.placed = [stripe[index % len(stripe)] for stripe, index in pairs]
+            else:
+                stripe, width = stripes[0], len(stripes[0])
+                self.placed = [stripe[index % width] for index in self.index]
+        return self.placed
 
     def chunk(self, row: int) -> ChunkId:
         return ChunkId(0, self.inode(row).id, self.index[row])

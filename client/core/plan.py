@@ -49,7 +49,29 @@ def assign(cluster: Cluster, columns: Columns, rows: Sequence[int], attempts: Ma
         if len(serving) == 1 or (len(rows) <= STEP_OPERATIONS and sum(columns.length) <= STEP_BYTES):
             replica = serving[0] if len(serving) == 1 else cluster.replicas.choose(serving, columns.index[rows[0]])
             return {replica.node: (rows, [replica.target] * len(rows))}
+    if not attempts:
+        chains = columns.chains()
+        alone = {chain: cluster.table.route(chain).serving for chain in set(chains)}
+        if all(len(serving) == 1 for serving in alone.values()):
+            return _only(alone, chains, rows)
     return _spread(cluster, columns, rows, attempts)
+
+
+def _only(alone: Mapping[int, Sequence[Replica]], chains: Sequence[int], rows: Sequence[int]) -> Assignment:
+    """Where each chain has one replica that serves, there is nothing to choose."""
+    targets = {chain: serving[0].target for chain, serving in alone.items()}
+    nodes = {chain: serving[0].node for chain, serving in alone.items()}
+    every = len(rows) == len(chains)
+    if len(set(nodes.values())) == 1:
+        mine = chains if every else [chains[row] for row in rows]
+        return {next(iter(nodes.values())): (rows, [targets[chain] for chain in mine])}
+    plan: dict[int, tuple[list[int], list[int]]] = {node: ([], []) for node in nodes.values()}
+    for row in rows:
+        chain = chains[row]
+        chosen, their = plan[nodes[chain]]
+        chosen.append(row)
+        their.append(targets[chain])
+    return {node: share for node, share in plan.items() if share[0]}
 
 
 class _Run:
@@ -69,8 +91,9 @@ def _spread(cluster: Cluster, columns: Columns, rows: Sequence[int], attempts: M
     planned: dict[
         int, int
     ] = {}  # by node: full shares, -1 while the first one has room: one request is better than two
+    chains = columns.chains()
     for row in rows:
-        chain = columns.chain(row)
+        chain = chains[row]
         run = runs.get(chain)
         if attempts and (tries := attempts.get(row)) is not None:
             candidates = tries.candidates(cluster.table.route(chain).serving)
@@ -107,11 +130,14 @@ def request_of(cluster: Cluster, columns: Columns, rows: Sequence[int]) -> tuple
         inodes = [file.id] * len(rows)
         capabilities = [file.capability_read]
     else:
-        chains = [columns.chain(row) for row in rows]
-        inodes = [columns.inode(row).id for row in rows]
-        places = {file: i for i, file in enumerate(dict.fromkeys(columns.file[row] for row in rows))}
+        every = columns.chains()
+        chains = every if whole else [every[row] for row in rows]
+        files = columns.file if whole else [columns.file[row] for row in rows]
+        ids = [file.id for file in columns.files]
+        inodes = [ids[file] for file in files]
+        places = {file: i for i, file in enumerate(dict.fromkeys(files))}
         capabilities = [columns.files[file].capability_read for file in places]
-        capability = [places[columns.file[row]] for row in rows]
+        capability = [places[file] for file in files]
     versions = {chain: table.route(chain).version for chain in set(chains)}
     request = ReadRequest(
         chain=chains,

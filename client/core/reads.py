@@ -191,6 +191,7 @@ class Fetch:
     # --- sending --------------------------------------------------------------------------------------------------------------------
 
     def _send(self, rows: Sequence[int]) -> None:
+        self.columns.placed = None  # a file that was empty may have taken another layout
         for node, (chosen, targets) in assign(self.cluster, self.columns, rows, self._attempts).items():
             every = len(chosen) == len(self.columns.length)
             for begin, end in portions(self.columns.length if every else [self.columns.length[row] for row in chosen]):
