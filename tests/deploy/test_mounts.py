@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import os
 import select
@@ -25,6 +26,7 @@ from .command import Command, Result
 pytestmark = pytest.mark.skipif(not can_mount(), reason="mounting needs root and /dev/fuse")
 
 MOUNT_FAILED = 32  # exit code of mount(8)
+UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "emberfs-mount@.service"
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,29 @@ def test_in_the_foreground_until_it_is_interrupted(cluster: LocalCluster, place:
     assert mounting.find(str(place)) is None
 
 
+def test_the_unit_of_systemd(cluster: LocalCluster, place: Path) -> None:
+    """Its command, as systemd runs it; reloaded, and ended."""
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    assert unit.read(UNIT)
+    words = {"${OPTIONS}": "noatime", "${URL}": cluster.url, "%f": str(place)}
+    command = [words.get(word, word) for word in unit["Service"]["ExecStart"].split()]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind("\0" + f"emberfs-unit-{os.getpid()}")
+        environment = {**os.environ, "PATH": path, "NOTIFY_SOCKET": f"@emberfs-unit-{os.getpid()}"}
+        with subprocess.Popen(command, env=environment, cwd="/", stderr=subprocess.PIPE, text=True) as process:
+            assert select.select([systemd], [], [], 60)[0] and systemd.recv(100) == b"READY=1"
+            (place / "file").write_bytes(b"x")
+            assert unit["Service"]["ExecReload"] == "/bin/kill -HUP $MAINPID"
+            process.send_signal(signal.SIGHUP)
+            assert (place / "file").read_bytes() == b"x"
+            process.terminate()
+            process.communicate(timeout=60)
+            assert process.returncode == 0
+    assert mounting.find(str(place)) is None
+
+
 def test_what_mount_calls(cluster: LocalCluster, place: Path) -> None:
     assert helper(cluster, cluster.url, str(place), "-f", "-o", "rw").code == 0 and mounting.find(str(place)) is None
     assert (
@@ -126,7 +151,7 @@ def test_what_mount_calls(cluster: LocalCluster, place: Path) -> None:
 
 
 def test_mount_itself(cluster: LocalCluster, place: Path, tmp_path: Path) -> None:
-    """mount(8) looks for helpers in /sbin: here in a namespace of its own, where it finds ours."""
+    """mount(8), with a line of fstab, calls ours, which it looks for in /sbin."""
     script = tmp_path / "mount.emberfs"
     script.write_text(
         f"#!/bin/sh\nexec {sys.executable} -P -c 'from emberfs.deploy.cli.mount import helper; helper()' \"$@\"\n"
@@ -137,12 +162,11 @@ def test_mount_itself(cluster: LocalCluster, place: Path, tmp_path: Path) -> Non
         pytest.skip("mounting needs root and /dev/fuse")  # and is installed here: nothing to stand in for
     target.symlink_to(script)
     try:
-        done = subprocess.run(
-            ["mount", "-t", "emberfs", "-o", "noatime,nofail", cluster.url, str(place)],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
+        fstab = tmp_path / "fstab"
+        directory = str(place).replace(" ", "\\040")
+        fstab.write_text(f"{cluster.url} {directory} emberfs _netdev,nofail,noatime 0 0\n")
+        command = ["mount", "--fstab", str(fstab), str(place)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
     finally:
         target.unlink()
     assert done.returncode == 0, done.stderr
