@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .client import Core
     from .reading import Reader
 
-WINDOW_BYTES = 8 << 20  # of `read_many`, on their way at once while as many are copied
+WINDOW_BYTES = 8 << 20  # of `read_many`, on their way while as many are copied
 
 
 class BulkRead:
@@ -196,12 +196,24 @@ async def read_many(core: Core, ranges: Sequence[tuple[Reader, int, int]], view:
         raise error(Status.INVALID, f"the buffer must be writable and hold all ranges; it has {len(view)} bytes")
     handles = list(dict.fromkeys(handle for handle, _, _ in ranges))
     places = {handle: place for place, handle in enumerate(handles)}
+    rows = [(places[handle], offset, length) for handle, offset, length in ranges]
+    patience = core.cluster.patience()
     position = 0
     flying: list[BulkRead] = []
     try:
-        for window in _windows([(places[handle], offset, length) for handle, offset, length in ranges]):
+        for window in _windows(rows, min(WINDOW_BYTES, core.options.memory // 8)):
             file, offsets, lengths = zip(*window, strict=True)
-            flying.append(await BulkRead(core, handles, file, offsets, lengths).start())
+            while True:
+                try:
+                    flying.append(await BulkRead(core, handles, file, offsets, lengths).start())
+                    break
+                except StatusError as failure:
+                    if failure.status is not Status.BUSY:
+                        raise
+                    if not flying:  # others have all of the memory
+                        await patience.again(failure)
+                while flying:
+                    position = await _copy(flying.pop(0), view, position)
             if len(flying) > 1:
                 position = await _copy(flying.pop(0), view, position)
         while flying:
@@ -223,8 +235,8 @@ async def _copy(bulk: BulkRead, view: memoryview, position: int) -> int:
     return end
 
 
-def _windows(rows: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
-    """Ranges in portions of at most WINDOW_BYTES; long ones are cut."""
+def _windows(rows: Sequence[tuple[int, int, int]], limit: int) -> list[list[tuple[int, int, int]]]:
+    """Ranges in portions of at most `limit` bytes; long ones are cut."""
     found: list[list[tuple[int, int, int]]] = []
     room = 0
     for place, offset, length in rows:
@@ -232,7 +244,7 @@ def _windows(rows: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, 
         while done < length:
             if not room:
                 found.append([])
-                room = WINDOW_BYTES
+                room = limit
             part = min(room, length - done)
             found[-1].append((place, offset + done, part))
             done += part

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...proto.errors import Status, StatusError
-from ..blocking import Client, connect
+from ..blocking import BulkRead, Client, connect
 from .memory import Bytes, Memories, lent
 
 FILES_OPEN_MAX = 512  # of one store in one process; the one that was used longest ago is closed
@@ -63,11 +63,11 @@ def open_store(where: str | os.PathLike[str] | Store, **options: Any) -> Store:
 
 
 class ClusterStore:
-    """A directory of a cluster, through a client that each process connects when it first needs it."""
+    """A directory of a cluster, through a client that each process connects when it first needs it, or one that is open already."""
 
     verifies = True
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, url: str, *, client: Client | None = None, **options: Any) -> None:
         scheme, _, rest = url.partition("://")
         host, _, path = rest.partition("/")
         self.url = url
@@ -75,11 +75,14 @@ class ClusterStore:
         self._cluster = f"{scheme}://{host}/"
         self._options = options
         self._reset()
+        self._client = client
+        self._lent = client is not None
 
     def _reset(self) -> None:
         self._client: Client | None = None
+        self._lent = False
         self._files: OrderedDict[str, Any] = OrderedDict()
-        self._returned: deque[Any] = deque()  # reads whose last view is gone
+        self._pieces = _Pieces()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, "root": self.root, "_cluster": self._cluster, "_options": self._options}
@@ -108,7 +111,7 @@ class ClusterStore:
     def read(
         self, paths: Sequence[str], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
     ) -> Pending:
-        self._give_back()
+        self._pieces.give_back()
         chosen = list(dict.fromkeys(file))
         handles = [self._open(paths[number]) for number in chosen]
         if len(chosen) == 1:
@@ -116,11 +119,13 @@ class ClusterStore:
         elif chosen != list(range(len(chosen))):
             places = {number: place for place, number in enumerate(chosen)}
             file = [places[number] for number in file]
-        try:
-            return _FromPool(self.client.bulk_read(handles, file, offsets, lengths), self._returned)
-        except StatusError as failure:
-            if failure.status not in (Status.BUSY, Status.TOO_LARGE):
-                raise
+        size = sum(lengths)
+        if self._pieces.bytes + size <= self.client.core.options.memory // 2:
+            try:
+                return self._pieces.lend(self.client.bulk_read(handles, file, offsets, lengths), size)
+            except StatusError as failure:
+                if failure.status not in (Status.BUSY, Status.TOO_LARGE):
+                    raise
         rows = [(handles[place], offset, length) for place, offset, length in zip(file, offsets, lengths, strict=True)]
         return _Copied(self.client, rows)
 
@@ -138,9 +143,13 @@ class ClusterStore:
         file.fsync()
 
     def close(self) -> None:
-        client = self._client
+        client, lent = self._client, self._lent
+        for file in self._files.values():
+            file.close()
         self._reset()
-        if client is not None:
+        if lent:
+            self._client, self._lent = client, True
+        elif client is not None:
             client.close()
 
     def _open(self, path: str) -> Any:
@@ -153,23 +162,38 @@ class ClusterStore:
             self._files.move_to_end(path)
         return file
 
-    def _give_back(self) -> None:
-        while self._returned:
-            self._returned.popleft().release()
+
+class _Pieces:
+    """The client's own memory, as far as batches lie in it: half of it at most, since all that the client does needs some."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.returned: deque[_FromPool] = deque()  # their last view is gone
+
+    def lend(self, bulk: BulkRead, size: int) -> _FromPool:
+        self.bytes += size
+        return _FromPool(bulk, size, self)
+
+    def give_back(self) -> None:
+        while self.returned:
+            self.returned.popleft().cancel()
 
 
 class _FromPool:
     """Bytes in the client's own memory, where servers have moved them."""
 
-    def __init__(self, bulk: Any, returned: deque[Any]) -> None:
+    def __init__(self, bulk: BulkRead, size: int, pieces: _Pieces) -> None:
         self._bulk = bulk
-        self._returned = returned
+        self._size = size
+        self._pieces = pieces
 
     def finish(self) -> Bytes:
-        return lent(self._bulk.finish(), self._returned.append, self._bulk)
+        return lent(self._bulk.finish(), self._pieces.returned.append, self)
 
     def cancel(self) -> None:
         self._bulk.release()
+        self._pieces.bytes -= self._size
+        self._size = 0
 
 
 class _Copied:

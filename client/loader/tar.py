@@ -45,7 +45,7 @@ def _spans(shard: Any, path: str) -> list[list[int]]:
                 if key != last:
                     spans.append([member.offset, 0])
                     last = key
-                spans[-1][1] = member.offset_data + member.size
+                spans[-1][1] = member.offset_data + -(-member.size // BLOCK) * BLOCK
                 cast(Any, archive).members = []  # or it would keep all of them
     except tarfile.TarError as bad:
         raise ValueError(f"{path} is no plain tar archive: {bad}") from bad
