@@ -92,3 +92,26 @@ def acknowledge_operations(url: str, folder: str, seed: int, journal: str, stop:
             log.write(json.dumps({"state": "done", **record}) + "\n")
             done += 1
     return done
+
+
+def read_epoch(url: str, journal: str, batches: int, batch_size: int) -> None:
+    """Read an epoch of a data set, or what is left of it by `journal`: a JSON line for each batch, with its samples, the digest of their
+    bytes and the loader's state. Stops in the middle of a batch after so many, for somebody to kill this process."""
+    import json
+    import signal
+
+    from emberfs.client.loader import Loader, open_samples
+
+    loader = Loader(open_samples(url), batch_size, seed=3)
+    with open(journal, "a+") as log:
+        log.seek(0)
+        lines = log.read().splitlines()
+        if lines:
+            loader.load_state_dict(json.loads(lines[-1])["state"])
+        for done, batch in enumerate(loader):
+            if done == batches:
+                signal.pause()
+            digest = hashlib.sha256(batch.data).hexdigest()
+            line = {"numbers": batch.numbers.tolist(), "digest": digest, "state": loader.state_dict()}
+            log.write(json.dumps(line) + "\n")
+            log.flush()
