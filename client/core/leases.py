@@ -50,7 +50,7 @@ INODES_MAX = 1 << 17  # whose attributes are kept; at the limit the oldest 1/8 g
 NAMES_MAX = 1 << 17
 DROPPED_PART = 8
 WHOLE_MAX = 1 << 15  # directories all of whose names are known
-NOTICES_MAX = 4096  # that are remembered one by one, for replies that are on their way
+NOTICES_MAX = 1 << 14  # that are remembered one by one, for replies that are on their way
 
 MISSING = 0  # where a name leads that does not exist
 NAME_BYTES_MAX = 255  # longer ones are wrong, not missing
@@ -202,8 +202,14 @@ class Leases(Generic[Kept]):
             if name[0] in self._whole:
                 self._end_whole(name[0])
         if len(told) > NOTICES_MAX:
-            told.clear()
-            self._floor = number
+            self._forget_notices()
+
+    def _forget_notices(self) -> None:
+        """Of the older half nobody knows any more what they were about: what was asked before them is not learned. Not all of them, or each
+        change that is under way would seem to have been overtaken, and end what is known of its directory."""
+        floor = sorted(self._told.values())[len(self._told) // 2]
+        self._told = {key: number for key, number in self._told.items() if number > floor}
+        self._floor = max(self._floor, floor)
 
     def forget_all(self) -> None:
         """Nothing is known any more, and what was asked before now will not be learned."""

@@ -67,6 +67,19 @@ async def test_notices_that_are_not_remembered_one_by_one_count_for_all(leases: 
     assert leases.attributes(5) is None
 
 
+async def test_of_many_notices_the_younger_ones_are_remembered_one_by_one(leases: Leases[Stat]) -> None:
+    """Or changes that are under way while others reach the limit would end what is known of whole directories."""
+    old = leases.asked()
+    for inode in range(10, 10 + module.NOTICES_MAX):
+        leases.forget([inode])
+    began = leases.asked()
+    leases.forget([9], [(1, b"f")])
+    assert len(leases._told) < module.NOTICES_MAX
+    for question, inode, learned in ((began, 5, True), (began, 9, False), (old, 6, False)):
+        leases.learn(question, at(inode), a_stat(inode))
+        assert (leases.attributes(inode) is not None) is learned
+
+
 async def test_what_is_known_is_bounded(leases: Leases[Stat]) -> None:
     stat = a_stat(1)
     for inode in range(1, module.INODES_MAX + 1000):
