@@ -31,7 +31,7 @@ from ..client.core.options import Options
 from ..proto.drivers.aio import AioEnvironment
 from ..proto.errors import Status, StatusError, error
 from ..proto.ids import new_client_id
-from ..proto.process import configure_logging
+from ..proto.process import calm_collector, configure_logging
 from ..proto.settings import parse_url, time_scale
 from .control import Control
 from .device import Device
@@ -141,6 +141,7 @@ class Mount:
         chosen = Options(timeout=options.timeout, memory=options.memory, atime=not options.noatime, name=name)
         core = Core(env, location.addresses, chosen, 0)
         core.succeed(self._first_number - 1)
+        core.read_together()
         self._requests = core.cluster.requests = JournaledRequests(env, self._first_number - 1, self._journal)
         try:
             await core.connect()
@@ -176,6 +177,7 @@ class Mount:
             await self._take_over(session, _agreement(agreement))
         if self._stopping.is_set():
             return
+        calm_collector()
         await session.run()
         if not self._stopping.is_set():
             _log.info("unmounted", path=self._given["path"])

@@ -173,7 +173,7 @@ class Process:
 
     def ready(self, *, node: int, addresses: Sequence[str], cluster: str) -> None:
         """It serves. `addresses` are where, with the ports that were chosen."""
-        _calm_collector()
+        calm_collector()
         report = {"node": node, "addresses": list(addresses), "pid": os.getpid(), "cluster": cluster}
         self.log.info("serving", node=node, addresses=list(addresses), cluster=cluster, uid=os.getuid())
         self._report(report)
@@ -223,7 +223,7 @@ class Process:
         await asyncio.gather(*workers, return_exceptions=True)
 
 
-def _calm_collector() -> None:
+def calm_collector() -> None:
     """Let the garbage collector look less often, and not at what lives as long as the process.
 
     Requests make thousands of small objects that die by their reference count; with the interpreter's defaults the collector takes a

@@ -46,6 +46,7 @@ from .options import O_APPEND, O_CREAT, O_ONCE, O_RDONLY, O_TRUNC, Mode, Options
 from .paths import PathLike, at, place, text
 from .ranges import read_ranges
 from .reading import Reader
+from .together import Together
 from .writeback import WriteBack
 from .writes import sync_chains
 
@@ -66,6 +67,7 @@ class Core(Namespace):
         self.handles: WeakSet[Handle] = WeakSet()
         self.losing = env.lock()
         self.orphans: deque[Handle] = deque()  # open handles that nobody refers to any more
+        self.together: Together | None = None  # where many read at once
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
@@ -109,6 +111,10 @@ class Core(Namespace):
         leases.on_recall = lambda inode: self._in_background(kept.recalled(self, inode))
         leases.on_end = lambda: self._in_background(kept.give_all_back(self))
         return leases
+
+    def read_together(self) -> None:
+        """From now on lent reads that come in one turn of the loop go together: for who serves many."""
+        self.together = Together(self.cluster)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         async def run() -> None:

@@ -141,8 +141,9 @@ class Reader:
                 await self.stream.lend(offset, count, lender)
         else:
             self.stream.next = offset + count
-            patience = self.file.cluster.patience()
-            fetch = await read_piece(self.file, offset, count, lender.all, patience)
+            patience, together = self.file.cluster.patience(), self.core.together
+            short_way = read_piece if together is None else together.read
+            fetch = await short_way(self.file, offset, count, lender.all, patience)
             if fetch is not None:
                 await self._finish(fetch, patience, lender.take)
 
