@@ -12,6 +12,7 @@ import os
 import socket
 import types
 from collections.abc import Callable, Coroutine, Generator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -33,6 +34,8 @@ from .transport.tcp import InlineSink, Scratch, span_table
 
 if TYPE_CHECKING:
     from .server import Server
+    from .transport.rdma.sinks import RemoteRegions
+    from .transport.rdma.socket import RdmaSocket
 
 NOTICE_UNSENT_BYTES_MAX = 1 << 20  # of a connection: no further notice is handed to its socket
 BUSY_RETRY_MS = 20
@@ -57,6 +60,8 @@ class Connection(Stream):
         self._retiring = False  # no further request is taken; closes when the last is answered
         self._subscriptions: dict[int, Subscription] = {}
         self._regions: Regions | None = None
+        self._memory: Regions | RemoteRegions | None = None  # what requests name: these, or those offered over RDMA
+        self._next: RdmaSocket | None = None  # to go on over, when the answer to that has left
         self._region: tuple[int, ClientRegion] | None = None  # of a PURPOSE_REGION connection
         kernel = None
         if kind == "unix":
@@ -77,6 +82,7 @@ class Connection(Stream):
     def receive(self, buffer: memoryview) -> int:
         if self._hello is None or self._kind != "unix":
             return self.sock.recv_into(buffer)
+        assert isinstance(self.sock, socket.socket)
         count, ancillary, _, _ = self.sock.recvmsg_into([buffer], socket.CMSG_SPACE(4 * 4), socket.MSG_CMSG_CLOEXEC)
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -97,7 +103,7 @@ class Connection(Stream):
         key = (self.peer.client, hello.identity.uid)
         regions = self.server.regions.setdefault(key, Regions())
         regions.connections += 1
-        self._regions = regions
+        self._regions = self._memory = regions
         if hello.hello.purpose == rpc_pb2.PURPOSE_REGION:
             self._accept_region(hello.hello.region, regions)
         elif self._descriptors:
@@ -155,8 +161,8 @@ class Connection(Stream):
             return
         if frame.request_id in self._requests:
             raise error(Status.PROTOCOL, f"{self.peer.name} used request id {frame.request_id} twice at the same time")
-        assert self._regions is not None
-        request = Request(frame, self.peer, self._regions, self.server.buffers, self._reserve)
+        assert self._memory is not None
+        request = Request(frame, self.peer, self._memory, self.server.buffers, self._reserve)
         if frame.bulk_bytes:
             request.bulk_held = frame.bulk_bytes
         try:
@@ -208,6 +214,10 @@ class Connection(Stream):
     def _reply_inline(self, request: Request, reply: Message, sink: Scratch) -> None:
         """The filled bytes follow the frame; the buffer is free when the socket has taken them."""
         frame = request.frame
+        if sink.remote:
+            sink.move(partial(self._release, request))
+            self.send(wire.encode(wire.REPLY, frame.method, frame.request_id, reply.SerializeToString()))
+            return
         pieces = sink.pieces()
         size = sum([len(data) for _, data in pieces])
         head = wire.encode(
@@ -314,6 +324,8 @@ class Connection(Stream):
             request = self._requests.get(frame.request_id)
             if request is not None:
                 request.cancelled = True
+        elif wire.RDMA_CONNECT <= frame.method <= wire.RDMA_WITHDRAW and not frame.flags and self._region is None:
+            self._rdma_frame(frame)
         elif frame.method == wire.GOODBYE:
             _log.warning("a peer closes the connection", peer=self.peer.name, reason=str(frame.message[:500]))
         elif self._region is not None or frame.flags & (wire.REPLY | wire.FAILURE):
@@ -332,6 +344,45 @@ class Connection(Stream):
                 f"this server has no method {frame.method}; is it the right server, or an older one?",
             )
             self.send(failure_frame(frame.method, frame.request_id, reason))
+
+    # RDMA.
+
+    def _rdma_frame(self, frame: Frame) -> None:
+        if frame.method == wire.RDMA_CONNECT:
+            try:
+                self._go_on(parse(rpc_pb2.RdmaConnect, frame.message, self.peer.name))
+            except StatusError as refused:
+                _log.warning("a connection stays on tcp", peer=self.peer.name, reason=refused.strerror)
+                self.send(failure_frame(frame.method, frame.request_id, refused))
+            return
+        if self._memory is None or isinstance(self._memory, Regions):
+            raise error(Status.PROTOCOL, f"{self.peer.name} offered memory for RDMA on a connection without")
+        if frame.method == wire.RDMA_REGION:
+            self._memory.offer(parse(rpc_pb2.RdmaRegion, frame.message, self.peer.name))
+        else:
+            self._memory.withdraw(parse(rpc_pb2.RdmaWithdraw, frame.message, self.peer.name))
+
+    def _go_on(self, message: rpc_pb2.RdmaConnect) -> None:
+        """Raises UNSUPPORTED, PROTOCOL."""
+        if not self.server.settings.rdma or self._kind != "tcp" or self._requests or self._next is not None:
+            raise error(Status.UNSUPPORTED, "this connection does not go on over RDMA")
+        from .transport.rdma.sinks import RemoteRegions
+        from .transport.rdma.socket import RdmaSocket
+        from .transport.rdma.upgrade import accept
+
+        endpoint = accept(message.queue)
+        assert isinstance(self.sock, socket.socket)
+        self._next = RdmaSocket(endpoint, self.sock)
+        self._memory = RemoteRegions(endpoint)
+        self.peer.transport = "rdma"
+        reply = rpc_pb2.RdmaConnectReply(queue=endpoint.queue())
+        self.send(wire.encode(wire.REPLY, wire.RDMA_CONNECT, 0, reply.SerializeToString()), self._answered)
+
+    def _answered(self) -> None:
+        """The client may send over RDMA as soon as it has read this."""
+        assert self._next is not None
+        self.go_on_over(self._next)
+        self.server.idleness.watch(self._next)
 
     # Subscriptions.
 
@@ -404,11 +455,16 @@ class Connection(Stream):
         if self._last:
             last, self._last = self._last, b""
             self.close_gently(last)
+        elif self.rdma is not None and not self._ended and self.rdma.pending:
+            self.rdma.when_settled(self.loop, self._close_if_done)  # with the queue pair would go what is on its way
         elif not self.unsent or self._ended:
             self.close()
 
     def lost(self) -> None:
         self._hello_timer.cancel()
+        if self._next is not None:
+            self._next.close()
+            self._next = None
         self._give_up()
         for descriptor in self._descriptors:
             os.close(descriptor)

@@ -47,6 +47,9 @@ SUBSCRIBE = 4
 UNSUBSCRIBE = 5
 NOTICE = 6  # one-way, from the server
 GOODBYE = 7  # one-way: a Failure that says why the sender closes the connection
+RDMA_CONNECT = 8  # a client's queue pair, after the hello; the reply has the server's
+RDMA_REGION = 9  # one-way: memory of the client
+RDMA_WITHDRAW = 10  # one-way
 
 SCRATCH_BYTES = 64 << 10  # what one receive takes at most, unless a large message or bulk is awaited
 

@@ -45,6 +45,7 @@ GROUPS_MAX = 65536
 
 # Hello.features
 FEATURE_ACTS_FOR_OTHERS = 1  # asks to be trusted: servers of the cluster, mounts of several users
+FEATURE_RDMA = 2  # would go on over RDMA
 
 PROCESS = new_u64()  # names this process in its hello, so that a peer knows when it talks to another one
 
@@ -196,6 +197,7 @@ class ServerSettings:
     node: int = 0
     secret: bytes = b""
     root_squash: bool = True
+    rdma: bool = False  # would go on over RDMA after a hello over TCP
 
 
 class ServerHello:
@@ -245,6 +247,7 @@ class ServerHello:
             bulk_bytes_max=BULK_BYTES_MAX,
             requests_in_flight_max=REQUESTS_IN_FLIGHT_MAX,
             process=PROCESS,
+            features=FEATURE_RDMA if self._kernel is None and self._settings.rdma else 0,
         )
         if self._kernel is not None:
             self.identity = self._kernel

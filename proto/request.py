@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import Status, error
 from .frame import SLICE, TABLE, Frame
 from .region import Slice
 from .rpc import BULK_BYTES_MAX, PeerInfo
 from .transport.buffers import Buffers
-from .transport.shm import INLINE, MappedSink, Piece, Regions, WrittenSink, pull, pull_mapped
+from .transport.shm import INLINE, MappedSink, Regions, WrittenSink, pull, pull_mapped
 from .transport.tcp import InlineSink, Scratch
+
+if TYPE_CHECKING:
+    from .transport.rdma.sinks import RemoteRegions
 
 PULL_INLINE_BYTES_MAX = 4 << 20  # larger copies are made by a thread, so that the loop goes on
 
@@ -41,7 +44,12 @@ class Request:
     )
 
     def __init__(
-        self, frame: Frame, peer: PeerInfo, regions: Regions, buffers: Buffers, reserve: Callable[[int], bool]
+        self,
+        frame: Frame,
+        peer: PeerInfo,
+        regions: Regions | RemoteRegions,
+        buffers: Buffers,
+        reserve: Callable[[int], bool],
     ) -> None:
         self.frame = frame
         self.peer = peer
@@ -54,7 +62,7 @@ class Request:
         self.sink_made: BulkSink | None = None
         self.bulk_held = 0  # bytes reserved
         self._deadline = time.monotonic() + frame.deadline_ms / 1000
-        self._pieces: list[Piece] | None = None
+        self._pieces: list[Any] | None = None  # (region, offset, length) each
         self._private: bytearray | None = None
         self._shared: Slice | None = None  # or this
 
@@ -72,13 +80,15 @@ class Request:
             raise error(
                 Status.INVALID, f"the reply has {length} bytes of bulk, the client offered memory for {offered}"
             )
-        if pieces is not None and all(piece[0].view is not None for piece in pieces):
+        if pieces is not None and not self.regions.remote and all(piece[0].view is not None for piece in pieces):
             self.sink_made = MappedSink(pieces, length)
             return self.sink_made
         self._hold(length)
-        sink = InlineSink(length, self.buffers) if pieces is None else WrittenSink(pieces, length, self.buffers)
-        self.sink_made = sink
-        return sink
+        if pieces is not None:
+            self.sink_made = self.regions.sink(pieces, length, self.buffers)
+        else:  # a socket takes parts of files; SENDs are filled from memory
+            self.sink_made = (Scratch if self.regions.remote else InlineSink)(length, self.buffers)
+        return self.sink_made
 
     async def pull(self) -> memoryview:
         if self._private is not None or self._shared is not None:
@@ -90,6 +100,9 @@ class Request:
             return memoryview(b"")
         length = sum([piece[2] for piece in pieces])
         self._hold(length)
+        if not isinstance(self.regions, Regions):
+            self._shared = self.buffers.take_registered(length) if length else None
+            return await self.regions.fetch(pieces, self._shared)
         view = self._private_memory(length)
         if length > PULL_INLINE_BYTES_MAX:
             await asyncio.get_running_loop().run_in_executor(None, pull, pieces, view)
@@ -109,7 +122,7 @@ class Request:
     def subscribe(self, subscription: int, topic: str) -> Any:
         raise error(Status.UNSUPPORTED, "subscriptions are made by the connection itself")
 
-    def _resolve(self) -> list[Piece] | None:
+    def _resolve(self) -> list[Any] | None:
         """The shared pieces that the request names, held until `release`; None where its bulk travels behind the frames."""
         if self._pieces is None and self.frame.flags & TABLE and SLICE.unpack_from(self.frame.table)[0] != INLINE:
             self._pieces = self.regions.resolve(self.frame.table)

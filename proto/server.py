@@ -22,6 +22,7 @@ from .pool import Pool
 from .settings import time_scale
 from .subscription import Hub
 from .transport import address as addresses
+from .transport import choice
 from .transport.buffers import Buffers
 from .transport.readiness import Idleness
 from .transport.shm import Regions
@@ -51,7 +52,7 @@ class Server:
         requests_in_flight_max: int = rpc.REQUESTS_IN_FLIGHT_MAX,
         bytes_in_flight_max: int = rpc.BYTES_IN_FLIGHT_MAX,
     ) -> None:
-        self.settings = ServerSettings(cluster, node, secret, root_squash)
+        self.settings = ServerSettings(cluster, node, secret, root_squash, rdma=choice.offers_rdma())
         self.hub = hub or Hub()
         self.requests_in_flight_max = requests_in_flight_max
         self.bytes_in_flight_max = bytes_in_flight_max
@@ -131,6 +132,8 @@ class Server:
         for connection in list(self.connections):  # those of regions outlast the requests that use them
             connection.close()
         self.idleness.close()
+        choice.forget(self.buffers.own_region, lambda _: False)
+        self.buffers.close()
 
     def _calling(self) -> int:
         return sum(not connection.is_region for connection in self.connections)

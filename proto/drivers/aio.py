@@ -21,6 +21,8 @@ from ..pool import POOL_BYTES, Pool
 from ..region import Region
 from ..settings import read_secret, time_scale
 from ..transport import address as addresses
+from ..transport import choice
+from ..transport.choice import Choices
 from ..transport.local import LocalNetwork
 from .aio_connection import AioConnection, AioPending, AioSubscriber, Client, RegionHolder
 from .calls import REGION_WAIT_SECONDS, Backoff, connect_seconds, is_shared, make_region, unreachable
@@ -94,6 +96,7 @@ class AioEnvironment:
             cluster, secret or read_secret(secret_file), client or new_client_id(), acts_for_others
         )
         self.pool = Pool(pool_bytes)
+        self.choices = Choices()
         self._local = local
         self._connections: dict[str, AioConnection] = {}
         self._connecting: dict[str, asyncio.Task[AioConnection]] = {}
@@ -126,7 +129,9 @@ class AioEnvironment:
         if connection is None or connection.closed:
             return None
         shared = is_shared(call)
-        if shared and not all(slice_.region.id in connection.offered for slice_ in call.source or call.target):
+        if connection.link is not None:
+            shared = connection.link.shares(call)
+        elif shared and not all(slice_.region.id in connection.offered for slice_ in call.source or call.target):
             return None
         return connection, connection.post(call, shared, call.timeout)
 
@@ -134,7 +139,9 @@ class AioEnvironment:
         end = self._monotonic() + call.timeout
         shared = is_shared(call)
         connection = await self._connection(call.address, call.connect or call.timeout)
-        if shared:
+        if connection.link is not None:
+            shared = connection.link.shares(call)
+        elif shared:
             for slice_ in call.source or call.target:
                 if slice_.region.id not in connection.offered:
                     await self._offer(connection, slice_.region, call.connect or call.timeout)
@@ -255,7 +262,7 @@ class AioEnvironment:
     async def _connect(self, address: str, seconds: float) -> AioConnection:
         credentials = self.credentials
         sock = await _open_socket(address, seconds)
-        connection = AioConnection(sock, address, credentials, self.pool)
+        connection = AioConnection(sock, address, credentials, self.pool, self.choices)
         await _greet(connection, seconds)
         assert connection.hello is not None
         self._backoff.succeeded(address)
@@ -276,9 +283,13 @@ class AioEnvironment:
             holder = offers.pop(region.id, None)
             if holder is not None:
                 holder.close()
+        choice.forget(region, self._moves_in)
         if region.fd >= 0:
             os.close(region.fd)
             region.fd = -1
+
+    def _moves_in(self, region: Region) -> bool:
+        return any(connection.moves_in(region) for connection in self._connections.values())
 
     def _offers_of(self, address: str, process: int, client: bytes) -> dict[int, RegionHolder]:
         mine = (address, process, client)
@@ -307,7 +318,7 @@ class AioEnvironment:
     # The rest of the environment.
 
     def shares_memory(self, address: str) -> bool:
-        return address.startswith("unix:")
+        return address.startswith("unix:") or self.choices.moves(address)
 
     def reachable(self, address: str) -> bool:
         return not address.startswith("unix:") or os.path.exists(address[5:])
@@ -371,6 +382,7 @@ class AioEnvironment:
         for offers in self._offers.values():
             for holder in list(offers.values()):
                 holder.close()
+        choice.forget(self.pool.region, self._moves_in)
         self.pool.close()
 
 

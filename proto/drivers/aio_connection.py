@@ -11,17 +11,24 @@ import math
 import socket
 from collections import deque
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .. import frame as wire
 from ..env import Call
 from ..errors import Status, StatusError, error
 from ..frame import Frame
 from ..gen import rpc_pb2
-from ..hello import ClientHello, Credentials, failure_error
+from ..hello import FEATURE_RDMA, ClientHello, Credentials, failure_error
 from ..pool import Hold, Pool
+from ..region import Region
 from ..subscription import NOTICES_MAX
+from ..transport.choice import Choices
 from ..transport.stream import Stream
 from .calls import Pending, encode_call
+
+if TYPE_CHECKING:
+    from ..transport.rdma.link import Link
+    from ..transport.rdma.upgrade import Upgrade
 
 CLOCK_GRAIN_SECONDS = 0.001  # of a loop's timers, which may be early by so much
 
@@ -63,9 +70,13 @@ class Client(Stream):
             self.send(answer)
         self.hello = self._greeting.reply
         if self.hello is not None:
+            self.greeted()
             self._greeting = None
-            if not self.ready.done():
-                self.ready.set_result(None)
+
+    def greeted(self) -> None:
+        """The hello is complete."""
+        if not self.ready.done():
+            self.ready.set_result(None)
 
     def reply_received(self, frame: Frame) -> None:
         raise NotImplementedError
@@ -116,10 +127,15 @@ class AioPending(Pending):
 class AioConnection(Client):
     """Calls and subscriptions to one server."""
 
-    def __init__(self, sock: socket.socket, address: str, credentials: Credentials, pool: Pool) -> None:
+    def __init__(
+        self, sock: socket.socket, address: str, credentials: Credentials, pool: Pool, choices: Choices
+    ) -> None:
         super().__init__(sock, address, credentials)
         self.credentials = credentials
         self.unix = address.startswith("unix:")
+        self.link: Link | None = None  # over RDMA
+        self._choices = choices
+        self._upgrade: Upgrade | None = None  # under way
         self.offered: dict[int, RegionHolder] = {}
         self.subscribers: dict[int, AioSubscriber] = {}
         self._pool = pool
@@ -129,6 +145,43 @@ class AioConnection(Client):
         self._retiring = False
         self._timer: asyncio.TimerHandle | None = None  # one for all requests
         self._timer_due = math.inf  # on the loop's clock; not after the earliest deadline
+
+    # RDMA.
+
+    def greeted(self) -> None:
+        assert self.hello is not None
+        if not self._choices.tries(self.address, bool(self.hello.features & FEATURE_RDMA), self.loop.time()):
+            super().greeted()
+            return
+        from ..transport.rdma.upgrade import Upgrade, peer_address
+
+        assert isinstance(self.sock, socket.socket)
+        self._upgrade = Upgrade(self.address, peer_address(self.sock))
+        self._go_on(self._upgrade, self._upgrade.next())
+
+    def _go_on(self, upgrade: Upgrade, frame: bytes) -> None:
+        if frame:
+            self.send(frame)
+            return
+        self._upgrade = None
+        if upgrade.endpoint is None:
+            self._choices.failed(self.address, upgrade.refused, self.loop.time())
+        else:
+            from ..transport.rdma.link import Link
+            from ..transport.rdma.socket import RdmaSocket
+
+            assert isinstance(self.sock, socket.socket)
+            self.go_on_over(RdmaSocket(upgrade.endpoint, self.sock))
+            self.link = Link(upgrade.endpoint, self.send)
+            self._choices.upgraded(self.address, upgrade.endpoint.port.name)
+        super().greeted()
+
+    # Calls.
+
+    def moves_in(self, region: Region) -> bool:
+        """Whether a request that the server has not answered may move bytes there."""
+        pendings = [*self._pendings.values(), *self._given_up.values()]
+        return any(slice_.region is region for pending in pendings if pending.shared for slice_ in pending.slices)
 
     def post(self, call: Call, shared: bool, seconds: float) -> AioPending:
         """Send a request. Raises TOO_LARGE."""
@@ -221,7 +274,9 @@ class AioConnection(Client):
             self.close()
 
     def _own_received(self, frame: Frame) -> None:
-        if frame.method == wire.NOTICE:
+        if self._upgrade is not None:
+            self._go_on(self._upgrade, self._upgrade.received(frame))
+        elif frame.method == wire.NOTICE:
             notice = rpc_pb2.Notice.FromString(frame.message)
             subscriber = self.subscribers.get(notice.subscription)
             if subscriber is not None:
@@ -246,6 +301,8 @@ class AioConnection(Client):
 
     def lost(self) -> None:
         super().lost()
+        if self._upgrade is not None:
+            self._upgrade.drop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -26,6 +26,8 @@ from ..ids import new_client_id
 from ..pool import POOL_BYTES, Pool
 from ..region import Region, Slice
 from ..settings import read_secret, time_scale
+from ..transport import choice
+from ..transport.choice import Choices
 from . import forks
 from .calls import REGION_WAIT_SECONDS, Backoff, Pending, connect_seconds, is_shared, make_region, unreachable
 from .connection import Broken, Connection, exchange
@@ -72,6 +74,7 @@ class BlockingEnvironment:
         self._quarantine = Quarantine(self.pool)
         self._offers = Offers()
         self._backoff = Backoff()
+        self.choices = Choices()
         self._workers: list[threading.Thread] = []
         self._promises: weakref.WeakSet[BlockingPromise] = weakref.WeakSet()
 
@@ -278,7 +281,9 @@ class BlockingEnvironment:
         return ticket.local if ticket.pending is None else ticket.pending.result()
 
     def _post(self, connection: Connection, call: Call, shared: bool, deadline: float) -> Pending:
-        if shared:
+        if connection.link is not None:
+            shared = connection.link.shares(call)
+        elif shared:
             for slice_ in call.source or call.target:
                 if slice_.region.id not in connection.offered:
                     self._offers.make(connection, slice_.region, call.connect or call.timeout)
@@ -317,11 +322,11 @@ class BlockingEnvironment:
             return False
         return connection.is_stale()
 
-    def _connect(self, address: str, timeout: float) -> Connection:
+    def _connect(self, address: str, timeout: float, bulk: bool = True) -> Connection:
         self._backoff.check(address, time.monotonic())
         try:
             credentials = self.credentials
-            connection = Connection.open(address, credentials, connect_seconds(timeout))
+            connection = Connection.open(address, credentials, connect_seconds(timeout), self.choices if bulk else None)
         except StatusError as failure:
             self._backoff.failed(address, time.monotonic(), self.random(), failure)
             raise
@@ -361,7 +366,7 @@ class BlockingEnvironment:
             failure = None
         moving = [slice_ for pending in pendings if pending.shared for slice_ in pending.slices]
         self._live.discard(connection)
-        if ended or not moving:
+        if ended or not moving or connection.link is not None:  # RDMA: with the queue pair goes the server's way in
             connection.close()
             return failure
         self._keep_aside(connection, moving, wait=isinstance(raised, TimeoutError))
@@ -378,6 +383,7 @@ class BlockingEnvironment:
     def _keep_aside(self, connection: Connection, slices: list[Slice], wait: bool) -> None:
         """The server may still move into these slices: tell it to stop, and keep them until it has."""
         sock = connection.sock
+        assert isinstance(sock, socket.socket)
         self._quarantine.add(connection.address, sock, self.pool.hold(slices))
         own = self.pool.region
         registered = {slice_.region for slice_ in slices if slice_.region is not own}
@@ -395,9 +401,13 @@ class BlockingEnvironment:
 
     def unregister(self, region: Region) -> None:
         self._offers.withdraw(region)
+        choice.forget(region, self._moves_in)
         if region.fd >= 0:
             os.close(region.fd)
             region.fd = -1
+
+    def _moves_in(self, region: Region) -> bool:
+        return any(connection.moves_in(region) for connection in list(self._live))
 
     # The rest of the environment.
 
@@ -407,7 +417,7 @@ class BlockingEnvironment:
         return self._local
 
     def shares_memory(self, address: str) -> bool:
-        return address.startswith("unix:")
+        return address.startswith("unix:") or self.choices.moves(address)
 
     def reachable(self, address: str) -> bool:
         return not address.startswith("unix:") or os.path.exists(address[5:])
@@ -454,7 +464,7 @@ class BlockingEnvironment:
 
     def subscribe(self, address: str, topic: str, since: int = 0, seconds: float = 5.0) -> Subscriber:
         """Notices of a topic, on a connection of their own. Raises as `call` does."""
-        return Subscriber(self._connect(address, seconds), topic, since, self._forget)
+        return Subscriber(self._connect(address, seconds, bulk=False), topic, since, self._forget)
 
     def close(self) -> None:
         """Ends workers and connections; what is under way in other threads fails."""
@@ -473,6 +483,7 @@ class BlockingEnvironment:
             while idle:
                 self._forget(idle.pop())
         self._close_inherited()
+        choice.forget(self.pool.region, self._moves_in)
         self.pool.close()
 
     def _close_inherited(self) -> None:

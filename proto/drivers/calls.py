@@ -91,7 +91,7 @@ class Pending:
 
 
 def is_shared(call: Call) -> bool:
-    """Whether the server can move this call's bulk itself. Raises INVALID, REGION_DEAD."""
+    """Whether the server can move this call's bulk itself, over a Unix socket. Raises INVALID, REGION_DEAD."""
     slices = call.source or call.target
     if not slices:
         return False

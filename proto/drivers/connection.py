@@ -13,16 +13,23 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from math import inf
+from typing import TYPE_CHECKING
 
 from .. import frame as wire
 from ..env import Call
 from ..errors import Status, StatusError, error
 from ..frame import Decoder, Frame
 from ..gen import rpc_pb2
-from ..hello import ClientHello, Credentials, failure_error
+from ..hello import FEATURE_RDMA, ClientHello, Credentials, failure_error
+from ..region import Region
 from ..transport import address as addresses
+from ..transport.choice import Choices
 from ..transport.readiness import Readiness
 from .calls import Pending, encode_call, unreachable
+
+if TYPE_CHECKING:
+    from ..transport.rdma.link import Link
+    from ..transport.rdma.socket import RdmaSocket
 
 PIECES_MAX = 512  # per sendmsg
 _DONTWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -86,7 +93,8 @@ class Connection:
 
     def __init__(self, sock: socket.socket, address: str, credentials: Credentials, hello: rpc_pb2.HelloReply) -> None:
         sock.settimeout(None)
-        self.sock = sock
+        self.sock: socket.socket | RdmaSocket = sock
+        self.link: Link | None = None  # over RDMA
         self.address = address
         self.unix = address.startswith("unix:")
         self.process = hello.process
@@ -106,8 +114,8 @@ class Connection:
         self._readiness = Readiness(sock)
 
     @classmethod
-    def open(cls, address: str, credentials: Credentials, seconds: float) -> Connection:
-        """Connect and say hello. Raises UNAVAILABLE, WRONG_CLUSTER, UNAUTHENTICATED, PROTOCOL."""
+    def open(cls, address: str, credentials: Credentials, seconds: float, choices: Choices | None = None) -> Connection:
+        """Connect and say hello; go on over RDMA if the `choices` say so. Raises UNAVAILABLE, WRONG_CLUSTER, UNAUTHENTICATED, PROTOCOL."""
         try:
             sock = open_socket(address, seconds)
         except StatusError:
@@ -115,7 +123,12 @@ class Connection:
         except OSError as failed:
             raise unreachable(address, failed) from failed
         try:
-            return cls(sock, address, credentials, say_hello(sock, address, credentials))
+            hello = say_hello(sock, address, credentials)
+            if choices is not None and choices.tries(address, bool(hello.features & FEATURE_RDMA), time.monotonic()):
+                from .rdma import go_on
+
+                return go_on(cls, sock, address, credentials, hello, choices)
+            return cls(sock, address, credentials, hello)
         except StatusError:
             sock.close()
             raise
@@ -135,6 +148,11 @@ class Connection:
             return False
         except OSError:
             return True
+
+    def moves_in(self, region: Region) -> bool:
+        """Whether a request that is not answered may move bytes there."""
+        pendings = list(self.pendings.values())
+        return any(slice_.region is region for pending in pendings if pending.shared for slice_ in pending.slices)
 
     # Sending.
 

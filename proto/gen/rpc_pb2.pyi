@@ -168,16 +168,20 @@ class RdmaQueue(_message.Message):
     def __init__(self, number: _Optional[int] = ..., sequence: _Optional[int] = ..., gid: _Optional[bytes] = ..., lid: _Optional[int] = ..., infiniband: bool = ..., mtu: _Optional[int] = ..., receives: _Optional[int] = ..., receive_bytes: _Optional[int] = ..., reads: _Optional[int] = ...) -> None: ...
 
 class RdmaRegion(_message.Message):
-    __slots__ = ("id", "address", "length", "key")
+    __slots__ = ("id", "address", "length", "window", "index", "key")
     ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     id: int
     address: int
     length: int
+    window: int
+    index: int
     key: int
-    def __init__(self, id: _Optional[int] = ..., address: _Optional[int] = ..., length: _Optional[int] = ..., key: _Optional[int] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., address: _Optional[int] = ..., length: _Optional[int] = ..., window: _Optional[int] = ..., index: _Optional[int] = ..., key: _Optional[int] = ...) -> None: ...
 
 class RdmaWithdraw(_message.Message):
     __slots__ = ("id",)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import StatusError
-from ..region import Slice
+from ..region import Region, Slice
 
 if TYPE_CHECKING:
     from ..pool import Pool
 
 POOLED_BYTES_MIN = 64 << 10  # smaller ones are made anew
 POOLED_BYTES_MAX = 64 << 20  # kept unused, together
+REGISTERED_BYTES_MAX = 128 << 20  # for bulk over RDMA, where the server has no pool of its own
 
 
 class Buffers:
@@ -22,6 +23,7 @@ class Buffers:
 
     def __init__(self, pool: Pool | None = None) -> None:
         self._pool = pool
+        self._registered = pool  # for `take_registered`: made when needed
         self._free: dict[int, list[bytearray]] = {}
         self._kept = 0
 
@@ -46,9 +48,27 @@ class Buffers:
         except StatusError:
             return None
 
+    def take_registered(self, length: int) -> Slice:
+        """Memory that an RDMA device may know: of the pool, or of one made for this. Raises BUSY while it is used up."""
+        if self._registered is None:
+            from ..pool import Pool
+
+            self._registered = Pool(REGISTERED_BYTES_MAX)
+        return self._registered.take(length)
+
+    @property
+    def own_region(self) -> Region | None:
+        """Of the pool that was made here, if any."""
+        return self._registered.region if self._registered is not None and self._registered is not self._pool else None
+
     def give_shared(self, slice_: Slice) -> None:
-        assert self._pool is not None
-        self._pool.give(slice_)
+        assert self._registered is not None  # the pool, or the one that stands for it
+        self._registered.give(slice_)
+
+    def close(self) -> None:
+        """Gives up the pool that was made here."""
+        if self._registered is not None and self._registered is not self._pool:
+            self._registered.close()
 
     def give(self, buffer: bytearray) -> None:
         """Back for another use."""

@@ -14,6 +14,10 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .rdma.socket import RdmaSocket
 
 LOOK_SECONDS_MAX = (
     200e-6  # of CPU time, before one sleeps; a small answer of a server that has to be woken takes 100-150 µs
@@ -53,7 +57,7 @@ class Readiness:
 
     __slots__ = ("_luck", "_poll")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket | RdmaSocket) -> None:
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         self._poll = poll.poll
@@ -85,7 +89,7 @@ class Idleness:
         self._poll = partial(self._sockets.poll, 0, 1)  # is any of them ready?
         self._luck = Luck()
 
-    def watch(self, sock: socket.socket) -> None:
+    def watch(self, sock: socket.socket | RdmaSocket) -> None:
         """Look at this socket too. It is forgotten when it is closed."""
         self._sockets.register(sock, select.EPOLLIN)
 

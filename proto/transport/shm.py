@@ -23,6 +23,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import ClassVar
 
 from ..errors import Status, error
 from ..frame import SLICE
@@ -120,6 +121,8 @@ Piece = tuple[ClientRegion, int, int]  # region, offset, length
 class Regions:
     """The regions of one client, shared by all its connections."""
 
+    remote: ClassVar[bool] = False  # their bytes are moved by system calls and through mappings
+
     by_id: dict[int, ClientRegion] = field(default_factory=dict)
     connections: int = 0
 
@@ -144,6 +147,10 @@ class Regions:
         for region, _, _ in pieces:
             region.hold()
         return pieces
+
+    def sink(self, pieces: Sequence[Piece], length: int, buffers: Buffers) -> WrittenSink:
+        """The destination of a reply where not all of the pieces are mapped."""
+        return WrittenSink(pieces, length, buffers)
 
 
 class MappedSink:

@@ -13,9 +13,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from ..errors import StatusError
 from ..frame import Decoder, Frame
+
+if TYPE_CHECKING:
+    from .rdma.socket import RdmaSocket
 
 RECEIVES_MAX = 8  # per wake-up, so that one busy peer does not starve the others
 PIECES_MAX = 512  # per sendmsg (the kernel takes 1024)
@@ -35,7 +39,8 @@ class Stream:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         self.loop = loop
-        self.sock = sock
+        self.sock: socket.socket | RdmaSocket = sock
+        self.rdma: RdmaSocket | None = None  # the same, once the connection goes on over RDMA
         self.decoder = Decoder(self.place)
         self.closed = False
         self._out: deque[_Out] = deque()
@@ -49,6 +54,15 @@ class Stream:
 
     def begin(self) -> None:
         """Start reading."""
+        self._resume()
+
+    def go_on_over(self, rdma: RdmaSocket) -> None:
+        """From now on frames travel over RDMA. It has taken over the socket, on which neither side says anything any more."""
+        self._pause()
+        self.sock = self.rdma = rdma
+        self.out_bytes_high = float(
+            "inf"
+        )  # who does not receive gets no credits back either, and could never send again
         self._resume()
 
     # What subclasses define.
@@ -177,12 +191,17 @@ class Stream:
     def _wait_writable(self) -> None:
         if not self._writing:
             self._writing = True
-            self.loop.add_writer(self.sock.fileno(), self._writable)
+            if self.rdma is None:
+                self.loop.add_writer(self.sock.fileno(), self._writable)
+            else:
+                self.rdma.when_writable(self.loop, self._writable)
         if self._reading and self._out_bytes > self.out_bytes_high:
             self._pause()
 
     def _writable(self) -> None:
         self._writing = False
+        if self.closed:
+            return
         self.loop.remove_writer(self.sock.fileno())
         self._flush()
 

@@ -29,6 +29,7 @@ class Scratch:
     """A private buffer of the server that plays the client's memory until the handler is done."""
 
     lends = False
+    remote = False  # whether the bytes go into the client's memory by themselves, not behind the reply
 
     def __init__(self, length: int, buffers: Buffers) -> None:
         self.length = length
@@ -60,6 +61,10 @@ class Scratch:
     def pieces(self) -> list[tuple[int, memoryview]]:
         """(position, bytes) of what was filled."""
         return [(position, self._view[position : position + length]) for position, length in self._spans]
+
+    def move(self, arrived: Callable[[], None]) -> None:
+        """Where `remote`: what was filled goes there, ahead of the reply."""
+        raise NotImplementedError
 
     def release(self) -> None:
         """The bytes have left."""
