@@ -28,6 +28,7 @@ class What(str, Enum):  # noqa: UP042 -- typer before 0.16 wants it so
     chains = "chains"
     manager = "manager"
     sort = "sort"
+    search = "search"
     ckpt = "ckpt"
     all = "all"
 
@@ -39,7 +40,8 @@ def bench(
             help="net: messages and bulk; target: one storage target; meta: the namespace; fs: files; kv: the KV cache, beside files, "
             "Redis and memcached; mount: a mount of its own, beside a pass-through and the local disk; memory: of idle processes and "
             "full servers; resync: recovery; chains: replicas, and what is noticed when one fails; manager: 10,000 chains; "
-            "sort: GraySort on a mount and through the client; ckpt: checkpoints, beside the local disk."
+            "sort: GraySort on a mount and through the client; "
+            "search: an index of neighbours on a mount and through the client; ckpt: checkpoints, beside the local disk."
         ),
     ] = What.fs,
     path: Annotated[
