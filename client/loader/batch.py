@@ -11,9 +11,12 @@ from numpy.typing import DTypeLike, NDArray
 from .memory import Bytes
 
 
-class Batch(Sequence[Bytes]):
+class Batch:
     """`batch[i]` is a numpy view of the bytes of sample `numbers[i]`; `data` is all of them, one after the other. Nothing is copied. The
-    memory is used again when the batch and all views of it are gone: what is to stay longer is to be copied."""
+    memory is used again when the batch and all views of it are gone: what is to stay for long is to be copied.
+
+    It has what a sequence has, but does not say that it is one: torch's DataLoader takes sequences apart.
+    """
 
     __slots__ = ("data", "ends", "numbers")
 
@@ -68,6 +71,13 @@ class Batch(Sequence[Bytes]):
         import torch
 
         return list(torch.split(torch.from_numpy(self.data), self.lengths.tolist()))
+
+    def pin_memory(self) -> Batch:
+        """For DataLoader(pin_memory=True), which calls it: the same in pinned memory."""
+        import torch
+
+        data = torch.from_numpy(self.data)
+        return self if data.is_pinned() else Batch(self.numbers, data.pin_memory().numpy(), self.lengths)
 
     def __reduce__(self) -> Any:
         # A batch that a worker sends is one piece, not one for each sample.

@@ -29,7 +29,8 @@ def lent(view: memoryview, give_back: Callable[[Any], object], token: Any) -> By
 
 
 class Memories:
-    """Private memory by powers of two: fresh memory costs a page fault for each 4 KiB, more than a read from the page cache."""
+    """Memory by powers of two: fresh memory costs a page fault for each 4 KiB, more than a read from the page cache. It is private, and not
+    shared with children, who read into what they have inherited."""
 
     def __init__(self) -> None:
         self._free: dict[int, list[memoryview]] = {}
@@ -44,5 +45,5 @@ class Memories:
                 kept.append(piece)
         size = max(mmap.PAGESIZE, 1 << max(0, length - 1).bit_length())
         free = self._free.get(size)
-        piece = free.pop() if free else memoryview(mmap.mmap(-1, size))
+        piece = free.pop() if free else memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         return lent(piece[:length], self._returned.append, piece)
