@@ -64,6 +64,7 @@ class FileSystem:
         self.removed: dict[int, Stat] = {}  # directories removed here that the kernel holds still, as they were left
         self.bare = Bare(options.attr_timeout)
         self.set_ids: set[int] = set()  # files that may have set-id bits, which a write may have to take away
+        self.space: tuple[float, bytes] = (0.0, b"")  # the last reply to STATFS, and until when it is good
         self.agreed: Agreement | None = None  # with the kernel; None before INIT
         self.entry_timeout = _timeout(options.entry_timeout)
         self.attr_timeout = _timeout(options.attr_timeout)

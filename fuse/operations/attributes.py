@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ...client.core.attributes import Stat
@@ -34,6 +35,7 @@ TIME_NS_MIN, TIME_NS_MAX = -(1 << 63), (1 << 63) - 1  # in 1677 and 2262
 SET_GROUP_ID = 0o2000
 STATFS_BLOCK_BYTES = 4096  # in which statfs(2) counts
 NAME_BYTES_MAX = 255
+SPACE_SECONDS = 1.0  # for which statfs(2) says the same
 STATX_BASIC_AND_BIRTH = 0xFFF  # STATX_BASIC_STATS | STATX_BTIME
 
 _NOT_CHANGES = SetAttr.FH | SetAttr.LOCK_OWNER | SetAttr.CTIME | SetAttr.KILL_SUIDGID  # where there is nothing of that
@@ -97,11 +99,17 @@ async def access(fs: FileSystem, request: Request) -> bytes:
     return b""
 
 
-async def statfs(fs: FileSystem, request: Request) -> bytes:
-    """Space and inodes of the whole cluster. There is no limit of inodes: as many are said to be free as have a block each."""
+def statfs(fs: FileSystem, request: Request) -> bytes | Coroutine[Any, Any, bytes]:
+    """Space and inodes of the whole cluster, as of a second ago at most: there are programs that ask before each write."""
+    until, known = fs.space
+    return known if monotonic() < until else _statfs(fs)
+
+
+async def _statfs(fs: FileSystem) -> bytes:
+    """There is no limit of inodes: as many are said to be free as have a block each."""
     space = await fs.core.statfs()
     free = space.free // STATFS_BLOCK_BYTES
-    return STATFS_OUT.pack(
+    reply = STATFS_OUT.pack(
         space.total // STATFS_BLOCK_BYTES,
         free,
         free,
@@ -111,6 +119,9 @@ async def statfs(fs: FileSystem, request: Request) -> bytes:
         NAME_BYTES_MAX,
         STATFS_BLOCK_BYTES,
     )
+    if not fs.options.strict:
+        fs.space = monotonic() + SPACE_SECONDS, reply
+    return reply
 
 
 # --- setting ----------------------------------------------------------------------------------------------------------------------

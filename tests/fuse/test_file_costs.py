@@ -94,6 +94,13 @@ def test_what_others_changed_is_read_again(counted: Counted, cluster: LocalClust
     assert path.read_bytes() == b"new" * 5000
 
 
+def test_the_space_is_asked_for_once_a_second(counted: Counted) -> None:
+    before = counted.mount.session.fs.statistics.inline
+    for _ in range(100):
+        os.statvfs(counted.place)
+    assert counted.mount.session.fs.statistics.inline - before > 50
+
+
 def test_many_short_writes_are_few_requests_to_storage(counted: Counted) -> None:
     path = counted.place / "log"
     counted.changes()
