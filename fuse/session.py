@@ -33,6 +33,7 @@ from .requests import InitIn
 from .statistics import LATER, OPCODES
 from .structs import INTERRUPT_IN, WRITE_IN
 from .undo import undo
+from .wakeful import Wakeful
 
 REQUESTS_MAX = 512  # operations in flight, without those that wait for locks
 LOCK_WAITS_MAX = 4096
@@ -129,6 +130,7 @@ class Session:
         self._ended: asyncio.Future[None] | None = None
         self._idle: asyncio.Event | None = None  # while the mount ends: nothing is in flight
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._wakeful: Wakeful
         self._killed: Killed
 
     def _table(self, handlers: dict[int, Handler]) -> list[Handler]:
@@ -149,6 +151,7 @@ class Session:
         """Serve until the kernel has unmounted or `stop` was called, and end what is in flight. Raises OSError where the device cannot be
         read for another reason."""
         self._loop = asyncio.get_running_loop()
+        self._wakeful = Wakeful(self._loop)
         self._killed = Killed(self._loop, self.inflight, self._interrupted)
         self._ended = self._loop.create_future()
         self._resume()
@@ -210,6 +213,7 @@ class Session:
     def _readable(self) -> None:
         """The device has requests: serve some, and let the loop go on."""
         device = self.device
+        self._wakeful.event()
         for _ in range(READS_PER_TURN):
             try:
                 received = device.receive()
@@ -309,6 +313,7 @@ class Session:
             self.on_answered(request.unique)
         if self.inflight.pop(request.unique, None) is None:
             return  # it never waited
+        self._wakeful.event()
         request.operation = None
         if request.opcode == Opcode.SETLKW:
             self._lock_waits -= 1
