@@ -42,6 +42,7 @@ COMMANDS = {
     "kv": ("kv", "KV cache"),
     "sort": ("sort", "Training"),
     "ckpt": ("ckpt", "Training"),
+    "data": ("data", "Training"),
     "ls": ("listing", "Files"),
     "tree": ("listing", "Files"),
     "stat": ("listing", "Files"),
