@@ -7,16 +7,19 @@ simulator time, network and disks come from a seed. A core awaits nothing else a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
 from .errors import StatusError
 from .region import Region, Slice
 from .rpc import Method
+
+if TYPE_CHECKING:
+    from .transport.choice import Spoken
 
 _Result = TypeVar("_Result")
 _Promised = TypeVar("_Promised")
@@ -96,6 +99,9 @@ class Environment(Protocol):
 
     def shares_memory(self, address: str) -> bool:
         """Whether pool slices reach this server without passing through a socket (shm, rdma)."""
+
+    def spoken(self) -> Mapping[str, Spoken]:
+        """Which transport is spoken with each server, by address, and why."""
 
     def reachable(self, address: str) -> bool:
         """Whether this address can be tried from here: a Unix socket needs the same host."""

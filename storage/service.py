@@ -388,6 +388,10 @@ class StorageService:
             reply.chunks.append(info.chunks)
             reply.bytes_read.append(target.counters.bytes_read)
             reply.bytes_written.append(target.counters.bytes_written)
+        for address, spoken in self._env.spoken().items():
+            reply.peer.append(address)
+            reply.peer_transport.append(spoken.transport)
+            reply.peer_reason.append(spoken.reason)
         return reply
 
     async def report_corruption(self, request: ReportCorruptionRequest, context: Context) -> ReportCorruptionReply:

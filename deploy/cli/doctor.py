@@ -91,6 +91,7 @@ def examine(folder: Path, data: str = "") -> Iterator[Finding]:
         "disk": lambda: _disk(folder),
         "ports": _ports,
         "clock": _clock,
+        "rdma": _rdma,
         "cluster": lambda: cluster_findings(_status(data)),
     }
     for name, check in checks.items():
@@ -252,6 +253,13 @@ def _clock() -> Iterator[Finding]:
     yield _rate("clock", good, found, "file times of several hosts are compared: run chrony or systemd-timesyncd")
 
 
+def _rdma() -> Iterator[Finding]:
+    from . import transports
+
+    for check, good, found, advice in transports.devices():
+        yield _rate(check, good, found, advice)
+
+
 def _status(data: str) -> dict[str, Any] | None:
     """As `emberfs status --json`; None where there is no cluster yet."""
     from .status import collect
@@ -283,6 +291,7 @@ def cluster_findings(status: dict[str, Any] | None) -> Iterator[Finding]:
     yield from _chains(status["chains"], "files")
     yield from _chains(status["chains"], "kv")
     yield from _targets(status["targets"])
+    yield from _transports(status["transports"])
     space = status["space"]
     part = space["free"] / space["total"] if space["total"] else 0.0
     yield _rate(
@@ -307,6 +316,16 @@ def _chains(all_chains: list[dict[str, Any]], kind: str) -> Iterator[Finding]:
         shown = ", ".join(numbers[:SHOWN_MAX]) + (" ..." if len(numbers) > SHOWN_MAX else "")
         state = "warning" if kind != "files" else state
         yield Finding(name, state, f"{len(numbers)} of {len(chains)} {word}: {shown}", advice)
+
+
+def _transports(rows: list[dict[str, Any]]) -> Iterator[Finding]:
+    """What peers speak, and why those that could speak RDMA do not."""
+    ways: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        ways.setdefault((row["transport"], row["reason"]), []).append(f"{row['from']} to {row['to']}")
+    for (transport, reason), pairs in sorted(ways.items()):
+        shown = ", ".join(pairs[:SHOWN_MAX]) + (" ..." if len(pairs) > SHOWN_MAX else "")
+        yield Finding("transport", "ok", f"{transport} ({reason}): {shown}")
 
 
 def _targets(targets: list[dict[str, Any]]) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ import typer
 
 from ...proto.blocks import TABLE_OF_FILES
 from ...proto.errors import StatusError
+from . import transports
 from .moving import KINDS
 from .output import Failed, console, human, say, write_json
 from .servers import existing
@@ -64,6 +65,7 @@ def collect(data: str = "") -> dict[str, Any]:
     from .. import mounts
 
     found: dict[str, Any] = {"running": False, "error": "", "servers": [], "nodes": [], "targets": [], "chains": []}
+    found["transports"] = []
     found["mounts"] = mounts.listed()
     url = _remote_url() if not data else ""
     if not url:
@@ -93,6 +95,7 @@ def _ask(url: str) -> dict[str, Any]:
 
     with connected(url) as client:
         reply, space = client.status(), client.statfs()
+        spoken = transports.collect(client, reply.routing)
     return {
         "cluster": client.cluster_id,
         "primary": reply.primary,
@@ -100,6 +103,7 @@ def _ask(url: str) -> dict[str, Any]:
         "nodes": nodes_of(reply),
         "targets": targets_of(reply),
         "chains": chains_of(reply),
+        "transports": spoken,
         "clients": reply.clients,
         "inodes": reply.inodes,
         "gc_pending": reply.gc_pending,
@@ -199,6 +203,8 @@ def tables(found: dict[str, Any]) -> list[Table | str]:
         shown.append(_target_table(found))
     if any(len(chain["members"]) > 1 for chain in found["chains"]):
         shown.append(chain_table(found["chains"]))
+    if any(row["transport"] != "shm" for row in found["transports"]):
+        shown.append(transports.table(found["transports"]))
     return shown
 
 

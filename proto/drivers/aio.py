@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,7 @@ from ..region import Region
 from ..settings import read_secret, time_scale
 from ..transport import address as addresses
 from ..transport import choice
-from ..transport.choice import Choices
+from ..transport.choice import Choices, Spoken
 from ..transport.local import LocalNetwork
 from .aio_connection import AioConnection, AioPending, AioSubscriber, Client, RegionHolder
 from .calls import REGION_WAIT_SECONDS, Backoff, connect_seconds, is_shared, make_region, unreachable
@@ -319,6 +319,9 @@ class AioEnvironment:
 
     def shares_memory(self, address: str) -> bool:
         return address.startswith("unix:") or self.choices.moves(address)
+
+    def spoken(self) -> Mapping[str, Spoken]:
+        return dict(self.choices.spoken)
 
     def reachable(self, address: str) -> bool:
         return not address.startswith("unix:") or os.path.exists(address[5:])

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from ..pool import POOL_BYTES, Pool
 from ..region import Region, Slice
 from ..settings import read_secret, time_scale
 from ..transport import choice
-from ..transport.choice import Choices
+from ..transport.choice import Choices, Spoken
 from . import forks
 from .calls import REGION_WAIT_SECONDS, Backoff, Pending, connect_seconds, is_shared, make_region, unreachable
 from .connection import Broken, Connection, exchange
@@ -418,6 +418,9 @@ class BlockingEnvironment:
 
     def shares_memory(self, address: str) -> bool:
         return address.startswith("unix:") or self.choices.moves(address)
+
+    def spoken(self) -> Mapping[str, Spoken]:
+        return dict(self.choices.spoken)
 
     def reachable(self, address: str) -> bool:
         return not address.startswith("unix:") or os.path.exists(address[5:])

@@ -216,20 +216,26 @@ class SpaceRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class SpaceReply(_message.Message):
-    __slots__ = ("target", "capacity", "used", "chunks", "bytes_read", "bytes_written")
+    __slots__ = ("target", "capacity", "used", "chunks", "bytes_read", "bytes_written", "peer", "peer_transport", "peer_reason")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     USED_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     BYTES_READ_FIELD_NUMBER: _ClassVar[int]
     BYTES_WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    PEER_TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    PEER_REASON_FIELD_NUMBER: _ClassVar[int]
     target: _containers.RepeatedScalarFieldContainer[int]
     capacity: _containers.RepeatedScalarFieldContainer[int]
     used: _containers.RepeatedScalarFieldContainer[int]
     chunks: _containers.RepeatedScalarFieldContainer[int]
     bytes_read: _containers.RepeatedScalarFieldContainer[int]
     bytes_written: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, target: _Optional[_Iterable[int]] = ..., capacity: _Optional[_Iterable[int]] = ..., used: _Optional[_Iterable[int]] = ..., chunks: _Optional[_Iterable[int]] = ..., bytes_read: _Optional[_Iterable[int]] = ..., bytes_written: _Optional[_Iterable[int]] = ...) -> None: ...
+    peer: _containers.RepeatedScalarFieldContainer[str]
+    peer_transport: _containers.RepeatedScalarFieldContainer[str]
+    peer_reason: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, target: _Optional[_Iterable[int]] = ..., capacity: _Optional[_Iterable[int]] = ..., used: _Optional[_Iterable[int]] = ..., chunks: _Optional[_Iterable[int]] = ..., bytes_read: _Optional[_Iterable[int]] = ..., bytes_written: _Optional[_Iterable[int]] = ..., peer: _Optional[_Iterable[str]] = ..., peer_transport: _Optional[_Iterable[str]] = ..., peer_reason: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ReportCorruptionRequest(_message.Message):
     __slots__ = ("chain", "target", "inode", "index", "tenant")

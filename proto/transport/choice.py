@@ -79,6 +79,7 @@ class Choices:
     def tries(self, address: str, server_offers: bool, now: float) -> bool:
         """Whether to go on over RDMA after a hello. Raises UNAVAILABLE where nothing else is wanted and it cannot be, INVALID."""
         if address.startswith("unix:"):
+            self.spoken[address] = Spoken("shm", "on this machine")
             return False
         reason = why_not_here() or ("" if server_offers else "the server does not offer it")
         if not reason:

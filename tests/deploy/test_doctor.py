@@ -23,6 +23,7 @@ def status(**other: Any) -> dict[str, Any]:
         "nodes": [{"node": 2, "name": "storage-2", "state": "up"}],
         "targets": [target(1)],
         "chains": [chain(1, "SERVING", "SERVING")],
+        "transports": [],
         "space": {"total": 100, "used": 10, "free": 90},
         **other,
     }
@@ -32,6 +33,17 @@ def told(found: dict[str, Any] | None) -> dict[str, tuple[str, str]]:
     findings = list(cluster_findings(found))
     assert all(finding.advice for finding in findings if finding.state != "ok")
     return {f"{finding.check}: {finding.found}": (finding.state, finding.advice) for finding in findings}
+
+
+def test_what_peers_speak_is_told_with_the_reason() -> None:
+    rows = [
+        {"from": "here", "to": name, "address": f"tcp:{name}:1", "transport": "rdma", "reason": "over mlx5_0:1"}
+        for name in ("storage-2", "storage-3")
+    ]
+    rows.append({**rows[0], "from": "storage-2", "transport": "tcp", "reason": "the server does not offer it"})
+    found = told(status(transports=rows))
+    assert found["transport: rdma (over mlx5_0:1): here to storage-2, here to storage-3"][0] == "ok"
+    assert found["transport: tcp (the server does not offer it): storage-2 to storage-2"][0] == "ok"
 
 
 def test_all_is_well() -> None:

@@ -22,6 +22,7 @@ from emberfs.proto.errors import Status, StatusError, error
 from emberfs.proto.pool import Pool
 from emberfs.proto.region import Region
 from emberfs.proto.rpc import Identity, PeerInfo
+from emberfs.proto.transport.choice import Spoken
 
 from .loop import Future, Host, Lock, Loop, Task
 from .network import ADDRESS, CALM, Exchange, Network, Weather
@@ -89,6 +90,9 @@ class SimulatedEnvironment:
 
     def shares_memory(self, address: str) -> bool:
         return False
+
+    def spoken(self) -> dict[str, Spoken]:
+        return {}
 
     def reachable(self, address: str) -> bool:
         return address.startswith(ADDRESS)
