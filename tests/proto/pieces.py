@@ -28,6 +28,7 @@ from emberfs.proto.env import Call, drive
 from emberfs.proto.errors import Status, StatusError, error
 from emberfs.proto.gen import common_pb2, storage_pb2
 from emberfs.proto.server import Server
+from emberfs.proto.settings import time_scale
 from emberfs.proto.subscription import Hub
 from emberfs.proto.transport.local import LocalNetwork
 
@@ -114,7 +115,7 @@ class Loop:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, Any], seconds: float = 60.0) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(seconds)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(seconds * max(1.0, time_scale()))
 
     def do(self, work: Callable[[], Any]) -> Any:
         async def call() -> Any:
@@ -209,13 +210,14 @@ class Face:
         return self.loop.run(work) if self.loop else drive(work)
 
     def call(self, address: str, method: rpc.Method, request: Any, timeout: float = 20.0, **bulk: Any) -> Any:
-        return self._run(self.env.call(Call(address, method, request, timeout, **bulk)))
+        """Times are multiplied by the time scale, as everybody's."""
+        return self._run(self.env.call(Call(address, method, request, timeout * time_scale(), **bulk)))
 
     def call_many(self, calls: Sequence[Call]) -> list[Any]:
         return list(self._run(self.env.call_many(calls)))
 
     def start(self, address: str, method: rpc.Method, request: Any, timeout: float = 20.0, **bulk: Any) -> Any:
-        call = Call(address, method, request, timeout, **bulk)
+        call = Call(address, method, request, timeout * time_scale(), **bulk)
         return self.loop.do(lambda: self.env.start(call)) if self.loop else self.env.start(call)
 
     def collect(self, ticket: Any) -> Any:
@@ -307,7 +309,7 @@ def write(offset: int, late: bool = False) -> storage_pb2.WriteRequest:
 
 def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     """Whether it becomes true: for what another process does without telling."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * max(1.0, time_scale())
     pause = threading.Event()
     while not condition():
         if time.monotonic() > end:

@@ -17,6 +17,7 @@ from emberfs.proto.env import Call
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2, storage_pb2
 from emberfs.proto.region import Slice
+from emberfs.proto.settings import time_scale
 
 from .pieces import (
     RDMA,
@@ -170,6 +171,7 @@ def test_nobody_there(pair: Pair, tmp_path: Path) -> None:
 
 
 def test_no_answer_in_time(pair: Pair) -> None:
+    assert pair.client.call(pair.address, SPACE, storage_pb2.SpaceRequest())  # connects: that is not what is timed
     failure = pair.failure(SYNC, storage_pb2.SyncRequest(), timeout=0.2)
     assert failure.status is Status.DEADLINE and isinstance(failure, TimeoutError)
     assert eventually(lambda: pair.service.contexts[0].cancelled)
@@ -179,18 +181,20 @@ def test_no_answer_in_time(pair: Pair) -> None:
 def test_the_handler_knows_the_deadline(pair: Pair) -> None:
     pair.service.gate.set()
     pair.client.call(pair.address, SYNC, storage_pb2.SyncRequest(), timeout=15.0)
-    assert 0 < pair.service.contexts[0].remaining() <= 15.0
+    assert 0 < pair.service.contexts[0].remaining() <= 15.0 * time_scale()
 
 
 def test_an_abandoned_call_is_cancelled_and_its_memory_kept_aside(remote: Pair) -> None:
     pool = remote.client.env.pool
     target = pool.take(8192)
     ticket = remote.client.start(remote.address, READ, read((0, 8192), late=True), target=[target])
-    assert remote.service.entered.wait(10)
+    assert remote.service.entered.wait(60)
     remote.client.abandon(ticket)
     pool.give(target)
     assert eventually(lambda: remote.service.contexts[0].cancelled)
-    assert pool.held == (0 if remote.transport == "tcp" else 8192)
+    # Over RDMA the blocking driver ends the queue pair, and with it the server's way in.
+    revoked = remote.transport == "tcp" or (remote.transport == "rdma" and remote.client.kind == "blocking")
+    assert pool.held == (0 if revoked else 8192)
     remote.service.gate.set()
     assert eventually(
         lambda: bool(remote.client.call(remote.address, SPACE, storage_pb2.SpaceRequest())) and pool.held == 0
@@ -218,8 +222,8 @@ def test_many_calls_come_back_in_order_each_with_its_own_outcome(pair: Pair) -> 
 
 
 def test_one_slow_call_among_many_does_not_hold_up_the_others_results(remote: Pair) -> None:
-    calls = [Call(remote.address, SPACE, storage_pb2.SpaceRequest(), 20.0) for _ in range(4)]
-    calls.insert(1, Call(remote.address, SYNC, storage_pb2.SyncRequest(), 0.5))
+    calls = [Call(remote.address, SPACE, storage_pb2.SpaceRequest(), 20.0 * time_scale()) for _ in range(4)]
+    calls.insert(1, Call(remote.address, SYNC, storage_pb2.SyncRequest(), 0.5 * time_scale()))
     results = remote.client.call_many(calls)
     assert [isinstance(result, StatusError) for result in results] == [False, True, False, False, False]
     assert results[1].status is Status.DEADLINE
@@ -241,7 +245,7 @@ def test_the_first_answer_of_several_is_waited_for(remote: Pair) -> None:
     pool, client = remote.client.env.pool, remote.client
     slow, fast = pool.take(8192), pool.take(8192)
     silent = client.start(remote.address, READ, read((0, 8192), late=True), target=[slow])
-    assert remote.service.entered.wait(10)
+    assert remote.service.entered.wait(60)
     assert client.collect_any([silent], 0.0) is None
     assert client.collect_any([silent], 0.05) is None
     other = client.start(remote.address, READ, read((4096, 8192)), target=[fast])

@@ -263,7 +263,7 @@ def _status(work: Callable[[], object]) -> Status:
 def test_a_client_that_dies_in_the_middle_is_forgotten(pair: Pair) -> None:
     raw = Raw(pair.address).hello(pair.address)
     raw.sock.sendall(wire.encode(0, SYNC.number, 1, b"", deadline_ms=60_000))
-    assert pair.service.entered.wait(10)
+    assert pair.service.entered.wait(60)
     raw.sock.close()
     assert eventually(lambda: pair.service.contexts[0].cancelled)
     pair.service.gate.set()
@@ -289,7 +289,7 @@ def test_a_client_that_stops_reading_holds_up_nobody_else(pair: Pair) -> None:
 def test_a_server_is_idle_while_requests_only_listen(pair: Pair, listening: bool) -> None:
     pair.service.listening = listening
     ticket = pair.client.start(pair.address, SYNC, storage_pb2.SyncRequest())
-    assert pair.service.entered.wait(10)
+    assert pair.service.entered.wait(60)
     pair.client.call(pair.address, SPACE, SPACE_REQUEST)
     assert pair.running is not None
     assert pair.running.server.waiting == (not listening)
@@ -301,7 +301,7 @@ def test_a_server_is_idle_while_requests_only_listen(pair: Pair, listening: bool
 
 def test_stopping_a_server_finishes_what_is_under_way(pair: Pair) -> None:
     ticket = pair.client.start(pair.address, SYNC, storage_pb2.SyncRequest())
-    assert pair.service.entered.wait(10)
+    assert pair.service.entered.wait(60)
     assert pair.running is not None
     threading.Timer(0.1, pair.service.gate.set).start()
     pair.running.thread.run(pair.running.server.stop())
