@@ -1,7 +1,9 @@
 """Batched reads: plans from the engine, bytes straight into the client's memory, checksums in the reply.
 
-What the page cache holds is moved on the loop at once; the rest goes to a thread as one batch. Before each piece the request is asked
-whether somebody still waits for it, and the slots stay pinned until the last piece has moved.
+What the page cache holds is moved on the loop at once. To ask it for what it does not hold makes the kernel read that from the disk, and a
+fast disk is done before a thread has been woken: for a moment the loop asks again with each turn, as long as that finds something. The rest
+goes to a thread as one batch. Before each piece the request is asked whether somebody still waits for it, and the slots stay pinned
+until the last piece has moved.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ from collections.abc import Callable, Sequence
 from ..proto.errors import Status, StatusError
 from ..proto.gen.storage_pb2 import ReadReply
 from ..proto.rpc import Context, Sink
+from ..proto.transport.readiness import LOOK_SECONDS_MAX
 from .engine.reads import ReadPlan
 from .engine.records import ChunkInfo
 from .target import Target
 
 LENT_BYTES_MIN = 64 << 10  # what is shorter is copied faster than the page cache is asked about it
 INLINE_READ_BYTES_MAX = 8 << 20  # of one batch on the loop: a millisecond, in which nobody else is served
+LOOKED_BYTES_MAX = 256 << 10  # of what is asked for again: more takes a disk longer, and the loop
+LOOKS_MAX = 100  # turns of the loop
 
 _OK = Status.OK
 _NOTHING = ReadPlan(Status.INTERNAL)
@@ -85,6 +90,33 @@ class Batch:
         else:
             release()
 
+    async def look_again(self, missed: Sequence[Piece]) -> Sequence[Piece]:
+        """For a moment, and as long as something comes, whether it is there now: what still is not."""
+        target, env = self.target, self.target.env
+        if sum([plan.length for _, plan, _ in missed]) > LOOKED_BYTES_MAX or not target.luck.may_look():
+            return missed
+        end = env.now() + LOOK_SECONDS_MAX
+        for _ in range(LOOKS_MAX):
+            await env.sleep(0)
+            left = [piece for piece in missed if not self._has_come(piece)]
+            now, came, missed = env.now(), len(left) < len(missed), left
+            if not missed or (not came and now > end):
+                break
+            if came:
+                end = now + LOOK_SECONDS_MAX
+        target.luck.looked(not missed)
+        return missed
+
+    def _has_come(self, piece: Piece) -> bool:
+        place, plan, buffers = piece
+        if self._context.cancelled:
+            return True
+        try:
+            return plan.read_into(self.target.engine.disk, buffers, False)
+        except StatusError as failed:
+            self.failures[place] = failed
+            return True
+
     def move_missed(self, missed: Sequence[Piece]) -> None:
         """The rest, where blocking is allowed."""
         disk = self.target.engine.disk
@@ -138,7 +170,8 @@ async def read_target(
         missed = batch.move(plans, whole)
         if missed:
             target.counters.reads_missed += len(missed)
-            await target.blocking(batch.move_missed, missed)
+            if left := await batch.look_again(missed):
+                await target.blocking(batch.move_missed, left)
     finally:
         batch.returned(planned.release)
     if len(batch.places) == len(plans_out):

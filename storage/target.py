@@ -20,6 +20,7 @@ from ..proto.errors import Status, StatusError
 from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, LOCAL_STATE_ONLINE, LOCAL_STATE_UPTODATE, LocalState
 from ..proto.gen.cluster_pb2 import Target as TargetEntry
 from ..proto.gen.common_pb2 import Chain
+from ..proto.transport.readiness import Luck
 from .blocks.directory import Directory
 from .checkpoints import Checkpoints
 from .craq import Replica
@@ -116,6 +117,7 @@ class Target:
         self._under_way = 0  # effects that are carried out in the background
         self._quiet: Promise[None] | None = None  # told when there are none
         self._offline_told = False
+        self.luck = Luck()  # of looks whether the disk has read something
         self.fullness = Fullness(self.engine)
         self.directory = Directory(self.engine)
 

@@ -92,6 +92,25 @@ async def test_reads_that_miss_the_page_cache_go_to_a_thread(world: World) -> No
     assert target.counters.bytes_read == CHUNK - 2
 
 
+async def test_small_reads_that_miss_the_page_cache_are_looked_for_again(world: World) -> None:
+    """A batch of them, which comes piece by piece; whether looking pays or not."""
+    data = pattern(CHUNK)
+    assert await world.write(data) is Status.OK
+    target = world.open[0]
+    wanted = [(5, 0, 4096 * (7 * i % 256), 4096) for i in range(40)]
+    for round_ in range(8):
+        await target.checkpoint()
+        for handle in target.engine.space.handles():
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        if round_ == 4:
+            for _ in range(10):
+                target.luck.looked(False)
+        reply, found = await world.read_many(wanted)
+        assert found == b"".join(data[offset : offset + 4096] for _, _, offset, _ in wanted)
+        for i, (_, _, offset, _) in enumerate(wanted):
+            verify(reply, i, offset, found[4096 * i : 4096 * (i + 1)])
+
+
 async def test_batches_of_whole_units(world: World) -> None:
     data = pattern(CHUNK - 4096)
     for index in range(3):
