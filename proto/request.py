@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import Status, error
@@ -111,6 +111,12 @@ class Request:
         else:
             pull(pieces, view)
         return view
+
+    def lent(self) -> Sequence[memoryview] | None:
+        pieces = self._resolve()
+        if not pieces or self.regions.remote or any(piece[0].view is None for piece in pieces):
+            return None
+        return [region.view[offset : offset + length] for region, offset, length in pieces]
 
     def _private_memory(self, length: int) -> memoryview:
         self._shared = self.buffers.take_shared(length)

@@ -158,6 +158,10 @@ class Context(Protocol):
     async def pull(self) -> memoryview:
         """The request's bulk as one private copy that nobody else can change (DECISIONS 24). Raises REGION_DEAD."""
 
+    def lent(self) -> Sequence[memoryview] | None:
+        """The request's bulk as it lies in the client's memory, piece by piece, where that is mapped here; None: `pull` it. The client may
+        change it at any time, so it is for system calls only, and what they have copied is verified."""
+
     def subscribe(self, subscription: int, topic: str) -> Any:
         """See proto/transport for subscriptions; only the RPC's own methods use it."""
 

@@ -31,7 +31,9 @@ from .statuses import AGAIN, CANCELLED, DEAD, LATE, MISS, WRONG_SIZE, code_of, f
 if TYPE_CHECKING:
     from .core import KvCore
 
-WINDOW_BYTES = 8 << 20  # of one request, or one block if that is more
+WINDOW_BYTES = 8 << 20  # of one request at most, or one block if that is more
+WINDOW_BYTES_MIN = 512 << 10  # less is not divided: a request costs as much as moving half of that
+WINDOWS_READ_MIN = 2  # into which a batch of reads is divided at least, so that one is checked while the next is moved
 WINDOWS_IN_FLIGHT_MAX = 4  # of one batch
 UNREACHABLE_SECONDS = 0.5  # so long is a server that cannot be reached tried again: then it is a miss. Scaled
 TURNS_MAX = 2  # rounds without a pause in which other replicas are asked
@@ -268,13 +270,17 @@ class Batch:
         return cluster.replicas.choose(route.serving, chain), True
 
     def _windows(self, rows: Sequence[int]) -> list[Sequence[int]]:
-        if len(rows) <= KEYS_MAX and self.weight_of(rows) <= WINDOW_BYTES:
+        total = self.weight_of(rows)
+        window = WINDOW_BYTES
+        if self.reading:
+            window = min(window, max(WINDOW_BYTES_MIN, -(-total // WINDOWS_READ_MIN)))
+        if len(rows) <= KEYS_MAX and total <= window:
             return [rows]
         begin = weight = 0
         found: list[Sequence[int]] = []
         for i, row in enumerate(rows):
             more = self.weight(row)
-            if i > begin and (weight + more > WINDOW_BYTES or i - begin == KEYS_MAX):
+            if i > begin and (weight + more > window or i - begin == KEYS_MAX):
                 found.append(rows[begin:i])
                 begin, weight = i, 0
             weight += more

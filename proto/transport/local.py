@@ -51,6 +51,9 @@ class LocalContext:
     async def pull(self) -> memoryview:
         return memoryview(b"".join([slice_.view for slice_ in self._call.source]))
 
+    def lent(self) -> Sequence[memoryview] | None:
+        return [slice_.view[:] for slice_ in self._call.source]
+
     def subscribe(self, subscription: int, topic: str) -> Any:
         raise error(Status.UNSUPPORTED, "there are no subscriptions on local: addresses")
 

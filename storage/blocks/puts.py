@@ -22,7 +22,7 @@ from ...proto.gen.cluster_pb2 import KvNamespace
 from ...proto.gen.kvcache_pb2 import PutReply, PutRequest
 from ...proto.layout import UNIT_SMALL
 from ...proto.rpc import Context
-from ..engine.fresh import FreshChunks
+from ..engine.fresh import Bulk, FreshChunks
 from ..engine.slots import CLASS_BYTES, SLOT_BYTES_MAX, class_for
 from ..events import Kind, Update
 from .directory import Shelf
@@ -31,7 +31,8 @@ from .requests import Run, Runs, column, keys_of
 from .store import Store
 
 ROUNDS_MAX = 4  # of waiting for others who put the same block, until the client had better come back
-INLINE_BYTES_MAX = 256 << 10  # of one request written on the loop: what a hop to a thread costs, a few times over
+INLINE_BYTES_MAX = 1 << 20  # of one request written on the loop: what a hop to a thread costs, a few times over
+BORROWED_BYTES_MIN = 16 << 10  # of a block, on average, from which on it is written out of the client's memory
 CHUNK_BYTES_SMALL = 1 << 20  # a chunk size with the small checksum unit
 
 _OK = Status.OK
@@ -56,11 +57,19 @@ class Batch:
     existed: bytearray
     positions: list[int] = field(default_factory=list)  # of each block in the bulk, and where that ends
     views: dict[int, memoryview] = field(default_factory=dict)
-    data: memoryview = field(default_factory=lambda: memoryview(b""))
+    data: Bulk = field(default_factory=lambda: Bulk((), private=True))
     uniform: bool = False  # all blocks are as long as the namespace says, and all bytes come along
 
     def view(self, i: int) -> memoryview:
-        return self.data[self.positions[i] : self.positions[i] + self.lengths[i]]
+        """The bytes of a block, which are private."""
+        (view,) = self.data.cut(self.positions[i], self.positions[i] + self.lengths[i])
+        return view
+
+    def take(self, data: Bulk) -> None:
+        """Raises INVALID."""
+        if len(data) != self.positions[-1]:
+            raise error(Status.INVALID, f"{self.positions[-1]} bytes announced, {len(data)} sent")
+        self.data = data
 
     def pick(self, column: Sequence[Any], places: Sequence[int]) -> Sequence[Any]:
         """The entries of a column at these places."""
@@ -123,9 +132,10 @@ class Puts:
             if missing and isinstance(store, Store):
                 work.append((store, run, missing, store.directory.additions))
         if work:
-            await self._pull(batch, context)
+            if not self._borrow(batch, context, [store for store, *_ in work]):
+                await self._pull(batch, context)
             for store, run, missing, additions in work:
-                await self._put(store, run, missing, additions, batch)
+                await self._put(store, run, missing, additions, batch, context)
             batch.data.release()
         if batch.durable:
             await self._make_durable(batch, runs)
@@ -135,11 +145,23 @@ class Puts:
             existed=bytes(batch.existed) if any(batch.existed) else b"",
         )
 
-    async def _pull(self, batch: Batch, context: Context) -> None:
-        data = await context.pull()
-        if len(data) != batch.positions[-1]:
-            raise error(Status.INVALID, f"{batch.positions[-1]} bytes announced, {len(data)} sent")
-        batch.data = memoryview(data)  # a view of our own, to be released
+    @staticmethod
+    def _borrow(batch: Batch, context: Context, stores: Sequence[Store]) -> bool:
+        """Take the bytes from where they lie in the client's memory, if they can be written from there: without a copy before, and only
+        those of blocks that are wanted."""
+        if batch.positions[-1] < BORROWED_BYTES_MIN * len(batch.keys):
+            return False
+        if not all(store.is_alone and store.target.engine.disk.buffered for store in stores):
+            return False
+        parts = context.lent()
+        if parts is None:
+            return False
+        batch.take(Bulk(parts, private=False))
+        return True
+
+    @staticmethod
+    async def _pull(batch: Batch, context: Context) -> None:
+        batch.take(Bulk([memoryview(await context.pull())], private=True))  # a view of our own, to be released
 
     # --- what is to be done at all ---
 
@@ -214,7 +236,9 @@ class Puts:
 
     # --- the blocks of one target ---
 
-    async def _put(self, store: Store, run: Run, missing: list[int], additions: int, batch: Batch) -> None:
+    async def _put(
+        self, store: Store, run: Run, missing: list[int], additions: int, batch: Batch, context: Context
+    ) -> None:
         if store.directory.additions != additions:
             missing = self._missing(batch, store, missing)  # others may have put some of them meanwhile
         for _ in range(ROUNDS_MAX):
@@ -224,7 +248,7 @@ class Puts:
                 return
             mine, theirs = self._split(store, missing, batch)
             if mine:
-                await self._write(store, run, mine, batch)
+                await self._write(store, run, mine, batch, context)
             if not theirs:
                 return
             for i in theirs:
@@ -252,7 +276,7 @@ class Puts:
                 mine.append(i)
         return mine, theirs
 
-    async def _write(self, store: Store, run: Run, mine: list[int], batch: Batch) -> None:
+    async def _write(self, store: Store, run: Run, mine: list[int], batch: Batch, context: Context) -> None:
         """Nobody else puts these, and they are not here."""
         shelf = store.directory.shelf(batch.namespace.id)
         takes = self._slot_bytes(batch, mine)
@@ -284,6 +308,8 @@ class Puts:
             if short:
                 await self._write_fresh(store, run, short, batch, shelf)
             if long:
+                if not batch.data.private:
+                    await self._pull(batch, context)
                 await self._write_updates(store, run, long, batch, shelf)
         finally:
             store.evictor.expect(tenant, -takes)

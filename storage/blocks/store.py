@@ -20,6 +20,9 @@ from .leases import Leases
 from .record import unpack_record
 from .tier import Range, Tier
 
+WARM_PART = (
+    4  # of the capacity: free slots that keep their disk space; watermarks let as much go between two checkpoints
+)
 REMOVES_MAX = 1024  # blocks of one batch of removes
 DROPS_MAX = 128  # blocks that go in the background before others have their turn
 
@@ -41,6 +44,9 @@ class Store:
     def __init__(self, target: Target, tenants: Tenants, routing: RoutingTable, env: Environment, log: Any) -> None:
         self.target = target
         self.directory = target.directory
+        space = target.engine.space
+        # New blocks go where evicted ones were, in memory and on disk: giving that back and asking for it again costs more than writing.
+        space.warm_bytes_max = max(space.warm_bytes_max, space.capacity // WARM_PART)
         self.leases = Leases()
         self.evictor = Evictor(self, tenants, routing, env, log)
         self.tier = Tier(target.directory, target.engine)

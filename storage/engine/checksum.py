@@ -93,11 +93,10 @@ def zeros(length: int) -> int:
 
 def fold(crcs: Iterable[int], unit: int, length: int) -> int:
     """The CRC of the whole from the CRCs of its units; the last one may be short."""
-    whole, left = 0, length
+    whole, left, by_unit = 0, length, shift_for(unit)
     for crc in crcs:
-        size = min(unit, left)
-        whole = shift(whole, size) ^ crc
-        left -= size
+        whole = (by_unit(whole) if left >= unit else shift(whole, left)) ^ crc
+        left -= unit
     return whole
 
 

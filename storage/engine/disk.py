@@ -40,6 +40,8 @@ class Disk(Protocol):
     after `sync_names`. Without these any part of them may be lost. Methods raise OSError.
     """
 
+    buffered: bool  # what was just written is read back from memory
+
     def names(self) -> list[str]:
         """The files that are there."""
 
@@ -97,6 +99,7 @@ class FileDisk:
         self._direct: dict[int, int] = {}  # handle -> descriptor with O_DIRECT
         self._writing: dict[int, threading.Lock] = {}  # handle -> held by whoever writes much through the page cache
         self._is_direct = direct
+        self.buffered = not direct
         self._no_wait = os.RWF_NOWAIT
 
     def names(self) -> list[str]:

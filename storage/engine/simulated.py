@@ -66,6 +66,8 @@ def _apply(data: bytearray, offset: int, content: bytes) -> None:
 class SimulatedDisk:
     """A Disk in memory, of `size_max` bytes."""
 
+    buffered = True
+
     def __init__(self, faults: Faults | None = None, size_max: int = 1 << 40) -> None:
         self.faults = faults or Faults()
         self.size_max = size_max

@@ -66,6 +66,9 @@ class Space:
         self.capacity = capacity
         self.used_bytes = 0
         self.warm_bytes = 0
+        self.warm_bytes_max = min(
+            WARM_BYTES_MAX, capacity // WARM_PART
+        )  # whoever uses slots again and again may raise it
         self.retired_bytes = 0  # part of used_bytes that a checkpoint, or readers that leave, will free
         self.short = False  # an allocation was refused that would succeed after a checkpoint
         self.new_names = False  # a file was made since the last checkpoint
@@ -189,16 +192,21 @@ class Space:
         roomy = self._roomy[size_class]
         file = next(iter(roomy.values())) if roomy else None
         fits = (self.limit_new - self.used_bytes) // size
-        if file is None or not file.warm or count == 1 or fits < 1:
+        if file is None or count == 1 or fits < 1:
             return [self.allocate(size, new=True)]
-        first = _lowest(file.warm)
-        run = min(_lowest(~(file.warm >> first)), count, fits)
+        free = file.warm or file.cold
+        first = _lowest(free)
+        run = min(_lowest(~(free >> first)), count, fits)
         bits = ((1 << run) - 1) << first
-        file.warm &= ~bits
+        if file.warm:
+            file.warm &= ~bits
+            self.warm_bytes -= run * size
+        else:
+            self._check_disk(run * size)
+            file.cold &= ~bits
         file.used |= bits
         if not file.warm and not file.cold:
             del roomy[file.number]
-        self.warm_bytes -= run * size
         self.used_bytes += run * size
         base = pack_slot(size_class, file.number, first)
         return list(range(base, base + run))
@@ -350,7 +358,7 @@ class Space:
     @property
     def excess(self) -> int:
         """Warm bytes that are to be given back."""
-        return max(0, self.warm_bytes - min(WARM_BYTES_MAX, self.capacity // WARM_PART))
+        return max(0, self.warm_bytes - self.warm_bytes_max)
 
     def _trim_now(self) -> int:
         """Bytes that go back with the next checkpoint."""

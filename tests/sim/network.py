@@ -78,6 +78,9 @@ class SimulatedContext:
     async def pull(self) -> memoryview:
         return memoryview(bytearray(self._exchange.bulk))
 
+    def lent(self) -> None:
+        return None
+
     def subscribe(self, subscription: int, topic: str) -> Any:
         raise error(Status.UNSUPPORTED, "the simulated network has no subscriptions")
 

@@ -155,6 +155,9 @@ class Call:
     async def pull(self) -> memoryview:
         raise NotImplementedError
 
+    def lent(self) -> Any:
+        raise NotImplementedError
+
     def subscribe(self, subscription: int, topic: str) -> Any:
         raise NotImplementedError
 

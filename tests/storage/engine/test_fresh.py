@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 
 from emberfs.proto.errors import Status, StatusError
 from emberfs.storage.engine.checksum import crc32c
 from emberfs.storage.engine.engine import ChunkEngine, Kind, Update
-from emberfs.storage.engine.fresh import FreshChunks
+from emberfs.storage.engine.fresh import Bulk, FreshChunks
 from emberfs.storage.engine.removal import Gone, remove_blocks
 from emberfs.storage.engine.row import CHUNK, decode_row, encode_row
 
@@ -21,12 +21,22 @@ BLOCK = b"a block"
 
 
 def fresh_of(
-    engine: ChunkEngine, chunks: Sequence[bytes], contents: Sequence[bytes], checksums: Sequence[int] = ()
+    engine: ChunkEngine,
+    chunks: Sequence[bytes],
+    contents: Sequence[bytes],
+    checksums: Sequence[int] = (),
+    private: bool = True,
 ) -> FreshChunks:
     lengths = [len(c) for c in contents]
     starts = [0, *accumulate(lengths)][:-1]
-    data = memoryview(b"".join(contents))
+    data = Bulk(in_parts(b"".join(contents), 1 if private else 5), private=private)
     return FreshChunks(engine, chunks, data, starts, lengths, checksums or [crc32c(c) for c in contents], 1)
+
+
+def in_parts(data: bytes, count: int) -> list[memoryview]:
+    """As a client's memory may lie: in pieces that have nothing to do with chunks."""
+    cuts = [len(data) * n // count for n in range(count + 1)]
+    return [memoryview(data)[begin:end] for begin, end in pairwise(cuts)]
 
 
 def put(engine: ChunkEngine, chunks: Sequence[bytes], contents: Sequence[bytes]) -> FreshChunks:
@@ -49,11 +59,14 @@ def gone(engine: ChunkEngine, chunks: Sequence[bytes]) -> list[Gone]:
 LENGTHS = (1, 4096, 4097, 8192, 16_384, 20_000, 65_536, 100_000, 1 << 20, (1 << 20) + 1, 3 << 20)
 
 
-def test_they_are_what_an_update_of_each_would_have_made() -> None:
+@pytest.mark.parametrize("private", [True, False])
+def test_they_are_what_an_update_of_each_would_have_made(private: bool) -> None:
     contents = [random.Random(n).randbytes(length) for n, length in enumerate(LENGTHS)]
     mine, other = Target(), Target()
     engine, usual = mine.open(), other.open()
-    put(engine, [key(n) for n in range(len(LENGTHS))], contents)
+    fresh = fresh_of(engine, [key(n) for n in range(len(LENGTHS))], contents, private=private)
+    fresh.run()
+    fresh.stage([BLOCK] * len(LENGTHS))
     for n, data in enumerate(contents):
         size = 1 << 20 if len(data) <= 4096 else 64 << 20
         usual.apply([write(key(n), 0, data, chunk_size=size, chain_version=1)._replace(block=BLOCK)])
@@ -183,3 +196,26 @@ def test_kills_and_power_losses(seed: int) -> None:
             durable = dict(model)
         check_invariants(engine)
         assert {chunk: content(engine, chunk) for chunk in model} == model
+
+
+@pytest.mark.parametrize("length", [4096, 20_480, 65_536, 1 << 20])
+def test_what_changes_in_the_clients_memory_is_not_kept(length: int) -> None:
+    """The bytes that were written are compared, not those that the client has now."""
+    engine = Target().open()
+    memory = bytearray(random.Random(1).randbytes(5 * length))
+    contents = [bytes(memory[n * length : (n + 1) * length]) for n in range(5)]
+    checksums = [crc32c(c) for c in contents]
+    memory[2 * length + 7] ^= 1  # the client writes on
+    memory[5 * length - 1] ^= 1
+    starts = [n * length for n in range(5)]
+    chunks = [key(n) for n in range(5)]
+    fresh = FreshChunks(engine, chunks, Bulk([memoryview(memory)], private=False), starts, [length] * 5, checksums, 1)
+    fresh.run()
+    assert sorted(fresh.failed) == [2, 4]
+    assert {failure.status for failure in fresh.failed.values()} == {Status.CHECKSUM}
+    fresh.stage([BLOCK] * 5)
+    memory[:] = bytes(len(memory))
+    for n in (0, 1, 3):
+        assert engine.read(chunks[n]) == contents[n]
+    assert engine.info(chunks[2]) is None and engine.info(chunks[4]) is None
+    check_invariants(engine)
