@@ -138,11 +138,15 @@ class Believed:
         """As `Leases.asked`."""
         return self._leases.asked()
 
-    def listed(self, began: int, directory: int, name: bytes, stat: Stat) -> bytes | None:
-        """A page of a directory that was asked for then, and is leased, says so, as the server sees it. The entry for READDIRPLUS; None
-        where it has to be made in another way."""
+    def learn(self, began: int, directory: int, name: bytes, stat: Stat) -> bytes | None:
+        """A page of a directory says so, that was asked for then and is leased, as the server sees it. What is kept of it, if it may be."""
         kept = self._leases.learn_inode(began, stat)
         self._leases.learn_name(began, directory, name, stat.inode)
+        return kept
+
+    def listed(self, began: int, directory: int, name: bytes, stat: Stat) -> bytes | None:
+        """As `learn`. The entry for READDIRPLUS; None where it has to be made in another way."""
+        kept = self.learn(began, directory, name, stat)
         left = self._leases.remaining()
         return None if kept is None or left <= 0 else self._entry(stat.inode, kept, left)
 

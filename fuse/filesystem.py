@@ -13,6 +13,7 @@ from ..client.core.client import Core
 from ..client.core.paths import at
 from ..client.core.steps import since
 from ..proto.gen.meta_pb2 import Place
+from .ahead import Ahead
 from .bare import Bare
 from .believed import Believed
 from .callers import Callers
@@ -72,6 +73,7 @@ class FileSystem:
         self.shown_uid = options.uid
         self.shown_gid = options.gid
         self.believed = None if options.strict else Believed(self)  # what needs no question
+        self.ahead = Ahead(self, self.believed) if self.believed is not None else None
         self._next_handle = first_handle
         self._background: set[asyncio.Task[Any]] = set()
 

@@ -41,6 +41,10 @@ async def _lookup(fs: FileSystem, request: Request, name: bytes) -> bytes:
     # No way leads out of what is mounted: "above" its root is the root.
     itself = name == ITSELF or (name == ABOVE and request.node == ROOT_NODE)
     place = fs.place(request.node) if itself else fs.place(request.node, name)
+    if not itself and fs.ahead is not None:
+        directory = fs.inode(request.node)
+        if entries := fs.ahead.wants(directory, name):
+            await fs.ahead.learn(directory, name, entries)
     try:
         stat = await fs.callers.view(request).stat(place, follow=False)
     except FileNotFoundError:
