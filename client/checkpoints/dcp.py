@@ -97,9 +97,9 @@ class StorageWriter(staging.BlockingAsyncStager, storage.StorageWriter):  # type
     def storage_meta(self) -> Any:
         return metadata.StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self.save_id)
 
-    def set_up_storage_writer(self, is_coordinator: bool, *_: Any, **more: Any) -> None:
+    def set_up_storage_writer(self, is_coordinator: bool, *_: Any, **kwargs: Any) -> None:
         """Raises UNSUPPORTED for ranks that do not coordinate: nobody could replace their checkpoint as one."""
-        if not more.get("use_collectives", True):
+        if not kwargs.get("use_collectives", True):
             raise error(Status.UNSUPPORTED, "use_collectives=False: no rank would know when the checkpoint is whole")
 
     def prepare_local_plan(self, plan: Any) -> Any:
@@ -268,9 +268,9 @@ class StorageReader(storage.StorageReader):  # type: ignore[misc]
 
     validate_checkpoint_id = StorageWriter.validate_checkpoint_id
 
-    def read_metadata(self, *_: Any, **more: Any) -> Any:
+    def read_metadata(self, *_: Any, **kwargs: Any) -> Any:
         """The `.metadata` of the checkpoint, or of one rank of those that were saved without coordination. Raises FileNotFoundError."""
-        rank = more.get("rank")
+        rank = kwargs.get("rank")
         found = pickle.loads(read_all(self.folder, METADATA if rank is None else f"__{rank}{METADATA}"))  # noqa: S301 -- torch's format
         if getattr(found, "storage_meta", None) is None:
             found.storage_meta = metadata.StorageMeta()

@@ -12,6 +12,7 @@ import pytest
 
 from emberfs.client.checkpoints import catalog
 from emberfs.client.checkpoints.folders import Folder, folder_of
+from emberfs.proto.errors import StatusError
 
 from .dying import DyingFolder, lived
 
@@ -167,6 +168,13 @@ def test_a_first_save_that_is_killed_is_no_checkpoint(where: str) -> None:
         loaded(StorageReader(where))
     dcp.save(state(1), storage_writer=StorageWriter(where))
     same(loaded(StorageReader(where)), state(1))
+
+
+def test_ranks_that_do_not_coordinate(tmp_path: Path) -> None:
+    with pytest.raises(StatusError, match="no rank would know"):
+        dcp.save(state(1), storage_writer=StorageWriter(tmp_path / "ours"), use_collectives=False)
+    dcp.save(state(1), storage_writer=FileSystemWriter(tmp_path / "theirs"), use_collectives=False)
+    same(loaded(StorageReader(tmp_path / "theirs")), state(1))
 
 
 def test_the_writer_can_be_pickled(where: str) -> None:
