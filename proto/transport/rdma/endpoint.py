@@ -73,6 +73,7 @@ class Endpoint:
 
     def __init__(self, port: Port, serves: bool) -> None:
         self.port = port
+        self.serves = serves
         self.device: Device = open_device(port.device)
         self.failed = ""  # why the queue pair is of no more use
         self.arrived: deque[memoryview] = deque()  # payload that nobody took yet
