@@ -36,7 +36,7 @@ class Sizes(NamedTuple):
     seconds: float  # of each run of fio
 
 
-FULL = Sizes(512, 3, 20_000, 2_000, 10_000, 200, 2.0)
+FULL = Sizes(1024, 3, 20_000, 2_000, 10_000, 200, 2.0)
 QUICK = Sizes(64, 3, 2_000, 400, 500, 20, 0.2)
 # For what all rounds write and remove: the chunks of removed files go within ten seconds, a fast disk is filled sooner. It is only a limit,
 # nothing is set aside for it.
