@@ -13,11 +13,13 @@ from typing import Annotated, Any
 
 import typer
 
+from ...proto.transport import choice
 from .output import complain, console, say, write_json
 
 
 class What(str, Enum):  # noqa: UP042 -- typer before 0.16 wants it so
     net = "net"
+    rdma = "rdma"
     target = "target"
     meta = "meta"
     fs = "fs"
@@ -30,6 +32,7 @@ class What(str, Enum):  # noqa: UP042 -- typer before 0.16 wants it so
     sort = "sort"
     search = "search"
     ckpt = "ckpt"
+    loader = "loader"
     all = "all"
 
 
@@ -37,11 +40,12 @@ def bench(
     what: Annotated[
         What,
         typer.Argument(
-            help="net: messages and bulk; target: one storage target; meta: the namespace; fs: files; kv: the KV cache, beside files, "
+            help="net: messages and bulk; rdma: beside tcp, where there is a device; target: one storage target; meta: the namespace; fs: files; kv: the KV cache, beside files, "
             "Redis and memcached; mount: a mount of its own, beside a pass-through and the local disk; memory: of idle processes and "
             "full servers; resync: recovery; chains: replicas, and what is noticed when one fails; manager: 10,000 chains; "
             "sort: GraySort on a mount and through the client; "
-            "search: an index of neighbours on a mount and through the client; ckpt: checkpoints, beside the local disk."
+            "search: an index of neighbours on a mount and through the client; ckpt: checkpoints, beside the local disk; "
+            "loader: random samples for training, beside the local disk."
         ),
     ] = What.fs,
     path: Annotated[
@@ -61,6 +65,8 @@ def bench(
     """Measure. Starts servers of its own in a temporary directory; a running cluster is left alone."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that nothing that was started stays
     names = [item.value for item in What if item is not What.all] if what is What.all else [what.value]
+    if what is What.all and choice.why_not_here():
+        names.remove(What.rdma.value)
     if path:
         names = [What.mount.value]
     results = []
