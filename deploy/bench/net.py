@@ -150,7 +150,7 @@ def _bulk(
                 request = ReadRequest(offset=[i * MIB], length=[MIB])
                 yield Call(address, rpc.STORAGE.Read, request, TIMEOUT, target=[targets[i % DEPTH]])
 
-        return lambda: rate(mib, lambda: _pipelined(env, calls()))
+        return lambda: rate(mib, lambda: pipelined(env, calls()))
 
     def write(address: str) -> Callable[[], float]:
         pieces = targets if address == unix else [targets[0]._replace(region=source, offset=0)] * DEPTH
@@ -159,7 +159,7 @@ def _bulk(
             for i in range(mib):
                 yield Call(address, rpc.STORAGE.Write, WriteRequest(), TIMEOUT, source=[pieces[i % DEPTH]])
 
-        return lambda: rate(mib, lambda: _pipelined(env, calls()))
+        return lambda: rate(mib, lambda: pipelined(env, calls()))
 
     def local() -> float:
         return rate(mib, lambda: [os.preadv(fd, [buffer], i * MIB) for i in range(mib)])
@@ -180,7 +180,7 @@ def _bulk(
     ]
 
 
-def _pipelined(env: BlockingEnvironment, calls: Iterator[Call]) -> None:
+def pipelined(env: BlockingEnvironment, calls: Iterator[Call]) -> None:
     under_way: deque[Any] = deque()
     for call in calls:
         under_way.append(env.start(call))
@@ -216,7 +216,7 @@ def _small(
                 mover.recv(2, socket.MSG_WAITALL)
         return batches * BATCH / (time.perf_counter() - begin)
 
-    wire, probe = in_turns([lambda: rate(batches * BATCH, lambda: _pipelined(env, calls())), bare], rounds)
+    wire, probe = in_turns([lambda: rate(batches * BATCH, lambda: pipelined(env, calls())), bare], rounds)
     for target in targets:
         env.pool.give(target)
     return row("read 4 KiB at random in batches of 64, shm, against a bare shared-memory server", wire, "IOPS", probe)

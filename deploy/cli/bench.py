@@ -40,7 +40,8 @@ def bench(
     what: Annotated[
         What,
         typer.Argument(
-            help="net: messages and bulk; rdma: beside tcp, where there is a device; target: one storage target; meta: the namespace; fs: files; kv: the KV cache, beside files, "
+            help="net: messages and bulk; rdma: the same over RDMA, beside tcp; "
+            "target: one storage target; meta: the namespace; fs: files; kv: the KV cache, beside files, "
             "Redis and memcached; mount: a mount of its own, beside a pass-through and the local disk; memory: of idle processes and "
             "full servers; resync: recovery; chains: replicas, and what is noticed when one fails; manager: 10,000 chains; "
             "sort: GraySort on a mount and through the client; "

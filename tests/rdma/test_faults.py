@@ -178,7 +178,7 @@ def test_a_server_that_is_killed_in_the_middle_of_transfers(across: Across) -> N
 def break_queue_pairs(pair: Pair, which: str) -> None:
     """Put the queue pairs of one side into the error state, as a device does that has had enough."""
     verbs = endpoint.load()
-    for found in list(endpoint._endpoints):
+    for found in endpoint.endpoints():
         if found._pair is None or found.serves != (which == "server"):
             continue
         attributes = verbs.QPAttr(qp_state=verbs.e.IBV_QPS_ERR)
