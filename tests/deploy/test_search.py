@@ -15,7 +15,7 @@ from ..fuse.processes import mounted
 
 pytestmark = pytest.mark.training
 np = pytest.importorskip("numpy")
-pytest.importorskip("usearch.index")
+pytest.importorskip("usearch.index", reason="usearch is not here: ./deploy/test --training")
 
 from emberfs.deploy.bench import search  # noqa: E402
 

@@ -1,0 +1,74 @@
+"""smallpond as it is on PyPI, on a mount below /hf3fs, in an environment of its own (deploy/smallpond)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+ENVIRONMENT = "SMALLPOND_ENVIRONMENT"
+PREFIX = Path("/hf3fs")  # smallpond removes trees at once by 3fs-virt/rm-rf where a path begins so
+# smallpond's executors begin no task while the processors are busy, and its examples ask for 16 cores: in a mount namespace of its own it
+# sees a machine that has them and is idle, whatever else runs here.
+CORES = 16
+DISGUISE = """\
+set -e
+cat /proc/stat >"$1/stat"
+mount --bind "$1/stat" /proc/stat
+mkdir "$1/cpu"
+cp -L /sys/devices/system/cpu/online /sys/devices/system/cpu/possible /sys/devices/system/cpu/present "$1/cpu"
+for i in $(seq 0 $(($2 - 1))); do mkdir -p "$1/cpu/cpu$i/topology"; echo $i >"$1/cpu/cpu$i/topology/core_cpus_list"; done
+mount --bind "$1/cpu" /sys/devices/system/cpu
+shift 2
+exec "$@"
+"""
+
+
+def environment() -> Path | None:
+    """Where smallpond is installed, if it is."""
+    folder = os.environ.get(ENVIRONMENT, "")
+    return Path(folder) if folder and (Path(folder) / "source").is_dir() else None
+
+
+@dataclass(frozen=True)
+class Smallpond:
+    """smallpond's programs, with all they read and write below `root`, a directory of the mount."""
+
+    folder: Path  # of the environment
+    root: Path
+
+    @property
+    def source(self) -> Path:
+        """Its tests, examples and benchmarks."""
+        return self.root / "source"
+
+    def copy_source(self, *names: str) -> None:
+        """Bring some of its directories onto the mount."""
+        for name in names:
+            shutil.copytree(self.folder / "source" / name, self.source / name)
+
+    def run(self, scratch: Path, *command: str, seconds: float, **variables: str) -> str:
+        """What a program of the environment says; it must succeed. `scratch` is a local directory for what the machine pretends to be."""
+        wanted = {
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            "PYTHONPATH": os.fspath(self.source),
+            "TEST_RUNTIME_ROOT": os.fspath(self.root / "runtime"),
+            "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
+            "HOME": os.environ.get("HOME", "/root"),
+            **variables,
+        }
+        pretended = scratch / "machine"
+        pretended.mkdir()
+        # What it leaves running (Ray) ends with it.
+        alone = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        disguised = [*alone, "sh", "-c", DISGUISE, "sh", os.fspath(pretended), str(CORES), *command]
+        try:
+            done = subprocess.run(
+                disguised, check=False, cwd=self.source, env=wanted, capture_output=True, text=True, timeout=seconds
+            )
+        finally:
+            shutil.rmtree(pretended)
+        assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout[-8000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
