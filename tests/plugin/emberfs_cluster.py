@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,16 +17,23 @@ if TYPE_CHECKING:
     MakeCluster = Callable[..., LocalCluster]
 
 CAPACITY = 2 << 30  # bytes a target
+REMOTE = {"port": 0, "tcp_only": True}  # storage is reached as from another host
 
 
 @contextlib.contextmanager
 def running_cluster(**options: Any) -> Iterator[LocalCluster]:
-    """A cluster that is gone at the end. Options as of `LocalCluster`: `nodes`, `replicas`, `targets` (of each node), `port`, ..."""
+    """A cluster that is gone at the end. Options as of `LocalCluster`: `nodes`, `replicas`, `targets` (of each node), `port`, ...
+    Where EMBERFS_TRANSPORT pins rdma, clients on this machine take that way too."""
     # Not tmp_path: a test's name in it would push the socket's path over what the kernel takes.
     from emberfs.deploy.local import LocalCluster
 
     with tempfile.TemporaryDirectory(prefix="emberfs-") as folder:
-        running = LocalCluster(Path(folder) / "data", bound=True, **{"capacity": CAPACITY, "trash": 0, **options})
+        defaults = {
+            "capacity": CAPACITY,
+            "trash": 0,
+            **(REMOTE if os.environ.get("EMBERFS_TRANSPORT") == "rdma" else {}),
+        }
+        running = LocalCluster(Path(folder) / "data", bound=True, **{**defaults, **options})
         try:
             running.start()
             yield running

@@ -20,11 +20,9 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    with (
-        pytest.MonkeyPatch.context() as patch,
-    ):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EMBERFS_TRANSPORT", "rdma")  # or it fails: nothing falls back to another transport unseen
-        with running_cluster(nodes=3, replicas=3, targets=1, kv_capacity=0, port=0, tcp_only=True) as running:
+        with running_cluster(nodes=3, replicas=3, targets=1, kv_capacity=0) as running:
             yield running
 
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import initrd
-from .kernel import Kernel, Unavailable, find_kernel
+from .kernel import Kernel, Unavailable, cache_directory, find_kernel
 
 ROOT = Path(__file__).resolve().parents[2]
 GUEST = Path(__file__).parent / "guest"
@@ -38,6 +38,8 @@ PROGRAMS = {QEMU: "qemu-system-x86", "busybox": "busybox-static", "rdma": "iprou
 PROVIDER = "libibverbs/librxe-rdmav*.so"  # under the system's library folder
 MEMORY_MIB = 3072  # of the guest; what tests write is in there too
 PROCESSORS_MAX = 4
+PROGRAMS_OF_PYTHON = Path(sys.executable).parent  # of the environment that is tested
+FIRST_SECONDS_MAX = 120.0  # of a command that runs here, before the guest
 RESULTS = "/run/vm/job/results"
 TIME_SCALE = "5"  # an emulated machine takes so much longer: see EMBERFS_TIME_SCALE
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off random.trust_cpu=on cryptomgr.notests=1"
@@ -98,20 +100,28 @@ def run(
     environment: Mapping[str, str] | None = None,
     results: Path | None = None,
     show: Callable[[str], None] | None = None,
+    first: Sequence[Sequence[str]] = (),
 ) -> Outcome:
     """Run a command in a guest, in the checkout's root and with this interpreter's programs first in PATH.
 
     `seconds` is the time for all of it; `results` a directory that gets what the command left in $EMBERFS_VM_RESULTS; `show` is called
-    with what the command prints, as it comes. Raises Unavailable.
+    with what the command prints, as it comes. `first` are commands that run here before: what they import is compiled in the cache
+    directory, and found there by the guest, where to compile takes many times as long. Raises Unavailable.
     """
     if reason := why_not():
         raise Unavailable(reason)
     kernel = find_kernel()
+    compiled = cache_directory() / "compiled"
+    here = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    for words in first:
+        found = {**here, "PYTHONPYCACHEPREFIX": str(compiled), "PATH": f"{PROGRAMS_OF_PYTHON}:{here['PATH']}"}
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(words, cwd=ROOT, env=found, capture_output=True, timeout=FIRST_SECONDS_MAX, check=False)
     with tempfile.TemporaryDirectory(prefix="emberfs-vm-") as name:
         job = Path(name)
         (job / "results").mkdir()
         (job / "output").touch()
-        (job / "script").write_text(_script(command, environment or {}))
+        (job / "script").write_text(_script(command, {"PYTHONPYCACHEPREFIX": str(compiled), **(environment or {})}))
         (job / "initrd").write_bytes(initrd.build(BUSYBOX.resolve(), kernel.modules, GUEST / "init"))
         outcome = _boot(kernel, job, seconds, show or (lambda text: None))
         if results is not None:
@@ -121,15 +131,13 @@ def run(
 
 def _script(command: Sequence[str], environment: Mapping[str, str]) -> str:
     """What the guest runs after its root is there."""
-    folder = Path(sys.executable).parent
     variables = {
-        "PATH": f"{folder}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": f"{PROGRAMS_OF_PYTHON}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/run/vm/tmp",
         "LANG": "C.UTF-8",
         "TMPDIR": "/run/vm/tmp",
         "EMBERFS_TIME_SCALE": TIME_SCALE,
         "EMBERFS_VM_RESULTS": RESULTS,
-        "PYTHONDONTWRITEBYTECODE": "1",
         **environment,
     }
     assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
