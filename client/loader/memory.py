@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .pinned import pin
+
 Bytes = NDArray[np.uint8]
 
 KEPT_MAX = 8  # unused pieces of memory of one size
@@ -32,7 +34,8 @@ class Memories:
     """Memory by powers of two: fresh memory costs a page fault for each 4 KiB, more than a read from the page cache. It is private, and not
     shared with children, who read into what they have inherited."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, pinned: bool = False) -> None:
+        self._pinned = pinned
         self._free: dict[int, list[memoryview]] = {}
         self._returned: deque[memoryview] = deque()
 
@@ -45,5 +48,11 @@ class Memories:
                 kept.append(piece)
         size = max(mmap.PAGESIZE, 1 << max(0, length - 1).bit_length())
         free = self._free.get(size)
-        piece = free.pop() if free else memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        piece = free.pop() if free else self._made(size)
         return lent(piece[:length], self._returned.append, piece)
+
+    def _made(self, size: int) -> memoryview:
+        piece = memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        if self._pinned:
+            pin(piece)
+        return piece

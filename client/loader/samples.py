@@ -162,6 +162,7 @@ def open_samples(
     *,
     verify: bool | None = None,
     decode: Decode | None = None,
+    pin: bool = False,
     options: dict[str, Any] | None = None,
     **how: Any,
 ) -> Samples:
@@ -169,12 +170,12 @@ def open_samples(
 
     `format`: "records" (packed records), "ffrecord", "tar", "parquet" or "files" (each file is a sample); without one, that of the first
     file with a known ending. What else there is, and what a sample is without `decode`, depends on the format (see formats.py); `decode`
-    comes after that. `options` are those of `emberfs.connect`. Raises FileNotFoundError where there is nothing to read, ValueError for
-    what is no such format.
+    comes after that. `pin`: batches lie in memory that is pinned for CUDA; keep them until an asynchronous copy is over. `options` are
+    those of `emberfs.connect`. Raises FileNotFoundError where there is nothing to read, ValueError for what is no such format.
     """
     from .formats import open_index
 
-    store = open_store(where, **(options or {}))
+    store = open_store(where, pin=pin, **(options or {}))
     index, usual = open_index(store, format, how)
     made = Decoded(usual, decode) if usual is not None and decode is not None else decode or usual
     return Samples(store, index, verify=verify, decode=made)

@@ -13,6 +13,7 @@ import numpy as np
 from ...proto.errors import Status, StatusError
 from ..blocking import BulkRead, Client, connect
 from .memory import Bytes, Memories, lent
+from .pinned import pin
 
 FILES_OPEN_MAX = 512  # of one store in one process; the one that was used longest ago is closed
 COPY_WINDOW_BYTES = 8 << 20
@@ -54,12 +55,13 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
-def open_store(where: str | os.PathLike[str] | Store, **options: Any) -> Store:
-    """`where`: an "ember://…" URL, whose path is the root, or a local directory. `options` are those of `emberfs.connect`."""
+def open_store(where: str | os.PathLike[str] | Store, *, pin: bool = False, **options: Any) -> Store:
+    """`where`: an "ember://…" URL, whose path is the root, or a local directory. `pin`: batches lie in memory that is pinned for CUDA.
+    `options` are those of `emberfs.connect`."""
     if not isinstance(where, (str, os.PathLike)):
         return where
     text = os.fspath(where)
-    return ClusterStore(text, **options) if text.startswith("ember:") else DirectoryStore(text)
+    return ClusterStore(text, pin=pin, **options) if text.startswith("ember:") else DirectoryStore(text, pin=pin)
 
 
 class ClusterStore:
@@ -67,25 +69,25 @@ class ClusterStore:
 
     verifies = True
 
-    def __init__(self, url: str, *, client: Client | None = None, **options: Any) -> None:
+    def __init__(self, url: str, *, client: Client | None = None, pin: bool = False, **options: Any) -> None:
         scheme, _, rest = url.partition("://")
         host, _, path = rest.partition("/")
         self.url = url
         self.root = "/" + path.strip("/")
         self._cluster = f"{scheme}://{host}/"
         self._options = options
-        self._reset()
+        self._pin = pin
+        self._reset(client)
+
+    def _reset(self, client: Client | None = None) -> None:
         self._client = client
         self._lent = client is not None
-
-    def _reset(self) -> None:
-        self._client: Client | None = None
-        self._lent = False
         self._files: OrderedDict[str, Any] = OrderedDict()
         self._pieces = _Pieces()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "root": self.root, "_cluster": self._cluster, "_options": self._options}
+        names = ("url", "root", "_cluster", "_options", "_pin")
+        return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -122,7 +124,10 @@ class ClusterStore:
         size = sum(lengths)
         if self._pieces.bytes + size <= self.client.core.options.memory // 2:
             try:
-                return self._pieces.lend(self.client.bulk_read(handles, file, offsets, lengths), size)
+                bulk = self.client.bulk_read(handles, file, offsets, lengths)
+                if self._pin:
+                    self._pieces.pin(self.client)
+                return self._pieces.lend(bulk, size)
             except StatusError as failure:
                 if failure.status not in (Status.BUSY, Status.TOO_LARGE):
                     raise
@@ -146,10 +151,8 @@ class ClusterStore:
         client, lent = self._client, self._lent
         for file in self._files.values():
             file.close()
-        self._reset()
-        if lent:
-            self._client, self._lent = client, True
-        elif client is not None:
+        self._reset(client if lent else None)
+        if client is not None and not lent:
             client.close()
 
     def _open(self, path: str) -> Any:
@@ -169,10 +172,18 @@ class _Pieces:
     def __init__(self) -> None:
         self.bytes = 0
         self.returned: deque[_FromPool] = deque()  # their last view is gone
+        self._pinned: object = None  # the memory, as a whole
 
     def lend(self, bulk: BulkRead, size: int) -> _FromPool:
         self.bytes += size
         return _FromPool(bulk, size, self)
+
+    def pin(self, client: Client) -> None:
+        """All of the memory, with the first batch: and another one after a fork."""
+        region = client.core.env.pool.region  # type: ignore[attr-defined]
+        if region is not self._pinned:
+            pin(region.view)
+            self._pinned = region
 
     def give_back(self) -> None:
         while self.returned:
@@ -217,16 +228,17 @@ class DirectoryStore:
 
     verifies = False
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, pin: bool = False) -> None:
         self.url = self.root = os.path.abspath(root)
+        self._pin = pin
         self._reset()
 
     def _reset(self) -> None:
-        self._memories = Memories()
+        self._memories = Memories(pinned=self._pin)
         self._files: OrderedDict[str, int] = OrderedDict()  # descriptors
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "root": self.root}
+        return {"url": self.url, "root": self.root, "_pin": self._pin}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
