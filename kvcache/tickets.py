@@ -99,7 +99,8 @@ class Submitter:
         self._wake = threading.Semaphore(0)
         self._workers: list[threading.Thread] = []
         self._idle = 0
-        self._done: deque[Ticket] = deque()
+        # Until somebody asks for what is done nobody may ever do.
+        self._done: deque[Ticket] = deque(maxlen=SUBMITTED_MAX)
         self._event = -1
         self._closed = False
 
@@ -130,8 +131,9 @@ class Submitter:
         return ticket
 
     def completed(self) -> list[Ticket]:
-        """Those that are done since the last time."""
+        """Those that are done since the last time; before the first time, the last SUBMITTED_MAX."""
         self._follow_fork()
+        self._keep_all()
         if self._event >= 0:
             with suppress(BlockingIOError):
                 os.eventfd_read(self._event)
@@ -145,13 +147,20 @@ class Submitter:
     def fileno(self) -> int:
         """An eventfd that is readable while `completed` has something."""
         self._follow_fork()
+        self._keep_all()
         with self._lock:
             if self._event < 0:
                 self._event = os.eventfd(len(self._done), _EVENT_FLAGS)
             return self._event
 
+    def _keep_all(self) -> None:
+        if self._done.maxlen is not None:
+            with self._lock:
+                self._done = deque(self._done)
+
     def _finished(self, ticket: Ticket) -> None:
-        self._done.append(ticket)
+        with self._lock:
+            self._done.append(ticket)
         if self._event >= 0:
             with suppress(OSError):
                 os.eventfd_write(self._event, 1)

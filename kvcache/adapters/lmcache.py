@@ -29,6 +29,7 @@ from .events import Relay
 from .lmcache_native import CHUNK_TOKENS, Spaces
 from .settings import AdapterSettings, logger, succeeded
 
+OBJECTS_MAX = 1 << 20  # whose sizes are remembered for LMCache's accounting
 LOCK_MS = 30_000  # a lookup's lease: longer than a load may take, short enough not to be in the way
 STORE_THREADS, LOOKUP_THREADS, LOAD_THREADS = 1, 1, 2  # batches at once; stores must not keep loads waiting
 
@@ -124,12 +125,12 @@ class EmberL2Adapter(L2AdapterInterface):
         self._kv = KVCache(self._settings.url)
         try:
             self._spaces = Spaces(self._kv, self._settings, config.dtype, config.layout, config.chunk_tokens)
-        except ValueError:
+            self._arena = Arena(self._kv)
+            self.shared = l1_memory_desc is not None and self._register(l1_memory_desc)
+            self._relay = Relay.of(self._kv, self._settings)
+        except BaseException:
             self._kv.close()
             raise
-        self._arena = Arena(self._kv)
-        self.shared = l1_memory_desc is not None and self._register(l1_memory_desc)
-        self._relay = Relay.of(self._kv, self._settings)
         self._task = itertools.count(1)
         self._stores = _Tasks("store", STORE_THREADS)
         self._lookups = _Tasks("lookup", LOOKUP_THREADS)
@@ -177,7 +178,9 @@ class EmberL2Adapter(L2AdapterInterface):
         with self._lock:
             sizes = [0 if keys[i] in self._sizes else buffers[i].nbytes for i in stored]
             self._sizes.update((keys[i], buffers[i].nbytes) for i in stored)
+            oldest = list(itertools.islice(self._sizes, max(0, len(self._sizes) - OBJECTS_MAX)))
         self._notify_keys_stored([keys[i] for i in stored], sizes)
+        self._forget(oldest)  # emberfs evicts without telling us: what was stored long ago may be gone
         return L2StoreResult(len(stored) == len(keys), sum(sizes))
 
     # --- looking --------------------------------------------------------------------------------------------------------------------

@@ -63,9 +63,11 @@ def key_of(name: str | bytes) -> bytes:
         return name if len(name) == KEY_BYTES else hashlib.sha256(name).digest()
     if len(name) == _HEX_DIGITS:
         try:
-            return bytes.fromhex(name)
+            digest = bytes.fromhex(name)
         except ValueError:
-            pass
+            digest = b""
+        if len(digest) == KEY_BYTES:  # `fromhex` passes over blanks
+            return digest
     return hashlib.sha256(name.encode()).digest()
 
 

@@ -161,7 +161,11 @@ class EmberStorage(HiCacheStorage):
         self._lock = threading.Lock()
         self._reads, self._writes = _Traffic([], []), _Traffic([], [])
         self._closed = False
-        self._relay = self._publish()
+        try:
+            self._relay = self._publish()
+        except BaseException:
+            self.kv.close()
+            raise
 
     # --- attaching ------------------------------------------------------------------------------------------------------------------
 

@@ -121,11 +121,13 @@ class EmberTier(SecondaryTierManager):
         if self._settings.kv_events:
             raise ValueError("vLLM publishes KV events itself: enable_kv_events here, and kv_events_config there")
         self._kv = KVCache(self._settings.url)
-        self._namespace = self._kv.namespace(
-            describe(offloading_spec.config, self.block_size_bytes, self._settings),
-            ttl_s=self._settings.ttl_s, mode=self._settings.mode,
-        )  # fmt: skip
-        self._tokens = describe(offloading_spec.config, self.block_size_bytes, self._settings).page_tokens
+        spec = describe(offloading_spec.config, self.block_size_bytes, self._settings)
+        try:
+            self._namespace = self._kv.namespace(spec, ttl_s=self._settings.ttl_s, mode=self._settings.mode)
+        except BaseException:
+            self._kv.close()
+            raise
+        self._tokens = spec.page_tokens
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(primary_kv_view.cast("B")))
         self._arena = Arena(self._kv)
         self.shared = self._arena.add(self._base, primary_kv_view.nbytes, "vLLM's primary tier")

@@ -48,6 +48,8 @@ def test_a_digest_is_a_key_and_anything_else_is_hashed() -> None:
     assert key_of("model@1") == hashlib.sha256(b"model@1").digest()
     assert key_of("z" * 64) == hashlib.sha256(b"z" * 64).digest()
     assert key_of(digest + b"\0\0\0\1") != digest
+    blanks = "ab " * 21 + "a"
+    assert key_of(blanks) == hashlib.sha256(blanks.encode()).digest(), "as long as a digest, but none"
 
 
 def test_failures_are_said_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from emberfs.kvcache import AsyncKVCache
+from emberfs.kvcache import AsyncKVCache, tickets
 from emberfs.kvcache.core.batch import WINDOWS_IN_FLIGHT_MAX
 from emberfs.kvcache.tickets import SUBMITTED_MAX, WORKERS_MAX
 from emberfs.proto.env import drive
@@ -57,6 +57,25 @@ def test_completed_gives_each_ticket_once(kv: Any) -> None:
     assert len(found) == 8
     assert not readable(event, 0)
     assert kv.match(namespace, keys).n == 8
+
+
+def test_who_never_asks_for_what_is_done_keeps_little_of_it(kv: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tickets, "SUBMITTED_MAX", 4)
+    kv._submitter._begin()
+    namespace = kv.namespace(spec_of(BLOCK))
+    for _ in range(3):
+        for ticket in [kv.submit_match(namespace, keys_of(1)) for _ in range(4)]:
+            assert ticket.result(SECONDS_MAX).n == 0
+    assert len(kv._submitter._done) <= 4
+    kv.completed()
+    last = []
+    for _ in range(8):
+        last.append(kv.submit_match(namespace, keys_of(1)))
+        last[-1].result(SECONDS_MAX)
+    assert readable(kv.fileno(), SECONDS_MAX)
+    found: set[Any] = set()
+    while found != set(last):  # a ticket is done a moment before it is among them
+        found |= set(kv.completed())
 
 
 def test_wrong_arguments_are_raised_at_once(kv: Any) -> None:

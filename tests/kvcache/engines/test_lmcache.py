@@ -176,6 +176,17 @@ def test_what_emberfs_evicted_leaves_the_accounts(open_adapter: OpenAdapter) -> 
         assert adapter.get_usage().total_bytes_used == 2 * LENGTH
 
 
+def test_the_accounts_do_not_grow_without_end(open_adapter: OpenAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether emberfs has evicted them nobody says: the oldest leave the accounts."""
+    monkeypatch.setattr("emberfs.kvcache.adapters.lmcache.OBJECTS_MAX", 3)
+    arena = Arena(16 * LENGTH, shared=True)
+    with open_adapter("plugin", arena) as adapter:
+        for number in range(6):
+            assert store(adapter, [key(number)], [arena.object(LENGTH)]).is_successful()
+        assert adapter.get_usage().total_bytes_used == 3 * LENGTH
+        assert lookup(adapter, [key(number) for number in range(6)]) == [True] * 6, "they are there all the same"
+
+
 @KINDS
 def test_configuration_fails_loudly(open_adapter: OpenAdapter, kind: str) -> None:
     arena = Arena(LENGTH, shared=True)
