@@ -215,8 +215,9 @@ class Connection(Stream):
         """The filled bytes follow the frame; the buffer is free when the socket has taken them."""
         frame = request.frame
         if sink.remote:
+            head = wire.encode(wire.REPLY, frame.method, frame.request_id, reply.SerializeToString())
             sink.move(partial(self._release, request))
-            self.send(wire.encode(wire.REPLY, frame.method, frame.request_id, reply.SerializeToString()))
+            self.send(head)
             return
         pieces = sink.pieces()
         size = sum([len(data) for _, data in pieces])

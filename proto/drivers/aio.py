@@ -22,7 +22,7 @@ from ..region import Region
 from ..settings import read_secret, time_scale
 from ..transport import address as addresses
 from ..transport import choice
-from ..transport.choice import Choices, Spoken
+from ..transport.choice import Choices, Spoken, wanted
 from ..transport.local import LocalNetwork
 from .aio_connection import AioConnection, AioPending, AioSubscriber, Client, RegionHolder
 from .calls import REGION_WAIT_SECONDS, Backoff, connect_seconds, is_shared, make_region, unreachable
@@ -261,9 +261,7 @@ class AioEnvironment:
 
     async def _connect(self, address: str, seconds: float) -> AioConnection:
         credentials = self.credentials
-        sock = await _open_socket(address, seconds)
-        connection = AioConnection(sock, address, credentials, self.pool, self.choices)
-        await _greet(connection, seconds)
+        connection = await self._greeted(address, seconds)
         assert connection.hello is not None
         self._backoff.succeeded(address)
         self._connections[address] = connection
@@ -272,6 +270,18 @@ class AioEnvironment:
         if connection.unix:
             connection.offered = self._offers_of(address, connection.hello.process, credentials.client)
         return connection
+
+    async def _greeted(self, address: str, seconds: float) -> AioConnection:
+        while True:
+            sock = await _open_socket(address, seconds)
+            connection = AioConnection(sock, address, self.credentials, self.pool, self.choices)
+            try:
+                await _greet(connection, seconds)
+            except StatusError:
+                if connection.fell_back and wanted() != "rdma":
+                    continue  # once: the choice is tcp now
+                raise
+            return connection
 
     # Regions.
 

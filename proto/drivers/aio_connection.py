@@ -21,8 +21,9 @@ from ..gen import rpc_pb2
 from ..hello import FEATURE_RDMA, ClientHello, Credentials, failure_error
 from ..pool import Hold, Pool
 from ..region import Region
+from ..settings import time_scale
 from ..subscription import NOTICES_MAX
-from ..transport.choice import Choices
+from ..transport.choice import PROBE_SECONDS, Choices
 from ..transport.stream import Stream
 from .calls import Pending, encode_call
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ..transport.rdma.link import Link
     from ..transport.rdma.upgrade import Upgrade
 
+REQUESTS_EARLY = 4  # in flight: they leave at once, so that the server begins while we go on; more wait for each other
 CLOCK_GRAIN_SECONDS = 0.001  # of a loop's timers, which may be early by so much
 
 
@@ -136,6 +138,7 @@ class AioConnection(Client):
         self.link: Link | None = None  # over RDMA
         self._choices = choices
         self._upgrade: Upgrade | None = None  # under way
+        self.fell_back = False  # RDMA was agreed on and does not work: connect anew
         self.offered: dict[int, RegionHolder] = {}
         self.subscribers: dict[int, AioSubscriber] = {}
         self._pool = pool
@@ -162,19 +165,56 @@ class AioConnection(Client):
     def _go_on(self, upgrade: Upgrade, frame: bytes) -> None:
         if frame:
             self.send(frame)
-            return
-        self._upgrade = None
-        if upgrade.endpoint is None:
+        elif upgrade.endpoint is None:
+            self._upgrade = None
             self._choices.failed(self.address, upgrade.refused, self.loop.time())
+            super().greeted()
         else:
-            from ..transport.rdma.link import Link
             from ..transport.rdma.socket import RdmaSocket
 
             assert isinstance(self.sock, socket.socket)
-            self.go_on_over(RdmaSocket(upgrade.endpoint, self.sock))
-            self.link = Link(upgrade.endpoint, self.send)
-            self._choices.upgraded(self.address, upgrade.endpoint.port.name)
+            rdma = RdmaSocket(upgrade.endpoint, self.sock)
+            self.go_on_over(rdma)
+            upgrade.endpoint.probe()
+            rdma.when_settled(self.loop, self._probed)
+            self.loop.call_later(PROBE_SECONDS * time_scale(), self._probed)
+
+    def _upgrade_received(self, upgrade: Upgrade, frame: Frame) -> None:
+        try:
+            answer = upgrade.received(frame)
+        except StatusError as failed:
+            if failed.status is not Status.UNSUPPORTED:
+                raise
+            upgrade.drop()
+            self._fall_back(failed.strerror or "")
+        else:
+            self._go_on(upgrade, answer)
+
+    def _probed(self) -> None:
+        """Something went over the queue pair, or could not, or it is too late."""
+        if self._upgrade is None or self.closed:
+            return
+        endpoint = self._upgrade.endpoint
+        assert endpoint is not None
+        if endpoint.failed or endpoint.pending:
+            self._fall_back(endpoint.failed or f"nothing came through within {PROBE_SECONDS * time_scale():g} s")
+            return
+        from ..transport.rdma.link import Link
+
+        self._upgrade = None
+        self.link = Link(endpoint, self.send)
+        self._choices.upgraded(self.address, endpoint.port.name)
         super().greeted()
+
+    def _fall_back(self, reason: str) -> None:
+        """The server has gone on over RDMA: over TCP the connection begins anew."""
+        self._upgrade = None
+        self.fell_back = True
+        try:
+            self._choices.failed(self.address, reason, self.loop.time())
+        except StatusError as pinned:
+            self.reason = pinned
+        self.close()
 
     # Calls.
 
@@ -190,7 +230,7 @@ class AioConnection(Client):
         pending = AioPending(call, deadline, shared, self._number, self.loop.create_future())
         head, bulk = encode_call(call, pending.number, shared, seconds)
         self._pendings[pending.number] = pending
-        self.send(head)
+        self.send(head, at_once=not bulk and len(self._pendings) <= REQUESTS_EARLY)
         for view in bulk:
             self.send(view)
         pending.end = self.posted
@@ -275,7 +315,7 @@ class AioConnection(Client):
 
     def _own_received(self, frame: Frame) -> None:
         if self._upgrade is not None:
-            self._go_on(self._upgrade, self._upgrade.received(frame))
+            self._upgrade_received(self._upgrade, frame)
         elif frame.method == wire.NOTICE:
             notice = rpc_pb2.Notice.FromString(frame.message)
             subscriber = self.subscribers.get(notice.subscription)
@@ -300,9 +340,12 @@ class AioConnection(Client):
         self.subscribers.clear()
 
     def lost(self) -> None:
+        if self._upgrade is not None:  # it was given up half-way: a broken queue pair, or no time left
+            upgrade, self._upgrade = self._upgrade, None
+            upgrade.drop()
+            if upgrade.endpoint is not None:
+                self._fall_back(upgrade.endpoint.failed)
         super().lost()
-        if self._upgrade is not None:
-            self._upgrade.drop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -5,15 +5,17 @@ from __future__ import annotations
 import socket
 import time
 
-from ..errors import Status, error
+from ..errors import Status, StatusError, error
 from ..frame import Decoder
 from ..gen import rpc_pb2
 from ..hello import Credentials
-from ..transport.choice import Choices
+from ..settings import time_scale
+from ..transport.choice import PROBE_SECONDS, Choices
 from ..transport.rdma.link import Link
 from ..transport.rdma.socket import RdmaSocket
 from ..transport.rdma.upgrade import Upgrade, peer_address
 from ..transport.readiness import Readiness
+from .calls import CONNECT_SECONDS_MAX
 from .connection import Connection
 
 
@@ -43,23 +45,40 @@ def go_on(
     choices: Choices,
 ) -> Connection:
     """After the hello, under the socket's time-out: over RDMA if that can be, over the socket otherwise. Raises StatusError, OSError."""
+    seconds = sock.gettimeout() or CONNECT_SECONDS_MAX
     upgrade = Upgrade(address, peer_address(sock))
     try:
         _agree(upgrade, sock, address)
+    except StatusError as failed:
+        upgrade.drop()
+        if failed.status is not Status.UNSUPPORTED:
+            raise
+        sock.close()
+        choices.failed(address, failed.strerror or "", time.monotonic())
+        return kind.open(address, credentials, seconds, choices)
     except BaseException:
         upgrade.drop()
         raise
     if upgrade.endpoint is None:
         choices.failed(address, upgrade.refused, time.monotonic())
         return kind(sock, address, credentials, hello)
+    patience = min(PROBE_SECONDS * time_scale(), seconds)
+    rdma = RdmaSocket(upgrade.endpoint, sock)
     try:
-        connection = RdmaConnection(sock, address, credentials, hello)
-        connection.go_on_over(RdmaSocket(upgrade.endpoint, sock))
+        upgrade.endpoint.probe()
+        if rdma.settled(patience):
+            connection = RdmaConnection(sock, address, credentials, hello)
+            connection.go_on_over(rdma)
+            choices.upgraded(address, upgrade.endpoint.port.name)
+            return connection
+        reason = upgrade.endpoint.failed or f"nothing came through within {patience:g} s"
     except BaseException:
-        upgrade.endpoint.close()
+        rdma.close()
         raise
-    choices.upgraded(address, upgrade.endpoint.port.name)
-    return connection
+    # The server has gone on over it: on TCP the connection begins anew.
+    rdma.close()
+    choices.failed(address, reason, time.monotonic())
+    return kind.open(address, credentials, seconds, choices)
 
 
 def _agree(upgrade: Upgrade, sock: socket.socket, address: str) -> None:

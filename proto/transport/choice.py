@@ -18,6 +18,7 @@ from ..region import Region
 DEVICES = "/sys/class/infiniband"
 _log = logging.getLogger("emberfs.rpc")
 
+PROBE_SECONDS = 2.0  # for the first bytes to get through a new queue pair; scaled by EMBERFS_TIME_SCALE
 RETRY_SECONDS = 60.0  # after RDMA failed with a server, before it is tried again
 
 

@@ -90,9 +90,9 @@ class Stream:
 
     # Sending.
 
-    def send(self, data: Buffer, sent: Callable[[], None] | None = None) -> None:
-        """Queue; it leaves at the end of this turn of the loop, or when some have come together. `sent` is called when the socket has
-        taken it, or never."""
+    def send(self, data: Buffer, sent: Callable[[], None] | None = None, *, at_once: bool = False) -> None:
+        """Queue; it leaves at the end of this turn of the loop, or when some have come together, or `at_once`. `sent` is called when the
+        socket has taken it, or never."""
         if self.closed:
             return
         size = len(data)
@@ -102,7 +102,7 @@ class Stream:
         if not self._flush_due and not self._writing:
             self._flush_due = True
             self.loop.call_soon(self._flush)
-        if len(self._out) >= PIECES_EARLY and not self._writing:
+        if (at_once or len(self._out) >= PIECES_EARLY) and not self._writing:
             data = b""  # as in `_sent`
             try:
                 self._push()

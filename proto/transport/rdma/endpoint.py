@@ -46,7 +46,8 @@ TIMEOUT = 14  # 4.096 µs * 2^14 = 67 ms for an acknowledgement; doubled with EM
 TIMEOUT_MAX = 20  # 4.3 s
 HOPS = 64  # routers on the way, RoCE v2
 
-HEADER = struct.Struct("<HH")  # of every SEND: credits given back, zero
+HEADER = struct.Struct("<HH")  # of every SEND: credits given back, and what the rest is
+STREAM, PROBE = 0, 1  # the rest: bytes of the stream; nothing, sent to try the path
 PAYLOAD_BYTES = SLOT_BYTES - HEADER.size
 
 Done = Callable[[bool], None]  # called once: whether the work request was carried out
@@ -220,15 +221,27 @@ class Endpoint:
 
     def send(self, length: int) -> None:
         """Queue a SEND of so many bytes in `slot`."""
+        self._queue_send(length, STREAM, None)
+
+    def probe(self) -> None:
+        """Send as much as one SEND holds, for the peer to ignore: when it has completed, the path carries packets of full size."""
+        self._queue_send(self.payload_max, PROBE, _nothing)
+        self.post()
+
+    def _queue_send(self, length: int, kind: int, done: Done | None) -> None:
         begin = (RECEIVES + self._slot) * SLOT_BYTES
-        HEADER.pack_into(self._view, begin, self._credits.sent(), 0)
+        HEADER.pack_into(self._view, begin, self._credits.sent(), kind)
         self._slot = (self._slot + 1) % SENDS
         self._slots_free -= 1
         size = HEADER.size + length
         flags = self._solicited | (self._inline if size <= self._inline_max else 0)
-        self._queue_work(_Work(self._send, self._base + begin, size, self._memory.lkey, 0, 0, flags, 1, None))
+        self._queue_work(_Work(self._send, self._base + begin, size, self._memory.lkey, 0, 0, flags, 1, done))
 
     def _queue_work(self, work: _Work) -> None:
+        if self._pair is None:  # what a handler finished after the end
+            if work.done is not None:
+                work.done(False)
+            return
         self._work.append(work)
 
     def post(self) -> None:
@@ -316,9 +329,9 @@ class Endpoint:
 
     def _received(self, slot: int, length: int) -> None:
         begin = slot * SLOT_BYTES
-        told, _ = HEADER.unpack_from(self._view, begin)
+        told, kind = HEADER.unpack_from(self._view, begin)
         self._credits.received(told)
-        if length > HEADER.size:
+        if length > HEADER.size and kind == STREAM:
             self.arrived.append(self._view[begin + HEADER.size : begin + length])
             self._slots_arrived.append(slot)
         else:

@@ -11,6 +11,7 @@ import asyncio
 import os
 import select
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -103,6 +104,18 @@ class RdmaSocket:
         """Call this as soon as nothing is `pending`."""
         self._settling = (loop, ready)
         self._news()
+
+    def settled(self, seconds: float) -> bool:
+        """Wait so long until nothing is `pending`; whether everything has reached the peer. For who has no loop."""
+        ready = select.poll()
+        ready.register(self, select.POLLIN)
+        end = time.monotonic() + seconds
+        while self.pending and not self._has_ended():
+            remaining = end - time.monotonic()
+            if remaining <= 0 or not ready.poll(remaining * 1000 + 1):
+                return False
+            self.endpoint.disarm()
+        return not self.endpoint.failed and not self._ended
 
     # Receiving.
 

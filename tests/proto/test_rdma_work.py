@@ -1,0 +1,207 @@
+"""The rdma transport over verbs in memory: what it asks of a device, and what it does when a queue pair breaks; no wire and no VM."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emberfs.proto.env import Call
+from emberfs.proto.errors import Status, StatusError
+from emberfs.proto.gen import storage_pb2
+from emberfs.proto.region import Slice
+from emberfs.proto.transport.rdma import endpoint, memory
+
+from . import memory_verbs
+from .memory_verbs import soft_device
+from .pieces import READ, SECRET, SPACE, WRITE, Pair, eventually, face, read, running, write
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def verbs(tmp_path: Path) -> Iterator[Counter[str]]:
+    with soft_device(tmp_path) as counts:
+        yield counts
+
+
+@pytest.fixture(params=["blocking", "aio"])
+def pair(request: pytest.FixtureRequest, verbs: Counter[str]) -> Iterator[Pair]:
+    where = "tcp:127.0.0.1:0"
+    with running(where, secret=SECRET) as server, face(request.param, secret=SECRET) as client:
+        yield Pair(client, server.addresses[0], server.service, "rdma", server)
+
+
+def counted(verbs: Counter[str], work: Callable[[], Any]) -> Counter[str]:
+    """What `work` asks of the device, on both sides."""
+    before = Counter(verbs)
+    work()
+    return Counter(verbs) - before
+
+
+def test_a_read_of_1_mib_is_one_write_and_one_send(pair: Pair, verbs: Counter[str]) -> None:
+    target = pair.client.env.pool.take(MIB)
+
+    def once() -> None:
+        pair.client.call(pair.address, READ, read((11, MIB)), target=[target])
+
+    once()  # connects, and registers memory
+    found = counted(verbs, once)
+    assert target.view == pair.service.data[11 : 11 + MIB]
+    assert found["bytes moved"] == MIB
+    assert found["work requests"] == 3, "the request, the bytes, the reply"
+    assert found["post_send"] == 2, "bytes and reply leave together"
+    assert found["completions"] <= 5, (
+        "two requests received, of what was posted at most two signalled, and one in four SENDs"
+    )
+
+
+def test_a_batch_costs_no_more_calls_when_its_pieces_are_larger(pair: Pair, verbs: Counter[str]) -> None:
+    """32 pieces of 4 KiB, or of 128 KiB: as many Python calls in the client's thread and verbs on both sides."""
+    pool = pair.client.env.pool
+    targets = [pool.take(128 << 10) for _ in range(32)]
+    apart = [Slice(target.region, target.offset, 4 << 10) for target in targets]
+
+    def batch(slices: list[Slice]) -> Callable[[], Any]:
+        pieces = [(i * 1000, slices[i].length) for i in range(32)]
+        return lambda: pair.client.call(pair.address, READ, read(*pieces), target=slices)
+
+    for slices in (apart, targets):
+        batch(slices)()
+    small, large = counted(verbs, batch(apart)), counted(verbs, batch(targets))
+    assert small["work requests"] == 32 + 2 and small["post_send"] <= 4
+    assert large["work requests"] <= small["work requests"], "neighbours are one"
+    assert large["bytes moved"] == 32 * small["bytes moved"]
+    if pair.client.kind == "blocking":
+        assert abs(calls_of(batch(apart)) - calls_of(batch(targets))) < 64
+
+
+def calls_of(work: Callable[[], Any]) -> int:
+    """Python functions called in this thread."""
+    found = 0
+
+    def count(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal found
+        found += event == "call"
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+def test_a_write_is_fetched_and_a_small_one_comes_along(pair: Pair, verbs: Counter[str]) -> None:
+    source = pair.client.env.pool.take(MIB)
+    source.view[:] = os.urandom(MIB)
+
+    def once(length: int) -> Callable[[], Any]:
+        part = [Slice(source.region, source.offset, length)]
+        return lambda: pair.client.call(pair.address, WRITE, write(17), source=part)
+
+    once(MIB)()
+    found = counted(verbs, once(MIB))
+    assert pair.service.data[17 : 17 + MIB] == source.view
+    assert (found["work requests"], found["bytes moved"]) == (3, MIB)
+    found = counted(verbs, once(4096))
+    assert (found["work requests"], found["bytes moved"]) == (2, 0), "in the request's own SEND"
+
+
+def test_memory_that_cannot_be_registered_takes_the_slow_way(
+    pair: Pair, verbs: Counter[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert pair.client.call(pair.address, SPACE, storage_pb2.SpaceRequest())
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise memory_verbs.Failed(12)
+
+    monkeypatch.setattr(memory_verbs.NAMES, "MR", refuse)
+    target = pair.client.env.register(bytearray(3 * MIB))
+    for _ in range(2):
+        pair.client.call(pair.address, READ, read((5, 3 * MIB)), target=[Slice(target, 0, 3 * MIB)])
+    assert target.view == pair.service.data[5 : 5 + 3 * MIB]
+    assert verbs["bytes moved"] == 0
+    assert len([1 for record in caplog.records if "not registered" in record.getMessage()]) == 1
+
+
+def test_registered_memory_serves_every_connection_and_goes_with_its_region(pair: Pair) -> None:
+    env = pair.client.env
+    region = env.register(bytearray(MIB))
+    calls = [Call(pair.address, READ, read((i, MIB // 4)), 20.0, target=[Slice(region, 0, MIB // 4)]) for i in range(4)]
+    pair.client.call_many(calls)
+    (device,) = memory.opened()
+    _, before = memory_verbs.alive()
+    pair.client.call(pair.address, READ, read((0, MIB)), target=[Slice(region, 0, MIB)])
+    assert memory_verbs.alive()[1] == before, "registered once"
+    if pair.client.loop:
+        pair.client.loop.do(lambda: env.unregister(region))
+    else:
+        env.unregister(region)
+    assert memory_verbs.alive()[1] == before - 1
+    assert not device.knows(region.id)
+    target = env.pool.take(4096)
+    pair.client.call(pair.address, READ, read((0, 4096)), target=[target])  # tells the server, too
+    assert target.view == pair.service.data[:4096]
+
+
+def test_a_peer_without_permission_breaks_its_own_connection_only(pair: Pair) -> None:
+    """The client's device forgets memory while the server means to write into it."""
+    region = pair.client.env.register(bytearray(MIB))
+    whole = [Slice(region, 0, MIB)]
+    pair.client.call(pair.address, READ, read((0, MIB)), target=whole)
+    (device,) = memory.opened()
+    device.forget(region.id, lambda _: False)
+    device._known[region.id] = memory.Registration(region)  # it believes that the server may
+    device._known[region.id].keys[0] = 1
+    device.version -= 1
+    failure = pair.failure(READ, read((0, MIB)), target=whole)
+    assert failure.status is Status.MAYBE_COMMITTED
+    target = pair.client.env.pool.take(4096)
+    pair.client.call(pair.address, READ, read((0, 4096)), target=[target])
+    assert target.view == pair.service.data[:4096]
+
+
+def test_connections_leave_nothing_behind(verbs: Counter[str]) -> None:
+    with running("tcp:127.0.0.1:0", secret=SECRET) as server:
+        for kind in ("blocking", "aio"):
+            for _ in range(10):
+                with face(kind, secret=SECRET) as client:
+                    target = client.env.pool.take(MIB)
+                    client.call(server.addresses[0], READ, read((1, MIB)), target=[target])
+        assert eventually(lambda: memory_verbs.alive()[0] == 0)
+        descriptors = len(os.listdir("/proc/self/fd"))
+        with face("blocking", secret=SECRET) as client:
+            client.call(server.addresses[0], SPACE, storage_pb2.SpaceRequest())
+        assert eventually(lambda: memory_verbs.alive()[0] == 0 and len(os.listdir("/proc/self/fd")) <= descriptors)
+    assert memory_verbs.alive() == (0, 0)
+
+
+def test_a_queue_pair_that_carries_nothing_is_found_out_before_it_is_used(
+    verbs: Counter[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(memory_verbs.QP, "_deliver", staticmethod(lambda request, peer: memory_verbs.NO_ANSWER))
+    with running("tcp:127.0.0.1:0", secret=SECRET) as server:
+        for kind in ("blocking", "aio"):
+            monkeypatch.setenv("EMBERFS_TRANSPORT", "rdma")
+            with face(kind, secret=SECRET) as client:
+                with pytest.raises(StatusError) as raised:
+                    client.call(server.addresses[0], SPACE, storage_pb2.SpaceRequest())
+                assert raised.value.status is Status.UNAVAILABLE and "does not answer" in str(raised.value.strerror)
+            monkeypatch.setenv("EMBERFS_TRANSPORT", "auto")
+            caplog.clear()
+            with face(kind, secret=SECRET) as client:
+                target = client.env.pool.take(MIB)
+                for _ in range(3):
+                    client.call(server.addresses[0], READ, read((1, MIB)), target=[target])
+                assert target.view == server.service.data[1 : 1 + MIB]
+                spoken = client.env.spoken()[server.addresses[0]]
+                assert spoken.transport == "tcp" and "does not answer" in spoken.reason
+                assert len([1 for record in caplog.records if "not over RDMA" in record.getMessage()]) == 1
+    assert eventually(lambda: memory_verbs.alive()[0] == 0)
+    assert endpoint.SLOT_BYTES == 8192
