@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from emberfs.client.core.bulk import BulkRead
 from emberfs.client.core.file import Handle
 from emberfs.client.core.replicas import HEDGE_SECONDS_MIN
 from emberfs.client.core.turns import TURN_SECONDS_MIN
@@ -32,8 +33,8 @@ async def written(world: ChainWorld, **options: Any) -> Handle:
 
 
 async def read_some(world: ChainWorld, file: Handle, chance: random.Random) -> float:
-    """A read of one of three kinds; how long it took."""
-    kind = chance.randrange(3)
+    """A read of one of four kinds; how long it took."""
+    kind = chance.randrange(4)
     at, length = chance.randrange(len(DATA) - 5 * CHUNK), chance.choice((100, 4096, 3 * CHUNK))
     if kind == 0:
         found, seconds = await world.timed(file.pread(length, at))
@@ -42,11 +43,24 @@ async def read_some(world: ChainWorld, file: Handle, chance: random.Random) -> f
         file.seek(at)
         found, seconds = await world.timed(file.read(length))
         assert found == DATA[at : at + length]
+    elif kind == 2:
+        offsets = [chance.randrange(len(DATA) - 4096) for _ in range(20)]
+        bulk = BulkRead(file.core, [file], [0] * 20, offsets, [4096] * 20)
+        found, seconds = await world.timed(in_bulk(bulk))
+        assert found == b"".join(DATA[offset : offset + 4096] for offset in offsets)
     else:
         ranges = [(chance.randrange(len(DATA) - 4096), 4096) for _ in range(20)]
         views, seconds = await world.timed(file.preadv_batch(ranges))
         assert [bytes(view) for view in views] == [DATA[offset : offset + length] for offset, length in ranges]
     return seconds
+
+
+async def in_bulk(bulk: BulkRead) -> bytes:
+    await bulk.start()
+    try:
+        return bytes(await bulk.finish())
+    finally:
+        bulk.release()
 
 
 def test_reads_go_to_the_replica_in_the_same_rack_while_it_answers() -> None:
@@ -75,6 +89,30 @@ def test_reads_are_spread_over_the_replicas_and_a_small_batch_is_one_request() -
         before = [member.reads for member in world.members]
         await file.preadv_batch([(0, len(DATA))] * 2)  # 6 MiB
         assert all(member.reads > reads for member, reads in zip(world.members, before, strict=True))
+
+    run(story)
+
+
+def test_a_bulk_read_leaves_memory_into_which_a_stopped_replica_may_still_move_bytes() -> None:
+    async def story(world: ChainWorld) -> None:
+        file = await written(world, memory=64 << 20)
+        pool = file.core.env.pool
+        await file.pread(100, 0)
+        used = [member.reads for member in world.members].index(1)
+        offsets = [index * 4096 for index in range(CHUNKS)]
+        bulk = BulkRead(file.core, [file], [0] * CHUNKS, offsets, [4096] * CHUNKS)
+        await bulk.start()
+        asked, first = bulk._home, bulk._slice
+        assert asked is not None and first is not None
+        world.members[used].host.freeze()
+        found, seconds = await world.timed(bulk.finish())
+        assert bytes(found) == DATA[: CHUNKS * 4096] and seconds <= STALL_SECONDS_MAX
+        assert asked.spoiled == (bulk._slice is not first)
+        bulk.release()
+        world.members[used].host.thaw()
+        for _ in range(50):
+            await read_some(world, file, random.Random(1))
+        assert pool.take(1 << 20)
 
     run(story)
 
