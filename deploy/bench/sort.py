@@ -82,7 +82,7 @@ def _measured(pool: Workers, ways: list[Way], sizes: Sizes) -> list[dict[str, An
             taken.setdefault((what, way.name), []).append(sizes.mib / (time.perf_counter() - begin))
         return 0.0
 
-    pool.start()
+    pool.start([way.source.url for way in ways])
     in_turns([lambda way=way: all_of(way) for way in ways], sizes.rounds)  # type: ignore[misc]
     *ours, bare = ways
     return [

@@ -55,9 +55,11 @@ class Workers:
         self.jobs = jobs
         self._pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) if jobs > 1 else None
 
-    def start(self) -> None:
-        """Begin the processes before they have work, where that is to be timed by itself."""
-        list(self.map(_nothing, range(self.jobs)))
+    def start(self, urls: Sequence[str]) -> None:
+        """Begin all processes, and connect them to these places, where that is not to be timed with their work."""
+        ready: set[int] = set()
+        while len(ready) < self.jobs:
+            ready.update(self.map(_ready, [urls] * self.jobs))
 
     def map(self, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
         """The results in the order of the items. Raises what a process raised, when no other one is at work any more."""
@@ -80,7 +82,11 @@ class Workers:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _nothing(_: int) -> None: ...
+def _ready(urls: Sequence[str]) -> int:
+    """The process that has connected to these places."""
+    for url in urls:
+        place(url)
+    return os.getpid()
 
 
 @contextmanager

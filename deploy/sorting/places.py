@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from ...proto.errors import Status, error
 
 if TYPE_CHECKING:
     from ...client.blocking import Client
@@ -31,7 +33,7 @@ class Place(Protocol):
         ...
 
     def read(self, ranges: Sequence[Range], out: Any) -> None:
-        """All ranges one after the other into the writable buffer `out`. Raises EOFError where a file is shorter."""
+        """All ranges one after the other into the writable buffer `out`. Raises INVALID where a file is shorter."""
         ...
 
     def make(self, path: str) -> None:
@@ -107,7 +109,7 @@ class Local:
                 if path not in files:
                     files[path] = os.open(path, os.O_RDONLY)
                 if read_fully(files[path], view[done : done + length], offset) < length:
-                    raise EOFError(f"{path} ends before byte {offset + length}")
+                    raise error(Status.INVALID, f"{path} ends before byte {offset + length}")
                 done += length
         finally:
             for file in files.values():
@@ -147,7 +149,7 @@ class Local:
 
 
 class Cluster:
-    """Files of a cluster: ranges of a file are one batched read over all its chains."""
+    """Files of a cluster: all ranges of all files are one batched read over all chains."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -156,19 +158,11 @@ class Cluster:
         return self.client.stat(path).size
 
     def read(self, ranges: Sequence[Range], out: Any) -> None:
-        view, done = memoryview(out).cast("B"), 0
-        by_file: dict[str, list[Range]] = {}
-        for part in ranges:
-            by_file.setdefault(part.path, []).append(part)
-        if [part for parts in by_file.values() for part in parts] != list(ranges):
-            raise ValueError("the ranges of a file must come one after the other")
-        for path, parts in by_file.items():
-            wanted = sum(part.length for part in parts)
-            with self.client.open(path) as file:
-                got = file.preadv_batch([part[1:] for part in parts], view[done : done + wanted])
-            if sum(map(len, got)) < wanted:
-                raise EOFError(f"{path} ends before what was asked for")
-            done += wanted
+        with ExitStack() as stack:
+            files = {
+                path: stack.enter_context(self.client.open(path)) for path in dict.fromkeys(r.path for r in ranges)
+            }
+            self.client.read_many([(files[part.path], part.offset, part.length) for part in ranges], out)
 
     def make(self, path: str) -> None:
         self.client.open(path, "wb").close()

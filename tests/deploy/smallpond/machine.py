@@ -22,7 +22,8 @@ cp -L /sys/devices/system/cpu/online /sys/devices/system/cpu/possible /sys/devic
 for i in $(seq 0 $(($2 - 1))); do mkdir -p "$1/cpu/cpu$i/topology"; echo $i >"$1/cpu/cpu$i/topology/core_cpus_list"; done
 mount --bind "$1/cpu" /sys/devices/system/cpu
 shift 2
-exec "$@"
+"$@"
+exit $?
 """
 
 
@@ -61,7 +62,7 @@ class Smallpond:
         }
         pretended = scratch / "machine"
         pretended.mkdir()
-        # What it leaves running (Ray) ends with it.
+        # What it leaves running (Ray) ends with it. Ray takes a parent with the number 1 for a dead one: that is the shell.
         alone = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         disguised = [*alone, "sh", "-c", DISGUISE, "sh", os.fspath(pretended), str(CORES), *command]
         try:
