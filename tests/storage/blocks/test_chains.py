@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from crc32c import crc32c
 
 from emberfs.proto.blocks import HARD_PIN, TABLE_OF_BLOCKS, chunk_of, seed_of
 from emberfs.proto.drivers.aio import AioEnvironment
-from emberfs.proto.errors import Status
+from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import kvcache_pb2, storage_pb2
 from emberfs.proto.ids import ChunkId
 from emberfs.proto.routing import Change
@@ -19,7 +23,7 @@ from emberfs.proto.rpc import KVCACHE, STORAGE
 from emberfs.proto.transport.local import LocalNetwork
 from emberfs.storage.blocks.service import KvCacheService
 
-from ..members import CAPACITY, OFFLINE, SERVING, SYNCING, Member, Members, holdings
+from ..members import CAPACITY, OFFLINE, SECONDS, SERVING, SYNCING, Member, Members, holdings
 from ..world import memory
 from .world import ANY_LENGTH, content, digest, key, namespaces
 
@@ -193,6 +197,68 @@ def test_a_chain_of_one_becomes_one_of_two_while_blocks_are_put(tmp_path: Path) 
         assert holdings(members.members[0].engine)["chunks"] == holdings(members.members[1].engine)["chunks"]
 
     run(test, tmp_path)
+
+
+async def put_until(members: Replicated, number: int, length: int) -> None:
+    """As a client: again at whoever is the head, until it is acknowledged."""
+    while True:
+        with suppress(StatusError):
+            if await members.put([number], length) == [OK]:
+                return
+        await asyncio.sleep(0.01)
+
+
+async def delete_until(members: Replicated, number: int) -> None:
+    while True:
+        request = kvcache_pb2.DeleteRequest(**members.runs([key(number)]))
+        with suppress(StatusError):
+            statuses = list((await members.call(members.head, KVCACHE.Delete, request)).status)
+            if statuses in ([], [Status.NOT_FOUND]):
+                return
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_heads_move_while_blocks_are_put_and_deleted(tmp_path: Path, seed: int) -> None:
+    """One head after the other is deposed in the middle of puts (each of two clients at once) and deletes, killed or only told so, and
+    comes back as the tail. What was acknowledged is on every member then, with its bytes, and under one generation; what was deleted is
+    nowhere."""
+
+    async def test(members: Replicated) -> None:
+        chance, order, numbers = random.Random(seed), [1, 2, 3], itertools.count()
+        members.patience = 0.5
+        members.announce(SERVING, SERVING, SERVING)
+        there: dict[int, int] = {}
+        for is_killed in (False, True, False):
+            puts = {number: chance.choice((300, LENGTH, 300_000)) for number in itertools.islice(numbers, 20)}
+            gone = [number for number in there if chance.random() < 0.3]
+            work = [put_until(members, number, length) for _ in range(2) for number, length in puts.items()]
+            tasks = [asyncio.ensure_future(each) for each in [*work, *(delete_until(members, n) for n in gone)]]
+            for _ in range(chance.randrange(12)):
+                await asyncio.sleep(0)
+            deposed = order.pop(0)
+            if is_killed:
+                await members.members[deposed - 1].kill()
+            members.announce(SERVING, SERVING, OFFLINE, order=(*order, deposed))
+            async with asyncio.timeout(SECONDS):
+                await asyncio.gather(*tasks)
+            order.append(deposed)
+            if is_killed:
+                await members.members[deposed - 1].start()
+                await members.serve_one(members.members[deposed - 1])
+            members.announce(SERVING, SERVING, SYNCING, order=order)
+            await members.synced(deposed)
+            members.announce(SERVING, SERVING, SERVING, order=order)
+            there = {number: length for number, length in (there | puts).items() if number not in gone}
+            for member in order:
+                assert members.records(member) == members.records(order[0])
+                for length in {*there.values()}:
+                    mine = [number for number, its in there.items() if its == length]
+                    assert await members.get(member, mine, length) == [True] * len(mine)
+                assert await members.get(member, gone) == [Status.NOT_FOUND] * len(gone)
+            assert len(members.records(order[0])) == len(there)
+
+    run(test, tmp_path, 3)
 
 
 def test_a_damaged_block_is_repaired_from_the_other_member(tmp_path: Path) -> None:
