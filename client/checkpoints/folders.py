@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..blocking import Client, File
 
 PART_SUFFIX = ".part"  # of a local draft's hidden name
+CHUNK_LARGE = 4 << 20  # bytes, of a large file: a sixth faster to save than 1 MiB
 STRIPE_LARGE = 16  # chains of a large file, or as many as there are: each has to be asked when the file is synced
 Ranges = Sequence[tuple[int, int]]  # (offset, length) in bytes
 
@@ -97,8 +98,7 @@ Where = str | os.PathLike[str] | Folder
 def folder_of(path: Where, *, stripe: int | None = None, chunk_size: int | None = None) -> Folder:
     """The directory that an `ember://` URL, a `file://` URL or a local path names, or a `Folder` itself. It need not be there yet.
 
-    `stripe` (chains) and `chunk_size` (bytes) are for large files that are written to the cluster; default: 16, and what the
-    directory says. Raises INVALID for any other URL.
+    `stripe` (chains) and `chunk_size` (bytes) are for large files that are written to the cluster; default: 16 and 4 MiB. Raises INVALID for any other URL.
     """
     if not isinstance(path, str | os.PathLike):
         return path
@@ -180,10 +180,8 @@ class ClusterFolder:
         return {name: Entry(found.size, found.mtime_ns, found.is_dir) for name, found in self.client.scandir(self.path)}
 
     def draft(self, *, large: bool = True) -> Draft:
-        stripe = (self._stripe or STRIPE_LARGE) if large else None
-        file = self.client.open(
-            self.path, "w+b", unnamed=True, stripe=stripe, chunk_size=self._chunk_size if large else None
-        )
+        stripe, chunk_size = (self._stripe or STRIPE_LARGE, self._chunk_size or CHUNK_LARGE) if large else (None, None)
+        file = self.client.open(self.path, "w+b", unnamed=True, stripe=stripe, chunk_size=chunk_size)
         return ClusterDraft(file)
 
     def publish(self, drafts: Sequence[Draft], names: Sequence[str]) -> None:

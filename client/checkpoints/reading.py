@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from .folders import Ranges, Source
 
 THREADS = 4  # one waits for storage while others move and check bytes
-PIECE_BYTES = 8 << 20  # read at once by one thread
+PIECE_BYTES = 16 << 20  # read at once by one thread; as much as the client has in flight of one batch
 PIECE_RANGES_MAX = 4096  # of one piece: as many operations as a request may have
 
 _Item = TypeVar("_Item")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+from ...client.blocking import Client, connect
 from ...client.checkpoints.folders import folder_of
 from ...client.checkpoints.tensor_files import load_folder, save_folder
 from ...proto.errors import Status, error
@@ -24,14 +26,16 @@ from .measure import MIB, Median, in_turns, rate, row, temporary_cluster
 TENSOR_BYTES = 64 * MIB
 SHARD_BYTES = 1 << 30
 AIM_SAVE, AIM_LOAD = 0.7, 0.8
-CAPACITY_SAVES = 5  # of the target: each row's checkpoint, the one that replaces it, and room for what is not freed yet
+CAPACITY_SAVES = 5  # of the target: a checkpoint, the one that replaces it, and room for what is not freed yet
+FREED_SECONDS_MAX = 120.0  # what a save replaces is freed in the background: the next one waits for it
 
 
-def run(quick: bool = False) -> dict[str, Any]:
-    """Measure with 4 GiB (256 MiB with `quick`); takes some minutes, or 20 s. Raises UNSUPPORTED without numpy."""
+def run(quick: bool = False, mib: int = 0) -> dict[str, Any]:
+    """Measure with `mib` MiB (default: 4 GiB, 256 MiB with `quick`); takes some minutes, or 20 s. Raises UNSUPPORTED without numpy."""
     if importlib.util.find_spec("numpy") is None:
         raise error(Status.UNSUPPORTED, "checkpoints are made of numpy arrays here: install numpy")
-    mib, rounds = (256, 3) if quick else (4096, 5)
+    rounds = 3 if quick else 5
+    mib = mib or (256 if quick else 4096)
     kinds: dict[str, Callable[[int], Kind]] = {"safetensors": SafetensorsKind}
     left_out = ""
     if importlib.util.find_spec("torch") is None:
@@ -44,13 +48,28 @@ def run(quick: bool = False) -> dict[str, Any]:
         for name, make in kinds.items():
             kind = make(mib)
             places = [f"{cluster.url.rstrip('/')}/{kind.name}", str(local / kind.name)]
-            rows += _rows(name, kind, places, mib, rounds)
-            for place in places:
-                folder_of(place).remove_all(forever=True)
+            with connect(cluster.url) as client:
+                rows += _rows(name, kind, places, mib, rounds, partial(_wait_for_room, client, 2 * mib * MIB))
+                for place in places:
+                    folder_of(place).remove_all(forever=True)
+                _wait_for_room(client, 3 * mib * MIB)
     return {"rows": rows, "mib": mib, "left_out": left_out}
 
 
-def _rows(name: str, kind: Kind, places: list[str], mib: int, rounds: int) -> list[dict[str, Any]]:
+def _wait_for_room(client: Client, wanted: int) -> None:
+    """Wait until so many bytes are free. Raises NO_SPACE if that takes too long."""
+    end = time.monotonic() + FREED_SECONDS_MAX
+    while (free := client.statfs().free) < wanted:
+        if time.monotonic() > end:
+            raise error(
+                Status.NO_SPACE, f"{free} bytes are free after {FREED_SECONDS_MAX:g} s, and {wanted} are needed"
+            )
+        time.sleep(0.1)
+
+
+def _rows(
+    name: str, kind: Kind, places: list[str], mib: int, rounds: int, room: Callable[[], None]
+) -> list[dict[str, Any]]:
     def measured(work: Callable[[str], object], before: Callable[[], object] = lambda: None) -> list[Median]:
         def timed(place: str) -> float:
             before()
@@ -61,7 +80,7 @@ def _rows(name: str, kind: Kind, places: list[str], mib: int, rounds: int) -> li
     for place in places:  # once unmeasured: what the first save does to a disk, none after it does
         kind.save(place)
     made = []
-    value, base = measured(kind.save)
+    value, base = measured(kind.save, room)
     made.append(row(f"{name}: save, fsync", value, "MiB/s", base, aim=AIM_SAVE))
     value, base = measured(kind.load)
     made.append(row(f"{name}: load, warm", value, "MiB/s", base, aim=AIM_LOAD))
