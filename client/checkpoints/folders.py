@@ -98,7 +98,8 @@ Where = str | os.PathLike[str] | Folder
 def folder_of(path: Where, *, stripe: int | None = None, chunk_size: int | None = None) -> Folder:
     """The directory that an `ember://` URL, a `file://` URL or a local path names, or a `Folder` itself. It need not be there yet.
 
-    `stripe` (chains) and `chunk_size` (bytes) are for large files that are written to the cluster; default: 16 and 4 MiB. Raises INVALID for any other URL.
+    `stripe` (chains) and `chunk_size` (bytes) are for large files that are written to the cluster; default: 16 and 4 MiB. Raises INVALID
+    for any other URL.
     """
     if not isinstance(path, str | os.PathLike):
         return path
