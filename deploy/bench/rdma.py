@@ -26,7 +26,8 @@ from .measure import MIB, in_turns, peer, row, warm, write_file
 from .net import DEPTH, TIMEOUT, Pieces, pipelined
 
 BATCH, BLOCK = 32, 128 << 10  # a batch of pieces in one request, as of the KV cache
-AIM_RATIO, AIM_CPU, AIM_COMPLETIONS = 1.0, 1.0, 2.0
+AIM_RATIO, AIM_CPU = 1.0, 1.0
+AIM_COMPLETIONS = 3.0  # the request that came in, and at most two of what was posted for it
 
 
 class Counting(Pieces):

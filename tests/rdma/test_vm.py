@@ -5,6 +5,7 @@ Where this machine has devices of its own, those tests run here as well, like an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,6 +16,7 @@ from . import vm
 from .kernel import Unavailable
 
 REPORT = "junit.xml"
+TEST_SECONDS_MAX = 900  # of one test in a guest, where everything takes its time
 OUTPUT_CHARACTERS_SHOWN = 6000
 IMPORTED = "import emberfs.deploy.local, emberfs.meta.server, emberfs.storage.server"  # by processes that tests start
 
@@ -23,7 +25,7 @@ def run_in_vm(
     folder: Path, *arguments: str, seconds: float, at_least: int, environment: Mapping[str, str] | None = None
 ) -> None:
     """Run pytest with these arguments in a guest. Fails unless `at_least` tests passed there, none failed and none was skipped."""
-    pytest_command = ["pytest", "-q", "-p", "no:xdist", *arguments]
+    pytest_command = ["pytest", "-q", "-p", "no:xdist", "-o", f"timeout={TEST_SECONDS_MAX}", *arguments]
     command = [*pytest_command, "--durations=8", f"--junitxml={vm.RESULTS}/{REPORT}"]
     first = [["python", "-c", IMPORTED], [*pytest_command, "--collect-only"]]
     try:
@@ -70,3 +72,45 @@ def test_transports_and_a_cluster_over_soft_roce(tmp_path: Path) -> None:
         seconds=580,
         at_least=70,
     )
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(5400)
+def test_everything_marked_rdma(tmp_path: Path) -> None:
+    """Faults of the wire, a thousand connections, a kill of a storage process."""
+    run_in_vm(tmp_path, "-m", "rdma", "--soak", "tests/proto", "tests/rdma", seconds=5300, at_least=150)
+
+
+SUITES = {
+    "connections": (["tests/proto/test_connections.py"], 30),
+    "files": (["tests/client/fsspec/test_filesystem.py"], 40),
+    "blocks": (["tests/kvcache/test_contract.py"], 60),
+}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(5400)
+@pytest.mark.parametrize("suite", SUITES)
+def test_other_suites_where_everybody_speaks_rdma(tmp_path: Path, suite: str) -> None:
+    """What knows nothing of transports works as over any other."""
+    arguments, at_least = SUITES[suite]
+    run_in_vm(tmp_path, *arguments, seconds=5300, at_least=at_least, environment={"EMBERFS_TRANSPORT": "rdma"})
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_what_rdma_costs_beside_tcp(tmp_path: Path) -> None:
+    """Counts are the same on any machine; of times only ratios mean something, and those of an emulated device little."""
+    try:
+        outcome = vm.run(
+            ["bash", "-c", f"emberfs bench rdma --quick --json >{vm.RESULTS}/bench.json"], seconds=880, results=tmp_path
+        )
+    except Unavailable as reason:
+        pytest.skip(f"no VM with RoCE devices: {reason}")
+    assert outcome.status == 0, _end(outcome.output)
+    [result] = json.loads((tmp_path / "bench.json").read_text())
+    print(json.dumps(result, indent=1))
+    missed = [
+        row["what"] for row in result["rows"] if row.get("met") is False and row["unit"] not in ("MiB/s", "s/GiB")
+    ]
+    assert not missed
