@@ -72,18 +72,19 @@ def test_what_it_refuses_it_refuses_for_itself_alone(place: Path, mount: Path) -
         os.setxattr(own.fileno(), "user.a", b"b")
 
 
-def test_stats_count_what_was_done(mount: Path, place: Path) -> None:
-    def counted() -> dict[str, list[str]]:
-        rows = [line.split() for line in (mount / ".ember" / "stats").read_text().splitlines() if line]
-        return {row[0]: row[1:] for row in rows}
+def counted(mount: Path) -> dict[str, list[str]]:
+    rows = [line.split() for line in (mount / ".ember" / "stats").read_text().splitlines() if line]
+    return {row[0]: row[1:] for row in rows}
 
-    before = counted()
+
+def test_stats_count_what_was_done(mount: Path, place: Path) -> None:
+    before = counted(mount)
     (place / "file").write_bytes(bytes(300_000))
     assert (place / "file").read_bytes() == bytes(300_000)
     for number in range(3):
         (place / f"directory-{number}").mkdir()
     assert errno_of(lambda: os.rmdir(place)) == errno.ENOTEMPTY
-    after = counted()
+    after = counted(mount)
     assert before["operation"] == after["operation"] == ["count", "errors", "mean_us", "max_us"]
     assert int(after["bytes_written"][0]) - int(before["bytes_written"][0]) == 300_000
     assert int(after["mkdir"][0]) - int(before["mkdir"][0]) == 3
@@ -170,7 +171,9 @@ def test_a_link_in_rm_rf_removes_a_tree(mount: Path, place: Path, how: str) -> N
     make_tree(place / "tree")
     (place / "kept").touch()
     target = place / "tree" if how == "absolute" else Path("../..") / place.name / "tree"
+    before = int(counted(mount).get("symlink", ["0"])[0])
     os.symlink(target, mount / "3fs-virt" / "rm-rf" / "tree-1234567")
+    assert int(counted(mount)["symlink"][0]) == before + 1  # unlike what only looks at these directories
     assert os.listdir(place) == ["kept"] and not (place / "tree").exists()
     assert errno_of(lambda: os.stat(place / "tree" / "a")) == errno.ENOENT
     assert os.listdir(mount / "3fs-virt" / "rm-rf") == []
