@@ -153,9 +153,17 @@ class BulkRead:
         starts: list[int] = []
         assert self._slice is not None
         view, position = self._slice.view, 0
+        sizes = [file.chunk_size for file in files]
         for place, offset, length in zip(self._file, self._offsets, self._lengths, strict=True):
+            start = offset % sizes[place]
             if place in small:
                 view[position : position + length] = small[place][offset : offset + length]
+            elif length and start + length <= sizes[place]:
+                rows[0].append(place)
+                rows[1].append(offset // sizes[place])
+                rows[2].append(start)
+                rows[3].append(length)
+                starts.append(position)
             elif length:
                 part = columns_of(files[place], offset, length)
                 rows[0].extend([place] * len(part.index))

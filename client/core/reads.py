@@ -274,19 +274,17 @@ class Fetch:
                 cluster.replicas.ended(part.node, part)
 
     def _take_simple(self, part: _Part, reply: ReadReply) -> bool:
-        """The hot path: every operation brought all of its bytes under one checksum, and all are right. Otherwise False."""
+        """The hot path: every operation brought all of its bytes under one checksum, or whole units, and all are right. Otherwise False."""
         rows, count = part.rows, len(part.rows)
         all_lengths = self.columns.length
         lengths = all_lengths if count == len(all_lengths) else [all_lengths[row] for row in rows]
-        if (
-            reply.returned != lengths
-            or len(reply.checksum) != count
-            or any(reply.status)
-            or reply.checksums != [1] * count
-        ):
+        if reply.returned != lengths or any(reply.status):
             return False
         pieces = part.pieces(lengths)
-        if list(map(crc32c, pieces)) != list(reply.checksum):
+        if len(reply.checksum) == count and reply.checksums == [1] * count:
+            if list(map(crc32c, pieces)) != list(reply.checksum):
+                return False
+        elif not self._are_units(part, reply, lengths):
             return False
         if count == len(all_lengths):
             self.views = pieces
@@ -295,6 +293,19 @@ class Fetch:
             for row, piece in zip(rows, pieces, strict=True):
                 self.views[row] = piece
         return True
+
+    def _are_units(self, part: _Part, reply: ReadReply, lengths: Sequence[int]) -> bool:
+        """Whether the reply is nothing but whole units of one size, in one piece of memory, and all of them are right."""
+        unit = reply.unit[0] if reply.unit else 0
+        offset, total = self.columns.offset, sum(lengths)
+        if not unit or len(part.target) > 1 or len(reply.checksum) * unit != total or any(set(reply.unit) - {unit}):
+            return False
+        if any(offset[row] % unit for row in part.rows) or any(length % unit for length in lengths):
+            return False
+        if reply.checksums != [length // unit for length in lengths]:
+            return False
+        units = cut(part.target[0].view, [unit] * len(reply.checksum))
+        return list(map(crc32c, units)) == list(reply.checksum)
 
     async def _take_mixed(self, part: _Part, reply: ReadReply) -> None:
         """As `_take_simple`, operation by operation."""

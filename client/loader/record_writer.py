@@ -11,15 +11,16 @@ import numpy as np
 from crc32c import crc32c
 
 from .records import (
-    ALIGN,
-    ALIGN_FROM,
     COMMIT,
     COMMITS_MAX,
     ENTRY,
     FOOTER_BYTES,
+    LARGE_CHUNK,
+    LARGE_FROM,
     SAMPLE_BYTES_MAX,
     SUFFIX,
     BadRecords,
+    begins_at,
     footer_of,
     header_of,
     read_shard,
@@ -35,9 +36,12 @@ WRITE_BYTES = 4 << 20  # gathered before they are written
 
 class RecordWriter:
     """Appends to one shard. What was committed stays, whatever happens to the writer; `close` commits, leaving a `with` block by an
-    exception does not. `durable`: a commit survives a loss of power, too. One writer a shard at a time."""
+    exception does not. `durable`: a commit survives a loss of power, too. `chunk_size`: of a new shard in a cluster (0: as its directory
+    says). One writer a shard at a time."""
 
-    def __init__(self, store: Store, path: str, *, append: bool = False, durable: bool = False) -> None:
+    def __init__(
+        self, store: Store, path: str, *, append: bool = False, durable: bool = False, chunk_size: int = 0
+    ) -> None:
         self._store = store
         self._durable = durable
         self._buffer = bytearray()
@@ -45,7 +49,7 @@ class RecordWriter:
         self._commits = np.empty(0, COMMIT)
         self._samples = 0  # committed
         self._bytes = 0  # of payload that is not committed
-        self._file = store.open(path, "rb+" if append else "wb")
+        self._file = store.open(path, "rb+") if append else store.open(path, "wb", chunk_size)
         try:
             self._position = self._resume(path) if append else self._begin()
         except BaseException:
@@ -86,8 +90,7 @@ class RecordWriter:
         view = memoryview(payload).cast("B")
         if len(view) > SAMPLE_BYTES_MAX:
             raise ValueError(f"a sample of {len(view)} bytes: at most {SAMPLE_BYTES_MAX}")
-        if len(view) >= ALIGN_FROM or not self._entries:
-            self._pad(rounded(self._position, ALIGN))
+        self._pad(begins_at(self._position, len(view), first=not self._entries))
         self._entries.append((self._position, len(view), crc32c(view)))
         self._put(view)
         self._bytes += len(view)
@@ -179,7 +182,8 @@ class ShardedWriter:
             self._end()
         if self._writer is None:
             self.paths.append(f"{self._name}-{len(self.paths):05d}{SUFFIX}")
-            self._writer = RecordWriter(self._store, self.paths[-1], durable=self._durable)
+            chunk_size = LARGE_CHUNK if memoryview(payload).nbytes >= LARGE_FROM else 0
+            self._writer = RecordWriter(self._store, self.paths[-1], durable=self._durable, chunk_size=chunk_size)
         self._writer.write(payload)
         self.samples += 1
         return self.samples - 1

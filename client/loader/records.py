@@ -5,8 +5,8 @@ bytes a sample), a directory of all indexes so far, and a footer of 64 bytes, wh
 every sample with one more read, and the place of an index entry follows from the sample's number: no index has to be kept in memory.
 
     header     4096 bytes: magic, version, the shard's random id, CRC
-    payloads   as they are; the first of a commit, and each of 32 KiB or more, begins at a multiple of 4 KiB, the unit of the file
-               system's checksums
+    payloads   as they are; the first of a commit, and each of 32 KiB or more, begins at a multiple of 4 KiB, each of 128 KiB or more
+               at one of 16 KiB: the units of the file system's checksums
     index      per sample: offset u64, length u32, CRC32C of the payload u32
     directory  per commit: position of its index u64, number of its first sample u64, samples u32, CRC32C of the index u32
     footer     at a multiple of 64: magic, its own position, samples, position of the directory, commits, CRCs, the shard's id
@@ -35,6 +35,11 @@ COMMITS_MAX = 4096  # of one shard
 SAMPLE_BYTES_MAX = (1 << 32) - 1
 ALIGN = 4096
 ALIGN_FROM = 32 << 10  # bytes of a sample from which on it begins at a multiple of ALIGN
+ALIGN_LARGE = 16 << 10  # the unit in large chunks
+LARGE_FROM = 128 << 10  # bytes of a sample from which on it begins at a multiple of that
+LARGE_CHUNK = (
+    4 << 20
+)  # of shards that begin with such a sample: a quarter of the checksums, and of the samples that lie in two chunks
 TAIL_BYTES = 64 << 10  # read at once from the end of a shard
 SEARCH_BYTES = 4 << 20  # of one step backwards
 
@@ -126,6 +131,13 @@ def _parse_footer(raw: bytes, position: int, id_: bytes, read: ReadAt, size: int
     if crc32c(table) != crc:
         return None
     return Shard(id_, samples, np.frombuffer(table, COMMIT), position + FOOTER_BYTES, size)
+
+
+def begins_at(position: int, length: int, *, first: bool) -> int:
+    """Where a sample of so many bytes lies that comes at `position` or behind it; `first` of its commit, or not."""
+    if length >= LARGE_FROM:
+        return rounded(position, ALIGN_LARGE)
+    return rounded(position, ALIGN) if first or length >= ALIGN_FROM else position
 
 
 def rounded(position: int, unit: int) -> int:

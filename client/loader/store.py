@@ -46,8 +46,9 @@ class Store(Protocol):
     def read_files(self, paths: Sequence[str]) -> list[bytes]:
         """The contents of whole files."""
 
-    def open(self, path: str, mode: str) -> Any:
-        """A binary file with `read`, `write`, `seek`, `tell`, `truncate`, `flush`, and `fileno` or `fsync`."""
+    def open(self, path: str, mode: str, chunk_size: int = 0) -> Any:
+        """A binary file with `read`, `write`, `seek`, `tell`, `truncate`, `flush`, and `fileno` or `fsync`. `chunk_size`: of a new one,
+        where it has chunks."""
 
     def sync(self, file: Any) -> None:
         """What was written to an open file survives a loss of power from here on."""
@@ -141,8 +142,8 @@ class ClusterStore:
                 raise one
         return found  # type: ignore[return-value]
 
-    def open(self, path: str, mode: str) -> Any:
-        return self.client.open(self.path(path), mode, parents="r" not in mode)
+    def open(self, path: str, mode: str, chunk_size: int = 0) -> Any:
+        return self.client.open(self.path(path), mode, parents="r" not in mode, chunk_size=chunk_size or None)
 
     def sync(self, file: Any) -> None:
         file.fsync()
@@ -281,7 +282,7 @@ class DirectoryStore:
     def read_files(self, paths: Sequence[str]) -> list[bytes]:
         return [Path(self.path(path)).read_bytes() for path in paths]
 
-    def open(self, path: str, mode: str) -> Any:
+    def open(self, path: str, mode: str, chunk_size: int = 0) -> Any:
         whole = Path(self.path(path))
         if "r" not in mode:
             whole.parent.mkdir(parents=True, exist_ok=True)
