@@ -1,4 +1,4 @@
-"""A cluster whose storage servers and clients speak rdma alone: three storage processes, chains of three replicas."""
+"""A cluster whose storage servers and clients speak rdma alone: of one storage process, and of three with chains of three replicas."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import fsspec
 import pytest
@@ -18,16 +19,17 @@ pytestmark = pytest.mark.rdma
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+@pytest.fixture(scope="module", params=[1, pytest.param(3, marks=pytest.mark.soak)])
+def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """`param`: storage processes, and replicas."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EMBERFS_TRANSPORT", "rdma")  # or it fails: nothing falls back to another transport unseen
-        with running_cluster(nodes=3, replicas=3, targets=1, kv_capacity=0) as running:
+        with running_cluster(nodes=request.param, replicas=request.param, targets=1, kv_capacity=0) as running:
             yield running
 
 
 def test_files_through_fsspec(cluster: Any) -> None:
-    fs = fsspec.filesystem("ember", host=str(cluster.data))
+    fs = fsspec.filesystem("ember", host=quote(str(cluster.data), safe=""))
     content = random.Random(1).randbytes(3 * MIB + 17)
     fs.makedirs("/smoke/inner")
     fs.pipe_file("/smoke/inner/file", content)
@@ -36,7 +38,7 @@ def test_files_through_fsspec(cluster: Any) -> None:
     with fs.open("/smoke/inner/file", "r+b") as file:
         file.seek(1_000_001)
         file.write(b"odd" * 1000)
-    changed = content[:1_000_001] + b"odd" * 1000 + content[1_003_001 + 0 :]
+    changed = content[:1_000_001] + b"odd" * 1000 + content[1_003_001:]
     assert fs.cat_file("/smoke/inner/file") == changed
     fs.mv("/smoke/inner/file", "/smoke/moved")
     assert fs.find("/smoke") == ["/smoke/moved"]
@@ -46,6 +48,7 @@ def test_files_through_fsspec(cluster: Any) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("cluster", [3], indirect=True)
 def test_a_storage_process_is_killed_while_files_are_written(cluster: Any) -> None:
     """Every acknowledged write is there, before and after the killed one is back."""
     written: dict[str, bytes] = {}
