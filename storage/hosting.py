@@ -27,6 +27,7 @@ from ..proto.gen.cluster_pb2 import Target as TargetEntry
 from ..proto.process import Process
 from ..proto.routing import RoutingTable
 from ..proto.settings import KV_CAPACITY_PART
+from ..proto.transport.readiness import Luck
 from .engine.recovery import Opened
 from .engine.target import FORMAT_FILE, LOCK_FILE, open_target, read_format
 from .lease import Lease
@@ -159,6 +160,7 @@ class Hosting:
             engine, path, found.incarnation, blocking, self._env, process.log, self._lease, table=found.table
         )
         target.beside = lambda work, *arguments: pool.submit(work, *arguments).result
+        target.luck = Luck()
         return target
 
     def reported(self) -> list[Reported]:

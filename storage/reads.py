@@ -92,8 +92,8 @@ class Batch:
 
     async def look_again(self, missed: Sequence[Piece]) -> Sequence[Piece]:
         """For a moment, and as long as something comes, whether it is there now: what still is not."""
-        target, env = self.target, self.target.env
-        if sum([plan.length for _, plan, _ in missed]) > LOOKED_BYTES_MAX or not target.luck.may_look():
+        luck, env = self.target.luck, self.target.env
+        if luck is None or sum([plan.length for _, plan, _ in missed]) > LOOKED_BYTES_MAX or not luck.may_look():
             return missed
         end = env.now() + LOOK_SECONDS_MAX
         for _ in range(LOOKS_MAX):
@@ -104,7 +104,7 @@ class Batch:
                 break
             if came:
                 end = now + LOOK_SECONDS_MAX
-        target.luck.looked(not missed)
+        luck.looked(not missed)
         return missed
 
     def _has_come(self, piece: Piece) -> bool:

@@ -110,6 +110,7 @@ class Target:
     unreached: Callable[[], Sequence[int]] = tuple  # members of the chain that do not answer (reach.py)
     mend: Callable[[bytes], Awaitable[None]] | None = None  # brings a chunk back from another member (repair.py)
     beside: Beside | None = None  # work in another thread, for whoever is in one of `blocking`'s
+    luck: Luck | None = None  # of looks whether the disk has read something; None: a thread waits for it
 
     def __post_init__(self) -> None:
         self.replica = Replica(self.id, EngineRows(self.engine), self.lease)
@@ -117,7 +118,6 @@ class Target:
         self._under_way = 0  # effects that are carried out in the background
         self._quiet: Promise[None] | None = None  # told when there are none
         self._offline_told = False
-        self.luck = Luck()  # of looks whether the disk has read something
         self.fullness = Fullness(self.engine)
         self.directory = Directory(self.engine)
 

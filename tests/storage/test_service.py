@@ -14,6 +14,7 @@ from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import storage_pb2
 from emberfs.proto.ids import CHUNK_INDEX_MAX, SYSTEM_TENANT, chunk_key
 from emberfs.proto.rpc import STORAGE
+from emberfs.proto.transport.readiness import Luck
 from emberfs.storage.scrub import Scrubber
 
 from .world import CHUNK, World, memory, verify
@@ -97,6 +98,7 @@ async def test_small_reads_that_miss_the_page_cache_are_looked_for_again(world: 
     data = pattern(CHUNK)
     assert await world.write(data) is Status.OK
     target = world.open[0]
+    luck = target.luck = Luck()
     wanted = [(5, 0, 4096 * (7 * i % 256), 4096) for i in range(40)]
     for round_ in range(8):
         await target.checkpoint()
@@ -104,7 +106,7 @@ async def test_small_reads_that_miss_the_page_cache_are_looked_for_again(world: 
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         if round_ == 4:
             for _ in range(10):
-                target.luck.looked(False)
+                luck.looked(False)
         reply, found = await world.read_many(wanted)
         assert found == b"".join(data[offset : offset + 4096] for _, _, offset, _ in wanted)
         for i, (_, _, offset, _) in enumerate(wanted):
