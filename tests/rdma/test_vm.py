@@ -18,6 +18,7 @@ from .kernel import Unavailable
 REPORT = "junit.xml"
 TEST_SECONDS_MAX = 900  # of one test in a guest, where everything takes its time
 OUTPUT_CHARACTERS_SHOWN = 6000
+QUICK = ["tests/proto/test_transports.py", "tests/rdma/test_bytes.py", "tests/rdma/test_cluster.py"]
 IMPORTED = "import emberfs.deploy.local, emberfs.meta.server, emberfs.storage.server"  # by processes that tests start
 
 
@@ -60,18 +61,9 @@ def _end(text: str) -> str:
     return text[-OUTPUT_CHARACTERS_SHOWN:]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_transports_and_a_cluster_over_soft_roce(tmp_path: Path) -> None:
-    run_in_vm(
-        tmp_path,
-        "-m",
-        "rdma and not soak",
-        "tests/proto/test_transports.py",
-        "tests/proto/test_wire.py",
-        "tests/rdma",
-        seconds=580,
-        at_least=70,
-    )
+    run_in_vm(tmp_path, "-m", "rdma and not soak", *QUICK, seconds=850, at_least=70)
 
 
 @pytest.mark.soak
