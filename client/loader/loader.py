@@ -29,7 +29,7 @@ class Loader:
         shuffle: bool = True,
         drop_last: bool = False,
         share: Share | None = None,
-        prefetch: int = 2,
+        prefetch: int = 1,
     ) -> None:
         if not 0 <= prefetch <= PREFETCH_MAX:
             raise ValueError(f"prefetch={prefetch}: 0 to {PREFETCH_MAX} batches")

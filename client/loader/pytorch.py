@@ -60,7 +60,7 @@ class EpochBatches(IterableDataset[Any]):  # type: ignore[misc]
         drop_last: bool = False,
         rank: int | None = None,
         ranks: int | None = None,
-        prefetch: int = 2,
+        prefetch: int = 1,
     ) -> None:
         super().__init__()
         self.samples = samples
