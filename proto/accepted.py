@@ -218,6 +218,8 @@ class Connection(Stream):
             head = wire.encode(wire.REPLY, frame.method, frame.request_id, reply.SerializeToString())
             sink.move(partial(self._release, request))
             self.send(head)
+            if self.rdma is not None:
+                self.rdma.reap_soon(self.loop)
             return
         pieces = sink.pieces()
         size = sum([len(data) for _, data in pieces])

@@ -272,7 +272,7 @@ def soft_device(folder: Path) -> Iterator[Counter[str]]:
         for module in (endpoint, memory):
             patch.setattr(module, "load", lambda: NAMES)
         patch.setattr(endpoint, "_chains", [])
-        patch.setattr(endpoint, "_channel", _channel)
+        patch.setattr(endpoint, "make_channel", _channel)
         patch.setattr(memory, "_devices", {})
         calls.clear()
         yield calls

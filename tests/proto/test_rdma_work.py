@@ -205,3 +205,12 @@ def test_a_queue_pair_that_carries_nothing_is_found_out_before_it_is_used(
                 assert len([1 for record in caplog.records if "not over RDMA" in record.getMessage()]) == 1
     assert eventually(lambda: memory_verbs.alive()[0] == 0)
     assert endpoint.SLOT_BYTES == 8192
+
+
+def test_memory_of_a_reply_comes_back_without_another_request(pair: Pair) -> None:
+    target = pair.client.env.pool.take(MIB)
+    pair.client.call(pair.address, READ, read((11, MIB)), target=[target])
+    assert pair.running is not None
+    registered = pair.running.server.buffers._registered
+    assert registered is not None
+    assert eventually(lambda: registered.used == 0)

@@ -15,12 +15,12 @@ import struct
 import weakref
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ...errors import Status, error
 from ...gen import rpc_pb2
 from ...settings import time_scale
+from .channel import make_channel
 from .credits import Credits
 from .devices import Port, gid_text
 from .memory import Device, abandon, address_of, open_device, reason_of
@@ -63,6 +63,7 @@ class _Work(NamedTuple):
     flags: int
     slots: int  # to send from, that it takes
     done: Done | None
+    awaited: bool  # somebody waits for `done`, who is to be woken
 
 
 class Gone(OSError):
@@ -90,14 +91,13 @@ class Endpoint:
         self._sequence = int.from_bytes(os.urandom(3))
         self._credits = Credits(RECEIVES, RECEIVES)
         self._work: deque[_Work] = deque()  # queued, not posted
-        self._flight: deque[tuple[int, int, Done | None]] = (
-            deque()
-        )  # per signalled request: requests and slots up to it
+        # Per signalled request: requests and slots up to it, and as in _Work.
+        self._flight: deque[tuple[int, int, Done | None, bool]] = deque()
         self._unsignalled = self._unsignalled_slots = 0
         self._room = min(WORK_REQUESTS_MAX, self.device.limits.max_qp_wr)
         self._slots_free = SENDS
         self._slot = 0
-        self._awaited = 0  # requests with `done` that are not
+        self._awaited = 0  # requests that somebody waits for
         self._armed = 0  # the channel will tell: 1 of what the peer sends, 2 of everything
         self.payload_max = PAYLOAD_BYTES
         _endpoints.add(self)
@@ -125,7 +125,7 @@ class Endpoint:
         self._view = memoryview(mmap.mmap(-1, (RECEIVES + SENDS) * SLOT_BYTES))
         self._base = address_of(self._view)
         self._memory = device.pin(self._view, remote=False)
-        self._channel, self.descriptor = _channel(verbs, device.context)
+        self._channel, self.descriptor = make_channel(verbs, device.context)
         self._queue = verbs.CQ(device.context, COMPLETIONS, None, self._channel, 0)
         capacity = verbs.QPCap(self._room, RECEIVES, 1, 1, INLINE_BYTES)
         wanted = verbs.QPInitAttr(qp_type=e.IBV_QPT_RC, scq=self._queue, rcq=self._queue, cap=capacity, sq_sig_all=0)
@@ -202,12 +202,12 @@ class Endpoint:
     # Work requests.
 
     def write(self, address: int, length: int, local_key: int, remote: int, key: int, done: Done | None = None) -> None:
-        """Queue an RDMA WRITE."""
-        self._queue_work(_Work(self._write, address, length, local_key, remote, key, 0, 0, done))
+        """Queue an RDMA WRITE. Nobody is woken for `done`: it is called with what comes next, or by a `poll`."""
+        self._queue_work(_Work(self._write, address, length, local_key, remote, key, 0, 0, done, False))
 
     def read(self, address: int, length: int, local_key: int, remote: int, key: int, done: Done | None = None) -> None:
         """Queue an RDMA READ."""
-        self._queue_work(_Work(self._read, address, length, local_key, remote, key, 0, 0, done))
+        self._queue_work(_Work(self._read, address, length, local_key, remote, key, 0, 0, done, True))
 
     @property
     def may_send(self) -> bool:
@@ -235,7 +235,9 @@ class Endpoint:
         self._slots_free -= 1
         size = HEADER.size + length
         flags = self._solicited | (self._inline if size <= self._inline_max else 0)
-        self._queue_work(_Work(self._send, self._base + begin, size, self._memory.lkey, 0, 0, flags, 1, done))
+        self._queue_work(
+            _Work(self._send, self._base + begin, size, self._memory.lkey, 0, 0, flags, 1, done, done is not None)
+        )
 
     def _queue_work(self, work: _Work) -> None:
         if self._pair is None:  # what a handler finished after the end
@@ -249,7 +251,7 @@ class Endpoint:
         work = self._work
         if not work or self.failed:
             return
-        if self._armed < 2 and any(queued.done for queued in work):
+        if self._armed < 2 and any(queued.awaited for queued in work):
             # Armed for all before they are posted: then no completion can slip through. What a SEND completes wakes nobody.
             self._queue.req_notify(False)
             self._armed = 2
@@ -269,7 +271,7 @@ class Endpoint:
 
     def _fill(self, position: int, work: _Work) -> None:
         request, entry = self._chain[position]
-        opcode, entry.addr, entry.length, entry.lkey, remote, key, flags, slots, done = work
+        opcode, entry.addr, entry.length, entry.lkey, remote, key, flags, slots, done, awaited = work
         request.opcode = opcode
         if key:
             request.set_wr_rdma(key, remote)
@@ -277,9 +279,9 @@ class Endpoint:
         self._unsignalled_slots += slots
         if done is not None or self._unsignalled >= BATCH or self._unsignalled_slots >= SIGNALLED_SENDS:
             flags |= self._signalled
-            self._flight.append((self._unsignalled, self._unsignalled_slots, done))
+            self._flight.append((self._unsignalled, self._unsignalled_slots, done, awaited))
             self._unsignalled = self._unsignalled_slots = 0
-            self._awaited += done is not None
+            self._awaited += awaited
         request.wr_id = RECEIVES  # no receive
         request.send_flags = flags
 
@@ -289,10 +291,15 @@ class Endpoint:
         return bool(self._work or self._flight or self._unsignalled)
 
     def settle(self) -> None:
-        """Have the end of all that was posted signalled. Raises Gone."""
-        if self._unsignalled and not self.failed:
-            self.write(self._base, 0, self._memory.lkey, 0, 0, _nothing)
+        """Have the end of all that was posted signalled, and tell. Raises Gone."""
+        if self.pending and not self._awaited and not self.failed:
+            self._queue_work(_Work(self._write, self._base, 0, self._memory.lkey, 0, 0, 0, 0, _nothing, True))
             self.post()
+
+    @property
+    def holds(self) -> bool:
+        """Whether somebody's memory waits for a completion."""
+        return any(done is not None for _, _, done, _ in self._flight)
 
     # Completions.
 
@@ -320,11 +327,11 @@ class Endpoint:
             self.post()
 
     def _sent(self) -> None:
-        requests, slots, done = self._flight.popleft()
+        requests, slots, done, awaited = self._flight.popleft()
         self._room += requests
         self._slots_free += slots
+        self._awaited -= awaited
         if done is not None:
-            self._awaited -= 1
             done(True)
 
     def _received(self, slot: int, length: int) -> None:
@@ -378,16 +385,15 @@ class Endpoint:
 
     def disarm(self) -> bool:
         """Take what the channel told; whether it had told anything."""
-        told = False
         if self.failed:
             return False
-        with suppress(self._verbs.Failed):
-            while True:
-                self._channel.get_cq_event(self._queue)
-                self._queue.ack_events(1)
-                self._armed = 0
-                told = True
-        return told
+        try:
+            self._channel.get_cq_event(self._queue)
+        except self._verbs.Failed:  # nothing: something else woke us
+            return False
+        self._queue.ack_events(1)
+        self._armed = 0
+        return True
 
     def _fail(self, reason: str) -> None:
         self.failed = self.failed or reason
@@ -411,7 +417,7 @@ class Endpoint:
         if self._chain:
             _chains.append(self._chain)
             self._chain = []
-        given_up = [done for _, _, done in self._flight] + [work.done for work in self._work]
+        given_up = [done for _, _, done, _ in self._flight] + [work.done for work in self._work]
         self._flight.clear()
         self._work.clear()
         self.arrived.clear()
@@ -460,39 +466,6 @@ def _make_chain(verbs: Any) -> _Chain:
     for i in range(BATCH - 1):
         chain[i][0].next_wr = chain[i + 1][0]
     return chain
-
-
-def _channel(verbs: Any, context: Any) -> tuple[Any, int]:
-    """A completion channel and its descriptor, which pyverbs keeps to itself: it is the one that appeared."""
-    probe = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-    before = None
-    os.close(probe)
-    if _is_channel(probe):
-        before = probe
-    channel = verbs.CompChannel(context)
-    descriptor = probe  # the kernel takes the lowest number that is free
-    if before is not None or not _is_channel(probe):
-        channel.close()
-        seen = _channels()
-        channel = verbs.CompChannel(context)
-        new = _channels() - seen
-        if len(new) != 1:
-            channel.close()
-            raise error(Status.UNSUPPORTED, "the completion channel's descriptor was not found; try again")
-        descriptor = new.pop()
-    os.set_blocking(descriptor, False)
-    return channel, descriptor
-
-
-def _is_channel(descriptor: int) -> bool:
-    try:
-        return "infinibandevent" in os.readlink(f"/proc/self/fd/{descriptor}")
-    except OSError:
-        return False
-
-
-def _channels() -> set[int]:
-    return {int(name) for name in os.listdir("/proc/self/fd") if _is_channel(int(name))}
 
 
 # ibv_wc_status, as far as it says something to people.

@@ -17,6 +17,8 @@ from contextlib import suppress
 
 from .endpoint import Endpoint, Gone
 
+REAP_SECONDS = 0.005  # that memory of a reply may be held longer than it takes to arrive
+
 Buffer = bytes | memoryview
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 _Waiter = tuple[asyncio.AbstractEventLoop, Callable[[], None]] | None
@@ -37,6 +39,7 @@ class RdmaSocket:
         self._blocked: _Waiter = None  # for room to send
         self._settling: _Waiter = None  # for the end of all that was sent
         self._half_closing = False
+        self._reaping = False  # a look at what has completed is due
 
     def fileno(self) -> int:
         return self._ready.fileno()
@@ -100,6 +103,21 @@ class RdmaSocket:
                 endpoint.poll()
         return endpoint.pending and not endpoint.failed
 
+    def reap_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take in what completes within a moment, if nothing comes in earlier: memory here waits for it. To be woken for it would cost as
+        much as to answer a request."""
+        if not self._reaping:
+            self._reaping = True
+            loop.call_later(REAP_SECONDS, self._reap, loop)
+
+    def _reap(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._reaping = False
+        with suppress(OSError):  # who receives finds out
+            self.endpoint.poll()
+            self._news()
+            if self.endpoint.holds:
+                self.reap_soon(loop)
+
     def when_settled(self, loop: asyncio.AbstractEventLoop, ready: Callable[[], None]) -> None:
         """Call this as soon as nothing is `pending`."""
         self._settling = (loop, ready)
@@ -127,13 +145,12 @@ class RdmaSocket:
             endpoint.poll()
             filled = endpoint.take(buffer)
             while filled < len(buffer):
-                told = endpoint.disarm()
+                endpoint.disarm()
                 endpoint.arm()
-                endpoint.poll()
-                if endpoint.arrived:
-                    filled += endpoint.take(buffer[filled:])
-                elif not told:
+                endpoint.poll()  # what came before it was armed, nobody tells of
+                if not endpoint.arrived:
                     break
+                filled += endpoint.take(buffer[filled:])
             endpoint.give_credits()
         except Gone as gone:
             if not filled:
