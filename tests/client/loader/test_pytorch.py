@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+pytest.importorskip("torch", reason="torch is not here: ./deploy/test --training")
 
 import torch
 from torch.utils.data import DataLoader
@@ -57,6 +57,11 @@ def numbers_of(batches: Any) -> list[list[int]]:
     return found
 
 
+def stateful_loader() -> Any:
+    reason = "torchdata is not here: ./deploy/test --training"
+    return pytest.importorskip("torchdata.stateful_dataloader", reason=reason).StatefulDataLoader
+
+
 HOWS = [{"num_workers": 0}, {"num_workers": 2, "multiprocessing_context": "fork"}]
 
 
@@ -76,7 +81,7 @@ def test_an_epoch_is_the_same_whoever_reads_it(samples: Samples, how: dict[str, 
 
 @pytest.mark.timeout(600)  # a spawned worker imports torch, which takes a minute where much else goes on
 def test_spawned_workers_read_and_go_on(cluster: LocalCluster) -> None:
-    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+    stateful = stateful_loader()
     batches = EpochBatches(fill(cluster.url.rstrip("/") + "/torch/spawned"), 32, seed=1)
     expected = numbers_of(batches)
     batches.set_epoch(0)
@@ -133,7 +138,7 @@ def test_a_tensor_keeps_its_memory(samples: Samples) -> None:
 @pytest.mark.parametrize("how", HOWS, ids=["alone", "fork"])
 @pytest.mark.parametrize("taken", [0, 7, 16])
 def test_stateful_loaders_go_on_where_they_were(samples: Samples, how: dict[str, Any], taken: int) -> None:
-    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+    stateful = stateful_loader()
     expected = numbers_of(EpochBatches(samples, 32, seed=1))
     loader = stateful(EpochBatches(samples, 32, seed=1), batch_size=None, **how)
     batches = iter(loader)
@@ -145,7 +150,7 @@ def test_stateful_loaders_go_on_where_they_were(samples: Samples, how: dict[str,
 
 
 def test_a_stateful_loader_over_a_map_goes_on(samples: Samples) -> None:
-    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+    stateful = stateful_loader()
 
     def make() -> Any:
         return stateful(
