@@ -357,8 +357,14 @@ class Space:
 
     @property
     def excess(self) -> int:
-        """Warm bytes that are to be given back."""
-        return max(0, self.warm_bytes - self.warm_bytes_max)
+        """Warm bytes that are to be given back. Who keeps more than is usual keeps no more than the disk has left for others."""
+        usual, limit = min(WARM_BYTES_MAX, self.capacity // WARM_PART), self.warm_bytes_max
+        if self.warm_bytes > usual < limit:
+            try:
+                limit = max(usual, min(limit, self._disk.free()))
+            except OSError:  # who reads or writes next will say so
+                limit = usual
+        return max(0, self.warm_bytes - limit)
 
     def _trim_now(self) -> int:
         """Bytes that go back with the next checkpoint."""

@@ -270,6 +270,22 @@ def test_freed_space_goes_back_in_steps_unless_the_disk_is_short(monkeypatch) ->
     check_invariants(engine)
 
 
+def test_who_uses_slots_again_and_again_keeps_more_but_no_more_than_the_disk_has_left() -> None:
+    target = Target(capacity=4 << 20)
+    engine = target.open()
+    engine.apply([write(key(n), 0, b"x" * CHUNK_SIZE) for n in range(40)])
+    engine.remove_range(key(0), key(99), 100)
+    engine.checkpoint()
+    usual, kept = engine.space.excess, engine.space.warm_bytes
+    engine.space.warm_bytes_max = 1 << 20
+    assert usual > engine.space.excess == kept - (1 << 20)
+    target.disk.size_max -= target.disk.free() - (512 << 10)
+    assert engine.space.excess == kept - (512 << 10)
+    target.disk.size_max -= 512 << 10
+    assert engine.space.excess == usual
+
+
+
 def test_what_is_not_in_memory_is_said_and_not_waited_for() -> None:
     target = Target()
     engine = target.open()
