@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 NOTICE_UNSENT_BYTES_MAX = 1 << 20  # of a connection: no further notice is handed to its socket
 BUSY_RETRY_MS = 20
+RDMA_CONNECTIONS_MAX = 4096  # of a server, 384 KiB of pinned memory each; more stay on TCP
 
 _log = structlog.get_logger("emberfs.rpc")
 
@@ -369,6 +370,10 @@ class Connection(Stream):
         """Raises UNSUPPORTED, PROTOCOL."""
         if not self.server.settings.rdma or self._kind != "tcp" or self._requests or self._next is not None:
             raise error(Status.UNSUPPORTED, "this connection does not go on over RDMA")
+        if sum(connection.rdma is not None for connection in self.server.connections) >= RDMA_CONNECTIONS_MAX:
+            raise error(
+                Status.UNSUPPORTED, f"the server has {RDMA_CONNECTIONS_MAX} connections over RDMA, and takes no more"
+            )
         from .transport.rdma.sinks import RemoteRegions
         from .transport.rdma.socket import RdmaSocket
         from .transport.rdma.upgrade import accept

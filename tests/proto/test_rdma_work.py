@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from emberfs.proto import accepted
 from emberfs.proto.env import Call
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import storage_pb2
@@ -214,3 +215,30 @@ def test_memory_of_a_reply_comes_back_without_another_request(pair: Pair) -> Non
     registered = pair.running.server.buffers._registered
     assert registered is not None
     assert eventually(lambda: registered.used == 0)
+
+
+def test_a_server_that_has_enough_queue_pairs_leaves_others_on_tcp(
+    verbs: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBERFS_TRANSPORT", "auto")
+    monkeypatch.setattr(accepted, "RDMA_CONNECTIONS_MAX", 1)
+    with running("tcp:127.0.0.1:0", secret=SECRET) as server:
+        with face("aio", secret=SECRET) as one, face("aio", secret=SECRET) as two:
+            for client in (one, two):
+                client.call(server.addresses[0], SPACE, storage_pb2.SpaceRequest())
+            spoken = [client.env.spoken()[server.addresses[0]] for client in (one, two)]
+        assert [found.transport for found in spoken] == ["rdma", "tcp"] and "takes no more" in spoken[1].reason
+
+
+def test_a_forked_child_destroys_nothing_of_its_parents(verbs: Counter[str]) -> None:
+    with running("tcp:127.0.0.1:0", secret=SECRET) as server, face("blocking", secret=SECRET) as client:
+        target = client.env.pool.take(MIB)
+        client.call(server.addresses[0], READ, read((1, MIB)), target=[target])
+        before = memory_verbs.alive()
+        child = os.fork()
+        if not child:
+            client.env.close()
+            os._exit(memory_verbs.alive() != before)
+        assert os.waitpid(child, 0)[1] == 0
+        client.call(server.addresses[0], READ, read((2, MIB)), target=[target])
+        assert target.view == server.service.data[2 : 2 + MIB]
