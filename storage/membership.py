@@ -161,6 +161,8 @@ class Membership:
     async def heartbeat(self) -> None:
         """Report our targets and apply the answer's routing, again while that changes what there is to report. The manager's absence is
         noted, not raised. Raises FENCED when another process has taken our place, and what a registration cannot cure."""
+        if not self._registered:
+            return  # requests come in already, and may ask for news: until we are registered the place is another process's
         async with self._reporting:
             for _ in range(REPORTS_MAX):
                 before = self._news(), self._ends

@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from emberfs.proto.drivers.aio import AioEnvironment
-from emberfs.proto.errors import Status
+from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import cluster_pb2, storage_pb2
 from emberfs.proto.ids import ROOT_INODE
 from emberfs.proto.routing import RoutingTable
@@ -148,6 +148,29 @@ async def test_the_namespace_is_asked_which_inodes_live(cluster: Cluster) -> Non
         ROOT_INODE,
         123_456,
     }  # nobody answers: nothing is said to be dead
+    await env.close()
+
+
+async def test_who_is_not_registered_yet_reports_nothing(cluster: Cluster) -> None:
+    """Clients' requests come in before, and may ask for news: until then the place is another process's, and a report would be refused."""
+    env = AioEnvironment(acts_for_others=True)
+    taken: list[StatusError] = []
+    before = 0
+    for process in (1, 2):
+        log = structlog.get_logger()
+        membership = Membership(env, [cluster.address], RoutingTable(), lambda change: None, log, taken=taken.append)
+        membership.node.id, membership.node.kind, membership.node.name = (
+            before,
+            cluster_pb2.NODE_KIND_STORAGE,
+            "storage-9",
+        )
+        membership.node.process = process
+        await membership.heartbeat()
+        assert not taken
+        await membership.register()
+        await membership.heartbeat()
+        assert before in (0, membership.node.id) and not taken
+        before = membership.node.id
     await env.close()
 
 
