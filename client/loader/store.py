@@ -117,6 +117,8 @@ class ClusterStore:
         self._pieces.give_back()
         chosen = list(dict.fromkeys(file))
         handles = [self._open(paths[number]) for number in chosen]
+        while len(self._files) > max(FILES_OPEN_MAX, len(chosen)):
+            self._files.popitem(last=False)[1].close()
         if len(chosen) == 1:
             file = [0] * len(lengths)
         elif chosen != list(range(len(chosen))):
@@ -160,9 +162,7 @@ class ClusterStore:
         file = self._files.get(path)
         if file is None:
             file = self._files[path] = self.client.open(self.path(path), "rb")
-            if len(self._files) > FILES_OPEN_MAX:
-                self._files.popitem(last=False)[1].close()
-        elif len(self._files) >= FILES_OPEN_MAX:
+        else:
             self._files.move_to_end(path)
         return file
 

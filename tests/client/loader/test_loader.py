@@ -160,13 +160,14 @@ def test_batches_that_are_kept_cost_a_copy_and_not_the_epoch(world: World) -> No
     assert np.array_equal(large[39][4:], np.frombuffer(block, "u1"))
 
 
-def test_more_files_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_files_than_may_be_open(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from emberfs.client.loader import store as module
 
     monkeypatch.setattr(module, "FILES_OPEN_MAX", 3)
-    samples = fill(open_store(tmp_path))
+    samples = fill(store)
     assert len(samples.index.paths) > 3
     assert len(checked(Loader(samples, 50))) == 6
+    assert len(checked(Loader(samples, 2))) == COUNT // 2
 
 
 def test_a_parent_and_its_children_read_at_once(world: World) -> None:
