@@ -158,7 +158,9 @@ class Registry:
             if self._shared >= REGIONS_MAX:
                 os.close(descriptor)
                 descriptor = -1
-            buffer = Buffer(view, address_of(view), Region(view, descriptor, sealed=descriptor >= 0), 0, memory)
+            buffer = Buffer(
+                view, address_of(view), Region(view, descriptor, sealed=descriptor >= 0, kept=True), 0, memory
+            )
             self._add(buffer)
         return buffer
 
@@ -194,7 +196,7 @@ class Registry:
         """The region that this memory is part of: of the whole file, up to the end of the memory at least, and the same for all memory in
         it. It is mapped once more, so that nothing depends on the engine keeping its own mapping."""
         if backing is None:
-            return Region(view), 0
+            return Region(view, kept=True), 0
         file, end = (backing.device, backing.inode), backing.offset + view.nbytes
         known = self._files.get(file)
         try:
@@ -202,9 +204,9 @@ class Registry:
                 return known, backing.offset
             size = os.fstat(backing.descriptor).st_size
             if self._shared >= REGIONS_MAX or size < end:
-                return Region(view), 0
+                return Region(view, kept=True), 0
             whole = memoryview(mmap.mmap(backing.descriptor, size))
-            region = Region(whole, os.dup(backing.descriptor), is_sealed(backing.descriptor))
+            region = Region(whole, os.dup(backing.descriptor), is_sealed(backing.descriptor), kept=True)
         finally:
             os.close(backing.descriptor)
         self._files[file] = region

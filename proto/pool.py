@@ -168,7 +168,7 @@ class Pool:
         except BaseException:
             os.close(descriptor)
             raise
-        self._region = Region(view, descriptor, sealed=True)
+        self._region = Region(view, descriptor, sealed=True, kept=True)
         self._base = _address(view)
         return self._region
 

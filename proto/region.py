@@ -25,6 +25,7 @@ class Region:
     sealed: bool = False  # cannot shrink
     id: int = field(default_factory=lambda: next(_ids))
     dead: bool = False  # an unanswered request may still write here: register new memory
+    kept: bool = False  # lives until it is unregistered, so that it is worth to be registered with a device; others are for one request
 
     @property
     def size(self) -> int:

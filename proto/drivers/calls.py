@@ -195,4 +195,4 @@ def make_region(buffer: Any, descriptor: int = -1) -> Region:
     if view.readonly or not view.c_contiguous:
         raise error(Status.INVALID, "a region must be writable and contiguous memory")
     sealed = descriptor >= 0 and is_sealed(descriptor)
-    return Region(view.cast("B"), os.dup(descriptor) if descriptor >= 0 else -1, sealed)
+    return Region(view.cast("B"), os.dup(descriptor) if descriptor >= 0 else -1, sealed, kept=True)

@@ -15,7 +15,7 @@ from emberfs.proto import accepted
 from emberfs.proto.env import Call
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import storage_pb2
-from emberfs.proto.region import Slice
+from emberfs.proto.region import Region, Slice
 from emberfs.proto.transport.rdma import endpoint, memory
 
 from . import memory_verbs
@@ -206,6 +206,18 @@ def test_a_queue_pair_that_carries_nothing_is_found_out_before_it_is_used(
                 assert len([1 for record in caplog.records if "not over RDMA" in record.getMessage()]) == 1
     assert eventually(lambda: memory_verbs.alive()[0] == 0)
     assert endpoint.SLOT_BYTES == 8192
+
+
+def test_memory_of_one_request_is_not_registered(pair: Pair, verbs: Counter[str]) -> None:
+    pair.client.call(pair.address, SPACE, storage_pb2.SpaceRequest())
+    _, before = memory_verbs.alive()
+    for source in (memoryview(os.urandom(60_000)), memoryview(bytearray(60_000))):  # the first is read-only, too
+        whole = [Slice(Region(source), 0, 60_000)]
+        pair.client.call(pair.address, WRITE, write(3), source=whole)
+        assert pair.service.data[3:60_003] == source
+    pair.client.call(pair.address, READ, read((7, 60_000)), target=whole)
+    assert source == pair.service.data[7:60_007]
+    assert (verbs["bytes moved"], memory_verbs.alive()[1]) == (0, before)
 
 
 def test_memory_of_a_reply_comes_back_without_another_request(pair: Pair) -> None:

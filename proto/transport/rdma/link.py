@@ -26,7 +26,8 @@ class Link:
         self._version = self._device.version
 
     def shares(self, call: Call) -> bool:
-        """Whether the server may move this call's bulk itself: its regions are registered, and the server has been told of them."""
+        """Whether the server may move this call's bulk itself: its regions are registered, and the server has been told of them. Memory
+        that is a region for one request only is not worth that: its bytes travel in the stream."""
         slices = call.target
         if not slices:
             slices = call.source
@@ -37,7 +38,7 @@ class Link:
         for region, offset, length in slices:
             if not length:
                 continue
-            found = self._device.cover(region, offset, length)
+            found = self._device.cover(region, offset, length) if region.kept else None
             if found is None:
                 return False
             told = self._offered.get(region.id)
