@@ -1,13 +1,15 @@
 """Which checkpoints a directory holds, whether they are whole, and which may go. Works without torch.
 
 A checkpoint is a directory with a `.metadata` (torch.distributed.checkpoint) or with safetensors files. It is *whole* if every file that it
-names is there with its size; `verify` reads all bytes and compares their checksums.
+names is there with its size; `verify` reads all bytes and compares their checksums. What torch's own writer has saved has no manifest,
+and its `.metadata` is a pickle that is not opened here: it counts as whole where `.metadata` is there, which is written last.
 """
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +17,7 @@ from ...proto.errors import Status, error
 from ..core.verify import crc32c
 from . import manifest as manifests
 from . import tensor_files
-from .folders import PART_SUFFIX, Entry, Folder
+from .folders import PART_SUFFIX, Entry, Folder, Source
 from .manifest import METADATA, SHARD_SUFFIX
 from .reading import PIECE_BYTES, THREADS, in_parallel
 from .tensor_files import INDEX
@@ -170,7 +172,17 @@ def verify(
         ]
     else:
         stretches = _stretches_of_shards(folder)
-    found = in_parallel(lambda stretch: _check(folder, stretch, done), stretches, threads)
+    found: list[Damage | None] = []
+    sources: dict[str, Source] = {}
+    with ExitStack() as stack:
+        for name in dict.fromkeys(stretch.file for stretch in stretches):
+            try:
+                sources[name] = folder.open(name)
+                stack.callback(sources[name].close)
+            except OSError as bad:
+                found.append(Damage(name, "", bad.strerror or str(bad)))
+        readable = [stretch for stretch in stretches if stretch.file in sources]
+        found += in_parallel(lambda stretch: _check(sources[stretch.file], stretch, done), readable, threads)
     return [damage for damage in found if damage is not None]
 
 
@@ -185,11 +197,7 @@ def _stretches_of_shards(folder: Folder) -> list[_Stretch]:
     return [_Stretch(shard.name, *item) for shard in manifest.shards for item in shard.items]
 
 
-def _check(folder: Folder, stretch: _Stretch, done: Callable[[int], object]) -> Damage | None:
-    try:
-        source = folder.open(stretch.file)
-    except OSError as bad:
-        return Damage(stretch.file, stretch.item, bad.strerror or str(bad))
+def _check(source: Source, stretch: _Stretch, done: Callable[[int], object]) -> Damage | None:
     try:
         found = 0
         buffer = memoryview(bytearray(min(PIECE_BYTES, stretch.length)))
@@ -200,8 +208,6 @@ def _check(folder: Folder, stretch: _Stretch, done: Callable[[int], object]) -> 
             done(len(part))
     except OSError as bad:
         return Damage(stretch.file, stretch.item, bad.strerror or str(bad))
-    finally:
-        source.close()
     if stretch.crc32c is not None and found != stretch.crc32c:
         return Damage(stretch.file, stretch.item, f"checksum {found:08x} instead of {stretch.crc32c:08x}")
     return None

@@ -269,7 +269,8 @@ class StorageReader(storage.StorageReader):  # type: ignore[misc]
     validate_checkpoint_id = StorageWriter.validate_checkpoint_id
 
     def read_metadata(self, *_: Any, **kwargs: Any) -> Any:
-        """The `.metadata` of the checkpoint, or of one rank of those that were saved without coordination. Raises FileNotFoundError."""
+        """The `.metadata` of the checkpoint, or of one rank of those that were saved without coordination. It is a pickle, as torch has it:
+        load only what you trust. Raises FileNotFoundError."""
         rank = kwargs.get("rank")
         found = pickle.loads(read_all(self.folder, METADATA if rank is None else f"__{rank}{METADATA}"))  # noqa: S301 -- torch's format
         if getattr(found, "storage_meta", None) is None:

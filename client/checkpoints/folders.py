@@ -144,6 +144,15 @@ _clients: dict[
 _connecting = threading.Lock()
 
 
+def _after_fork_in_child() -> None:
+    """Another thread of the parent may have held the lock. The clients look after themselves."""
+    global _connecting  # noqa: PLW0603
+    _connecting = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def _client_of(root: str) -> Client:
     from ..blocking import connect
 
