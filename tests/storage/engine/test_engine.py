@@ -285,7 +285,6 @@ def test_who_uses_slots_again_and_again_keeps_more_but_no_more_than_the_disk_has
     assert engine.space.excess == usual
 
 
-
 def test_what_is_not_in_memory_is_said_and_not_waited_for() -> None:
     target = Target()
     engine = target.open()
