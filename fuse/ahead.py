@@ -62,7 +62,8 @@ class Ahead:
         if run.length <= RUN or run.busy:
             return 0
         if run.sample:
-            used = sum(inode in self._fs.nodes for inode in run.sample)
+            # What was looked up is known to the kernel, unless it was removed then (rm -r): so it is not leased any more.
+            used = sum(inode in self._fs.nodes or not self._believed.keeps(inode) for inode in run.sample)
             run.entries = run.entries * 2 if 2 * used > len(run.sample) else run.entries // 2
             run.sample = ()
             if run.entries < ENTRIES_MIN:  # no walk after all

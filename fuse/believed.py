@@ -69,6 +69,10 @@ class Believed:
             return None
         return _ATTR_HEAD.pack(*self._shortened(self._fs.attr_timeout, left)) + fields
 
+    def keeps(self, inode: int) -> bool:
+        """Whether its attributes are leased."""
+        return self._leases.attributes(inode) is not None
+
     def is_bare(self, inode: int) -> bool:
         """Whether it is known to have neither extended attributes nor ACLs."""
         kept = self._leases.attributes(inode) if self._leases.remaining() > 0 else None

@@ -21,11 +21,17 @@ DIRECTORY = 7
 
 
 class Nodes(set[int]):
-    """The part of a FileSystem that decides: which inodes the kernel knows."""
+    """The part of a FileSystem that decides: which inodes the kernel knows, and which are leased."""
+
+    def __init__(self) -> None:
+        self.removed: set[int] = set()
 
     @property
     def nodes(self) -> set[int]:
         return self
+
+    def keeps(self, inode: int) -> bool:
+        return inode not in self.removed
 
 
 def name(number: int) -> bytes:
@@ -34,7 +40,8 @@ def name(number: int) -> bytes:
 
 @pytest.fixture
 def watched() -> Ahead:
-    return Ahead(Nodes(), None)  # type: ignore[arg-type]
+    known = Nodes()
+    return Ahead(known, known)  # type: ignore[arg-type]
 
 
 def test_names_in_order_are_a_walk(watched: Ahead) -> None:
@@ -51,9 +58,10 @@ def test_pages_grow_while_they_are_used(watched: Ahead) -> None:
     for i in range(RUN, RUN + 8):
         asked.append(watched.wants(DIRECTORY, name(i)))
         watched._runs[DIRECTORY].sample = range(100 * i, 100 * i + 10)
-        watched._fs.update(range(100 * i, 100 * i + 8))
+        (watched._fs.removed if i % 2 else watched._fs).update(range(100 * i, 100 * i + 8))
     assert asked == [min(ENTRIES_MIN << i, ENTRIES_MAX) for i in range(8)]
     watched._fs.clear()
+    watched._fs.removed.clear()
     watched._runs[DIRECTORY].entries = ENTRIES_MIN
     more = [watched.wants(DIRECTORY, name(100 + i)) for i in range(REST + RUN + 2)]
     assert not any(more[:REST]) and more[-1] == ENTRIES_MIN, "of no use for now"
@@ -80,5 +88,10 @@ def test_a_walk_asks_the_server_a_page_at_a_time(cluster: LocalCluster, make_mou
             client.unlink(f"/walked/{number + 1:06d}")
         fresh = make_mount(cluster.url).path / "walked"
         modes = {entry: os.lstat(fresh / entry).st_mode & 0o777 for entry in os.listdir(fresh)}
+        another = make_mount(cluster.url)
+        for entry in os.listdir(another.path / "walked"):
+            os.unlink(another.path / "walked" / entry)
+        assert another.session.fs.statistics.inline > 2.5 * FILES, "rm -r: most of the LOOKUPs, too"
+        assert not list(client.listdir("/walked"))
     assert len(modes) == FILES - 2
     assert [entry for entry, mode in sorted(modes.items()) if mode == 0o600] == ["001000", "001500"]
