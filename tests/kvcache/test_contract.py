@@ -22,7 +22,7 @@ class FaceSubject:
         self.face = face
         self.spec = spec
         self.block_bytes = spec.object_bytes
-        self.namespace = face.namespace(spec)
+        self.namespace = face.namespace(spec, mode=0o666)  # over a network root is nobody
         self._memory = memory
 
     def put(self, keys: Sequence[bytes], blocks: Sequence[bytes]) -> list[bool]:
