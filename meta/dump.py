@@ -148,7 +148,7 @@ def _parse(line: bytes) -> Any:
         return found
     if isinstance(found, dict):
         return found
-    raise error(Status.BAD_FORMAT, f"a line of the dump is no row: {line[:60]!r}")
+    raise error(Status.BAD_FORMAT, f"a line of the dump is damaged, it is no row: {line[:60]!r}")
 
 
 # --- loading ------------------------------------------------------------------------------------------------------------------------

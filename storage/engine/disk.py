@@ -262,16 +262,20 @@ def _after(buffers: Sequence[Any], done: int) -> list[memoryview]:
     return rest
 
 
+class FileEnds(OSError):
+    """A block file is shorter than what was written to it: whatever lay behind its end is not there."""
+
+
 def read_exactly(
     disk: Disk, handle: int, buffers: Sequence[Any], offset: int, length: int, wait: bool, cold: bool = False
 ) -> None:
-    """Fill the buffers with `length` bytes. Raises BlockingIOError when not `wait` and not all is in memory; EIO at the end of the
-    file."""
+    """Fill the buffers with `length` bytes. Raises BlockingIOError when not `wait` and not all is in memory; FileEnds (EIO) at the end
+    of the file."""
     done = disk.preadv(handle, buffers, offset, wait, cold)
     while done < length:
         step = disk.preadv(handle, _after(buffers, done), offset + done, wait, cold)
         if step == 0:
-            raise OSError(errno.EIO, f"the block file ends {length - done} bytes too early")
+            raise FileEnds(errno.EIO, f"the block file ends {length - done} bytes too early")
         done += step
 
 

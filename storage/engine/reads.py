@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ...proto.errors import Status, error
 from .checksum import crc32c
-from .disk import Disk, read_exactly
+from .disk import Disk, FileEnds, read_exactly
 from .row import State
 from .space import Space
 
@@ -147,12 +147,12 @@ def read_content(state: State, space: Space, disk: Disk, start: int, end: int) -
 
 
 def is_intact(state: State, space: Space, disk: Disk) -> bool:
-    """Whether the bytes on disk are those of this state."""
+    """Whether the bytes on disk are those of this state. Raises OSError where the disk does not say."""
     if not all(space.has(slot) for slot in state.slots()):
         return False
     try:
         return state.removed or crc32c(read_content(state, space, disk, 0, state.length)) == state.whole
-    except OSError:
+    except FileEnds:
         return False
 
 

@@ -324,9 +324,10 @@ def test_help_and_version(run: Command) -> None:
 def test_status_says_what_is_documented_and_nothing_else(run: Command, cluster: LocalCluster) -> None:
     """deploy/README.md promises the keys of `status --json` to programs."""
     notes = (Path(emberfs.deploy.__file__).parent / "README.md").read_text()
-    documented = set(re.findall(r"`([a-z_]+)`", notes.split("## What `emberfs status --json` says")[1]))
+    documented = set(re.findall(r"`([a-z_]+)`", notes.split("## What `emberfs status --json` says")[1].split("\n## ")[0]))
     found = run("status", "--json").json
     said = set(found) | set(found["space"])
-    for rows in (found["servers"], found["nodes"], found["targets"], found["chains"], found["chains"][0]["members"]):
+    chains, transports = found["chains"], found["transports"]
+    for rows in (found["servers"], found["nodes"], found["targets"], chains, chains[0]["members"], transports):
         said |= set(rows[0])
     assert documented == said | {"sync"} | {"path", "source", "options"}  # of a chain that recovers, and of mounts
