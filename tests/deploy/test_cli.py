@@ -324,7 +324,9 @@ def test_help_and_version(run: Command) -> None:
 def test_status_says_what_is_documented_and_nothing_else(run: Command, cluster: LocalCluster) -> None:
     """deploy/README.md promises the keys of `status --json` to programs."""
     notes = (Path(emberfs.deploy.__file__).parent / "README.md").read_text()
-    documented = set(re.findall(r"`([a-z_]+)`", notes.split("## What `emberfs status --json` says")[1].split("\n## ")[0]))
+    documented = set(
+        re.findall(r"`([a-z_]+)`", notes.split("## What `emberfs status --json` says")[1].split("\n## ")[0])
+    )
     found = run("status", "--json").json
     said = set(found) | set(found["space"])
     chains, transports = found["chains"], found["transports"]

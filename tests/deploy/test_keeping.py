@@ -54,7 +54,9 @@ def test_quotas(make_cluster: Callable[..., LocalCluster]) -> None:
     run("quota", "set", "--path", "/d", "--size", "2M", "--inodes", "4")
     run("quota", "set", "--user", "0", "--size", "1G")
     with emberfs.connect(cluster.url) as client:
-        assert eventually(lambda: not any(quota.counting for quota in client.quotas()))  # what was there before counts, too
+        assert eventually(
+            lambda: not any(quota.counting for quota in client.quotas())
+        )  # what was there before counts, too
         with client.open("/d/f", "wb", buffering=0) as file:
             file.write(bytes(1 << 20))
             with pytest.raises(OSError) as refused:
