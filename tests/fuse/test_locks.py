@@ -45,8 +45,9 @@ def two(cluster: LocalCluster) -> Iterator[tuple[Path, Path]]:
     if os.geteuid():
         pytest.skip("only root mounts without fusermount3")
     with mounted(cluster.url) as first, mounted(cluster.url) as second:
-        (first / "locks").mkdir()
-        yield first / "locks", second / "locks"
+        name = f"locks-{time.monotonic_ns()}"  # a worker that takes over tests of others makes this once more, in the same cluster
+        (first / name).mkdir()
+        yield first / name, second / name
 
 
 @pytest.fixture(params=["one mount", "two mounts"])

@@ -159,7 +159,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
         read_all(store)
     assert refused.value.status is Status.CHECKSUM
     assert bytes(open_samples(store)[0]) == b"a" * 100
-    damaged(whole.rindex(b"b") + 20)
+    damaged(whole.index(b"b" * 100) + 100 + 20)
     with pytest.raises(BadRecords, match="index"):
         open_samples(store)
     damaged(0)
