@@ -134,15 +134,13 @@ class Submitter:
         """Those that are done since the last time; before the first time, the last SUBMITTED_MAX."""
         self._follow_fork()
         self._keep_all()
-        if self._event >= 0:
-            with suppress(BlockingIOError):
-                os.eventfd_read(self._event)
-        found = []
-        while True:
-            try:
-                found.append(self._done.popleft())
-            except IndexError:
-                return found
+        with self._lock:  # what is done and what the event says go together
+            if self._event >= 0:
+                with suppress(BlockingIOError):
+                    os.eventfd_read(self._event)
+            found = list(self._done)
+            self._done.clear()
+        return found
 
     def fileno(self) -> int:
         """An eventfd that is readable while `completed` has something."""
@@ -161,9 +159,9 @@ class Submitter:
     def _finished(self, ticket: Ticket) -> None:
         with self._lock:
             self._done.append(ticket)
-        if self._event >= 0:
-            with suppress(OSError):
-                os.eventfd_write(self._event, 1)
+            if self._event >= 0:
+                with suppress(OSError):
+                    os.eventfd_write(self._event, 1)
 
     def _start(self) -> None:
         worker = threading.Thread(target=self._run, name="emberfs-kvcache", daemon=True)

@@ -165,8 +165,9 @@ async def test_many_transactions_at_once_share_connections_and_commits(another: 
     total = sum(int.from_bytes(value, "little") for value in (await everything(engine)).values())
     assert total == 4 * READERS_MAX
     counted = f"SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%emberfs%' AND backend_start > '{begin}'"
-    [(connections,)] = await query(postgres_url, counted)
-    assert connections <= READERS_MAX + 2
+    async with asyncio.timeout(10):  # what was closed is still listed until its server process has ended
+        while (await query(postgres_url, counted))[0][0] > READERS_MAX + 2:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_transaction_that_is_dropped_anywhere_gives_its_connection_back(another: Open) -> None:
