@@ -167,7 +167,8 @@ class ClusterFolder:
     """A directory of the cluster. All of a process share one client."""
 
     def __init__(self, url: str, stripe: int | None = None, chunk_size: int | None = None) -> None:
-        self.url = url.rstrip("/")
+        stripped = url.rstrip("/")
+        self.url = f"{stripped}//" if stripped.endswith(":") else stripped  # the root of the default cluster
         self.path = parse_url(url).path.rstrip("/") or "/"
         self._root = f"{SCHEME}://{url[len(SCHEME) + 3 :].partition('/')[0]}/"
         self._stripe = stripe

@@ -54,7 +54,7 @@ def _url(path: str) -> str:
     if path.startswith("file://"):
         return unquote(urlsplit(path).path).rstrip("/")
     url, inside = split_url(path)
-    return ((url or "ember:///") + inside.lstrip("/")).rstrip("/")
+    return (url or "ember:///") + inside.strip("/")
 
 
 def _row(each: Checkpoint) -> dict[str, Any]:
