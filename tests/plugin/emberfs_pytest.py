@@ -23,6 +23,7 @@ import pytest
 from emberfs_cluster import cluster, fresh_cluster, make_cluster, replicated_cluster
 from emberfs_mount import make_mount
 from emberfs_postgres import postgres_server, postgres_url
+from hypothesis import HealthCheck, settings
 
 # Fixtures of every test.
 __all__ = [
@@ -94,6 +95,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if spec is None or Path(spec.origin or "/").resolve().parent != ROOT:
         found = spec.origin if spec else "nothing"
         raise pytest.UsageError(f"'import emberfs' finds {found}, not this checkout: pip install -e {ROOT}")
+    # A machine that has much else to do is no fault of the code, and whether a change may land is no matter of luck: the same examples
+    # in every run, and others in each soak.
+    settings.register_profile(
+        "emberfs",
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        derandomize=not config.getoption("--soak"),
+    )
+    settings.load_profile("emberfs")
 
 
 def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector | None:
