@@ -126,13 +126,14 @@ class ServerProcess:
 
     def _ready(self, pipe: int) -> dict[str, Any]:
         """The line that the server writes when it serves. The pipe's end without one means that it died."""
-        end = time.monotonic() + READY_SECONDS_MAX * time_scale()
+        seconds = _patient(READY_SECONDS_MAX)
+        end = time.monotonic() + seconds
         line = b""
         poll = select.poll()
         poll.register(pipe, select.POLLIN)
         while not line.endswith(b"\n"):
             if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
-                return {"error": f"not ready after {READY_SECONDS_MAX * time_scale():g} s; {self._tail()}"}
+                return {"error": f"not ready after {seconds:g} s; {self._tail()}"}
             piece = os.read(pipe, REPORT_BYTES_MAX)
             if not piece:
                 return {"error": f"it ended before it served; {self._tail()}"}
@@ -179,10 +180,10 @@ class ServerProcess:
             if pid not in (self.pid(), self._child_pid()):  # it ended meanwhile: the number may be another's
                 return True
             signal.pidfd_send_signal(pidfd, signal.SIGKILL if kill else signal.SIGTERM)
-            clean = _exited(pidfd, STOP_SECONDS_MAX * time_scale())
+            clean = _exited(pidfd, _patient(STOP_SECONDS_MAX))
             if not clean:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                _exited(pidfd, STOP_SECONDS_MAX * time_scale())
+                _exited(pidfd, _patient(STOP_SECONDS_MAX))
             return clean
         finally:
             os.close(pidfd)
@@ -214,6 +215,11 @@ class ServerProcess:
             "uptime_s": round(time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / tick, 1),
             "processor_s": (int(fields[11]) + int(fields[12])) / tick,
         }
+
+
+def _patient(seconds: float) -> float:
+    """Scaled, but never less: where the cluster's clocks run faster, a process takes its time all the same to load and to end."""
+    return seconds * max(1.0, time_scale())
 
 
 def _exited(pidfd: int, seconds: float) -> bool:

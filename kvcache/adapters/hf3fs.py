@@ -72,26 +72,30 @@ class _Piece:
     __slots__ = ("fd", "iovec", "moved", "offset", "read")
 
     def __init__(self, iovec: Iovec, read: bool, fd: int, offset: int) -> None:
-        self.iovec, self.read, self.fd, self.offset = iovec, read, fd, offset
+        self.iovec: Iovec | None = iovec
+        self.read, self.fd, self.offset = read, fd, offset
         self.moved: Future[None] | None = None
 
     def move(self, deadline: float | None) -> None:
-        """Read or write all of it; less only at the end of the file."""
+        """Read or write all of it; less only at the end of the file. Once: it lets go of the iovec, since the pool keeps a piece for a
+        moment after `wait` has returned, and the engine may close its memory then."""
+        iovec, self.iovec = self.iovec, None
+        assert iovec is not None
         if deadline is not None and time.monotonic() > deadline:
-            self.iovec.result = -errno.ETIMEDOUT
+            iovec.result = -errno.ETIMEDOUT
             return
-        left, offset = self.iovec.view, self.offset
+        left, offset = iovec.view, self.offset
         try:
             while len(left):
                 count = os.preadv(self.fd, [left], offset) if self.read else os.pwritev(self.fd, [left], offset)
                 if not count:
                     break
                 left, offset = left[count:], offset + count
-            self.iovec.result = offset - self.offset
+            iovec.result = offset - self.offset
         except OSError as failure:
-            self.iovec.result = -(failure.errno or errno.EIO)
+            iovec.result = -(failure.errno or errno.EIO)
         finally:
-            if left is not self.iovec.view:
+            if left is not iovec.view:
                 left.release()
 
 
@@ -135,7 +139,8 @@ class Ring:
         deadline = None if seconds is None else time.monotonic() + seconds
         count = min(max_results, len(self._submitted)) if max_results > 0 else len(self._submitted)
         pieces = [self._submitted.popleft() for _ in range(count)]
-        if len(pieces) > 1 and sum(len(piece.iovec) for piece in pieces) > BYTES_INLINE:
+        iovecs = [piece.iovec for piece in pieces if piece.iovec is not None]
+        if len(pieces) > 1 and sum(map(len, iovecs)) > BYTES_INLINE:
             pool = _threads()
             for piece in pieces[1:]:
                 piece.moved = pool.submit(piece.move, deadline)
@@ -145,7 +150,7 @@ class Ring:
             else:
                 piece.moved.result()
                 piece.moved = None
-        return [piece.iovec for piece in pieces]
+        return iovecs
 
 
 _registered: set[int] = set()
