@@ -238,3 +238,20 @@ def test_loaded_modules_have_one_name(request: pytest.FixtureRequest) -> None:
 
     report(emberfs_pytest.misnamed_modules())
     assert __name__ == "emberfs.tests.test_tidy"
+
+
+def test_who_looks_for_lost_data_is_not_asked_twice() -> None:
+    import emberfs_pytest
+
+    steady = [f"tests/fuse/test_files.py::test_{i}" for i in range(emberfs_pytest.ONCE_MORE_MAX + 1)]
+    assert emberfs_pytest.once_more(steady[1:])
+    assert not emberfs_pytest.once_more(steady)
+    assert not emberfs_pytest.once_more([])
+    for test in (
+        "tests/sim/test_chains.py::test_fresh_seeds[1]",
+        "tests/scenarios/test_kill_under_load.py::test_it",
+        "tests/storage/engine/test_crash.py::test_it",
+        "tests/test_tidy.py::test_it",
+        "tests/fuse/test_files.py",  # could not be imported
+    ):
+        assert not emberfs_pytest.once_more([test, steady[0]])

@@ -1,4 +1,4 @@
-"""Pytest plug-in of the project: module names, long tests, and a table of what was skipped.
+"""Pytest plug-in of the project: module names, long tests, a table of what was skipped, and which failed tests may be asked again.
 
 The root of the checkout is the package `emberfs`. Left alone, pytest imports test modules (and the root's `__init__`) a second time under
 the clone's directory name, and every class exists twice. A finder therefore answers pytest's names with the modules of the
@@ -14,7 +14,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
@@ -115,6 +115,11 @@ def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Col
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="also run the long tests")
     parser.addoption("--strict-skips", action="store_true", help="fail on a skip that tests/skips.toml does not allow")
+    parser.addoption(
+        "--once-more",
+        metavar="FILE",
+        help=f"where at most {ONCE_MORE_MAX} tests failed: write their names there and end with {ONCE_MORE} ({__name__}.once_more)",
+    )
 
 
 def has_rdma_device() -> bool:
@@ -134,15 +139,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 # --- skips: each is listed at the end, and with --strict-skips one that nobody allowed is a failure --------------------------------
 
 _skipped: dict[str, str] = {}  # node id -> reason
+_failed: dict[str, None] = {}  # node ids, in the order in which they failed
 
 
-def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+def _note(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.failed:
+        _failed[report.nodeid] = None
     if report.skipped and not hasattr(report, "wasxfail") and isinstance(report.longrepr, tuple):
         _skipped[report.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
 
 
-pytest_runtest_logreport = _note_skip
-pytest_collectreport = _note_skip
+pytest_runtest_logreport = _note
+pytest_collectreport = _note
 
 
 def _allowed() -> list[tuple[str, str]]:
@@ -160,10 +168,34 @@ def _unexpected() -> dict[str, str]:
     }
 
 
+# --- unsteady tests: what failed beside all the others may be asked once more, alone ----------------------------------------------
+
+ONCE_MORE = 64  # pytest's status: few tests failed, none of which decides about data
+ONCE_MORE_MAX = 3  # more than that is no accident
+NEVER_AGAIN = ("tests/sim/", "tests/scenarios/", "tests/storage/", "tests/test_")
+
+
+def once_more(failed: Collection[str]) -> bool:
+    """Whether these failed tests may be run again, alone, before they count.
+
+    Thousands of tests of real processes share a machine with each other, and one of them may have been stopped for longer than it
+    allows for. Those that look for lost data (simulator, scenarios, storage) get no second chance: one loss is a loss, and the next
+    run would draw another seed. Neither do static ones, nor modules that could not be collected.
+    """
+    return 0 < len(failed) <= ONCE_MORE_MAX and all(
+        "::" in test and not test.startswith(NEVER_AGAIN) for test in failed
+    )
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     strict = session.config.getoption("--strict-skips")
     if (strict and _unexpected()) or misnamed_modules():
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+        return
+    path = session.config.getoption("--once-more")
+    if path and session.exitstatus == pytest.ExitCode.TESTS_FAILED and once_more(_failed):
+        Path(path).write_text("".join(f"{test}\n" for test in _failed))
+        session.exitstatus = ONCE_MORE
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
