@@ -464,7 +464,7 @@ class KvCore:
         await self.cluster.refresh()
         table = self.cluster.table
         chains = {chain for (number, _), found in table.tables.items() if number == TABLE_OF_BLOCKS for chain in found}
-        nodes = sorted({r.node for chain in chains if chain in table.chains for r in table.route(chain).serving})
+        nodes = sorted({m.node for chain in chains if chain in table.chains for m in table.chains[chain].members})
         replies: list[UsageReply] = []
         for node in nodes:
             with suppress(StatusError):

@@ -22,7 +22,7 @@ from emberfs.proto.errors import Status, StatusError
 from .command import Command
 
 MakeCluster = Callable[..., LocalCluster]
-WAIT_SECONDS_MAX = 60.0
+WAIT_SECONDS_MAX = 100.0
 
 
 def look(cluster: LocalCluster) -> ClusterView:

@@ -21,6 +21,7 @@ from .command import Command
 
 MakeCluster = Callable[..., LocalCluster]
 BLOCK = 64 << 10
+PATIENCE_SECONDS = 60.0
 
 
 def look(cluster: LocalCluster, table: int = TABLE_OF_BLOCKS) -> ClusterView:
@@ -38,6 +39,11 @@ def keys(count: int) -> list[bytes]:
 
 def spec(model: str, tenant: str = "") -> NamespaceSpec:
     return NamespaceSpec("test", model, "1", "bf16", 64, "page_first", object_bytes=BLOCK, tenant=tenant)
+
+
+def patient(cluster: LocalCluster) -> KVCache:
+    """A client that takes a machine that stops for a moment for no miss."""
+    return KVCache(cluster.url, timeout=PATIENCE_SECONDS)
 
 
 def put(kv: KVCache, namespace: Namespace, wanted: list[bytes]) -> None:
@@ -80,7 +86,7 @@ def test_copies_of_blocks_lie_in_different_processes(make_cluster: MakeCluster) 
 
 def test_an_older_cluster_gets_them_with_its_next_start(fresh_cluster: LocalCluster) -> None:
     """One whose directory was made without any, and whose cluster.json does not know of them."""
-    with KVCache(fresh_cluster.url) as kv:
+    with patient(fresh_cluster) as kv:
         namespace, wanted = kv.namespace(spec("before")), keys(3)
         put(kv, namespace, wanted)
     fresh_cluster.stop()
@@ -91,14 +97,14 @@ def test_an_older_cluster_gets_them_with_its_next_start(fresh_cluster: LocalClus
     fresh_cluster.start()
     assert len(look(fresh_cluster).chains) == 1
     assert fresh_cluster.record["kv_target_capacity"] == 512 << 20
-    with KVCache(fresh_cluster.url) as kv:
+    with patient(fresh_cluster) as kv:
         assert found(kv, kv.namespace(spec("before")), wanted) == 3, "what was there is found again"
 
 
 def test_none_are_made_where_none_are_wanted(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(kv_capacity=0)
     assert not look(cluster).targets and not list(cluster.data.glob("storage-*/kv-*"))
-    with KVCache(cluster.url) as kv:
+    with patient(cluster) as kv:
         namespace = kv.namespace(spec("m"))
         assert all(int(code) < 0 for code in kv.put_from(namespace, keys(2), [bytes(BLOCK)] * 2))
     assert "no namespace yet" not in Command(cluster.environment)("kv", "ns").text
@@ -112,7 +118,7 @@ def test_a_drained_node_gives_its_only_copies_away(make_cluster: MakeCluster) ->
     cluster = make_cluster(nodes=2, targets=1)
     run, wanted = Command(cluster.environment), keys(60)
     drained = node_of(cluster, "storage-2")
-    with KVCache(cluster.url) as kv:
+    with patient(cluster) as kv:
         namespace = kv.namespace(spec("m"))
         put(kv, namespace, wanted)
         assert found(kv, namespace, wanted) == 60
@@ -134,7 +140,7 @@ def test_a_drained_node_gives_its_only_copies_away(make_cluster: MakeCluster) ->
 def test_copies_of_blocks_move_like_those_of_files(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(nodes=3, targets=1, kv_replicas=2, kv_capacity=128 << 20)
     run, wanted = Command(cluster.environment), keys(60)
-    with KVCache(cluster.url) as kv:
+    with patient(cluster) as kv:
         namespace = kv.namespace(spec("m"))
         put(kv, namespace, wanted)
         run("node", "drain", "storage-3")
@@ -152,7 +158,7 @@ def test_copies_of_blocks_move_like_those_of_files(make_cluster: MakeCluster) ->
 
 @pytest.fixture
 def kv(cluster: LocalCluster) -> Iterator[KVCache]:
-    with KVCache(cluster.url) as made:
+    with patient(cluster) as made:
         yield made
 
 

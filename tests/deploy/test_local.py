@@ -57,7 +57,7 @@ class TestLife:
         stop = threading.Event()
 
         def write() -> None:
-            with emberfs.connect(fresh_cluster.url, timeout=2) as client:
+            with emberfs.connect(fresh_cluster.url, timeout=60) as client:
                 number = 0
                 while not stop.is_set():
                     data = os.urandom(1000 + 70_000 * (number % 20))
@@ -73,12 +73,13 @@ class TestLife:
         enough = threading.Event()
         thread = threading.Thread(target=write)
         thread.start()
-        assert enough.wait(60)
+        assert enough.wait(100)
         fresh_cluster.kill()
-        stop.set()
+        stop.set()  # what is under way waits for the servers
         assert not any(pids(fresh_cluster).values())
         fresh_cluster.start()
-        thread.join(60)
+        thread.join(100)
+        assert not thread.is_alive()
         with emberfs.connect(fresh_cluster.url) as client:
             assert {path: client.read_bytes(path) for path in acknowledged} == acknowledged
 

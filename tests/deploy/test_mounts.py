@@ -49,7 +49,7 @@ def helper(cluster: LocalCluster, *arguments: str) -> Result:
     program = "import sys; from emberfs.deploy.cli.mount import helper; helper()"
     environment = {**os.environ, **cluster.environment}
     command = [sys.executable, "-P", "-c", program, *arguments]
-    done = subprocess.run(command, check=False, capture_output=True, env=environment, cwd="/", timeout=60)
+    done = subprocess.run(command, check=False, capture_output=True, env=environment, cwd="/", timeout=100)
     return Result(done.returncode, done.stdout, done.stderr.decode())
 
 

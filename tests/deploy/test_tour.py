@@ -16,6 +16,7 @@ from emberfs.deploy.local import LocalCluster
 from .command import Command
 
 
+@pytest.mark.timeout(600)
 def test_quickstart(cluster: LocalCluster) -> None:
     """It verifies every byte itself. What an earlier run left is replaced."""
     pytest.importorskip("pyarrow")
@@ -42,6 +43,7 @@ def test_quickstart(cluster: LocalCluster) -> None:
                 del record["mounts"]
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["net", "target", "meta", "fs", "chains"])
 def test_bench_says_what_it_measured(name: str, tmp_path: Path) -> None:
     run = Command({"TMPDIR": str(tmp_path), "EMBERFS_TIME_SCALE": "0.2" if name == "chains" else "1"})

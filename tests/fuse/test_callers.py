@@ -69,6 +69,7 @@ def test_who_may_not_act_for_others_names_nobody(core: Core) -> None:
 
 
 def test_a_view_is_made_once_a_second(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers, "GROUPS_SECONDS", 3600.0)
     known = Callers(core, acts_for_others=True)
     first = known.view(of(1000, 1000, os.getpid()))
     assert known.view(of(1000, 1000, os.getpid())) is first

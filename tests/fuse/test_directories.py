@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -87,9 +88,10 @@ def many(cluster: LocalCluster, mount: Path) -> Path:
     from emberfs import connect
 
     with connect(cluster.url) as client:
-        client.mkdir("/many")
-        client.create_many([f"/many/{i:06d}" for i in range(MANY)])
-    return mount / "many"
+        name = f"many-{time.monotonic_ns()}"  # a worker that takes over tests of others makes this once more, in the same cluster
+        client.mkdir(f"/{name}")
+        client.create_many([f"/{name}/{i:06d}" for i in range(MANY)])
+    return mount / name
 
 
 def test_dots_and_kinds(both: Path) -> None:
@@ -226,7 +228,7 @@ def test_reading_many_names(many: Path) -> None:
 @pytest.mark.timeout(900)
 def test_removing_many_names(many: Path) -> None:
     """The last test of this file that looks at them."""
-    doomed = many.parent / "doomed"
+    doomed = many.parent / f"doomed-{many.name}"
     os.rename(many, doomed)
     shutil.rmtree(doomed)
     assert not doomed.exists()

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 from emberfs_mount import can_mount
@@ -22,7 +22,6 @@ import emberfs
 from emberfs.deploy import mounts
 from emberfs.deploy.local import META, STORAGE
 from emberfs.fuse import mounting
-from emberfs.fuse.session import INTERRUPT_SECONDS
 from emberfs.proto.errors import Status, StatusError
 
 from .processes import details, mounted
@@ -33,9 +32,11 @@ if TYPE_CHECKING:
 
     from emberfs.deploy.local import LocalCluster
 
-AT_ONCE_SECONDS = 3.0  # generous: other tests run beside this one
+PATIENCE = "timeout=250"  # seconds that operations wait for servers here: who waits no longer was let go
 CAPACITY_SMALL = 64 << 20
 PIECE = bytes(range(256)) * 4096  # 1 MiB
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.skipif(not can_mount(), reason="mounting needs root and /dev/fuse")
 
@@ -43,8 +44,13 @@ pytestmark = pytest.mark.skipif(not can_mount(), reason="mounting needs root and
 @pytest.fixture
 def own(fresh_cluster: LocalCluster) -> Iterator[tuple[LocalCluster, Path]]:
     """A cluster whose servers may be killed, and a mount of it."""
-    with mounted(fresh_cluster.url) as path:
+    with mounted(fresh_cluster.url, PATIENCE) as path:
         yield fresh_cluster, path
+
+
+def abandoned(path: Path) -> int:
+    """How many operations were answered with EINTR while they went on."""
+    return int((path / ".ember" / "stats").read_text().split("abandoned")[1].split()[0])
 
 
 class Later(threading.Thread):
@@ -62,7 +68,7 @@ class Later(threading.Thread):
         except BaseException as failure:
             self.failure = failure
 
-    def ended(self, seconds: float = 60.0) -> None:
+    def ended(self, seconds: float = 100.0) -> None:
         """It has worked."""
         self.join(seconds)
         assert not self.is_alive(), "it still waits"
@@ -144,22 +150,22 @@ def test_operations_wait_for_a_server_that_was_killed(own: tuple[LocalCluster, P
 
 
 def test_a_program_that_waits_can_be_interrupted(own: tuple[LocalCluster, Path]) -> None:
-    """Ctrl-C: a read whose storage server does not answer ends at once, other operations after `INTERRUPT_SECONDS`."""
+    """Ctrl-C: a read whose storage server does not answer is cancelled, other operations go on without who asked for them."""
     cluster, path = own
     (path / "file").write_bytes(PIECE * 4)
     (path / "directory").mkdir()
     drop_pages(path / "file")
-    for role, command, seconds in (
-        (STORAGE, ["cat", str(path / "file")], AT_ONCE_SECONDS),
-        (META, ["mkdir", str(path / "directory" / "made")], INTERRUPT_SECONDS + AT_ONCE_SECONDS),
+    for role, command, left_behind in (
+        (STORAGE, ["cat", str(path / "file")], 0),
+        (META, ["mkdir", str(path / "directory" / "made")], 1),
     ):
+        before = abandoned(path)
         with stopped(cluster, role), subprocess.Popen(command, stdout=subprocess.DEVNULL) as program:
             wait_until_blocked(program.pid)
-            begin = time.monotonic()
             program.send_signal(signal.SIGINT)
-            assert program.wait(60) == -signal.SIGINT
-            assert time.monotonic() - begin < seconds
+            assert program.wait(100) == -signal.SIGINT
             assert role == META or (path / ".ember" / "stats").read_bytes(), "the mount itself answers"
+        assert abandoned(path) <= before + left_behind  # none of what the mount had not read yet
     assert (path / "file").read_bytes() == PIECE * 4
 
 
@@ -181,15 +187,14 @@ def test_a_direct_read_that_waits_can_be_killed(own: tuple[LocalCluster, Path]) 
         assert program.stdout is not None
         assert program.stdout.readline() == "ready\n"
         wait_until_blocked(program.pid)
-        begin = time.monotonic()
         program.send_signal(signal.SIGINT)
-        assert program.wait(60) == -signal.SIGINT
-        assert time.monotonic() - begin < AT_ONCE_SECONDS
+        assert program.wait(100) == -signal.SIGINT
+        assert abandoned(path) == 0
 
 
 def wait_until_blocked(pid: int) -> None:
     """In a request to the mount, or for a page that one brings."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not any(word in Path(f"/proc/{pid}/wchan").read_text() for word in ("request_wait", "folio", "fuse")):
         assert time.monotonic() < deadline, Path(f"/proc/{pid}/wchan").read_text()
         os.sched_yield()
@@ -197,17 +202,27 @@ def wait_until_blocked(pid: int) -> None:
 
 def test_a_server_that_hangs_does_not_hang_programs_for_ever(fresh_cluster: LocalCluster) -> None:
     with mounted(fresh_cluster.url, "timeout=2") as path:
-        (path / "file").write_bytes(PIECE)
-        drop_pages(path / "file")
+        patiently(lambda: (path / "file").write_bytes(PIECE))
+        patiently(lambda: drop_pages(path / "file"))
         with stopped(fresh_cluster, STORAGE):
             begin = time.monotonic()
             assert errno_of((path / "file").read_bytes) in (errno.ETIMEDOUT, errno.EIO)
             assert time.monotonic() - begin < 30
-            assert os.listdir(path) == ["file"]
+            assert patiently(lambda: os.listdir(path)) == ["file"]
         with stopped(fresh_cluster, META):
             assert errno_of((path / "directory").mkdir) in (errno.ETIMEDOUT, errno.EIO)
-        assert (path / "file").read_bytes() == PIECE
-        (path / "other").write_bytes(PIECE)
+        assert patiently((path / "file").read_bytes) == PIECE
+        patiently(lambda: (path / "other").write_bytes(PIECE))
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """Again and again: two seconds are little on a machine that stops for a moment."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return work()
+        except OSError as failure:
+            assert failure.errno in (errno.ETIMEDOUT, errno.EIO) and time.monotonic() < deadline, failure
 
 
 def test_a_mount_that_does_not_answer_can_be_taken_away(fresh_cluster: LocalCluster) -> None:
@@ -217,7 +232,7 @@ def test_a_mount_that_does_not_answer_can_be_taken_away(fresh_cluster: LocalClus
         with stopped(fresh_cluster, STORAGE), stopped(fresh_cluster, META):
             waiting = Later((path / "file").read_bytes)
             mounts.stop(str(path), lazy=True, force=True)
-            waiting.join(30)
+            waiting.join(100)
             assert isinstance(waiting.failure, OSError)
             assert mounting.find(str(path)) is None
 
@@ -287,7 +302,7 @@ def test_a_lazy_unmount_lets_users_finish(cluster: LocalCluster) -> None:
             file.write(b" and after")
             os.fsync(file.fileno())
             assert os.pread(file.fileno(), 100, 0) == b"before and after"
-        assert select.select([pidfd], [], [], 30)[0], "the last user has gone"
+        assert select.select([pidfd], [], [], 100)[0], "the last user has gone"
         os.close(pidfd)
     with emberfs.connect(cluster.url) as client:
         assert client.read_bytes("/lazy") == b"before and after"

@@ -31,7 +31,7 @@ from emberfs.proto.settings import parse_url
 if TYPE_CHECKING:
     from emberfs.deploy.local import LocalCluster
 
-SECONDS_MAX = 30.0
+SECONDS_MAX = 60.0
 NOWHERE = 1 << 45  # inodes from here on do not exist
 ENDLESS = {Opcode.DESTROY, Opcode.INIT, Opcode.INTERRUPT}
 
@@ -54,7 +54,7 @@ class Kernel:
     async def __aenter__(self) -> Kernel:
         location = parse_url(self._url)
         env = AioEnvironment(cluster=location.cluster, secret_file=location.secret_file, acts_for_others=True)
-        self.core = Core(env, location.addresses, Options(timeout=5.0), 0)
+        self.core = Core(env, location.addresses, Options(timeout=SECONDS_MAX), 0)
         await self.core.connect()
         self.device = Device(self._theirs.fileno(), (1 << 20) + 8192)
         self.fs = FileSystem(self.core, MountOptions(), Notifier(lambda sent: 0))

@@ -210,11 +210,12 @@ def two(cluster: LocalCluster) -> Iterator[tuple[Path, Path]]:
     if os.geteuid():
         pytest.skip("only root mounts")
     with emberfs.connect(cluster.url) as client:
-        client.mkdir("/fsx/small", parents=True)
-        client.mkdir("/fsx/large")
-        client.set_layout("/fsx/small", chunk_size=CHUNK_SMALL, stripe=2)
+        name = f"fsx-{time.monotonic_ns()}"  # a worker that takes over tests of others makes this once more, in the same cluster
+        client.mkdir(f"/{name}/small", parents=True)
+        client.mkdir(f"/{name}/large")
+        client.set_layout(f"/{name}/small", chunk_size=CHUNK_SMALL, stripe=2)
     with mounted(cluster.url) as first, mounted(cluster.url) as second:
-        yield first / "fsx", second / "fsx"
+        yield first / name, second / name
 
 
 def seed() -> int:

@@ -30,7 +30,7 @@ AT_FDCWD, AT_EMPTY_PATH, AT_SYMLINK_FOLLOW = -100, 0x1000, 0x400
 RENAME_EXCHANGE = 2
 STATX_BTIME = 0x800
 HANDLE_BYTES = 128
-SECONDS_MAX = 5  # until a lock is free
+SECONDS_MAX = 60  # until a lock is free
 
 
 def called(result: int) -> int:

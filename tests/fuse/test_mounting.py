@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,7 +88,7 @@ def device(path: Path, options: MountOptions) -> Iterator[int]:
 
 def first_request(fd: int) -> int:
     """The opcode of what the kernel asks first."""
-    assert select.select([fd], [], [], 10)[0]
+    assert select.select([fd], [], [], 60)[0]
     return int(IN_HEADER.unpack_from(os.read(fd, 1 << 21))[1])
 
 
@@ -139,10 +141,12 @@ def of_nobody(tmp_path: Path) -> Iterator[Path]:
     made = tmp_path / "of nobody"
     made.mkdir()
     os.chown(made, NOBODY.uid, NOBODY.gid)
-    before = os.stat(mounting.DEVICE).st_mode
-    os.chmod(mounting.DEVICE, before | 0o666)
-    yield made
-    os.chmod(mounting.DEVICE, before)
+    with open(Path(tempfile.gettempdir()) / "emberfs-test-device.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests of other processes change the same device
+        before = os.stat(mounting.DEVICE).st_mode
+        os.chmod(mounting.DEVICE, before | 0o666)
+        yield made
+        os.chmod(mounting.DEVICE, before)
     if mounting.find(str(made)) is not None:
         mounting.unmount(str(made), lazy=True)
 

@@ -10,6 +10,8 @@ import pytest
 
 from emberfs.fuse.operation import Operation
 
+SECONDS_MAX = 60.0
+
 Body = Callable[[], Coroutine[Any, Any, Any]]
 
 
@@ -28,7 +30,7 @@ def run(body: Body, meddle: Callable[[Operation], None] = lambda operation: None
             assert asyncio.current_task() is None
 
         loop.call_soon(start)
-        return await asyncio.wait_for(over, 10)
+        return await asyncio.wait_for(over, SECONDS_MAX)
 
     return asyncio.run(main())
 
@@ -59,17 +61,17 @@ def _waits() -> list[Body]:
         return 7
 
     async def waits_for() -> int:
-        return await asyncio.wait_for(asyncio.sleep(0.001, 7), 5)
+        return await asyncio.wait_for(asyncio.sleep(0.001, 7), SECONDS_MAX)
 
     async def has_a_deadline() -> int:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SECONDS_MAX):
             await asyncio.sleep(0.001)
         return 7
 
     async def misses_a_deadline() -> int:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):
-                await asyncio.sleep(30)
+                await asyncio.sleep(SECONDS_MAX)
         await asyncio.sleep(0)
         return 7
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -52,7 +53,9 @@ def generation(path: Path) -> int:
 def kill_daemon(path: Path) -> None:
     """And wait until another one serves."""
     before = generation(path)
-    os.kill(daemon_of(details(path)["pid"]), signal.SIGKILL)
+    daemon = daemon_of(details(path)["pid"])
+    assert daemon, "0 would be everybody"
+    os.kill(daemon, signal.SIGKILL)
     assert generation(path) == before + 1
 
 
@@ -129,7 +132,7 @@ def test_killed_again_and_again_under_load(fresh: Path, cluster: LocalCluster) -
     finally:
         stop.set()
         for worker in workers:
-            worker.join(60)
+            worker.join(200)
     assert [worker.failure for worker in workers] == [None] * 3
     assert all(worker.told <= KILLS for worker in workers), "a loss is told once"
     with emberfs.connect(cluster.url) as client:
@@ -259,7 +262,7 @@ def test_a_daemon_that_hangs_is_replaced(cluster: LocalCluster, monkeypatch: pyt
     with mounted(cluster.url) as path:
         (path / "hung").write_bytes(b"x")
         os.kill(daemon_of(details(path)["pid"]), signal.SIGSTOP)
-        assert (path / "hung").read_bytes() == b"x" and generation(path) == 2
+        assert (path / "hung").read_bytes() == b"x" and generation(path) >= 2
 
 
 def test_without_its_supervisor_a_daemon_goes_on(cluster: LocalCluster, tmp_path: Path) -> None:
@@ -271,7 +274,7 @@ def test_without_its_supervisor_a_daemon_goes_on(cluster: LocalCluster, tmp_path
     (tmp_path / "without").write_bytes(b"x")
     pidfd = os.pidfd_open(daemon)
     mounts.stop(str(tmp_path))
-    assert select.select([pidfd], [], [], 30)[0], "it ends with its mount"
+    assert select.select([pidfd], [], [], 100)[0], "it ends with its mount"
     os.close(pidfd)
     with emberfs.connect(cluster.url) as client:
         assert client.read_bytes("/without") == b"x"
@@ -284,8 +287,9 @@ def test_one_that_dies_always_is_given_up(cluster: LocalCluster, tmp_path: Path)
     report = mounts.start(cluster.url, str(tmp_path))
     supervisor = os.pidfd_open(report["pid"])
     while not select.select([supervisor], [], [], 0.02)[0]:
-        if daemon := daemon_of(report["pid"]):
-            os.kill(daemon, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # either has ended meanwhile
+            if daemon := daemon_of(report["pid"]):
+                os.kill(daemon, signal.SIGKILL)
     os.close(supervisor)
     assert mounting.find(str(tmp_path)) is None
     assert "times in 60 s" in Path(report["log"]).read_text()

@@ -25,7 +25,7 @@ from .little import INODES, Little
 if TYPE_CHECKING:
     from ..plugin.emberfs_mount import MakeMount, MountThread
 
-SECONDS_MAX = 15.0
+SECONDS_MAX = 60.0
 
 # What a process that a signal interrupts prints: the errno of its system call, and its seconds until then.
 INTERRUPTED = """
@@ -106,7 +106,7 @@ def test_answers_at_once_and_later(mount: MountThread, little: Little, pool: Thr
     until(lambda: len(little.waiting) >= 3)
     mount.soon(little.release)
     assert [one.result(SECONDS_MAX).st_ino for one in found] == [100, 101, 102]
-    assert mount.session.inflight == {}
+    until(lambda: not mount.session.inflight)  # which ends a moment after the answer
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["at once", "later"])
@@ -137,7 +137,7 @@ def test_failures_are_errnos(
         (mount.path / "one").stat()
     assert caught.value.errno == number
     ours = not isinstance(failure, OSError) or not 0 < (failure.errno or 0) < 512
-    assert bool(caplog.records) == ours
+    assert any(record.name.startswith("emberfs.fuse.") for record in caplog.records) == ours
     until(lambda: mount.session.fs.statistics.errors[Opcode.GETATTR] == 1)
 
 
@@ -175,12 +175,11 @@ def test_what_only_waits_is_interrupted_at_once(
     little.held.add(opcode)
     process = child(call)
     until(lambda: little.waiting)
-    begin = time.monotonic()
     process.send_signal(signal.SIGUSR1)
     assert process.communicate(timeout=SECONDS_MAX)[0] == "stopped\n"
-    assert time.monotonic() - begin < session.INTERRUPT_SECONDS
-    assert mount.session.inflight == {}
-    assert mount.session.fs.statistics.interrupted == 1
+    until(lambda: not mount.session.inflight)
+    statistics = mount.session.fs.statistics
+    assert (statistics.interrupted, statistics.abandoned) == (1, 0), "it ended, and was not left behind"
 
 
 def test_what_cannot_be_taken_back_goes_on_without_its_caller(
@@ -195,7 +194,7 @@ def test_what_cannot_be_taken_back_goes_on_without_its_caller(
     until(lambda: little.waiting)
     process.send_signal(signal.SIGUSR1)
     assert process.communicate(timeout=SECONDS_MAX)[0] == "stopped\n"
-    assert mount.session.fs.statistics.abandoned == 1
+    until(lambda: mount.session.fs.statistics.abandoned == 1)
     assert len(mount.session.inflight) == 1
     mount.soon(little.release)
     until(lambda: not mount.session.inflight and little.opened and little.opened[0].closed)
@@ -237,12 +236,12 @@ def test_no_more_requests_are_taken_than_the_limit(
     little.held.add(Opcode.LOOKUP)
     most = []
     found = [pool.submit((mount.path / f"no{number}").exists) for number in range(12)]
-    until(lambda: len(mount.session.inflight) == 4)
+    until(lambda: len(mount.session.inflight) == len(little.waiting) == 4)
     most.append(len(little.waiting))
     mount.soon(little.release)
     assert not any(one.result(SECONDS_MAX) for one in found)
     assert most == [4]
-    assert mount.session.inflight == {}
+    until(lambda: not mount.session.inflight)
 
 
 def test_waits_for_locks_do_not_use_up_the_limit(

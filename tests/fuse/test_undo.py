@@ -31,7 +31,7 @@ def with_file_system(work: Work, **options: Any) -> Any:
     async def main() -> Any:
         fs = FileSystem(Core(AioEnvironment(), (), Options(), 0), MountOptions(**options), Notifier(lambda frame: 0))
         result = work(fs)
-        await fs.settle(5)
+        await fs.settle(60)
         return result
 
     return asyncio.run(main())

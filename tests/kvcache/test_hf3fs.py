@@ -55,7 +55,7 @@ def move(memory: SharedMemory, fd: int, offsets: list[int], *, read: bool) -> li
     iovec = hf3fs.make_iovec(memory, "/")
     for i, offset in enumerate(offsets):
         ring.prepare(iovec[i * PIECE : (i + 1) * PIECE], read, fd, offset)
-    done = ring.submit().wait(min_results=len(offsets), timeout=timedelta(seconds=5))
+    done = ring.submit().wait(min_results=len(offsets), timeout=timedelta(seconds=60))
     return [piece.result for piece in done]
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,7 +147,9 @@ def _snapshot(base: Path) -> dict[str, tuple[Any, ...]]:
 
 @pytest.fixture(scope="module")
 def tree(side: Side, people: People) -> Iterator[tuple[Path, dict[str, tuple[Any, ...]]]]:
-    base = side.directory / "errors"
+    base = (
+        side.directory / f"errors-{time.monotonic_ns()}"
+    )  # a worker that takes over tests of others makes this once more
     base.mkdir()
     base.chmod(0o777)
     people.chdir(os.fspath(base))
