@@ -7,14 +7,14 @@ The keys between partitions come from a sample of the input, so that all partiti
 partition is known after phase 1, and with it where each partition lies in the output: the processes write to one file at different places,
 and none waits for another. Each byte is read twice and written twice; runs are read in as many slices as there are partitions.
 
-The output appears under its name when it is complete and durable. Records with equal keys come in any order.
+The output appears under its name when it is complete and durable. Records with equal keys come in any order. Until then all is in a
+directory beside it (`workplace.py`).
 """
 
 from __future__ import annotations
 
-import os
-import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -26,7 +26,8 @@ from ...proto.errors import Status, error
 from . import keys, summary
 from .generator import RECORD_BYTES
 from .parallel import File, Workers, count_records, pieces, place, read_records
-from .places import Range
+from .places import Range, check_target
+from .workplace import workplace
 
 if TYPE_CHECKING:
     from .generator import Words
@@ -53,7 +54,7 @@ class Sorted(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A sort in work. `folder` holds the runs (and is in the place of the scratch directory), `target` is the output before it is named."""
+    """A sort in work. `folder` is a directory for the runs, `target` is the output before it is named."""
 
     source: File
     folder: File
@@ -86,7 +87,8 @@ def sort(
 
     `scratch` is the directory for the runs (the target's own). `memory` is for all processes together, in bytes; a key that more
     records share than fit takes more. `done` hears of bytes that went through a phase. Raises INVALID for too little memory
-    or a broken input, and what files raise; then nothing stays but the input.
+    or a broken input, and what files raise; then nothing stays but the input. What a sort left that was killed, the next one into
+    `target` removes.
     """
     records = count_records(source)
     chunk = memory // pool.jobs // FOOTPRINT // RECORD_BYTES
@@ -95,21 +97,19 @@ def sort(
     slices = -(-records // chunk)
     if slices > 1 and records < slices * slices * SLICE_RECORDS_MIN:
         raise error(Status.INVALID, f"{records:,} records are too many for {memory >> 20} MiB of memory in two phases")
-    parent, name = posixpath.split(target.path)
-    aside = File(target.url, f"{parent}/.{name}.sorting-{os.urandom(4).hex()}")
-    folder = File(scratch.url, f"{scratch.path}/{posixpath.basename(aside.path)}.runs") if scratch else None
-    folder = folder or File(target.url, f"{aside.path}.runs")
-    try:
-        place(aside.url).make(aside.path)
-        place(folder.url).make_directory(folder.path)
-        plan = Plan(source, folder, aside, _splitters(source, records, slices), checksum)
+    there = place(target.url)
+    check_target(there, target.path)
+    with ExitStack() as stack:
+        beside = stack.enter_context(workplace(there, target.path))
+        draft = File(target.url, f"{beside}/output")
+        folder = File(target.url, beside)
+        if scratch is not None:
+            path = stack.enter_context(workplace(place(scratch.url), target.path, scratch.path))
+            folder = File(scratch.url, path)
+        there.make(draft.path)
+        plan = Plan(source, folder, draft, _splitters(source, records, slices), checksum)
         found = _phases(pool, plan, pieces(records, chunk), done)
-        place(aside.url).rename(aside.path, target.path)
-    except BaseException:
-        place(aside.url).remove(aside.path)
-        raise
-    finally:
-        place(folder.url).remove(folder.path)
+        there.rename(draft.path, target.path)
     return found
 
 
@@ -125,7 +125,7 @@ def _splitters(source: File, records: int, partitions: int) -> Words:
     return sample[np.arange(1, partitions) * len(sample) // partitions]
 
 
-def _phases(pool: Workers, plan: Plan, chunks: list[tuple[int, int]], done: Callable[[int], None]) -> Sorted:
+def _phases(pool: Workers, plan: Plan, chunks: Iterable[tuple[int, int]], done: Callable[[int], None]) -> Sorted:
     runs: list[Run] = []
     for made in pool.map(partial(_make_run, plan), enumerate(chunks)):
         runs.append(made)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -16,10 +21,12 @@ import numpy as np
 from ...proto.errors import Status, error
 from . import generator, keys, summary
 from .generator import RECORD_BYTES
-from .places import Place, Range, open_place
+from .places import Place, Range, check_target, open_place
 from .summary import Summary
+from .workplace import workplace
 
 JOBS_MAX = 64
+WAITING_A_JOB = 4  # items that are handed to the processes ahead
 PIECE_RECORDS = 160_000  # 16 MB: what one process makes or looks at in one go
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -53,7 +60,8 @@ class Workers:
 
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
-        self._pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) if jobs > 1 else None
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin) if jobs > 1 else None
 
     def start(self, urls: Sequence[str]) -> None:
         """Begin all processes, and connect them to these places, where that is not to be timed with their work."""
@@ -62,15 +70,24 @@ class Workers:
             ready.update(self.map(_ready, [urls] * self.jobs))
 
     def map(self, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-        """The results in the order of the items. Raises what a process raised, when no other one is at work any more."""
+        """The results in the order of the items, which are looked at as processes get free. Raises what a process raised, when no other
+        one is at work any more, and CANCELLED if one was killed."""
         if self._pool is None:
             yield from map(work, items)
             return
-        waiting = [self._pool.submit(work, item) for item in items]
+        todo = iter(items)
+        waiting: deque[Future[_Result]] = deque()
         try:
-            while waiting:
+            while True:
+                for item in islice(todo, self.jobs * WAITING_A_JOB - len(waiting)):
+                    with _uninterrupted():  # it may begin a process
+                        waiting.append(self._pool.submit(work, item))
+                if not waiting:
+                    return
                 yield waiting[0].result()
-                waiting.pop(0)
+                waiting.popleft()
+        except BrokenProcessPool as broken:
+            raise error(Status.CANCELLED, "a process was killed: did the memory run out?") from broken
         finally:
             for future in waiting:
                 future.cancel()
@@ -80,6 +97,28 @@ class Workers:
         """Let the processes end."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C is heard at the end of the block, and never by processes that begin in it: the first one tells them what to do."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin() -> None:
+    """Begin a process: it ends with the first one, also when that is killed."""
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
+
+
+def _end_with_the_first() -> None:
+    first = multiprocessing.parent_process()
+    if first is not None:
+        first.join()
+        os._exit(1)
 
 
 def _ready(urls: Sequence[str]) -> int:
@@ -118,9 +157,9 @@ def read_records(ranges: Sequence[Range], url: str) -> generator.Bytes:
     return keys.as_records(out)
 
 
-def pieces(records: int, size: int = PIECE_RECORDS) -> list[tuple[int, int]]:
+def pieces(records: int, size: int = PIECE_RECORDS) -> Iterator[tuple[int, int]]:
     """(first, count) of pieces of `size` records and a rest."""
-    return [(first, min(size, records - first)) for first in range(0, records, size)]
+    return ((first, min(size, records - first)) for first in range(0, records, size))
 
 
 # --- generating ------------------------------------------------------------------------------------------------------------------------
@@ -136,10 +175,18 @@ class Kind:
 
 
 def generate(pool: Workers, file: File, records: int, kind: Kind, *, checksum: bool = False) -> int:
-    """Make a file of records, durably; returns the sum of their checksums if that is wanted, else 0."""
-    place(file.url).make(file.path)
-    work = partial(_generate, file, kind, checksum)
-    return sum(pool.map(work, pieces(records))) % summary.NUMBERS
+    """Make a file of records, which appears when it is complete and durable; returns the sum of their checksums if that is wanted, else 0.
+    Raises INVALID for numbers of records that cannot be, and what files raise; then the name is what it was."""
+    if kind.begin + records > generator.NUMBERS:
+        raise error(Status.INVALID, f"records {kind.begin} to {kind.begin + records - 1}: there are 2**128")
+    there = place(file.url)
+    check_target(there, file.path)
+    with workplace(there, file.path) as beside:
+        draft = File(file.url, f"{beside}/output")
+        there.make(draft.path)
+        total = sum(pool.map(partial(_generate, draft, kind, checksum), pieces(records)))
+        there.rename(draft.path, file.path)
+    return total % summary.NUMBERS
 
 
 def _generate(file: File, kind: Kind, checksum: bool, piece: tuple[int, int]) -> int:
@@ -154,9 +201,10 @@ def _generate(file: File, kind: Kind, checksum: bool, piece: tuple[int, int]) ->
 
 def validate(pool: Workers, files: Sequence[File]) -> Summary:
     """What valsort says of these files, one after the other. Raises INVALID if there is no record in them."""
-    todo = [(file, piece) for file in files for piece in pieces(count_records(file))]
-    if not todo:
+    counts = [count_records(file) for file in files]
+    if not any(counts):
         raise error(Status.INVALID, "there is no record to validate")
+    todo = ((file, piece) for file, count in zip(files, counts, strict=True) for piece in pieces(count))
     return summary.combine(pool.map(_validate, todo))
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from ...proto.env import drive
 from ...proto.errors import Status, error
 
 if TYPE_CHECKING:
-    from ...client.blocking import Client
+    from ...client.blocking import Client, File
 
 IO_BYTES_MAX = 64 << 20  # of one read or write; Linux takes less than 2 GiB
 SCHEME = "ember://"
@@ -25,12 +28,20 @@ class Range(NamedTuple):
     length: int
 
 
+class Closing(Protocol):
+    """Something to be closed."""
+
+    def close(self) -> None: ...
+
+
 class Place(Protocol):
     """Files by their paths. Every failure is an OSError."""
 
     def size(self, path: str) -> int:
-        """Bytes of a file."""
+        """Bytes of a file. Raises INVALID for what is there and no regular file."""
         ...
+
+    def is_there(self, path: str) -> bool: ...
 
     def read(self, ranges: Sequence[Range], out: Any) -> None:
         """All ranges one after the other into the writable buffer `out`. Raises INVALID where a file is shorter."""
@@ -46,6 +57,15 @@ class Place(Protocol):
 
     def make_directory(self, path: str) -> None:
         """A directory that is not there yet."""
+        ...
+
+    def names(self, path: str) -> list[str]:
+        """What is in a directory."""
+        ...
+
+    def lock(self, path: str, *, make: bool = False) -> Closing | None:
+        """Lock a file (with `make`: one that is not there yet) until the result is closed or this process has ended, in a cluster until its
+        client's lease is over then. None where another process has it."""
         ...
 
     def rename(self, source: str, target: str) -> None:
@@ -76,6 +96,12 @@ def open_place(url: str) -> Place:
     return Cluster(connect(url))
 
 
+def check_target(there: Place, path: str) -> None:
+    """A file of this name may be made, or replaced. Raises INVALID for a directory, a device, …"""
+    with suppress(FileNotFoundError):
+        there.size(path)
+
+
 def read_fully(file: int, out: Any, offset: int) -> int:
     """Fill `out` from `offset` on; how many bytes, fewer only at the end of the file."""
     view = memoryview(out).cast("B")
@@ -96,11 +122,28 @@ def write_fully(file: int, data: Any, offset: int) -> None:
         done += os.pwrite(file, view[done : done + IO_BYTES_MAX], offset + done)
 
 
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Failures of system calls that know only a descriptor name the file, too."""
+    try:
+        yield
+    except OSError as failed:
+        if failed.filename is None and failed.errno is not None:
+            raise OSError(failed.errno, failed.strerror, path) from failed
+        raise
+
+
 class Local:
     """Files of this machine, mounts among them."""
 
     def size(self, path: str) -> int:
-        return os.stat(path).st_size
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise error(Status.INVALID, f"{path} is no regular file")
+        return found.st_size
+
+    def is_there(self, path: str) -> bool:
+        return os.path.lexists(path)
 
     def read(self, ranges: Sequence[Range], out: Any) -> None:
         view, done, files = memoryview(out).cast("B"), 0, dict[str, int]()
@@ -108,7 +151,9 @@ class Local:
             for path, offset, length in ranges:
                 if path not in files:
                     files[path] = os.open(path, os.O_RDONLY)
-                if read_fully(files[path], view[done : done + length], offset) < length:
+                with naming(path):
+                    have = read_fully(files[path], view[done : done + length], offset)
+                if have < length:
                     raise error(Status.INVALID, f"{path} ends before byte {offset + length}")
                 done += length
         finally:
@@ -121,14 +166,27 @@ class Local:
     def write(self, path: str, offset: int, data: Any, *, durable: bool = False) -> None:
         file = os.open(path, os.O_WRONLY)
         try:
-            write_fully(file, data, offset)
-            if durable:
-                os.fsync(file)
+            with naming(path):
+                write_fully(file, data, offset)
+                if durable:
+                    os.fsync(file)
         finally:
             os.close(file)
 
     def make_directory(self, path: str) -> None:
         os.mkdir(path)
+
+    def names(self, path: str) -> list[str]:
+        return os.listdir(path)
+
+    def lock(self, path: str, *, make: bool = False) -> Closing | None:
+        file = open(path, "xb" if make else "r+b")  # noqa: SIM115 (the lock is held while it is open)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        return file
 
     def rename(self, source: str, target: str) -> None:
         os.replace(source, target)
@@ -155,7 +213,13 @@ class Cluster:
         self.client = client
 
     def size(self, path: str) -> int:
-        return self.client.stat(path).size
+        found = self.client.stat(path)
+        if not found.is_file:
+            raise error(Status.INVALID, f"{path} is no regular file")
+        return found.size
+
+    def is_there(self, path: str) -> bool:
+        return self.client.exists(path)
 
     def read(self, ranges: Sequence[Range], out: Any) -> None:
         with ExitStack() as stack:
@@ -176,8 +240,21 @@ class Cluster:
     def make_directory(self, path: str) -> None:
         self.client.mkdir(path)
 
+    def names(self, path: str) -> list[str]:
+        return self.client.listdir(path)
+
+    def lock(self, path: str, *, make: bool = False) -> Closing | None:
+        file: File = self.client.open(path, "xb" if make else "r+b", buffering=0)
+        try:
+            file.flock("exclusive", blocking=False)
+        except BlockingIOError:
+            file.close()
+            return None
+        return file
+
     def rename(self, source: str, target: str) -> None:
         self.client.rename(source, target)
+        drive(self.client.core.sync_names())
 
     def remove(self, path: str) -> None:
         with suppress(FileNotFoundError):

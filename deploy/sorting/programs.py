@@ -21,7 +21,7 @@ import numpy as np
 
 from . import generator, keys, summary
 from .generator import RECORD_BYTES
-from .places import read_fully, write_fully
+from .places import naming, read_fully, write_fully
 
 PIECE_RECORDS = 160_000  # 16 MB, a thread's turn
 THREADS_MAX = 64
@@ -127,7 +127,10 @@ def _parsed(arguments: list[str]) -> Order:
                 raise Usage
     if len(arguments) != 2:
         raise Usage
-    return replace(order, records=_number(arguments[0]), path=arguments[1].partition(",")[0])
+    order = replace(order, records=_number(arguments[0]), path=arguments[1].partition(",")[0])
+    if order.begin + order.records > generator.NUMBERS:
+        raise Usage
+    return order
 
 
 def _generate(order: Order) -> int:
@@ -147,7 +150,8 @@ def _piece(order: Order, file: int, at: int) -> int:
     count = min(PIECE_RECORDS, order.records - at)
     made = generator.records(order.begin + at, count, ascii=order.ascii, skewed=order.skewed)
     if order.path != os.devnull:
-        write_fully(file, made, at * RECORD_BYTES)
+        with naming(order.path):
+            write_fully(file, made, at * RECORD_BYTES)
     return summary.checksum(made) if order.checksum else 0
 
 
