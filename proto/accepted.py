@@ -375,16 +375,13 @@ class Connection(Stream):
                 Status.UNSUPPORTED, f"the server has {RDMA_CONNECTIONS_MAX} connections over RDMA, and takes no more"
             )
         from .transport.rdma.sinks import RemoteRegions
-        from .transport.rdma.socket import RdmaSocket
         from .transport.rdma.upgrade import accept
 
-        endpoint = accept(message.queue)
         assert isinstance(self.sock, socket.socket)
-        self._next = RdmaSocket(endpoint, self.sock)
-        self._memory = RemoteRegions(endpoint)
+        self._next, answer = accept(message.queue, self.sock)
+        self._memory = RemoteRegions(self._next.endpoint)
         self.peer.transport = "rdma"
-        reply = rpc_pb2.RdmaConnectReply(queue=endpoint.queue())
-        self.send(wire.encode(wire.REPLY, wire.RDMA_CONNECT, 0, reply.SerializeToString()), self._answered)
+        self.send(answer, self._answered)
 
     def _answered(self) -> None:
         """The client may send over RDMA as soon as it has read this."""

@@ -63,7 +63,11 @@ def go_on(
         choices.failed(address, upgrade.refused, time.monotonic())
         return kind(sock, address, credentials, hello)
     patience = min(PROBE_SECONDS * time_scale(), seconds)
-    rdma = RdmaSocket(upgrade.endpoint, sock)
+    try:
+        rdma = RdmaSocket(upgrade.endpoint, sock)
+    except BaseException:
+        upgrade.drop()
+        raise
     try:
         upgrade.endpoint.probe()
         if rdma.settled(patience):

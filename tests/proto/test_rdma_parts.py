@@ -7,11 +7,13 @@ import os
 import random
 import select
 import socket
+import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from emberfs.proto.region import Region, Slice
 from emberfs.proto.transport import choice
 from emberfs.proto.transport.choice import RETRY_SECONDS, Choices
 from emberfs.proto.transport.rdma import devices, sinks, verbs
+from emberfs.proto.transport.rdma.channel import close_channel, make_channel
 from emberfs.proto.transport.rdma.credits import RESERVED, Credits
 from emberfs.proto.transport.rdma.devices import Port
 from emberfs.proto.transport.rdma.memory import WINDOW_BYTES_MIN, Registration, window_bytes
@@ -189,6 +192,63 @@ def test_the_nearest_port_answers_and_equals_take_turns() -> None:
     found = devices.partner(own, same_subnet.gid, True, 0)
     assert found is not None and found.device == "d"
     assert devices.partner([], asked.gid, False, 0) is None
+
+
+# --- channels ------------------------------------------------------------------------------------------------------------------------
+
+
+class Channel:
+    """A completion channel as the kernel shows it: a descriptor of which only the name tells what it is."""
+
+    folder: Path
+    meanwhile: list[threading.Thread] = []  # threads that want a channel, too, just when one is made
+
+    def __init__(self, _context: Any) -> None:
+        while Channel.meanwhile:
+            other = Channel.meanwhile.pop()
+            other.start()
+            other.join(0.2)  # it gets on only if nothing keeps it from that
+        self.descriptor = os.open(self.folder / "[infinibandevent]", os.O_RDONLY | os.O_CREAT)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def test_threads_that_make_channels_at_once_get_each_its_own(tmp_path: Path) -> None:
+    """Who waited for news of another thread's channel would wait for ever: a server's reply would be there, and nobody woken."""
+    Channel.folder = tmp_path
+    verbs = SimpleNamespace(CompChannel=Channel)
+    made: list[tuple[Any, int]] = []
+    threads = [threading.Thread(target=lambda: made.append(make_channel(verbs, None))) for _ in range(4)]
+    Channel.meanwhile = threads[1:]
+    threads[0].start()
+    for thread in threads:
+        thread.join()
+    assert [channel.descriptor for channel, _ in made] == [number for _, number in made]
+    assert not any(os.get_blocking(number) for _, number in made)
+    for channel, _ in made:
+        close_channel(channel)
+
+
+def test_a_channel_is_found_where_its_number_is_not_the_one_expected(tmp_path: Path) -> None:
+    Channel.folder = tmp_path
+    first, _ = make_channel(SimpleNamespace(CompChannel=Channel), None)
+
+    class Second(Channel):
+        """Another thread opens a file just before."""
+
+        def __init__(self, context: Any) -> None:
+            self.other = os.open("/dev/null", os.O_RDONLY)
+            super().__init__(context)
+
+        def close(self) -> None:
+            super().close()
+            os.close(self.other)
+
+    second, number = make_channel(SimpleNamespace(CompChannel=Second), None)
+    assert number == second.descriptor != first.descriptor
+    for channel in (first, second):
+        close_channel(channel)
 
 
 # --- bulk ---------------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ describes, and leaks its scatter list. One thread at a time; nothing here waits.
 from __future__ import annotations
 
 import atexit
+import logging
 import mmap
 import os
 import struct
@@ -17,10 +18,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ...errors import Status, error
+from ...errors import Status, StatusError, error
 from ...gen import rpc_pb2
 from ...settings import time_scale
-from .channel import make_channel
+from .channel import close_channel, make_channel
 from .credits import Credits
 from .devices import Port, gid_text
 from .memory import Device, abandon, address_of, open_device, reason_of
@@ -45,6 +46,8 @@ RNR_TIMER = 12  # 0.64 ms
 TIMEOUT = 14  # 4.096 µs * 2^14 = 67 ms for an acknowledgement; doubled with EMBERFS_TIME_SCALE
 TIMEOUT_MAX = 20  # 4.3 s
 HOPS = 64  # routers on the way, RoCE v2
+
+_log = logging.getLogger("emberfs.rdma")
 
 HEADER = struct.Struct("<HH")  # of every SEND: credits given back, and what the rest is
 STREAM, PROBE = 0, 1  # the rest: bytes of the stream; nothing, sent to try the path
@@ -105,8 +108,10 @@ class Endpoint:
         self._receives: list[Any] = []
         try:
             self._make(serves)
-        except verbs.Failed as failed:
+        except (verbs.Failed, OSError) as failed:
             self.close()
+            if isinstance(failed, StatusError):
+                raise
             raise error(Status.UNSUPPORTED, f"{port.name} has no queue pair for us ({reason_of(failed)})") from failed
         except BaseException:
             self.close()
@@ -135,8 +140,7 @@ class Endpoint:
         attributes.qp_access_flags = 0 if serves else e.IBV_ACCESS_REMOTE_READ | e.IBV_ACCESS_REMOTE_WRITE
         self._pair.to_init(attributes)
         self._make_requests()
-        self._queue.req_notify(True)
-        self._armed = 1
+        self._arm(1)
 
     def _make_requests(self) -> None:
         verbs, key = self._verbs, self._memory.lkey
@@ -253,8 +257,7 @@ class Endpoint:
             return
         if self._armed < 2 and any(queued.awaited for queued in work):
             # Armed for all before they are posted: then no completion can slip through. What a SEND completes wakes nobody.
-            self._queue.req_notify(False)
-            self._armed = 2
+            self._arm(2)
         while work and self._room:
             count = min(len(work), self._room, BATCH)
             first = BATCH - count  # the last of the chain ends the list
@@ -291,10 +294,15 @@ class Endpoint:
         return bool(self._work or self._flight or self._unsignalled)
 
     def settle(self) -> None:
-        """Have the end of all that was posted signalled, and tell. Raises Gone."""
-        if self.pending and not self._awaited and not self.failed:
+        """Have the end of all that was posted signalled, and tell. Raises Gone. A client may have to ask again later: for want of room it
+        does nothing, and who serves it does not let it write, not even nothing."""
+        if not self.pending or self._awaited or self.failed:
+            return
+        if self.serves:
             self._queue_work(_Work(self._write, self._base, 0, self._memory.lkey, 0, 0, 0, 0, _nothing, True))
-            self.post()
+        elif self._slots_free and self._credits.available:
+            self._queue_send(0, STREAM, _nothing)
+        self.post()
 
     @property
     def holds(self) -> bool:
@@ -380,7 +388,14 @@ class Endpoint:
         wanted = 2 if self._awaited or not self._slots_free or self._work else 1
         if self._armed >= wanted or self.failed:
             return
-        self._queue.req_notify(wanted == 1)
+        self._arm(wanted)
+
+    def _arm(self, wanted: int) -> None:
+        try:
+            self._queue.req_notify(wanted == 1)
+        except self._verbs.Failed as failed:
+            self._fail(f"the device tells no news ({reason_of(failed)})")
+            raise Gone(self.failed) from failed
         self._armed = wanted
 
     def disarm(self) -> bool:
@@ -402,15 +417,20 @@ class Endpoint:
 
     def close(self) -> None:
         """The queue pair is gone when this returns, and nobody moves anything through it any more. What was not done never will be."""
-        pair, self._pair = self._pair, None
-        objects = [made for made in (pair, self._queue, self._channel, self._memory) if made is not None]
-        self._queue = self._channel = self._memory = None
+        objects, channel = self._objects(), self._channel
+        self._pair = self._queue = self._channel = self._memory = None
         self.failed = self.failed or "it was closed"
         if self._process != os.getpid():
             abandon(*objects)
             return
         for made in objects:
-            made.close()
+            try:
+                if made is channel:
+                    close_channel(made)
+                else:
+                    made.close()
+            except self._verbs.Failed as failed:  # the rest must go all the same
+                _log.warning("%s keeps part of a queue pair (%s)", self.port.name, reason_of(failed))
         for request in self._receives:
             request.close()
         self._receives.clear()
@@ -425,9 +445,13 @@ class Endpoint:
             if done is not None:
                 done(False)
 
+    def _objects(self) -> list[Any]:
+        """In the order in which they can be destroyed."""
+        return [made for made in (self._pair, self._queue, self._channel, self._memory) if made is not None]
+
     def abandon(self) -> None:
         """Never to be destroyed by this process."""
-        abandon(*[made for made in (self._pair, self._queue, self._channel, self._memory) if made is not None])
+        abandon(*self._objects())
 
 
 _endpoints: weakref.WeakSet[Endpoint] = weakref.WeakSet()

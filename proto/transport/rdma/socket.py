@@ -51,8 +51,11 @@ class RdmaSocket:
         return self.sendmsg((data,))
 
     def sendmsg(self, pieces: Sequence[Buffer], ancillary: Sequence[object] = (), flags: int = 0) -> int:
-        """The same for several buffers, which share SENDs where they are small."""
+        """The same for several buffers, which share SENDs where they are small. Who is not rid of everything is told by the descriptor,
+        also when he does not ask again."""
         endpoint = self.endpoint
+        if endpoint.failed:
+            raise ConnectionResetError(endpoint.failed)
         if not endpoint.may_send and not self._room_came():
             raise BlockingIOError
         sent = 0
@@ -64,7 +67,8 @@ class RdmaSocket:
                 if not filled:
                     if not endpoint.may_send:
                         endpoint.post()
-                        return sent
+                        if not self._room_came():
+                            return sent
                     slot = endpoint.slot()
                 part = min(len(data), len(slot) - filled)
                 slot[filled : filled + part] = data[:part]
@@ -133,6 +137,7 @@ class RdmaSocket:
             if remaining <= 0 or not ready.poll(remaining * 1000 + 1):
                 return False
             self.endpoint.disarm()
+        self._say_more(bool(self.endpoint.arrived))  # what came meanwhile, nobody tells of any more
         return not self.endpoint.failed and not self._ended
 
     # Receiving.

@@ -20,6 +20,7 @@ from ...hello import failure_error, parse
 from . import devices
 from .devices import Port
 from .endpoint import Endpoint
+from .socket import RdmaSocket
 
 _turns = itertools.count()  # ports that are equally near are used one after the other
 
@@ -78,14 +79,16 @@ class Upgrade:
         return b""
 
     def drop(self) -> None:
-        """The queue pair that was offered is not used."""
-        if self._made is not None:
-            self._made.close()
-            self._made = None
+        """The queue pair is not used, offered or agreed on."""
+        for made in (self._made, self.endpoint):
+            if made is not None:
+                made.close()
+        self._made = None
 
 
-def accept(queue: rpc_pb2.RdmaQueue) -> Endpoint:
-    """The server's queue pair for a client's, ready. Raises UNSUPPORTED, PROTOCOL."""
+def accept(queue: rpc_pb2.RdmaQueue, tcp: socket.socket) -> tuple[RdmaSocket, bytes]:
+    """The server's half, ready: it takes the TCP socket over once the frame that is given with it has left on that. Raises UNSUPPORTED,
+    PROTOCOL."""
     own = devices.ports()
     port = devices.partner(own, queue.gid, queue.infiniband, next(_turns)) if len(queue.gid) == 16 else None
     if port is None:
@@ -95,10 +98,13 @@ def accept(queue: rpc_pb2.RdmaQueue) -> Endpoint:
     endpoint = Endpoint(port, serves=True)
     try:
         endpoint.connect(queue)
-    except BaseException:
+        reply = rpc_pb2.RdmaConnectReply(queue=endpoint.queue())
+        return RdmaSocket(endpoint, tcp), wire.encode(wire.REPLY, wire.RDMA_CONNECT, 0, reply.SerializeToString())
+    except BaseException as failed:
         endpoint.close()
+        if isinstance(failed, OSError) and not isinstance(failed, StatusError):
+            raise error(Status.UNSUPPORTED, f"no descriptor is left for RDMA ({failed.strerror})") from failed
         raise
-    return endpoint
 
 
 def peer_address(sock: socket.socket) -> bytes:
