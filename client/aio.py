@@ -30,6 +30,7 @@ from .core.keeping import LOST, Event, Quota, TrashEntry
 from .core.locks import THIS_PROCESS, LockInfo
 from .core.options import Options, parse_mode
 from .core.paths import PathLike, text
+from .core.shared import SharedMemory
 
 
 async def connect(url: str = "ember:///", **options: Any) -> Client:
@@ -234,6 +235,9 @@ class Client:
         total = sum(length for _, _, length in ranges)
         view = memoryview(bytearray(total) if buffer is None else buffer).cast("B")
         return await read_many(self.core, [(file.handle, offset, length) for file, offset, length in ranges], view)
+
+    async def shared_memory(self, size: int) -> SharedMemory:
+        return self.core.shared.make(size)
 
     async def bulk_read(
         self, files: Sequence[File], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]

@@ -31,6 +31,7 @@ from .core.keeping import LOST, Event, Quota, TrashEntry
 from .core.locks import THIS_PROCESS, LockInfo
 from .core.options import Options, parse_mode
 from .core.paths import PathLike, text
+from .core.shared import SharedMemory
 
 
 def connect(url: str = "ember:///", **options: Any) -> Client:
@@ -289,10 +290,16 @@ class Client:
 
     def read_many(self, ranges: Sequence[tuple[File, int, int]], buffer: Any = None) -> list[memoryview]:
         """Per (open file, offset, length) a view of its bytes, in `buffer` (writable, for all of them one after the other) or a new one.
-        Some are on their way while others are copied there. Raises INVALID for a range that is not all there."""
+        Some are on their way while others are copied there; into `shared_memory` nothing is copied. Raises INVALID for a range that is
+        not all there, REGION_DEAD for shared memory that is dead."""
         total = sum(length for _, _, length in ranges)
         view = memoryview(bytearray(total) if buffer is None else buffer).cast("B")
         return drive(read_many(self.core, [(file.handle, offset, length) for file, offset, length in ranges], view))
+
+    def shared_memory(self, size: int) -> SharedMemory:
+        """New memory of `size` bytes that servers on this host fill by themselves when something is read to a part of it with
+        `read_many`. It takes memory as it is used; `close` it, or the client, and drop all views of it."""
+        return self.core.shared.make(size)
 
     def bulk_read(
         self, files: Sequence[File], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]

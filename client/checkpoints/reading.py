@@ -1,7 +1,8 @@
 """Ranges of files into memory, in parallel: what is wanted is cut into pieces, and a few threads read them to where they belong.
 
 A piece is one batched read over all chains of its file. The bytes are checked by the client when they arrive, and moved once, into the
-caller's memory, which may be pinned.
+caller's memory, which may be pinned. Pieces begin where chunks do: a chunk that is read as a whole has one checksum, and a part of one has
+hundreds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from typing import Any, NamedTuple, TypeVar
 from .folders import Ranges, Source
 
 THREADS = 4  # one waits for storage while others move and check bytes
-PIECE_BYTES = 16 << 20  # read at once by one thread; as much as the client has in flight of one batch
+PIECE_BYTES = (
+    16 << 20
+)  # read at once by one thread: a half of it is on its way while the other one is checked and moved
+ALIGNED_BYTES = 4 << 20  # of the file: where pieces end
 PIECE_RANGES_MAX = 4096  # of one piece: as many operations as a request may have
 
 _Item = TypeVar("_Item")
@@ -54,10 +58,13 @@ def _cut(pieces: Iterable[Piece]) -> Iterator[Piece]:
         for start, length in ranges:
             done = 0
             while done < length:
-                part = min(length - done, PIECE_BYTES - (end - begin))
+                room = PIECE_BYTES - (end - begin)
+                if not taken and length - done > room:
+                    room -= (start + done) % ALIGNED_BYTES  # the next one begins with a chunk
+                part = min(length - done, room)
                 taken.append((start + done, part))
-                done, end = done + part, end + part
-                if end - begin == PIECE_BYTES or len(taken) == PIECE_RANGES_MAX:
+                done, end, room = done + part, end + part, room - part
+                if not room or len(taken) == PIECE_RANGES_MAX:
                     yield Piece(source, taken, into[begin:end])
                     taken, begin = [], end
         if taken:

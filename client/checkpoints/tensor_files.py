@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ from .tensor_format import BITS, LENGTH, Header, Planned, TensorInfo, arranged, 
 
 INDEX = "model.safetensors.index.json"
 SUFFIX = ".safetensors"
+ONE_OF_SEVERAL = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]{8})?\.safetensors$")  # only an index says that all are there
 SHARD_BYTES = 5 << 30
 FIRST_BYTES = 64 << 10  # read before anything is known: most headers lie in it
 RUN_BYTES_MIN = (
@@ -213,7 +215,8 @@ def load_folder(path: Where, **how: Any) -> dict[str, Any]:
 
 
 def tensor_file_names(folder: Folder) -> list[str]:
-    """The files of a directory that count. Raises NOT_FOUND if there are none, BAD_FORMAT for a broken index."""
+    """The files of a directory that count: those that the index names, or all where nobody has written one. Raises NOT_FOUND if there are
+    none, BAD_FORMAT for a broken index."""
     entries = folder.entries()
     if INDEX in entries:
         try:
@@ -224,6 +227,8 @@ def tensor_file_names(folder: Folder) -> list[str]:
             raise error(Status.BAD_FORMAT, f"{folder.url}/{INDEX} names files outside its directory")
         return sorted(names)
     found = sorted(name for name in entries if name.endswith(SUFFIX))
+    if any(ONE_OF_SEVERAL.search(name) for name in found):
+        raise error(Status.NOT_FOUND, f"{folder.url}: parts of a set, but no {INDEX}: its save has not ended")
     if not found:
         raise error(Status.NOT_FOUND, f"{folder.url}: no {SUFFIX} files")
     return found

@@ -2,22 +2,26 @@
 
 The requests go out with `start`, one to each storage process (more where it is too much for one), and servers move the bytes to where they
 stay: whoever uses the batch gets views of that memory, and nothing is copied. What had to be asked for again is copied to its place.
-A batch of which a request was given up moves to other memory, since a server may still move bytes into the old one.
+A batch of which a request was given up moves to other memory, since a server may still move bytes into the old one; where the memory is
+the caller's (shared.py), nothing is given up as long as anybody may answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import accumulate
 from operator import add
 from typing import TYPE_CHECKING
 
+from ...proto.copying import copy
 from ...proto.errors import Status, StatusError, error
 from ...proto.region import Slice
 from .columns import Columns, Home, columns_of
 from .holes import check_holes
 from .inode import Inode
 from .reads import Fetch
+from .retry import Patience
 
 if TYPE_CHECKING:
     from .client import Core
@@ -37,12 +41,15 @@ class BulkRead:
         file: Sequence[int],
         offsets: Sequence[int],
         lengths: Sequence[int],
+        place: Slice | None = None,
     ) -> None:
+        """`place`: shared memory of the caller's, as long as all ranges; None: of the pool."""
         self._core = core
         self._handles = handles
         self._file = file
         self._offsets = offsets
         self._lengths = lengths
+        self._place = place
         self._slice: Slice | None = None
         self._home: Home | None = None
         self._fetch: Fetch | None = None
@@ -54,7 +61,7 @@ class BulkRead:
         if not self.length:
             return self
         files = await self._ready()
-        self._slice = self._take(self.length)
+        self._slice = self._place or self._take(self.length)
         try:
             await self._begin(files)
         except BaseException:
@@ -74,13 +81,18 @@ class BulkRead:
             raise
         return self._slice.view if self._slice is not None else memoryview(b"")
 
+    @property
+    def at_home(self) -> bool:
+        """Whether the bytes come into the caller's memory."""
+        return self._place is not None
+
     def release(self) -> None:
         """Give the memory back: the view is not valid any more. Doing it twice is no harm."""
         fetch, self._fetch = self._fetch, None
         if fetch is not None:
             fetch.abandon()
         slice_, self._slice = self._slice, None
-        if slice_ is not None:
+        if slice_ is not None and slice_ is not self._place:
             self._core.env.pool.give(slice_)
 
     # --- inside -----------------------------------------------------------------------------------------------------------------------
@@ -127,7 +139,7 @@ class BulkRead:
         if not columns.index:
             return
         assert self._slice is not None
-        self._home = Home(self._slice, starts, columns.length, dense=not small)
+        self._home = Home(self._slice, starts, columns.length, dense=not small, owned=self._place is None)
         self._fetch = Fetch(self._core.cluster, columns, home=self._home)
         try:
             self._fetch.start()
@@ -184,7 +196,9 @@ class BulkRead:
         if short:
             self._check_ends()
         old = self._slice
-        if home.spoiled:
+        if old is self._place:
+            _check_alive(old)
+        elif home.spoiled:
             self._slice = self._take(self.length)
             if not home.dense:
                 self._slice.view[:] = old.view  # what was small
@@ -197,54 +211,82 @@ class BulkRead:
             self._core.env.pool.give(old)  # which keeps it aside until its server is known to be done
 
 
+def _check_alive(place: Slice) -> None:
+    if place.region.dead:
+        raise error(Status.REGION_DEAD, "a server may still write into this shared memory: make another one")
+
+
 async def read_many(core: Core, ranges: Sequence[tuple[Reader, int, int]], view: memoryview) -> list[memoryview]:
     """Many (file, offset, length) ranges into the caller's memory, one after the other; a view of each. Some are on their way while others
-    are copied. Raises INVALID for ranges beyond the end of a file, or memory that does not suffice."""
+    are checked, and copied unless the memory is shared. Raises INVALID for ranges beyond the end of a file, or memory that does not
+    suffice, REGION_DEAD for shared memory that a server may still write into."""
     if view.readonly or len(view) < sum(length for _, _, length in ranges):
         raise error(Status.INVALID, f"the buffer must be writable and hold all ranges; it has {len(view)} bytes")
     handles = list(dict.fromkeys(handle for handle, _, _ in ranges))
     places = {handle: place for place, handle in enumerate(handles)}
     rows = [(places[handle], offset, length) for handle, offset, length in ranges]
     patience = core.cluster.patience()
-    position = 0
+    whole = core.shared.find(view)
+    if whole is not None:
+        _check_alive(whole)
+    position = asked = 0
     flying: list[BulkRead] = []
     try:
-        for window in _windows(rows, min(WINDOW_BYTES, core.options.memory // 8)):
+        sizes = [handle.file.chunk_size for handle in handles]
+        for window in _windows(rows, sizes, min(WINDOW_BYTES, core.options.memory // 8)):
             file, offsets, lengths = zip(*window, strict=True)
-            while True:
-                try:
-                    flying.append(await BulkRead(core, handles, file, offsets, lengths).start())
-                    break
-                except StatusError as failure:
-                    if failure.status is not Status.BUSY:
-                        raise
-                    if not flying:  # others have all of the memory
-                        await patience.again(failure)
-                while flying:
-                    position = await _copy(flying.pop(0), view, position)
+            size = sum(lengths)
+            place = Slice(whole.region, whole.offset + asked, size) if whole is not None else None
+            asked += size
+            bulk = BulkRead(core, handles, file, offsets, lengths, place)
+            while not await _is_started(bulk, patience if not flying else None):
+                position = await _copy(flying.pop(0), view, position)
+            flying.append(bulk)
             if len(flying) > 1:
                 position = await _copy(flying.pop(0), view, position)
         while flying:
             position = await _copy(flying.pop(0), view, position)
     finally:
         for bulk in flying:
+            if whole is not None:  # else nobody would know whether its memory is dead
+                with suppress(StatusError):
+                    await bulk.finish()
             bulk.release()
     ends = list(accumulate([length for _, _, length in ranges]))
     return [view[end - length : end] for end, (_, _, length) in zip(ends, ranges, strict=True)]
 
 
+async def _is_started(bulk: BulkRead, patience: Patience | None) -> bool:
+    """Send the requests. False where there is no memory, and nobody has the patience to wait until others give some back."""
+    while True:
+        try:
+            await bulk.start()
+            return True
+        except StatusError as failure:
+            if failure.status is not Status.BUSY:
+                raise
+            if patience is None:
+                return False
+            await patience.again(failure)
+
+
 async def _copy(bulk: BulkRead, view: memoryview, position: int) -> int:
-    """Bring a finished window to where it belongs; where the next one goes."""
+    """Bring a finished window to where it belongs, unless it is there; where the next one goes."""
     end = position + bulk.length
     try:
-        view[position:end] = await bulk.finish()
+        found = await bulk.finish()
+        if not bulk.at_home:
+            copy(view[position:end], found)
     finally:
         bulk.release()
     return end
 
 
-def _windows(rows: Sequence[tuple[int, int, int]], limit: int) -> list[list[tuple[int, int, int]]]:
-    """Ranges in portions of at most `limit` bytes; long ones are cut."""
+def _windows(
+    rows: Sequence[tuple[int, int, int]], sizes: Sequence[int], limit: int
+) -> list[list[tuple[int, int, int]]]:
+    """Ranges in portions of at most `limit` bytes; long ones are cut, where a chunk ends if that can be: one that is read as a whole has
+    one checksum. `sizes`: of the chunks of each file."""
     found: list[list[tuple[int, int, int]]] = []
     room = 0
     for place, offset, length in rows:
@@ -254,6 +296,9 @@ def _windows(rows: Sequence[tuple[int, int, int]], limit: int) -> list[list[tupl
                 found.append([])
                 room = limit
             part = min(room, length - done)
+            beyond = (offset + done + part) % sizes[place]
+            if part < length - done and beyond < part:
+                part, room = part - beyond, part - beyond
             found[-1].append((place, offset + done, part))
             done += part
             room -= part

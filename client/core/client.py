@@ -46,6 +46,7 @@ from .options import O_APPEND, O_CREAT, O_ONCE, O_RDONLY, O_TRUNC, Mode, Options
 from .paths import PathLike, at, place, text
 from .ranges import read_ranges
 from .reading import Reader
+from .shared import SharedMemories
 from .together import Together
 from .writeback import WriteBack
 from .writes import sync_chains
@@ -68,6 +69,7 @@ class Core(Namespace):
         self.losing = env.lock()
         self.orphans: deque[Handle] = deque()  # open handles that nobody refers to any more
         self.together: Together | None = None  # where many read at once
+        self.shared = SharedMemories(env)
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
@@ -491,6 +493,7 @@ class Core(Namespace):
         except StatusError:
             pass  # the manager ends the session of a client that is silent
         finally:
+            self.shared.close()
             done = self.env.close()
             if done is not None:
                 await done
@@ -524,6 +527,7 @@ class Core(Namespace):
             handle.locked = False  # the locks are the parent's
             handle.failures_told = handle.file.failures  # and so are the errors
         self.orphans.clear()
+        self.shared.after_fork_in_child()
         self.cluster.after_fork_in_child()
         self.losing = self.env.lock()
         self._begin_epoch()

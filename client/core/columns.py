@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
+from ...proto.copying import copy
 from ...proto.ids import ChunkId
 from ...proto.region import Slice
 from .inode import Inode
@@ -32,7 +33,7 @@ class Into:
 
     def write(self, data: memoryview | bytes, /) -> int:
         end = self.position + len(data)
-        self.view[self.position : end] = data
+        copy(self.view[self.position : end], data)
         self.position = end
         return len(data)
 
@@ -118,16 +119,19 @@ class Columns:
 
 
 class Home:
-    """Where the rows of a fetch are to lie in the end: places in one piece of the client's pool. Servers move them there at once; what had
-    to be asked for again comes from elsewhere, and is copied."""
+    """Where the rows of a fetch are to lie in the end: places in one piece of the pool, or of shared memory. Servers move them there at
+    once; what had to be asked for again comes from elsewhere, and is copied."""
 
-    __slots__ = ("dense", "lengths", "missed", "slice", "spoiled", "starts")
+    __slots__ = ("dense", "lengths", "missed", "owned", "slice", "spoiled", "starts")
 
-    def __init__(self, slice_: Slice, starts: Sequence[int], lengths: Sequence[int], *, dense: bool) -> None:
+    def __init__(
+        self, slice_: Slice, starts: Sequence[int], lengths: Sequence[int], *, dense: bool, owned: bool = True
+    ) -> None:
         self.slice = slice_
         self.starts = starts
         self.lengths = lengths
         self.dense = dense  # each row begins where the one before it ends
+        self.owned = owned  # it is the pool's, which keeps it aside if need be: else requests are not given up
         self.missed = False  # some rows came elsewhere
         self.spoiled = False  # a request that was given up may still move bytes here
 

@@ -241,7 +241,7 @@ class Fetch:
         env, replicas = self.cluster.env, self.cluster.replicas
         while self._parts:
             part, began = self._parts[0], 0.0
-            if part.several and part.ticket is not None:
+            if part.several and part.ticket is not None and self._may_give_up(part):
                 began = part.since or env.now()
                 seconds = 0.0 if part.late else replicas.hedge_seconds(part.replica)
                 if await env.collect_any((part.ticket,), seconds) is None:
@@ -249,6 +249,9 @@ class Fetch:
                     continue
             await self._receive(part, began)
             self._parts.pop(0)
+
+    def _may_give_up(self, part: _Part) -> bool:
+        return self.home is None or self.home.owned or not part.at_home
 
     async def _receive(self, part: _Part, began: float) -> None:
         """Take in one reply, which somebody has been waiting for since `began`."""

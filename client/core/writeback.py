@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+from ...proto.copying import copy
 from ...proto.errors import Status, StatusError
 from ...proto.gen.meta_pb2 import InlineWrites
 from ...proto.region import Slice
@@ -41,7 +42,7 @@ class Block:
 
     def put(self, start: int, data: memoryview) -> None:
         end = start + len(data)
-        self.slice.view[start:end] = data
+        copy(self.slice.view[start:end], data)
         self.start, self.end = min(self.start, start), max(self.end, end)
 
     def update(self, file: Inode) -> Update:

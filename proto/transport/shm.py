@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import ClassVar
 
+from ..copying import copy
 from ..errors import Status, error
 from ..frame import SLICE
 from ..rpc import BULK_BYTES_MAX
@@ -237,7 +238,7 @@ def pull_mapped(pieces: Sequence[Piece], into: memoryview) -> None:
     start = 0
     for region, offset, length in pieces:
         assert region.view is not None
-        into[start : start + length] = region.view[offset : offset + length]
+        copy(into[start : start + length], region.view[offset : offset + length])
         start += length
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from emberfs.client.checkpoints.folders import Folder, folder_of
 from emberfs.proto.errors import StatusError
 
 from .dying import DyingFolder, lived
+from .power import MemoryFolder, PowerLoss
 
 torch = pytest.importorskip("torch", reason="torch is not here: ./deploy/test --training")
 
@@ -157,6 +159,43 @@ def test_a_save_that_is_killed_leaves_the_old_or_the_new_checkpoint(where: str) 
     assert steps > 12 and seen == {True, False}
     save(old, folder_of(where))
     assert len(folder_of(where).entries()) == 3, "leftovers"
+
+
+def test_a_loss_of_power_leaves_the_old_or_the_new_checkpoint() -> None:
+    def save(version: int, folder: Folder) -> None:
+        writer = StorageWriter("/nowhere", threads=1)
+        writer.folder = folder
+        dcp.save(small(version), storage_writer=writer)
+
+    def load(folder: Folder) -> int:
+        reader = StorageReader("/nowhere", threads=1)
+        reader.folder = folder
+        found = loaded(reader, small(0))
+        same(found, small(int(found["scalar"])))
+        [seen] = catalog.checkpoints(folder)
+        assert seen.whole and seen.sums and catalog.verify(seen, threads=1) == []
+        return int(found["scalar"])
+
+    old = MemoryFolder()
+    save(1, old)
+    came, steps, ended = set(), 0, False
+    while not ended:
+        for seed in range(4):
+            folder = MemoryFolder(steps)
+            folder.names = dict(old.names)
+            try:
+                save(2, folder)
+                ended = True
+            except (PowerLoss, CheckpointException) as lost:
+                assert "PowerLoss" in repr(lost)
+            survivor = folder.after_power_loss(random.Random(seed))
+            version = load(survivor)
+            assert version in ((2,) if ended else (1, 2)), f"step {steps}, seed {seed}"
+            came.add(version)
+            save(3, survivor)
+            assert load(survivor) == 3 and len(survivor.names) == 3
+        steps += 1
+    assert came == {1, 2} and steps > 12
 
 
 def test_a_first_save_that_is_killed_is_no_checkpoint(where: str) -> None:

@@ -1,0 +1,21 @@
+"""Copies of payload that let other threads work: one of some MiB takes a millisecond, and an assignment to a slice keeps the
+interpreter's lock for as long."""
+
+from __future__ import annotations
+
+import ctypes
+
+ASIDE_BYTES_MIN = 1 << 20  # below, giving the lock away and getting it back may cost more than the copy
+
+
+def copy(into: memoryview, data: memoryview | bytes) -> None:
+    """Make the bytes of `into`, which is writable, those of `data`, which is equally long. They may be parts of one buffer, and neither may
+    be given back meanwhile. Raises ValueError for different lengths."""
+    if len(data) < ASIDE_BYTES_MIN or isinstance(data, bytes) or data.readonly or len(into) != len(data):
+        into[:] = data  # ctypes asks for memory that may be written, on both sides
+    else:
+        ctypes.memmove(_address(into), _address(data), len(data))
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
