@@ -103,7 +103,7 @@ class Pieces:
         self.contexts.append(context)
         context.listening = self.listening
         self.entered.set()
-        await asyncio.to_thread(self.gate.wait, 30)
+        await asyncio.to_thread(self.gate.wait, 60)
 
 
 class Loop:
@@ -114,7 +114,7 @@ class Loop:
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, Any], seconds: float = 60.0) -> Any:
+    def run(self, work: Coroutine[Any, Any, Any], seconds: float = 90.0) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(seconds * max(1.0, time_scale()))
 
     def do(self, work: Callable[[], Any]) -> Any:
@@ -209,14 +209,14 @@ class Face:
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run(work) if self.loop else drive(work)
 
-    def call(self, address: str, method: rpc.Method, request: Any, timeout: float = 20.0, **bulk: Any) -> Any:
+    def call(self, address: str, method: rpc.Method, request: Any, timeout: float = 60.0, **bulk: Any) -> Any:
         """Times are multiplied by the time scale, as everybody's."""
         return self._run(self.env.call(Call(address, method, request, timeout * time_scale(), **bulk)))
 
     def call_many(self, calls: Sequence[Call]) -> list[Any]:
         return list(self._run(self.env.call_many(calls)))
 
-    def start(self, address: str, method: rpc.Method, request: Any, timeout: float = 20.0, **bulk: Any) -> Any:
+    def start(self, address: str, method: rpc.Method, request: Any, timeout: float = 60.0, **bulk: Any) -> Any:
         call = Call(address, method, request, timeout * time_scale(), **bulk)
         return self.loop.do(lambda: self.env.start(call)) if self.loop else self.env.start(call)
 
@@ -307,7 +307,7 @@ def write(offset: int, late: bool = False) -> storage_pb2.WriteRequest:
     return storage_pb2.WriteRequest(offset=[offset], tenant=int(late))
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Whether it becomes true: for what another process does without telling."""
     end = time.monotonic() + seconds * max(1.0, time_scale())
     pause = threading.Event()

@@ -26,7 +26,7 @@ class Raw:
         else:
             host, port = rest.rsplit(":", 1)
             self.sock = socket.create_connection((host, int(port)))
-        self.sock.settimeout(10)
+        self.sock.settimeout(60)
         self.decoder = Decoder(lambda frame: [memoryview(bytearray(frame.bulk_bytes))])
         self.frames: list[Frame] = []
 

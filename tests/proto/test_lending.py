@@ -57,7 +57,7 @@ def lender(tmp_path: Path) -> Iterator[Lender]:
 def _call(address: str, env: Any, offsets: list[int], lengths: list[int]) -> Call:
     region = env.register(bytearray(sum(lengths)))
     request = storage_pb2.ReadRequest(offset=offsets, length=lengths)
-    return Call(address, READ, request, 20.0, target=(Slice(region, 0, sum(lengths)),))
+    return Call(address, READ, request, 60.0, target=(Slice(region, 0, sum(lengths)),))
 
 
 @pytest.mark.parametrize("kind", ["tcp:127.0.0.1:0", "unix"])
@@ -71,7 +71,7 @@ def test_lent_and_copied_pieces_arrive_in_their_order(kind: str, lender: Lender,
             wanted = b"".join(lender.data[o : o + n] for o, n in zip(offsets, lengths, strict=True))
             assert all(call.target[0].view == wanted for call in calls)
             assert lender.lent == 8 * sum(n for n in lengths if n >= SMALL)
-            assert all(lender.returned.acquire(timeout=10) for _ in calls)
+            assert all(lender.returned.acquire(timeout=60) for _ in calls)
         finally:
             env.close()
 
@@ -82,7 +82,7 @@ def test_what_was_lent_comes_back_although_the_peer_does_not_read(lender: Lender
         try:
             calls = [_call(server.addresses[0], env, [0], [SIZE]) for _ in range(6)]  # more than any socket takes
             tickets = [env.start(call) for call in calls]  # one connection each, and nobody reads
-            assert all(lender.returned.acquire(timeout=20) for _ in calls)
+            assert all(lender.returned.acquire(timeout=60) for _ in calls)
             lender.file.truncate(0)  # whatever becomes of the file
             for call, ticket in zip(calls, tickets, strict=True):
                 drive(env.collect(ticket))
@@ -97,7 +97,7 @@ def test_a_file_that_ended_breaks_the_connection_not_the_server(lender: Lender) 
         try:
             with pytest.raises(StatusError):
                 drive(env.call(_call(server.addresses[0], env, [SIZE - SMALL], [2 * SMALL])))
-            assert lender.returned.acquire(timeout=10)
+            assert lender.returned.acquire(timeout=60)
             drive(env.call(good := _call(server.addresses[0], env, [0], [SIZE])))
             assert good.target[0].view == lender.data
         finally:

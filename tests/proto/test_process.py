@@ -54,7 +54,7 @@ class Server:
         return dict(json.loads(self.pipe.readline()))
 
     def end(self) -> tuple[int, list[dict[str, Any]]]:
-        _, logs = self.process.communicate(timeout=30)
+        _, logs = self.process.communicate(timeout=60)
         return self.process.returncode, [json.loads(line) for line in logs.splitlines()]
 
     def close(self) -> None:

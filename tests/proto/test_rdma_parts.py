@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -201,7 +201,7 @@ class Channel:
     """A completion channel as the kernel shows it: a descriptor of which only the name tells what it is."""
 
     folder: Path
-    meanwhile: list[threading.Thread] = []  # threads that want a channel, too, just when one is made
+    meanwhile: ClassVar[list[threading.Thread]] = []  # threads that want a channel, too, just when one is made
 
     def __init__(self, _context: Any) -> None:
         while Channel.meanwhile:

@@ -172,8 +172,11 @@ def test_nobody_there(pair: Pair, tmp_path: Path) -> None:
 
 def test_no_answer_in_time(pair: Pair) -> None:
     assert pair.client.call(pair.address, SPACE, storage_pb2.SpaceRequest())  # connects: that is not what is timed
-    failure = pair.failure(SYNC, storage_pb2.SyncRequest(), timeout=0.2)
-    assert failure.status is Status.DEADLINE and isinstance(failure, TimeoutError)
+    for seconds in (0.2, 2.0, 20.0):  # until the handler has been reached in that time
+        failure = pair.failure(SYNC, storage_pb2.SyncRequest(), timeout=seconds)
+        assert failure.status is Status.DEADLINE and isinstance(failure, TimeoutError)
+        if pair.service.contexts:
+            break
     assert eventually(lambda: pair.service.contexts[0].cancelled)
     assert pair.client.call(pair.address, SPACE, storage_pb2.SpaceRequest())
 
@@ -207,8 +210,8 @@ def test_an_abandoned_call_is_cancelled_and_its_memory_kept_aside(remote: Pair) 
 def test_many_calls_come_back_in_order_each_with_its_own_outcome(pair: Pair) -> None:
     pool = pair.client.env.pool
     targets = [pool.take(4096) for _ in range(20)]
-    calls = [Call(pair.address, READ, read((i * 4096, 4096)), 20.0, target=[targets[i]]) for i in range(20)]
-    calls[3] = Call(pair.address, REMOVE, storage_pb2.RemoveChunksRequest(), 20.0)
+    calls = [Call(pair.address, READ, read((i * 4096, 4096)), 60.0, target=[targets[i]]) for i in range(20)]
+    calls[3] = Call(pair.address, REMOVE, storage_pb2.RemoveChunksRequest(), 60.0)
     calls[9] = Call(pair.address.replace("storage", "x") + "0", SPACE, storage_pb2.SpaceRequest(), 5.0)
     results = pair.client.call_many(calls)
     for i, result in enumerate(results):
@@ -222,9 +225,13 @@ def test_many_calls_come_back_in_order_each_with_its_own_outcome(pair: Pair) -> 
 
 
 def test_one_slow_call_among_many_does_not_hold_up_the_others_results(remote: Pair) -> None:
-    calls = [Call(remote.address, SPACE, storage_pb2.SpaceRequest(), 20.0 * time_scale()) for _ in range(4)]
-    calls.insert(1, Call(remote.address, SYNC, storage_pb2.SyncRequest(), 0.5 * time_scale()))
-    results = remote.client.call_many(calls)
+    calls = [Call(remote.address, SPACE, storage_pb2.SpaceRequest(), 60.0 * time_scale()) for _ in range(4)]
+    remote.client.call_many(calls)  # connects: that is not what is timed
+    for seconds in (0.5, 5.0, 30.0):
+        slow = Call(remote.address, SYNC, storage_pb2.SyncRequest(), seconds * time_scale())
+        results = remote.client.call_many([calls[0], slow, *calls[1:]])
+        if remote.service.contexts:  # it was sent in that time
+            break
     assert [isinstance(result, StatusError) for result in results] == [False, True, False, False, False]
     assert results[1].status is Status.DEADLINE
 
@@ -249,26 +256,27 @@ def test_the_first_answer_of_several_is_waited_for(remote: Pair) -> None:
     assert client.collect_any([silent], 0.0) is None
     assert client.collect_any([silent], 0.05) is None
     other = client.start(remote.address, READ, read((4096, 8192)), target=[fast])
-    assert client.collect_any([silent, other], 10.0) is other
+    assert client.collect_any([silent, other], 60.0) is other
     assert client.collect_any([silent, other], 0.0) is other, "until it is collected"
     client.collect(other)
     assert fast.view == remote.service.data[4096 : 4096 + 8192]
     remote.service.gate.set()
-    assert client.collect_any([silent], 10.0) is silent
+    assert client.collect_any([silent], 60.0) is silent
     client.collect(silent)
     assert slow.view == remote.service.data[:8192]
 
 
 def test_what_failed_or_is_too_late_is_an_answer_too(remote: Pair) -> None:
     pool, client = remote.client.env.pool, remote.client
+    client.call_many([Call(remote.address, SPACE, storage_pb2.SpaceRequest(), 60.0) for _ in range(2)])  # connects
     late = client.start(remote.address, READ, read((0, 8192), late=True), timeout=0.2, target=[pool.take(8192)])
     slow = client.start(remote.address, READ, read((0, 8192), late=True), target=[pool.take(8192)])
-    assert client.collect_any([slow, late], 10.0) is late
+    assert client.collect_any([slow, late], 60.0) is late
     with pytest.raises(StatusError) as deadline:
         client.collect(late)
     assert deadline.value.status is Status.DEADLINE
     nobody = client.start(remote.address + "0", SPACE, storage_pb2.SpaceRequest(), timeout=5.0)
-    assert client.collect_any([slow, nobody], 10.0) is nobody
+    assert client.collect_any([slow, nobody], 60.0) is nobody
     with pytest.raises(StatusError):
         client.collect(nobody)
     client.abandon(slow)
@@ -284,12 +292,12 @@ def test_a_connection_is_given_up_after_its_own_time(tmp_path: Path) -> None:
             with face(kind, cluster="c") as client:
                 began = time.monotonic()
                 ticket = client.start(
-                    f"unix:{tmp_path}/s", SPACE, storage_pb2.SpaceRequest(), timeout=20.0, connect=0.1
+                    f"unix:{tmp_path}/s", SPACE, storage_pb2.SpaceRequest(), timeout=60.0, connect=0.1
                 )
                 with pytest.raises(StatusError) as unreachable:
                     client.collect(ticket)
                 assert unreachable.value.status is Status.UNAVAILABLE
-                assert time.monotonic() - began < 10
+                assert time.monotonic() - began < 30
 
 
 def test_large_bulk_both_ways_at_the_same_time(pair: Pair) -> None:
@@ -300,8 +308,8 @@ def test_large_bulk_both_ways_at_the_same_time(pair: Pair) -> None:
     targets = [env.register(bytearray(SIZE)) for _ in range(8)]
     calls = []
     for i in range(8):
-        calls.append(Call(pair.address, READ, read((0, SIZE)), 30.0, target=[Slice(targets[i], 0, SIZE)]))
-        calls.append(Call(pair.address, WRITE, write(i * block), 30.0, source=[Slice(sources[i], 0, block)]))
+        calls.append(Call(pair.address, READ, read((0, SIZE)), 60.0, target=[Slice(targets[i], 0, SIZE)]))
+        calls.append(Call(pair.address, WRITE, write(i * block), 60.0, source=[Slice(sources[i], 0, block)]))
     results = pair.client.call_many(calls)
     assert not [result for result in results if isinstance(result, StatusError)]
     assert pair.service.data == b"".join(source.view for source in sources)

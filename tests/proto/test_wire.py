@@ -93,7 +93,7 @@ def damaged(frame: bytes) -> bytes:
     return frame[:12] + bytes([frame[12] ^ 1]) + frame[13:]
 
 
-REQUEST = wire.encode(0, SPACE.number, 1, b"", deadline_ms=1000)
+REQUEST = wire.encode(0, SPACE.number, 1, b"", deadline_ms=60_000)
 OVERSIZE = struct.pack("<IBBHQIII", wire.MAGIC, 1, 0, SPACE.number, 1, 0, 2**31, 0)
 BAD_FRAMES = {
     "noise": (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "no emberfs frame"),
@@ -126,7 +126,7 @@ def test_a_bad_frame_instead_of_a_hello_is_answered_too(pair: Pair) -> None:
 
 def test_a_request_that_is_no_message_is_invalid_and_the_connection_lives(pair: Pair) -> None:
     raw = Raw(pair.address).hello(pair.address)
-    raw.sock.sendall(wire.encode(0, READ.number, 1, b"\xff\xff\xff", deadline_ms=1000) + REQUEST)
+    raw.sock.sendall(wire.encode(0, READ.number, 1, b"\xff\xff\xff", deadline_ms=60_000) + REQUEST)
     assert hellos.failure_error(raw.next().message, "").status is Status.INVALID
     assert not raw.next().flags & wire.FAILURE
     raw.sock.close()
@@ -135,7 +135,7 @@ def test_a_request_that_is_no_message_is_invalid_and_the_connection_lives(pair: 
 def test_a_truncated_request_does_nothing(pair: Pair) -> None:
     before = bytes(pair.service.data)
     message = write(0).SerializeToString()
-    whole = wire.encode(0, WRITE.number, 1, message, deadline_ms=1000, bulk_bytes=100_000) + b"x" * 100_000
+    whole = wire.encode(0, WRITE.number, 1, message, deadline_ms=60_000, bulk_bytes=100_000) + b"x" * 100_000
     for cut in (10, 40, 20_000, len(whole) - 1):
         raw = Raw(pair.address).hello(pair.address)
         raw.sock.sendall(whole[:cut])
@@ -150,7 +150,7 @@ def test_a_truncated_request_does_nothing(pair: Pair) -> None:
 def test_bulk_for_a_method_that_takes_none_is_dropped_and_refused(pair: Pair) -> None:
     raw = Raw(pair.address).hello(pair.address)
     raw.sock.sendall(
-        wire.encode(0, SPACE.number, 1, b"", deadline_ms=1000, bulk_bytes=200_000) + bytes(200_000) + REQUEST
+        wire.encode(0, SPACE.number, 1, b"", deadline_ms=60_000, bulk_bytes=200_000) + bytes(200_000) + REQUEST
     )
     assert hellos.failure_error(raw.next().message, "").status is Status.INVALID
     assert not raw.next().flags & wire.FAILURE
@@ -177,7 +177,7 @@ def test_what_a_bad_server_answers_is_an_error_at_the_client(
         face(kind) as client,
     ):
         with pytest.raises(StatusError) as raised:
-            client.call(address, SPACE, SPACE_REQUEST, timeout=10.0)
+            client.call(address, SPACE, SPACE_REQUEST)
         assert raised.value.status is status
 
 
@@ -204,7 +204,7 @@ def test_bulk_that_nobody_waits_for_any_more_does_not_land_in_memory_given_back(
         with suppress(ConnectionError):
             peer.sendall(wire.encode(wire.REPLY, READ.number, frame.request_id, b"", table=table, bulk_bytes=size))
             peer.sendall(b"\1" * (size // 2))
-            given_up.wait(10.0)
+            given_up.wait(60.0)
             peer.sendall(b"\1" * (size - size // 2))
         all_sent.set()
 
@@ -216,10 +216,10 @@ def test_bulk_that_nobody_waits_for_any_more_does_not_land_in_memory_given_back(
         client.abandon(ticket)
         region.view[:] = b"\2" * size  # somebody else's, from now on
         given_up.set()
-        assert all_sent.wait(10.0)
+        assert all_sent.wait(60.0)
         if kind == "aio":
             with pytest.raises(StatusError):  # the end of the connection, which comes after those bytes
-                client.call(address, SPACE, SPACE_REQUEST, timeout=10.0)
+                client.call(address, SPACE, SPACE_REQUEST)
         assert region.view == b"\2" * size
 
 
@@ -292,11 +292,12 @@ def test_a_server_is_idle_while_requests_only_listen(pair: Pair, listening: bool
     assert pair.service.entered.wait(60)
     pair.client.call(pair.address, SPACE, SPACE_REQUEST)
     assert pair.running is not None
-    assert pair.running.server.waiting == (not listening)
+    server = pair.running.server
+    assert server.waiting == (not listening)
     pair.service.gate.set()
     pair.client.collect(ticket)
     pair.client.call(pair.address, SPACE, SPACE_REQUEST)
-    assert pair.running.server.waiting == 0
+    assert eventually(lambda: server.waiting == 0), "it counts after it has answered"
 
 
 def test_stopping_a_server_finishes_what_is_under_way(pair: Pair) -> None:
