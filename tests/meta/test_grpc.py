@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from emberfs.meta.gate import CHALLENGES_MAX, NOBODY, Gate, prove
 from emberfs.meta.grpc import serve_grpc
@@ -56,9 +57,9 @@ class Served:
         self.service = MetaService()
 
     async def start(self) -> Served:
-        with listen_tcp("127.0.0.1:0", b"") as probe:
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        self.server = await serve_grpc([self.service], [self.address], self.secret, CLUSTER_ID)  # type: ignore[list-item]
+        with capture_logs() as logs:
+            self.server = await serve_grpc([self.service], ["127.0.0.1:0"], self.secret, CLUSTER_ID)  # type: ignore[list-item]
+        [self.address] = [line["address"].removeprefix("tcp:") for line in logs if line["event"] == "grpc"]
         self.channel = grpc.aio.insecure_channel(self.address)
         return self
 
@@ -71,7 +72,7 @@ class Served:
         stub = self.channel.unary_unary(
             f"/emberfs.v1.{method.service}/{method.name}", lambda m: m.SerializeToString(), method.reply.FromString
         )
-        return await stub(request, timeout=10, metadata=named)
+        return await stub(request, timeout=60, metadata=named)
 
     async def stat(self, **metadata: Any) -> meta_pb2.StatReply:
         reply: meta_pb2.StatReply = await self.call(

@@ -20,6 +20,8 @@ from emberfs.proto.gen.meta_pb2 import TOKEN_ACTION_GIVE, TOKEN_ACTION_TAKE
 from .world import World
 
 A, B, C = (bytes([letter]) * 16 for letter in b"ABC")
+TIME_SCALE = 20.0
+WOKEN_SECONDS = 0.5 * TIME_SCALE  # sooner than by the look each second, which finds everything too
 
 
 class Log:
@@ -74,15 +76,20 @@ async def end(world: World) -> None:
     await world.clock.close()  # type: ignore[attr-defined]
 
 
-@pytest.fixture
-async def log() -> AsyncIterator[Log]:
-    world = await world_over()
-    made = Log(world)
+async def opened_log() -> Log:
+    made = Log(await world_over())
     for client in (A, B, C):
         await made.open(client)
+    return made
+
+
+@pytest.fixture
+async def log(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Log]:
+    monkeypatch.setenv("EMBERFS_TIME_SCALE", f"{TIME_SCALE}")
+    made = await opened_log()
     yield made
-    assert await check(world.engine) == []
-    await end(world)
+    assert await check(made.world.engine) == []
+    await end(made.world)
 
 
 async def test_the_length_comes_with_the_token_and_goes_back_with_it(log: Log) -> None:
@@ -90,10 +97,10 @@ async def test_the_length_comes_with_the_token_and_goes_back_with_it(log: Log) -
     assert (await log.take(A)).attributes.length == 0, "asked again, because the answer was lost"
     watching = log.watch(A)
     waiting = asyncio.create_task(log.take(B))
-    assert list((await asyncio.wait_for(watching, 0.5)).wanted) == [log.inode]
+    assert list((await asyncio.wait_for(watching, WOKEN_SECONDS)).wanted) == [log.inode]
     assert not waiting.done()
     await log.give(A, 100)
-    assert (await asyncio.wait_for(waiting, 0.5)).attributes.length == 100
+    assert (await asyncio.wait_for(waiting, WOKEN_SECONDS)).attributes.length == 100
     assert await log.holder() == B
     await log.give(A)  # has none: nothing happens
     assert await log.holder() == B
@@ -107,36 +114,39 @@ async def test_the_line_is_served_in_its_order_and_each_holder_hears_of_the_next
     await log.until_waiting(1)
     third = asyncio.create_task(log.take(C))
     await log.until_waiting(2)
-    assert list((await asyncio.wait_for(log.watch(A), 0.5)).wanted) == [log.inode]
+    assert list((await asyncio.wait_for(log.watch(A), WOKEN_SECONDS)).wanted) == [log.inode]
     await log.give(A, 10)
-    await asyncio.wait_for(second, 0.5)
+    await asyncio.wait_for(second, WOKEN_SECONDS)
     assert not third.done()
-    assert list((await asyncio.wait_for(log.watch(B), 0.5)).wanted) == [log.inode]
+    assert list((await asyncio.wait_for(log.watch(B), WOKEN_SECONDS)).wanted) == [log.inode]
     await log.give(B, 30)
-    assert (await asyncio.wait_for(third, 0.5)).attributes.length == 30
+    assert (await asyncio.wait_for(third, WOKEN_SECONDS)).attributes.length == 30
     quiet = log.watch(C)
     _, pending = await asyncio.wait([quiet], timeout=0.1)
     assert pending, "nobody waits any more"
     log.world.namespace.client_ended(C)
     with pytest.raises(StatusError) as over:
-        await asyncio.wait_for(quiet, 0.5)
+        await asyncio.wait_for(quiet, WOKEN_SECONDS)
     assert over.value.status is Status.SESSION_ENDED
     await log.world.namespace.clients.step()
     assert await log.holder() == b""
 
 
-async def test_a_holder_that_listens_at_another_server_hears_too(log: Log) -> None:
+async def test_a_holder_that_listens_at_another_server_hears_too() -> None:
+    log = await opened_log()
     other = Log(await world_over(log.world.engine))
     other.inode, other.sessions = log.inode, log.sessions
     other.world._requests = log.world._requests
     await log.take(A)
     watching = log.watch(A, log.inode)
     waiting = asyncio.create_task(other.take(B))
-    assert list((await asyncio.wait_for(watching, 5)).wanted) == [log.inode]
+    assert list((await asyncio.wait_for(watching, 60)).wanted) == [log.inode]
     await log.give(A, 5)
-    assert (await asyncio.wait_for(waiting, 5)).attributes.length == 5
+    assert (await asyncio.wait_for(waiting, 60)).attributes.length == 5
     await log.close_all()
-    await end(other.world)
+    assert await check(log.world.engine) == []
+    for world in (other.world, log.world):
+        await end(world)
 
 
 async def test_a_holder_that_is_gone_is_settled_before_the_next_grant(log: Log) -> None:
@@ -153,7 +163,7 @@ async def test_a_holder_that_is_gone_is_settled_before_the_next_grant(log: Log) 
     assert await log.holder() == A
     world.chunks.down = False
     await world.namespace.clients.step()
-    assert (await asyncio.wait_for(waiting, 1)).attributes.length == 777
+    assert (await asyncio.wait_for(waiting, WOKEN_SECONDS)).attributes.length == 777
     del log.sessions[A]
     await log.close_all()
 
@@ -176,9 +186,9 @@ async def test_who_cuts_waits_for_who_appends(log: Log) -> None:
     await log.take(A)
     watching = log.watch(A)
     cutting = asyncio.create_task(log.world.truncate("/log", 4))
-    assert list((await asyncio.wait_for(watching, 0.5)).wanted) == [log.inode]
+    assert list((await asyncio.wait_for(watching, WOKEN_SECONDS)).wanted) == [log.inode]
     log.world.chunks.write(log.inode, 10)
     await log.give(A, 10)
-    assert (await asyncio.wait_for(cutting, 0.5)).length == 4
+    assert (await asyncio.wait_for(cutting, WOKEN_SECONDS)).length == 4
     assert log.world.chunks.ends[log.inode] == 4
     await log.close_all()

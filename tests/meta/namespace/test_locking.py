@@ -30,6 +30,8 @@ from .world import BOB, World
 FLOCK, POSIX = LOCK_KIND_FLOCK, LOCK_KIND_POSIX
 SHARED, EXCLUSIVE, UNLOCK = LOCK_TYPE_SHARED, LOCK_TYPE_EXCLUSIVE, LOCK_TYPE_UNLOCK
 A, B, C = (bytes([letter]) * 16 for letter in b"ABC")
+TIME_SCALE = 20.0
+WOKEN_SECONDS = 0.5 * TIME_SCALE  # sooner than by the look each second, which finds everything too
 
 
 class Locks:
@@ -70,7 +72,8 @@ async def world_over(engine: Any = None) -> World:
 
 
 @pytest.fixture
-async def served() -> AsyncIterator[Locks]:
+async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Locks]:
+    monkeypatch.setenv("EMBERFS_TIME_SCALE", f"{TIME_SCALE}")
     world = await world_over()
     await world.touch("/f", mode=0o666)
     await world.touch("/g", mode=0o666)
@@ -93,7 +96,7 @@ async def test_who_waits_is_woken_when_the_lock_is_given_back(served: Locks) -> 
     waiting = asyncio.create_task(served.lock(B, inode, POSIX, SHARED, at=(9, 1), owner=1, wait=True, number=5))
     await served.until_waiting(1)
     await served.lock(A, inode, POSIX, UNLOCK, at=(5, 5), owner=1)
-    reply = await asyncio.wait_for(waiting, 0.5)
+    reply = await asyncio.wait_for(waiting, WOKEN_SECONDS)
     assert not reply.waiting
     assert reply.attributes.inode == inode
     assert await served.waits() == 0
@@ -117,7 +120,7 @@ async def test_the_line_is_served_in_its_order(served: Locks) -> None:
         while served.world.namespace.locking.waiters.count < number:
             await asyncio.sleep(0)
     await served.lock(A, inode, FLOCK, UNLOCK, owner=1)
-    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+    await asyncio.wait_for(asyncio.gather(*tasks), WOKEN_SECONDS)
     assert order == [1, 2, 3, 4, 5]
     assert await served.table(inode) == ()
 
@@ -132,7 +135,7 @@ async def test_a_deadlock_of_two_over_two_files(served: Locks) -> None:
         await served.lock(B, f, POSIX, SHARED, owner=1, wait=True, number=1)
     assert circle.value.status is Status.DEADLOCK
     await served.lock(B, g, POSIX, UNLOCK, owner=1)
-    await asyncio.wait_for(waiting, 0.5)
+    await asyncio.wait_for(waiting, WOKEN_SECONDS)
     assert await served.waits() == 0
 
 
@@ -149,9 +152,9 @@ async def test_a_deadlock_of_three_and_of_two_who_want_more(served: Locks) -> No
         await served.lock(C, f, POSIX, SHARED, at=(0, 1), owner=3, wait=True, number=1)
     assert circle.value.status is Status.DEADLOCK
     await served.lock(C, f, POSIX, UNLOCK, owner=3)
-    await asyncio.wait_for(second, 0.5)
+    await asyncio.wait_for(second, WOKEN_SECONDS)
     await served.lock(B, f, POSIX, UNLOCK, owner=3)
-    await asyncio.wait_for(first, 0.5)
+    await asyncio.wait_for(first, WOKEN_SECONDS)
     # Two readers that both want to write wait for each other: the second one is told.
     await served.lock(A, g, POSIX, SHARED, owner=3)
     await served.lock(B, g, POSIX, SHARED, owner=3)
@@ -162,7 +165,7 @@ async def test_a_deadlock_of_three_and_of_two_who_want_more(served: Locks) -> No
     assert circle.value.status is Status.DEADLOCK
     assert len(await served.table(g)) == 2, "who is refused keeps what he has"
     await served.lock(B, g, POSIX, UNLOCK, owner=3)
-    await asyncio.wait_for(upgrade, 0.5)
+    await asyncio.wait_for(upgrade, WOKEN_SECONDS)
 
 
 async def test_two_waits_that_close_a_circle_at_the_same_moment(served: Locks) -> None:
@@ -173,13 +176,13 @@ async def test_two_waits_that_close_a_circle_at_the_same_moment(served: Locks) -
         asyncio.create_task(served.lock(A, g, POSIX, EXCLUSIVE, owner=1, wait=True, number=1)),
         asyncio.create_task(served.lock(B, f, POSIX, EXCLUSIVE, owner=1, wait=True, number=1)),
     ]
-    done, _ = await asyncio.wait(both, timeout=2, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait(both, timeout=WOKEN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
     refused = done.pop().exception()
     assert isinstance(refused, StatusError)
     assert refused.status is Status.DEADLOCK
     loser = A if both[0].done() else B
     await served.lock(loser, f if loser == A else g, POSIX, UNLOCK, owner=1)
-    await asyncio.wait_for(asyncio.gather(*both, return_exceptions=True), 0.5)
+    await asyncio.wait_for(asyncio.gather(*both, return_exceptions=True), WOKEN_SECONDS)
 
 
 async def test_flocks_are_converted_by_letting_go_first(served: Locks) -> None:
@@ -199,10 +202,10 @@ async def test_flocks_are_converted_by_letting_go_first(served: Locks) -> None:
         asyncio.create_task(served.lock(client, inode, FLOCK, EXCLUSIVE, owner=1, wait=True, number=9))
         for client in (A, B)
     ]
-    done, _ = await asyncio.wait(both, timeout=2, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait(both, timeout=WOKEN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
     winner = A if both[0] in done else B
     await served.lock(winner, inode, FLOCK, UNLOCK, owner=1)
-    await asyncio.wait_for(asyncio.gather(*both), 0.5)
+    await asyncio.wait_for(asyncio.gather(*both), WOKEN_SECONDS)
 
 
 async def test_the_two_kinds_do_not_meet_and_a_repeated_request_counts_once(served: Locks) -> None:
@@ -247,7 +250,7 @@ async def test_the_locks_of_a_client_that_is_gone_are_free_once_its_writes_are_s
     assert not waiting.done()
     world.chunks.down = False
     await world.namespace.clients.step()
-    reply = await asyncio.wait_for(waiting, 1)
+    reply = await asyncio.wait_for(waiting, WOKEN_SECONDS)
     assert reply.attributes.length == 1000
     with pytest.raises(StatusError) as late:
         await served.lock(A, inode, POSIX, UNLOCK, owner=1)
@@ -260,13 +263,13 @@ async def test_a_wait_that_was_given_up_leaves_nothing_behind(served: Locks) -> 
     waiting = asyncio.create_task(served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=True, number=1))
     await served.until_waiting(1)
     served.context.cancelled = True
-    assert (await asyncio.wait_for(waiting, 1)).waiting
+    assert (await asyncio.wait_for(waiting, WOKEN_SECONDS)).waiting
     assert await served.waits() == 0
     waiting = asyncio.create_task(served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=True, number=1))
     await served.until_waiting(1)
     served.context.stopping = True
     with pytest.raises(StatusError) as stopped:
-        await asyncio.wait_for(waiting, 1)
+        await asyncio.wait_for(waiting, WOKEN_SECONDS)
     assert stopped.value.status is Status.UNAVAILABLE
 
 
@@ -279,7 +282,7 @@ async def test_a_withdrawn_wait_is_granted_nothing_even_if_it_comes_later(served
     await served.until_waiting(1)
     await served.lock(B, inode, POSIX, UNLOCK, at=(0, 5), owner=1, withdraw=4)
     with pytest.raises(StatusError) as gone:
-        await asyncio.wait_for(waiting, 0.5)
+        await asyncio.wait_for(waiting, WOKEN_SECONDS)
     assert gone.value.status is Status.CANCELLED
     await served.lock(A, inode, POSIX, UNLOCK, owner=1)
     with pytest.raises(StatusError) as late:
@@ -290,9 +293,10 @@ async def test_a_withdrawn_wait_is_granted_nothing_even_if_it_comes_later(served
     await served.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=True, number=5)
 
 
-async def test_locks_outlive_the_server_and_hold_at_another_one(served: Locks) -> None:
+async def test_locks_outlive_the_server_and_hold_at_another_one(served: Locks, monkeypatch: pytest.MonkeyPatch) -> None:
     inode, _ = await numbers(served)
     await served.lock(A, inode, POSIX, EXCLUSIVE, at=(0, 5), owner=1)
+    monkeypatch.delenv("EMBERFS_TIME_SCALE")
     other = Locks(await world_over(served.world.engine))
     assert A in await other.world.namespace.session_clients()
     with pytest.raises(StatusError) as taken:
@@ -302,7 +306,7 @@ async def test_locks_outlive_the_server_and_hold_at_another_one(served: Locks) -
     waiting = asyncio.create_task(other.lock(B, inode, POSIX, EXCLUSIVE, owner=1, wait=True, number=1))
     await other.until_waiting(1)
     await served.lock(A, inode, POSIX, UNLOCK, owner=1)
-    reply = await asyncio.wait_for(waiting, 3)
+    reply = await asyncio.wait_for(waiting, 60)
     assert not reply.waiting
     await other.world.namespace.close()
     await other.world.clock.close()  # type: ignore[attr-defined]
