@@ -87,7 +87,7 @@ async def test_a_cancelled_reader_leaves_the_file_usable(client: aio.Client, fol
 
 async def settled(client: aio.Client) -> bool:
     """The server has answered what was cancelled: nothing is kept aside any more."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while client.core.env.pool.held:
             await client.stat("/")
     return True

@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 
 def test_a_full_block_that_is_written_again_is_sent_once(world: World) -> None:
-    client = world.client()
+    client = world.quiet()
     with client.open("/file", "wb") as file:
         file.pwrite(bytes(MIB - 4096), 4096)  # reaches the end of the block: full, but less than a request's worth
         file.pwrite(b"again", 8192)
@@ -123,7 +123,7 @@ def test_attributes_that_were_overtaken_say_nothing(world: World) -> None:
 
 @pytest.mark.parametrize("mode", ["rb", "rb+"])
 def test_fsync_makes_durable_what_was_closed_before(world: World, mode: str) -> None:
-    client = world.client()
+    client = world.quiet()
     client.write_bytes("/file", b"kept")
     with client.open("/file", mode) as file:
         file.fsync()
@@ -161,7 +161,7 @@ def test_who_reads_in_sequence_beside_a_writer_asks_storage_for_nothing_that_is_
     world: World, in_sequence_before: bool
 ) -> None:
     """As sqlite's readers do with a WAL: they were told of lost data, while a writer's bytes were on their way."""
-    client = world.client()
+    client = world.quiet()
     old, new = bytes(range(256)) * 256, b"new" * 1000
     client.write_bytes("/log", old)
     with client.open("/log", "rb+") as writer, client.open("/log", "rb") as reader:
@@ -189,7 +189,7 @@ def test_a_file_that_was_cut_here_and_written_anew_while_it_was_read_has_lost_no
 
 
 def test_many_files_read_in_turns_share_the_memory(world: World) -> None:
-    client = world.client(memory=16 << 20, timeout=2.0)
+    client = world.client(memory=16 << 20, timeout=30.0)
     data = bytes(range(256)) * (8 << 12)
     count = 24
     for i in range(count):

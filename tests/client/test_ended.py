@@ -19,9 +19,7 @@ from .world import World
 @pytest.fixture
 def quiet(world: World) -> Client:
     """A client whose keeper never comes in between."""
-    client = world.client()
-    client.core.keeper.started = True
-    return client
+    return world.quiet()
 
 
 def sessions(world: World) -> int:

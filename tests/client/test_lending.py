@@ -45,7 +45,7 @@ def test_lent_reads_bring_what_there_is(client: Client, size: int) -> None:
 @pytest.mark.parametrize("step", [4 * KIB, 100 * KIB, MIB])
 def test_lent_reads_in_sequence(world: World, step: int) -> None:
     data = pattern(5 * MIB)
-    client = world.client()
+    client = world.quiet()
     client.write_bytes("/file", data)
     world.storage.requests.clear()
     with client.open("/file") as file:
@@ -65,7 +65,7 @@ def test_lent_reads_slightly_out_of_order(client: Client) -> None:
 
 
 def test_bytes_that_have_not_been_sent_are_lent_as_they_are(world: World) -> None:
-    client = world.client()
+    client = world.quiet()
     client.write_bytes("/file", bytes(2 * MIB))
     with client.open("/file", "rb+") as file:
         file.pwrite(b"written", 1000)
@@ -107,7 +107,7 @@ def flush(file: File) -> None:
 
 
 def test_the_session_ends_with_the_flush_and_another_one_begins_with_the_next_write(world: World) -> None:
-    client = world.client()
+    client = world.quiet()
     inode = client.write_bytes("/file", b"old").inode
     file = client.open("/file", "rb+")
     file.pwrite(b"new", 0)
@@ -177,7 +177,7 @@ def test_each_that_has_the_file_open_is_told_of_a_loss_once(world: World) -> Non
 
 
 def test_a_data_sync_of_a_file_that_has_not_grown_asks_the_storage_only(world: World) -> None:
-    client = world.client()
+    client = world.quiet()
     with client.open("/file", "wb+") as file:
         file.write(b"x" * 100_000)
         drive(file.handle.fsync(data_only=True))  # the first one keeps name and length
@@ -196,7 +196,7 @@ def test_a_data_sync_of_a_file_that_has_not_grown_asks_the_storage_only(world: W
 
 
 def test_a_data_sync_is_one_request_to_storage(world: World) -> None:
-    client = world.client()
+    client = world.quiet()
     with client.open("/file", "wb+", stripe=1) as file:
         file.write(b"x" * 100_000)
         for offset in (0, 50_000):
@@ -208,7 +208,7 @@ def test_a_data_sync_is_one_request_to_storage(world: World) -> None:
 
 def test_a_sync_in_place_tells_the_times_while_the_storage_syncs(world: World) -> None:
     """After the bytes have arrived: whoever sees the new version reads them."""
-    client = world.client()
+    client = world.quiet()
     with client.open("/file", "wb+", stripe=1) as file:
         file.write(b"x" * 100_000)
         file.fsync()
@@ -226,7 +226,7 @@ def test_a_sync_in_place_tells_the_times_while_the_storage_syncs(world: World) -
 
 
 def test_a_data_sync_of_more_than_one_request_is_one_of_its_own(world: World) -> None:
-    client = world.client()
+    client = world.quiet()
     with client.open("/file", "wb+", stripe=1) as file:
         file.write(b"x" * (9 * MIB))
         drive(file.handle.fsync(data_only=True))
@@ -235,7 +235,7 @@ def test_a_data_sync_of_more_than_one_request_is_one_of_its_own(world: World) ->
 
 
 def test_a_write_that_cannot_be_synced_is_sent_again_and_counts_once(world: World) -> None:
-    client = world.client()
+    client = world.quiet()
     with client.open("/file", "wb+", stripe=1) as file:
         file.write(b"x" * 100_000)
         world.storage.raises_after.append(error(Status.UNAVAILABLE, "gone before it was durable"))

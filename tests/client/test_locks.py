@@ -36,7 +36,7 @@ def table(world: World, inode: int) -> locks.Table:
     return locks.unpack(world.run(world.namespace.engine.begin().get(keys.lock_key(inode), snapshot=True)))
 
 
-def eventually(found: Callable[[], bool], seconds: float = 5.0) -> None:
+def eventually(found: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < end
@@ -58,7 +58,7 @@ def test_who_gets_the_lock_sees_what_was_written_under_it(world: World) -> None:
         eventually(lambda: waiting(world) == 1)
         a.write(b"under the lock")
         a.flock("unlock")
-        there.result(5)
+        there.result(60)
         assert b.size == 14
         assert b.pread(100, 0) == b"under the lock"
         b.flock("unlock")
@@ -117,7 +117,7 @@ def test_a_deadlock_is_told(world: World) -> None:
             b.lock(0, 1)
         assert circle.value.errno == errno.EDEADLK
         b.unlock(1, 1)
-        there.result(5)
+        there.result(60)
 
 
 def test_owners_of_one_client_exclude_each_other(world: World) -> None:
@@ -158,7 +158,7 @@ def test_a_wait_that_is_interrupted_puts_back_what_was_held(world: World) -> Non
 
     async def work() -> None:
         env = AioEnvironment(local=world.network)
-        client = AioClient(Core(env, ["local:meta"], Options.of({"timeout": 10.0}), 0o022))
+        client = AioClient(Core(env, ["local:meta"], Options.of({"timeout": 60.0}), 0o022))
         await client.core.connect()
         file = await client.open("/f", "r+b")
         await file.lock(0, 4, exclusive=False)
@@ -198,7 +198,7 @@ def test_what_was_just_granted_to_an_interrupted_wait_is_put_back(world: World) 
 
     async def work() -> None:
         env = AioEnvironment(local=world.network)
-        client = AioClient(Core(env, ["local:meta"], Options.of({"timeout": 10.0}), 0o022))
+        client = AioClient(Core(env, ["local:meta"], Options.of({"timeout": 60.0}), 0o022))
         await client.core.connect()
         file = await client.open("/f", "r+b")
         await file.lock(2, 2, exclusive=False)

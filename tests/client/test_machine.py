@@ -267,10 +267,10 @@ async def _listed(items: Any) -> list[Any]:
 def test_asyncio(world: World) -> None:
     async def connected() -> aio.Client:
         env = AioEnvironment(pool_bytes=64 << 20, local=world.network)
-        core = Core(env, ["local:meta"], Options(timeout=10.0, memory=64 << 20), 0o022)
+        core = Core(env, ["local:meta"], Options(timeout=60.0, memory=64 << 20), 0o022)
         await core.connect()
         return aio.Client(core)
 
-    client = asyncio.run_coroutine_threadsafe(connected(), world.loop).result(10)
+    client = asyncio.run_coroutine_threadsafe(connected(), world.loop).result(60)
     run(world, Outside(client, world), 15)
-    asyncio.run_coroutine_threadsafe(client.close(), world.loop).result(10)
+    asyncio.run_coroutine_threadsafe(client.close(), world.loop).result(60)

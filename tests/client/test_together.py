@@ -25,7 +25,7 @@ async def handle(world: World) -> AsyncIterator[Handle]:
     """A file of one chunk, opened by a client that reads together."""
     world.client().write_bytes("/file", DATA)
     env = AioEnvironment(local=world.network, pool_bytes=64 << 20)
-    core = Core(env, ["local:meta"], Options(timeout=10.0, memory=64 << 20), 0o022)
+    core = Core(env, ["local:meta"], Options(timeout=60.0, memory=64 << 20), 0o022)
     core.read_together()
     await core.connect()
     made = await core.open("/file", parse_mode("rb"))
