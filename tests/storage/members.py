@@ -45,7 +45,7 @@ from .world import World, memory
 SERVING, SYNCING, OFFLINE = TARGET_STATE_SERVING, TARGET_STATE_SYNCING, TARGET_STATE_OFFLINE
 CHUNK = 1 << 20
 CAPACITY = 256 << 20
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 class Member:
@@ -115,7 +115,9 @@ class Members:
     channels: dict[int, asyncio.Lock] = field(
         default_factory=lambda: defaultdict(asyncio.Lock)
     )  # one operation at a time
-    patience: float = SECONDS  # of one request: a member that was killed does not break its connections here
+    patience: float = (
+        SECONDS  # of a change before it is tried again: a member that was killed does not break its connections here
+    )
 
     async def start(self) -> Members:
         self.network = LocalNetwork()
@@ -169,7 +171,12 @@ class Members:
     # --- a client ---
 
     async def call(self, member: Member, method: Method, request: Any, **bulk: Any) -> Any:
-        return await self.env.call(Call(member.address, method, request, self.patience, **bulk))
+        """Once: a machine that stops for a while is waited for."""
+        return await self.env.call(Call(member.address, method, request, SECONDS, **bulk))
+
+    async def attempt(self, method: Method, request: Any, **bulk: Any) -> Any:
+        """One of several, at the head."""
+        return await self.env.call(Call(self.head.address, method, request, self.patience, **bulk))
 
     async def write(self, index: int, data: bytes, *, offset: int = 0, inode: int = 5, truncate: int = 0) -> Status:
         """Through the head, until it is answered for good, under one sequence."""
@@ -180,7 +187,7 @@ class Members:
                 request = World.write_request([piece], 1, self.version)
                 request.truncate_version[:] = [truncate]
                 try:
-                    reply = await self.call(self.head, STORAGE.Write, request, source=[memory(data)])
+                    reply = await self.attempt(STORAGE.Write, request, source=[memory(data)])
                 except StatusError as failed:
                     status = failed.status
                 else:
@@ -199,7 +206,7 @@ class Members:
                     chunk_size=[CHUNK],
                 )  # fmt: skip
                 try:
-                    status = Status((await self.call(self.head, STORAGE.Truncate, request)).status[0])
+                    status = Status((await self.attempt(STORAGE.Truncate, request)).status[0])
                 except StatusError as failed:
                     status = failed.status
                 if status in (Status.OK, Status.STALE_TRUNCATE_VERSION):
@@ -219,7 +226,7 @@ class Members:
                     channel=[channel_of(*made)], sequence=[self.sequence], truncate_version=[truncate], chunk_size=[CHUNK],
                 )  # fmt: skip
                 try:
-                    status = Status((await self.call(self.head, STORAGE.Clone, request)).status[0])
+                    status = Status((await self.attempt(STORAGE.Clone, request)).status[0])
                 except StatusError as failed:
                     status = failed.status
                 if status in (Status.OK, Status.STALE_TRUNCATE_VERSION):
@@ -233,7 +240,7 @@ class Members:
                     chain=[1], chain_version=[self.version], inode=[inode], first=[first], last=[last]
                 )
                 try:
-                    reply = await self.call(self.head, STORAGE.Remove, request)
+                    reply = await self.attempt(STORAGE.Remove, request)
                     if not reply.status[0] and not reply.more[0]:
                         return
                 except StatusError as failed:

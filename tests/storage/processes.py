@@ -25,7 +25,8 @@ from emberfs.proto.region import Slice
 from emberfs.proto.rpc import CLUSTER, STORAGE, Method
 
 CHUNK = 1 << 20
-SECONDS = 20.0
+SECONDS = 60.0
+LATER = (Status.STALE_CHAIN_VERSION, Status.STALE_ROUTING, Status.TARGET_OFFLINE, Status.FENCED, Status.MAYBE_COMMITTED)
 
 
 class Server:
@@ -135,7 +136,7 @@ class Client:
                 if not failed.retryable or time.monotonic() > end:
                     raise
             else:
-                if status not in (Status.STALE_CHAIN_VERSION, Status.STALE_ROUTING, Status.TARGET_OFFLINE):
+                if status not in LATER:
                     return status
                 if time.monotonic() > end:
                     return status

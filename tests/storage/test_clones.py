@@ -19,7 +19,7 @@ from emberfs.proto.rpc import STORAGE
 from emberfs.storage import clones
 from emberfs.storage.inspection import inspect
 
-from .members import CHUNK, OFFLINE, SERVING, SYNCING, Members
+from .members import CHUNK, OFFLINE, SECONDS, SERVING, SYNCING, Members
 from .test_replication import assert_equal, settled
 from .world import World
 
@@ -27,7 +27,8 @@ A, B = 5, 6  # inodes
 
 
 @pytest_asyncio.fixture
-async def chain(tmp_path: Path) -> AsyncIterator[Members]:
+async def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Members]:
+    monkeypatch.setattr("emberfs.storage.forwarding.ASK_TAIL_S_MAX", SECONDS)  # readers are not sent away in a hurry
     members = await Members(tmp_path, 3, patience=0.5).start()
     members.announce(SERVING, SERVING, SERVING)
     yield members

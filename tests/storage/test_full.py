@@ -19,7 +19,7 @@ from emberfs.storage.engine.simulated import SimulatedDisk, SimulatedIndex
 from emberfs.storage.engine.space import DISK_RESERVE_PART
 from emberfs.storage.fullness import AWAY_SECONDS_MAX, AWAY_SECONDS_MIN, LOOK_SECONDS, ROOMY_PART, Fullness
 
-from .members import OFFLINE, SERVING, SYNCING, Member, Members
+from .members import OFFLINE, SECONDS, SERVING, SYNCING, Member, Members
 from .world import World, memory
 
 CAPACITY = 64 << 20
@@ -89,7 +89,7 @@ async def test_a_full_tail_holds_up_nobody(chain: Members) -> None:
     assert await chain.write(0, b"a" * 5000) is Status.OK
     fill(tail)
     write = asyncio.ensure_future(chain.write(1, b"b" * 5000))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(SECONDS):
         while tail.target.entry().state != LOCAL_STATE_OFFLINE:
             await asyncio.sleep(0.01)
     chain.announce(SERVING, OFFLINE)

@@ -17,7 +17,7 @@ from emberfs.storage.engine.row import CHUNK as ROW
 from emberfs.storage.events import Forward, Result
 from emberfs.storage.scrub import Scrubber
 
-from .members import OFFLINE, SERVING, SYNCING, Member, Members, holdings
+from .members import OFFLINE, SECONDS, SERVING, SYNCING, Member, Members, holdings
 
 SIZE = 300_000
 
@@ -46,15 +46,15 @@ async def report(members: Members, number: int, index: int) -> None:
 
 
 async def repaired(member: Member, count: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(SECONDS):
         while member.repairer.repaired < count:
             await asyncio.sleep(0.01)
 
 
 async def settled(members: Members) -> None:
-    """Until no member has anything under way."""
-    async with asyncio.timeout(20):
-        while any(member.target.replica.in_flight for member in members.members):
+    """Until no member has anything under way, nor anything to repair."""
+    async with asyncio.timeout(SECONDS):
+        while any(member.target.replica.in_flight or member.repairer._working for member in members.members):
             await asyncio.sleep(0.01)
 
 
@@ -124,6 +124,7 @@ async def test_updates_go_on_while_chunks_are_repaired(members: Members) -> None
             member.repairer.report(chunk)
         await asyncio.sleep(0.01)
     await work
+    await settled(members)
     assert_sound(members)
 
 
@@ -205,7 +206,7 @@ async def test_a_live_update_of_a_damaged_chunk_during_a_sync(members: Members) 
     await members.synced(3)
     members.announce(SERVING, SERVING, SERVING)
     await repaired(members.members[1], 1)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(SECONDS):
         while members.members[2].target.damaged:
             await asyncio.sleep(0.01)
     assert_sound(members)
@@ -225,7 +226,7 @@ async def test_a_chunk_whose_remove_its_predecessor_has_not_heard_of_yet_does_no
 
     middle.target.forward = held
     remove = asyncio.ensure_future(members.remove(0, 1))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(SECONDS):
         while last.engine.info(chunk_key(5, 0)) is not None:
             await asyncio.sleep(0.01)
     repair = asyncio.ensure_future(last.repairer.repair(chunk_key(5, 0)))

@@ -20,14 +20,15 @@ from emberfs.proto.rpc import STORAGE, Identity
 from emberfs.storage.events import Kind, Update, Version
 from emberfs.storage.forwarding import Forwarder
 
-from .members import CHUNK, OFFLINE, SERVING, SYNCING, Member, Members, holdings
+from .members import CHUNK, OFFLINE, SECONDS, SERVING, SYNCING, Member, Members, holdings
 from .world import World, memory, verify
 
 LASTSRV, WAITING = TARGET_STATE_LASTSRV, TARGET_STATE_WAITING
 
 
 @pytest_asyncio.fixture
-async def chain(tmp_path: Path) -> AsyncIterator[Members]:
+async def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Members]:
+    monkeypatch.setattr("emberfs.storage.forwarding.ASK_TAIL_S_MAX", SECONDS)  # readers are not sent away in a hurry
     members = await Members(tmp_path, 3, patience=0.5).start()
     members.announce(SERVING, SERVING, SERVING)
     yield members
@@ -36,7 +37,7 @@ async def chain(tmp_path: Path) -> AsyncIterator[Members]:
 
 async def settled(members: Members) -> None:
     """Until no member has anything under way."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(SECONDS):
         while any(m.running and m.target.replica.in_flight for m in members.members):
             await asyncio.sleep(0.01)
 
@@ -46,6 +47,9 @@ async def assert_equal(members: Members, *numbers: int) -> None:
     first, *others = [holdings(members.members[number - 1].engine) for number in numbers or (1, 2, 3)]
     for other in others:
         assert set(other["receipts"]) ^ set(first["receipts"]) == set()
+        assert other["chunks"].keys() == first["chunks"].keys()
+        for chunk, held in first["chunks"].items():
+            assert other["chunks"][chunk] == held, f"chunk {chunk.hex()}: {other['chunks'][chunk][1:]}, {held[1:]}"
         assert other == first
 
 
@@ -155,7 +159,7 @@ async def pause_forwards(member: Member) -> asyncio.Event:
 
 
 async def until_pending(member: Member) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SECONDS):
         while not member.engine.pending:
             await asyncio.sleep(0.001)
 
@@ -253,7 +257,7 @@ async def test_a_refusal_teaches_the_newer_entry(chain: Members) -> None:
     assert middle.target.replica.chain is not None and middle.target.replica.chain.version == 2
     chain.version = 1
     write = asyncio.ensure_future(chain.write(0, b"data"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SECONDS):
         while head.target.replica.chain is None or head.target.replica.chain.version != 2:
             await asyncio.sleep(0.01)
     chain.version = 2
@@ -267,7 +271,6 @@ async def test_contents_that_are_too_many_for_one_forward_go_in_parts(
 ) -> None:
     monkeypatch.setattr("emberfs.storage.forwarding.WHOLE_BYTES_MAX", 2 * CHUNK)
     chain.announce(SERVING, SERVING, SYNCING)
-    chain.patience = 20
     pieces = [(5, i, 0, bytes([i]) * 5000, i + 1, None) for i in range(7)]
     source = memory(b"".join(piece[3] for piece in pieces))
     reply = await chain.call(chain.head, STORAGE.Write, World.write_request(pieces, 1, chain.version), source=[source])

@@ -23,7 +23,7 @@ from emberfs.storage.engine.engine import Kind, Receipt, Update
 from emberfs.storage.resync import Phase
 from emberfs.storage.resyncer import LANES, Share
 
-from .members import CHUNK, OFFLINE, SERVING, SYNCING, Member, Members, holdings
+from .members import CHUNK, OFFLINE, SECONDS, SERVING, SYNCING, Member, Members, holdings
 from .world import World, memory
 
 
@@ -204,7 +204,7 @@ async def test_a_sync_begins_however_many_records_the_live_updates_bring(members
 
     second.target.blocking = busy
     members.announce(SERVING, SYNCING)
-    await members.synced(2, 5.0)
+    await members.synced(2)
     assert engine.receipt(members.env.client, channel_of(5, 0)) is not None
 
 
@@ -251,7 +251,7 @@ async def test_who_has_lost_its_index_says_so_until_it_serves_again(members: Mem
 async def test_a_node_that_cannot_be_reached_holds_up_no_copies_to_others() -> None:
     env = AioEnvironment()
     share = Share(env, lambda: (0, 0))
-    async with AsyncExitStack() as held, asyncio.timeout(5):
+    async with AsyncExitStack() as held, asyncio.timeout(SECONDS):
         for _ in range(LANES):
             await held.enter_async_context(share.lane(1))
         async with share.lane(2):
@@ -292,7 +292,7 @@ async def test_a_full_member_leaves_its_place_to_those_that_have_room(tmp_path: 
     small.state_watchers.append(lambda: said.append(small.entry().state))
     members.announce(SERVING, SERVING)
     writing = asyncio.create_task(overfill(members, 70))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(SECONDS):
         while cluster_pb2.LOCAL_STATE_OFFLINE not in said:
             await asyncio.sleep(0.01)
     members.announce(SERVING, OFFLINE)

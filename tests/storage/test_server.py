@@ -249,7 +249,7 @@ def test_the_space_that_a_target_may_take(cluster: Cluster) -> None:
 def test_what_it_cannot_start_with_is_said(cluster: Cluster, options: list[str], said: str) -> None:
     server = cluster.start_storage(*options)
     assert said in server.report["error"]
-    assert server.process.wait(30) == 1
+    assert server.process.wait(60) == 1
 
 
 def test_a_second_server_on_the_same_directory_and_one_of_another_cluster(cluster: Cluster, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ async def test_a_write_that_is_under_way_is_waited_for(world: World) -> None:
 
     def slow(work: Any, *arguments: Any) -> Any:
         def waits() -> Any:
-            going.wait(10)
+            going.wait(60)
             return work(*arguments)
 
         return blocking(waits)

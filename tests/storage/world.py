@@ -30,6 +30,7 @@ from emberfs.storage.target import Target
 KEY = b"k" * 32
 CHUNK = 1 << 20
 CAPACITY = 256 << 20
+SECONDS = 60.0  # of a call
 
 
 def memory(data: bytes | int) -> Slice:
@@ -96,7 +97,7 @@ class World:
     # --- calls ---
 
     async def call(self, method: Method, request: Any, **bulk: Any) -> Any:
-        return await self.env.call(Call(self.address, method, request, 10.0, **bulk))
+        return await self.env.call(Call(self.address, method, request, SECONDS, **bulk))
 
     def untrust(self) -> None:
         """From now on our environment is any user's, who needs capabilities."""

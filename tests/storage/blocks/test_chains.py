@@ -72,7 +72,7 @@ class Replicated(Members):
         blocks = [content(n, length) for n in numbers]
         columns = {"checksum": [crc32c(b) for b in blocks], "length": [length] * len(blocks), **more}
         request = kvcache_pb2.PutRequest(**self.runs([key(n) for n in numbers], **columns))
-        reply = await self.call(self.head, KVCACHE.Put, request, source=[memory(b"".join(blocks))])
+        reply = await self.attempt(KVCACHE.Put, request, source=[memory(b"".join(blocks))])
         return [Status(status) for status in reply.status or [0] * len(blocks)]
 
     async def get(self, number: int, numbers: Sequence[int], length: int = LENGTH) -> list[Status | bool]:
@@ -212,7 +212,7 @@ async def delete_until(members: Replicated, number: int) -> None:
     while True:
         request = kvcache_pb2.DeleteRequest(**members.runs([key(number)]))
         with suppress(StatusError):
-            statuses = list((await members.call(members.head, KVCACHE.Delete, request)).status)
+            statuses = list((await members.attempt(KVCACHE.Delete, request)).status)
             if statuses in ([], [Status.NOT_FOUND]):
                 return
         await asyncio.sleep(0.01)
@@ -268,7 +268,7 @@ def test_a_damaged_block_is_repaired_from_the_other_member(tmp_path: Path) -> No
         damage(members.members[1], 1)
         assert await members.get(2, range(3)) == [True, False, True]
         await report(members, 2, 1)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS):
             while await members.get(2, range(3)) != [True] * 3:
                 await asyncio.sleep(0.01)
         assert members.records(1) == members.records(2)
@@ -283,7 +283,7 @@ def test_a_damaged_block_without_another_replica_is_dropped(tmp_path: Path) -> N
         damage(members.members[0], 1)
         assert await members.get(1, range(3)) == [True, False, True]
         await report(members, 1, 1)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS):
             while await members.get(1, range(3)) != [True, Status.NOT_FOUND, True]:
                 await asyncio.sleep(0.01)
         assert await members.put([1]) == [OK]
@@ -300,7 +300,7 @@ def test_eviction_on_every_member(tmp_path: Path) -> None:
         members.announce(SERVING, SERVING)
         evictor = members.members[0].blocks.store(members.members[0].target).evictor  # type: ignore[attr-defined]
         for number in range(100):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(SECONDS):
                 while (status := (await members.put([number], 1 << 20))[0]) is not OK:
                     assert status is Status.WOULD_BLOCK
                     for member in members.members:

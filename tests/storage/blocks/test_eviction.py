@@ -28,7 +28,7 @@ async def settled(world: Blocks) -> None:
 async def put_all(world: Blocks, numbers: range, length: int = LARGE, **more: Any) -> None:
     """One after the other, as often as it takes; every one is acknowledged."""
     for number in numbers:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 reply = await world.put({key(number): content(number, length)}, namespace=ANY_LENGTH, **more)
                 if not reply.status:
@@ -164,7 +164,7 @@ def test_a_lease_ends_by_itself(tmp_path: Path) -> None:
         await put_all(world, range(1))
         request = kvcache_pb2.MatchRequest(**world.runs([key(0)], namespace=ANY_LENGTH, lease_ms=1))
         await world.call(KVCACHE.Match, request)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await world.delete([key(0)], namespace=ANY_LENGTH) != [OK]:
                 await asyncio.sleep(0.005)
 

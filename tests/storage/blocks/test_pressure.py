@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Awaitable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_what_is_put_while_a_drop_is_under_way_stays(tmp_path: Path) -> None:
         large = content(7, 300_000)  # written by a thread: the drop goes on meanwhile
         await asyncio.gather(*[world.put_ok({each: large}, namespace=ANY_LENGTH) for each in again])
         shelf = world.store.directory.shelf(ANY_LENGTH)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while shelf.leaving:
                 await asyncio.sleep(0)
         assert await world.match(list(old), namespace=ANY_LENGTH) == [int(each in again) for each in old]
@@ -85,7 +86,7 @@ def test_others_have_their_turn_while_many_blocks_go(tmp_path: Path) -> None:
         await world.put_ok(blocks, namespace=ANY_LENGTH)
         assert await turns_during(world.store.empty(ANY_LENGTH)) >= 3
         assert not len(world.store.directory)
-        await world.put_ok(blocks, namespace=ANY_LENGTH, ttl_s=[1] * len(blocks))
+        await world.put_ok(blocks, namespace=ANY_LENGTH, ttl_s=[50] * len(blocks))
         found = world.store.directory.over(time.time() + 60)
         assert len(found) == directories.OVER_MAX, "the others are named the next times"
         world.store.directory.not_yet(found, time.time() - 60)
@@ -116,23 +117,19 @@ def test_a_shelf_leaves_at_once(tmp_path: Path) -> None:
     run(test, tmp_path)
 
 
-def test_a_listing_goes_on_where_it_was_and_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "LISTING_SECONDS", 0.05)
+def test_a_listing_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "LISTINGS_MAX", 1)
 
     async def test(world: Blocks) -> None:
         blocks = small(0, 500)
         await world.put_ok(blocks, namespace=ANY_LENGTH)
-        where = {"namespace": ANY_LENGTH, "chain": 1, "chain_version": 1}
+        keys = sorted(blocks)
 
         async def page(after: bytes, count: int = 100) -> list[bytes]:
-            request = kvcache_pb2.ListBlocksRequest(**where, after=after, blocks_max=count)  # type: ignore[arg-type]
-            reply = await world.call(KVCACHE.ListBlocks, request)
-            found = [reply.keys[at : at + 32] for at in range(0, len(reply.keys), 32)]
-            assert reply.more == (bool(found) and found[-1] != keys[-1])
+            found, more = await listed(world, after, count)
+            assert more == (bool(found) and found[-1] != keys[-1])
             return found
 
-        keys = sorted(blocks)
         listings = world.blocks._listings
         assert await page(b"") == keys[:100]
         (kept,) = listings._listings.values()
@@ -144,12 +141,32 @@ def test_a_listing_goes_on_where_it_was_and_is_forgotten(tmp_path: Path, monkeyp
         assert await page(keys[489]) == keys[490:]
         assert not listings._listings, "it came to its end"
         assert await page(keys[299]) == keys[300:400], "one that was forgotten begins anew"
-        async with asyncio.timeout(10):
-            while listings._listings:
-                await asyncio.sleep(0.01)
         assert await page(b"\xff" * 32) == []
 
     run(test, tmp_path)
+
+
+def test_a_listing_that_nobody_goes_on_with_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "LISTING_SECONDS", 0.05)
+
+    async def test(world: Blocks) -> None:
+        await world.put_ok(blocks := small(0, 500), namespace=ANY_LENGTH)
+        for _ in range(2):
+            await listed(world, b"", 100)
+            async with asyncio.timeout(60):
+                while world.blocks._listings._listings:
+                    await asyncio.sleep(0.01)
+        assert await listed(world, sorted(blocks)[99], 10) == (sorted(blocks)[100:110], True)
+
+    run(test, tmp_path)
+
+
+async def listed(world: Blocks, after: bytes, count: int) -> tuple[list[bytes], bool]:
+    """A page of the listing, and whether there is more."""
+    where: dict[str, Any] = {"namespace": ANY_LENGTH, "chain": 1, "chain_version": 1}
+    request = kvcache_pb2.ListBlocksRequest(**where, after=after, blocks_max=count)
+    reply = await world.call(KVCACHE.ListBlocks, request)
+    return [reply.keys[at : at + 32] for at in range(0, len(reply.keys), 32)], reply.more
 
 
 def test_dropped_namespaces_and_tenants_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +201,7 @@ def test_leases_cost_nothing_while_they_hold(monkeypatch: pytest.MonkeyPatch) ->
     began = time.process_time()
     for _ in range(20_000):
         leases.expire(50.0)
-    assert time.process_time() - began < 1.0
+    assert time.process_time() - began < 5.0
     leases.renew(1, 30_000.0)
     leases.expire(100.0 + 19_999)
     assert sorted(leases.held) == [1, 20_000]

@@ -375,7 +375,7 @@ def test_a_namespace_that_was_registered_a_moment_ago(tmp_path: Path) -> None:
 def test_a_list_in_pages(tmp_path: Path) -> None:
     async def test(world: Blocks) -> None:
         numbers = range(25)
-        await world.put_ok(some(25), depth=list(numbers), ttl_s=[0, *[50] * 24])
+        await world.put_ok(some(25), depth=list(numbers), ttl_s=[0, *[5000] * 24])
         await world.touch([key(0)], "PIN", 100)
         found: dict[bytes, tuple[int, int, bool]] = {}
         after, pages = b"", 0
@@ -394,7 +394,7 @@ def test_a_list_in_pages(tmp_path: Path) -> None:
         assert pages == 4 and len(found) == 25
         assert found[key(0)] == (0, 0, True)
         assert {found[key(n)][0] for n in numbers} == set(numbers)
-        assert all(45 <= found[key(n)][1] <= 50 and not found[key(n)][2] for n in numbers[1:])
+        assert all(4900 <= found[key(n)][1] <= 5000 and not found[key(n)][2] for n in numbers[1:])
         stale = kvcache_pb2.ListBlocksRequest(namespace=NAMESPACE, chain=1, chain_version=9)
         assert (await world.call(KVCACHE.ListBlocks, stale)).chains[0].version == 1
 

@@ -18,7 +18,7 @@ LARGE = 1 << 20
 
 async def quiet(world: Blocks) -> None:
     """Until no pages are given back or read ahead any more."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while world.store._trimming or world.open[0]._under_way:
             await asyncio.sleep(0.005)
 
@@ -88,7 +88,7 @@ def test_blocks_are_read_ahead(tmp_path: Path) -> None:
         ]
         await quiet(world)
         assert tier.used == 4 * LARGE
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not all(cached(world, number) for number in range(4)):
                 await asyncio.sleep(0.01)
 
