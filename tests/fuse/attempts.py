@@ -1,4 +1,4 @@
-"""What holds only while nothing stops for a second (leases run out) and nobody takes memory back (the kernel drops pages) is tried again."""
+"""What holds only while nothing stops for a second (leases run out) and nobody takes memory back (the kernel's pages) is tried again."""
 
 from __future__ import annotations
 
