@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,8 @@ PREFIX = Path("/hf3fs")  # smallpond removes trees at once by 3fs-virt/rm-rf whe
 # smallpond's executors begin no task while the processors are busy, and its examples ask for 16 cores: in a mount namespace of its own it
 # sees a machine that has them and is idle, whatever else runs here.
 CORES = 16
+RAY_IS_LATE = "The current node timed out during startup"  # after 30 s, which nothing changes
+STARTS_MAX = 3
 DISGUISE = """\
 set -e
 cat /proc/stat >"$1/stat"
@@ -51,25 +55,37 @@ class Smallpond:
             shutil.copytree(self.folder / "source" / name, self.source / name)
 
     def run(self, scratch: Path, *command: str, seconds: float, **variables: str) -> str:
-        """What a program of the environment says; it must succeed. `scratch` is a local directory for what the machine pretends to be."""
+        """What a program of the environment says; it must succeed, where Ray did not start in time at another attempt. `scratch` is a local
+        directory for what the machine pretends to be."""
         wanted = {
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
             "PYTHONPATH": os.fspath(self.source),
             "TEST_RUNTIME_ROOT": os.fspath(self.root / "runtime"),
             "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
+            # No process ahead for each of the cores that there are not.
+            "RAY_prestart_worker_first_driver": "0",
+            "RAY_enable_worker_prestart": "0",
             "HOME": os.environ.get("HOME", "/root"),
             **variables,
         }
-        pretended = scratch / "machine"
+        end = time.monotonic() + seconds
+        for _ in range(STARTS_MAX):
+            done = self._run(scratch / "machine", command, wanted, end - time.monotonic())
+            if done.returncode == 0 or RAY_IS_LATE not in done.stdout + done.stderr:
+                break
+        assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout[-8000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
+
+    def _run(
+        self, pretended: Path, command: Sequence[str], wanted: Mapping[str, str], seconds: float
+    ) -> subprocess.CompletedProcess[str]:
         pretended.mkdir()
         # What it leaves running (Ray) ends with it. Ray takes a parent with the number 1 for a dead one: that is the shell.
         alone = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         disguised = [*alone, "sh", "-c", DISGUISE, "sh", os.fspath(pretended), str(CORES), *command]
         try:
-            done = subprocess.run(
+            return subprocess.run(
                 disguised, check=False, cwd=self.source, env=wanted, capture_output=True, text=True, timeout=seconds
             )
         finally:
             shutil.rmtree(pretended)
-        assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout[-8000:]}\n{done.stderr[-4000:]}"
-        return done.stdout
