@@ -29,7 +29,7 @@ def open_ffrecord(store: Store, paths: Sequence[str]) -> Table:
     for number, path in enumerate(paths):
         checksums, offsets, size = _read_header(store, path)
         lengths = np.diff(np.append(offsets, size))
-        if offsets.size and (lengths.min() < 0 or offsets[0] < HEADER_BYTES + 12 * offsets.size):
+        if offsets.size and (lengths.min() < 0 or offsets.min() < HEADER_BYTES + 12 * offsets.size):
             raise BadFFRecord(f"{path}: samples overlap, or lie outside the file")
         for column, values in zip(columns, (np.full(offsets.size, number), offsets, lengths, checksums), strict=True):
             column.append(values)

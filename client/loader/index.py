@@ -17,11 +17,12 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from .memory import Bytes
-from .records import COMMIT, ENTRY, SUFFIX, BadRecords, Entries, Shard, read_shard
+from .records import COMMIT, ENTRY, HEADER_BYTES, SUFFIX, BadRecords, Entries, Shard, read_shard
 from .store import Pending, Store
 
 INDEX_BYTES = 64 << 20  # of an index that is kept in memory, in each process
 READ_BYTES = 8 << 20  # of one read of a whole index
+TABLE_SAMPLES_MAX = 1 << 28  # of formats whose index is kept in memory: 4 to 5 GiB
 
 Numbers = NDArray[np.int64]
 Checksum = Callable[[Any], int]
@@ -73,18 +74,26 @@ class Known:
 
 
 class Table:
-    """All places in memory: 16 bytes a sample, 20 with checksums."""
+    """All places in memory: 16 bytes a sample, 20 with checksums, and not more than TABLE_SAMPLES_MAX of them. Raises ValueError."""
 
     slow = False
 
     def __init__(
         self, paths: Sequence[str], file: Any, offset: Any, length: Any, crc: Any = None, checksum: str = "crc32c"
     ) -> None:
+        if len(offset) > TABLE_SAMPLES_MAX:
+            raise ValueError(
+                f"{len(offset)} samples, at most {TABLE_SAMPLES_MAX} of this format: take the shards in parts (`paths`), or convert "
+                "them to packed records, which need no index in memory"
+            )
+        lengths = np.asarray(length, np.int64)
+        if lengths.size and not 0 <= int(lengths.min()) <= int(lengths.max()) < 1 << 32:
+            raise ValueError(f"samples of {lengths.min()} to {lengths.max()} bytes: 0 to {(1 << 32) - 1}")
         self.paths = paths
         self.checksum = checksum
         self._file = np.asarray(file, np.uint32)
         self._offset = np.asarray(offset, np.int64)
-        self._length = np.asarray(length, np.uint32)
+        self._length = lengths.astype(np.uint32)
         self._crc = None if crc is None else np.asarray(crc, np.uint32)
 
     def __len__(self) -> int:
@@ -130,7 +139,7 @@ class RecordIndex:
         self._commits = np.concatenate(commits) if commits else np.empty(0, COMMIT)
         self._file = np.repeat(np.arange(len(shards)), [len(one) for one in commits])
         self._first = self._commits["first"].astype(np.int64) + starts[self._file]  # samples of the data set
-        self._position = self._commits["position"].astype(np.int64)
+        self._position = self._commits["position"].astype(np.int64)  # of its index, which its payloads lie before
         self._entries: Entries | None = None
         self.slow = self._count * ENTRY.itemsize > memory
         if not self.slow:
@@ -144,24 +153,27 @@ class RecordIndex:
         file = self._file[commit]
         if self._entries is not None:
             return Known(_places(file, self._entries[numbers]))
-        offsets = self._position[commit] + ENTRY.itemsize * (numbers - self._first[commit])
+        ends = self._position[commit]
+        offsets = ends + ENTRY.itemsize * (numbers - self._first[commit])
         lengths = [ENTRY.itemsize] * len(numbers)
-        return _Asked(file, self._store.read(self.paths, file.tolist(), offsets.tolist(), lengths))
+        return _Asked(self.paths, file, ends, self._store.read(self.paths, file.tolist(), offsets.tolist(), lengths))
 
     def _load(self) -> Entries:
         """All entries, verified. Raises BadRecords."""
         entries = np.empty(self._count, ENTRY)
         for rows in self._portions():
             sizes = [int(self._commits["count"][row]) * ENTRY.itemsize for row in rows]
-            file, offsets = self._file[rows].tolist(), self._position[rows].tolist()
-            data = self._store.read(self.paths, file, offsets, sizes).finish()
+            files, offsets = self._file[rows].tolist(), self._position[rows].tolist()
+            data = self._store.read(self.paths, files, offsets, sizes).finish()
             position = 0
             for row, size in zip(rows, sizes, strict=True):
                 piece = data[position : position + size]
                 if crc32c(piece.data) != self._commits["crc"][row]:
                     raise BadRecords(f"{self.paths[self._file[row]]}: the index of commit {row} is damaged")
                 first = self._first[row]
-                entries[first : first + size // ENTRY.itemsize] = piece.view(ENTRY)
+                entries[first : first + size // ENTRY.itemsize] = found = piece.view(ENTRY)
+                file = np.full(len(found), self._file[row])
+                _check_places(_places(file, found), np.full(len(found), self._position[row]), self.paths)
                 position += size
         return entries
 
@@ -180,18 +192,33 @@ class RecordIndex:
 
 
 class _Asked:
-    """Entries that are being read."""
+    """Entries that are being read. A few of an index do not tell whether its checksum is right, so that each lies within its shard."""
 
-    def __init__(self, file: Numbers, pending: Pending) -> None:
+    def __init__(self, paths: Sequence[str], file: Numbers, ends: Numbers, pending: Pending) -> None:
+        self._paths = paths
         self._file = file
+        self._ends = ends
         self._pending = pending
 
     def finish(self) -> Places:
         data: Bytes = self._pending.finish()
-        return _places(self._file, data.view(ENTRY))
+        places = _places(self._file, data.view(ENTRY))
+        _check_places(places, self._ends, self._paths)
+        return places
 
     def cancel(self) -> None:
         self._pending.cancel()
+
+
+def _check_places(places: Places, ends: Numbers, paths: Sequence[str]) -> None:
+    """Raise BadRecords for a sample that does not lie between the header of its shard and its own index."""
+    wrong = (places.offset < HEADER_BYTES) | (places.length > ends - places.offset)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise BadRecords(
+            f"{paths[int(places.file[row])]}: an index entry is damaged: {places.length[row]} bytes at {places.offset[row]}, "
+            f"before {ends[row]}"
+        )
 
 
 def _places(file: Numbers, entries: Entries) -> Places:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Unpack
 
-from .plan import Plan, Share, State
+from .plan import Order, Plan, Share, State
 from .samples import Reading, Samples
 
 PREFETCH_MAX = 64
@@ -16,8 +16,9 @@ class Loader:
     """Iterate over it for the batches of one epoch, again for the next one. While a batch is used, servers move the next `prefetch` ones.
 
     Batches are `Batch`es, or lists of what the data set's `decode` makes of the samples. Every process of a training run makes one, with
-    its `share`; all samples then come exactly once an epoch. `state_dict` says where the epoch is, as of the last batch that was given
-    out; `load_state_dict` goes on there, in this or another process.
+    its `share`; all samples then come exactly once an epoch. `order`: seed, shuffle, drop_last (see `Plan`). `state_dict` says where the
+    epoch is, as of the last batch that was given out; `load_state_dict` goes on there, in this or another process. One thread iterates;
+    more of them take a loader each, which may share the samples.
     """
 
     def __init__(
@@ -25,19 +26,15 @@ class Loader:
         samples: Samples,
         batch_size: int,
         *,
-        seed: int = 0,
-        shuffle: bool = True,
-        drop_last: bool = False,
         share: Share | None = None,
         prefetch: int = 1,
+        **order: Unpack[Order],
     ) -> None:
         if not 0 <= prefetch <= PREFETCH_MAX:
             raise ValueError(f"prefetch={prefetch}: 0 to {PREFETCH_MAX} batches")
         self.samples = samples
         self.prefetch = prefetch
-        self.plan = Plan(
-            len(samples), batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, share=share or Share()
-        )
+        self.plan = Plan(len(samples), batch_size, share=share, **order)
         self._state = self.plan.state_dict()
         self._run = 0  # iterations so far; only the newest goes on
 

@@ -11,6 +11,7 @@ import mmap
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -41,15 +42,22 @@ class Memories:
 
     def take(self, length: int) -> Bytes:
         """An array of so many bytes, with undefined contents."""
-        while self._returned:
-            piece = self._returned.popleft()
-            kept = self._free.setdefault(len(piece), [])
-            if len(kept) < KEPT_MAX:
-                kept.append(piece)
+        self._sort()
         size = max(mmap.PAGESIZE, 1 << max(0, length - 1).bit_length())
-        free = self._free.get(size)
-        piece = free.pop() if free else self._made(size)
+        try:
+            piece = self._free[size].pop()
+        except LookupError:
+            piece = self._made(size)
         return lent(piece[:length], self._returned.append, piece)
+
+    def _sort(self) -> None:
+        """Put what came back with its like. Any number of threads may be here at once: each step is one that no other can come between."""
+        with suppress(IndexError):
+            while True:
+                piece = self._returned.popleft()
+                kept = self._free.setdefault(len(piece), [])
+                if len(kept) < KEPT_MAX:
+                    kept.append(piece)
 
     def _made(self, size: int) -> memoryview:
         piece = memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))

@@ -3,7 +3,6 @@ columns, is one range of the file, and pyarrow decodes it from memory."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from .index import Table
 from .memory import Bytes
 from .store import Store
+from .window import Window
 
 
 def open_parquet(store: Store, paths: Sequence[str], columns: Sequence[str] | None) -> tuple[Table, Tables]:
@@ -58,38 +58,9 @@ class Tables:
         from pyarrow import parquet
 
         file = int(np.searchsorted(self._starts, number, "right")) - 1
-        window = _Window(sample.data, self._offsets[number])
+        window = Window(sample.data, self._offsets[number])
         opened = parquet.ParquetFile(window, metadata=self._metadata[file], pre_buffer=False)
         return opened.read_row_group(number - int(self._starts[file]), columns=self._columns)
 
     def __call__(self, sample: Bytes) -> Any:
         raise TypeError("a row group is decoded by its number")
-
-
-class _Window(io.RawIOBase):
-    """A part of a file as if it were all of it, from `base` on."""
-
-    def __init__(self, view: memoryview, base: int) -> None:
-        self._view = view
-        self._base = base
-        self._position = 0
-
-    def readinto(self, buffer: Any) -> int:
-        begin = self._position - self._base
-        piece = self._view[max(begin, 0) : begin + len(buffer)] if begin >= 0 else b""
-        buffer[: len(piece)] = piece
-        self._position += len(piece)
-        return len(piece)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._position = offset + (0, self._position, self._base + len(self._view))[whence]
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True

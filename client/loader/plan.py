@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,14 @@ class Share:
     def __post_init__(self) -> None:
         if not (0 <= self.rank < self.ranks and 0 <= self.worker < self.workers):
             raise ValueError(f"rank {self.rank} of {self.ranks}, worker {self.worker} of {self.workers}")
+
+
+class Order(TypedDict, total=False):
+    """What whoever reads epochs says of their order: handed through to `Plan`, which has the defaults. All ranks of a run say the same."""
+
+    seed: int
+    shuffle: bool
+    drop_last: bool  # leave the last step out, where it has fewer samples than the others
 
 
 class Plan:

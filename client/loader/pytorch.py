@@ -16,24 +16,24 @@ What comes through worker processes is moved into torch's shared memory once, in
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Unpack
 
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from .loader import Loader
-from .plan import Plan, Share, State
+from .plan import Order, Plan, Share, State
 from .samples import Samples
 
 
-def own_share() -> Share:
-    """Rank by torch.distributed, worker by the DataLoader whose worker this process is."""
+def share_of(rank: int | None = None, ranks: int | None = None) -> Share:
+    """Of a rank's process, whatever its workers; what is not said is as torch.distributed says."""
     from torch import distributed
 
-    rank, ranks = 0, 1
+    own = Share()
     if distributed.is_available() and distributed.is_initialized():
-        rank, ranks = distributed.get_rank(), distributed.get_world_size()
-    info = get_worker_info()
-    return Share(rank, ranks, info.id, info.num_workers) if info is not None else Share(rank, ranks)
+        own = Share(distributed.get_rank(), distributed.get_world_size())
+    return Share(own.rank if rank is None else rank, own.ranks if ranks is None else ranks)
 
 
 def as_is(batch: Any) -> Any:
@@ -55,21 +55,18 @@ class EpochBatches(IterableDataset[Any]):  # type: ignore[misc]
         samples: Samples,
         batch_size: int,
         *,
-        seed: int = 0,
-        shuffle: bool = True,
-        drop_last: bool = False,
         rank: int | None = None,
         ranks: int | None = None,
         prefetch: int = 1,
+        **order: Unpack[Order],
     ) -> None:
         super().__init__()
         self.samples = samples
-        self._batch_size, self._drop_last = batch_size, drop_last
-        self._seed, self._shuffle = seed, shuffle
-        own = own_share()
-        self._rank = own.rank if rank is None else rank
-        self._ranks = own.ranks if ranks is None else ranks
+        self._batch_size = batch_size
+        self._share = share_of(rank, ranks)
         self._prefetch = prefetch
+        self._order = order
+        self._steps = Plan(len(samples), batch_size, share=self._share, **order).steps
         self._epoch = 0
         self._loader: Loader | None = None  # of this process, made when it is needed: a worker's has another share
 
@@ -77,18 +74,10 @@ class EpochBatches(IterableDataset[Any]):  # type: ignore[misc]
         return {**self.__dict__, "_loader": None}
 
     def _own(self) -> Loader:
-        worker = own_share()
-        share = Share(self._rank, self._ranks, worker.worker, worker.workers)
+        info = get_worker_info()
+        share = self._share if info is None else replace(self._share, worker=info.id, workers=info.num_workers)
         if self._loader is None or self._loader.plan.share != share:
-            self._loader = Loader(
-                self.samples,
-                self._batch_size,
-                seed=self._seed,
-                shuffle=self._shuffle,
-                drop_last=self._drop_last,
-                share=share,
-                prefetch=self._prefetch,
-            )
+            self._loader = Loader(self.samples, self._batch_size, share=share, prefetch=self._prefetch, **self._order)
             self._loader.set_epoch(self._epoch)
         return self._loader
 
@@ -103,9 +92,7 @@ class EpochBatches(IterableDataset[Any]):  # type: ignore[misc]
 
     def __len__(self) -> int:
         """Steps of a rank in a whole epoch, whatever the workers."""
-        share = Share(self._rank, self._ranks)
-        whole = Plan(len(self.samples), self._batch_size, drop_last=self._drop_last, shuffle=False, share=share)
-        return whole.steps
+        return self._steps
 
     def state_dict(self) -> State:
         return self._own().state_dict()
@@ -140,15 +127,11 @@ class EpochSampler:
         count: int,
         batch_size: int,
         *,
-        seed: int = 0,
-        shuffle: bool = True,
-        drop_last: bool = False,
         rank: int | None = None,
         ranks: int | None = None,
+        **order: Unpack[Order],
     ) -> None:
-        own = own_share()
-        share = Share(own.rank if rank is None else rank, own.ranks if ranks is None else ranks)
-        self._plan = Plan(count, batch_size, seed=seed, shuffle=shuffle, drop_last=drop_last, share=share)
+        self._plan = Plan(count, batch_size, share=share_of(rank, ranks), **order)
 
     def set_epoch(self, epoch: int) -> None:
         self._plan.begin_epoch(epoch)
@@ -169,4 +152,4 @@ class EpochSampler:
         self._plan.load_state_dict(state)
 
 
-__all__ = ["EpochBatches", "EpochSampler", "SampleMap", "as_is", "own_share"]
+__all__ = ["EpochBatches", "EpochSampler", "SampleMap", "as_is", "share_of"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from crc32c import crc32c
@@ -34,10 +35,30 @@ SHARD_BYTES = 1 << 30
 WRITE_BYTES = 4 << 20  # gathered before they are written
 
 
-class RecordWriter:
-    """Appends to one shard. What was committed stays, whatever happens to the writer; `close` commits, leaving a `with` block by an
-    exception does not. `durable`: a commit survives a loss of power, too. `chunk_size`: of a new shard in a cluster (0: as its directory
-    says). One writer a shard at a time."""
+class _Writer(ABC):
+    """In a `with` block: left by an exception, what is not committed is not there."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    @abstractmethod
+    def discard(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, failure: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+
+class RecordWriter(_Writer):
+    """Appends to one shard. What was committed stays, whatever happens to the writer; `close` commits. `durable`: a commit survives a loss
+    of power, too. `chunk_size`: of a new shard in a cluster (0: as its directory says). One writer a shard at a time."""
 
     def __init__(
         self, store: Store, path: str, *, append: bool = False, durable: bool = False, chunk_size: int = 0
@@ -65,6 +86,9 @@ class RecordWriter:
         """Behind what was committed: the rest is somebody's who died."""
         size = self._file.seek(0, os.SEEK_END)
         shard = read_shard(self._read_at, size, path)
+        if not shard.id:
+            self._file.seek(0)
+            return self._begin()
         self._id, self._commits, self._samples = shard.id, shard.commits, shard.samples
         self._file.truncate(shard.end)
         self._file.seek(shard.end)
@@ -150,19 +174,8 @@ class RecordWriter:
         else:
             self._file.flush()
 
-    def __enter__(self) -> RecordWriter:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, failure: BaseException | None, where: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
-
-
-class ShardedWriter:
+class ShardedWriter(_Writer):
     """Samples into shards `NAME-00000.records`, `NAME-00001.records`… of about `shard_bytes`, as many as it takes."""
 
     def __init__(
@@ -179,7 +192,7 @@ class ShardedWriter:
     def write(self, payload: Any) -> int:
         """Add a sample; its number among all."""
         if self._writer is not None and self._writer.size + memoryview(payload).nbytes > self._shard_bytes:
-            self._end()
+            self.close()
         if self._writer is None:
             self.paths.append(f"{self._name}-{len(self.paths):05d}{SUFFIX}")
             chunk_size = LARGE_CHUNK if memoryview(payload).nbytes >= LARGE_FROM else 0
@@ -193,22 +206,14 @@ class ShardedWriter:
         for payload in payloads:
             self.write(payload)
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """Commit what is open."""
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
 
-    def close(self) -> None:
-        """Commit what is open."""
-        self._end()
-
-    def __enter__(self) -> ShardedWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, failure: BaseException | None, where: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        elif self._writer is not None:
-            self._writer.discard()
+    def discard(self) -> None:
+        """Close without what was not committed; shards that were full before stay."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.discard()

@@ -60,7 +60,7 @@ class BadRecords(ValueError):
 
 @dataclass(frozen=True)
 class Shard:
-    """What the last footer says. `end` is where it ends; `size` is more where somebody died while writing."""
+    """What the last footer says. `end` is where it ends; `size` is more where somebody died while writing (or 0, and `id` empty)."""
 
     id: bytes
     samples: int
@@ -86,12 +86,15 @@ def footer_of(id_: bytes, position: int, samples: int, directory: int, commits: 
 
 
 def read_shard(read: ReadAt, size: int, name: str) -> Shard:
-    """Find the last whole footer of a shard of `size` bytes. Raises BadRecords."""
+    """Find the last whole footer of a shard of `size` bytes. Raises BadRecords. An empty file is a shard whose writer did not get further
+    than making it."""
+    if not size:
+        return Shard(b"", 0, np.empty(0, COMMIT), HEADER_BYTES, 0)
     id_ = _read_header(bytes(read(0, min(size, _HEADER.size))), name)
     end, step = size, TAIL_BYTES
     while end > HEADER_BYTES:
         begin = max(HEADER_BYTES, end - step)
-        shard = _footer_in(bytes(read(begin, end - begin)), begin, id_, read, size)
+        shard = _footer_in(bytes(read(begin, end - begin)), begin, id_, read, size, name)
         if shard is not None:
             return shard
         # The next piece overlaps this one, as a footer may lie across.
@@ -110,27 +113,44 @@ def _read_header(head: bytes, name: str) -> bytes:
     return bytes(id_)
 
 
-def _footer_in(data: bytes, start: int, id_: bytes, read: ReadAt, size: int) -> Shard | None:
-    """The last whole footer in `data`, which lies at `start`."""
+def _footer_in(data: bytes, start: int, id_: bytes, read: ReadAt, size: int, name: str) -> Shard | None:
+    """What the last whole footer in `data` says, which lies at `start`. Raises BadRecords."""
     at = data.rfind(_END)
     while at >= 0:
-        shard = _parse_footer(data[at : at + FOOTER_BYTES], start + at, id_, read, size)
+        shard = _parse_footer(data[at : at + FOOTER_BYTES], start + at, id_, read, size, name)
         if shard is not None:
             return shard
         at = data.rfind(_END, 0, at + len(_END) - 1)
     return None
 
 
-def _parse_footer(raw: bytes, position: int, id_: bytes, read: ReadAt, size: int) -> Shard | None:
+def _parse_footer(raw: bytes, position: int, id_: bytes, read: ReadAt, size: int, name: str) -> Shard | None:
+    """What a footer at `position` says; None where that is none. Raises BadRecords: the directory had arrived before it was written."""
     if len(raw) < FOOTER_BYTES or crc32c(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
         return None
     _, own, samples, directory, count, crc, its_id, _ = _FOOTER.unpack(raw)
-    if own != position or its_id != id_ or count > COMMITS_MAX:
+    if own != position or its_id != id_:
         return None
-    table = bytes(read(directory, count * COMMIT.itemsize))
-    if crc32c(table) != crc:
-        return None
-    return Shard(id_, samples, np.frombuffer(table, COMMIT), position + FOOTER_BYTES, size)
+    length = count * COMMIT.itemsize
+    if HEADER_BYTES <= directory <= position - length:
+        table = bytes(read(directory, length))
+        commits = np.frombuffer(table, COMMIT) if len(table) == length else np.empty(0, COMMIT)
+        if crc32c(table) == crc and _follow(commits, samples, directory):
+            return Shard(id_, samples, commits, position + FOOTER_BYTES, size)
+    raise BadRecords(
+        f"{name}: the directory of its last commit is damaged (or power was lost, and its writer not `durable`): restore it from a copy"
+    )
+
+
+def _follow(commits: Entries, samples: int, directory: int) -> bool:
+    """Whether these commits lie one behind the other, before `directory`, and have so many samples together: or readers would look
+    anywhere, and ask for any amount of memory."""
+    end, total = HEADER_BYTES, 0
+    for position, first, count, _ in commits.tolist():
+        if position < end or first != total or not count:
+            return False
+        end, total = position + count * ENTRY.itemsize, total + count
+    return end <= directory and total == samples
 
 
 def begins_at(position: int, length: int, *, first: bool) -> int:

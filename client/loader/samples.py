@@ -14,12 +14,14 @@ from .index import CHECKSUMS, Index, Lookup, Numbers, Places
 from .memory import Bytes
 from .store import Pending, Store, open_store
 
+BATCH_BYTES_MAX = 16 << 30
+
 Decode = Callable[[Any], Any]
 
 
 class Samples:
-    """`len(samples)`, `samples[i]`, `samples.read(numbers)`. It can be pickled and used after a fork; an index in memory is then copied
-    from, or shared with, the parent.
+    """`len(samples)`, `samples[i]`, `samples.read(numbers)`, by any number of threads. It can be pickled and used after a fork; an index
+    in memory is then copied from, or shared with, the parent.
 
     `verify`: check the samples' own checksums. Without being told, only where the store has not checked every byte already. `decode` makes
     of each sample's bytes (a numpy view) what `samples[i]`, a loader and torch's data sets give out; without one, that is the view.
@@ -99,6 +101,11 @@ class Reading:
             if getattr(self._samples.index, "whole", False):
                 self._pending = _WholeFiles(self._samples, places)
                 return
+            if (size := int(places.length.sum())) > BATCH_BYTES_MAX:
+                raise error(
+                    Status.TOO_LARGE,
+                    f"a batch of {size} bytes: at most {BATCH_BYTES_MAX}; ask for fewer samples at once",
+                )
             columns = places.file.tolist(), places.offset.tolist(), places.length.tolist()
             self._pending = self._samples.store.read(self._samples.index.paths, *columns)
 

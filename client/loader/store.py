@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import threading
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from ...proto.drivers import forks
 from ...proto.errors import Status, StatusError
-from ..blocking import BulkRead, Client, connect
+from ..blocking import BulkRead, Client, File, connect
 from .memory import Bytes, Memories, lent
 from .pinned import pin
 
 FILES_OPEN_MAX = 512  # of one store in one process; the one that was used longest ago is closed
-COPY_WINDOW_BYTES = 8 << 20
 
 
 class Pending(Protocol):
@@ -83,7 +86,7 @@ class ClusterStore:
     def _reset(self, client: Client | None = None) -> None:
         self._client = client
         self._lent = client is not None
-        self._files: OrderedDict[str, Any] = OrderedDict()
+        self._files: OrderedDict[str, File] = OrderedDict()
         self._pieces = _Pieces()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,8 +120,9 @@ class ClusterStore:
         self._pieces.give_back()
         chosen = list(dict.fromkeys(file))
         handles = [self._open(paths[number]) for number in chosen]
+        # Files that are left out of the cache are closed when no batch refers to them any more.
         while len(self._files) > max(FILES_OPEN_MAX, len(chosen)):
-            self._files.popitem(last=False)[1].close()
+            self._files.popitem(last=False)
         if len(chosen) == 1:
             file = [0] * len(lengths)
         elif chosen != list(range(len(chosen))):
@@ -130,7 +134,7 @@ class ClusterStore:
                 bulk = self.client.bulk_read(handles, file, offsets, lengths)
                 if self._pin:
                     self._pieces.pin(self.client)
-                return self._pieces.lend(bulk, size)
+                return self._pieces.lend(bulk, size, handles)
             except StatusError as failure:
                 if failure.status not in (Status.BUSY, Status.TOO_LARGE):
                     raise
@@ -152,18 +156,17 @@ class ClusterStore:
 
     def close(self) -> None:
         client, lent = self._client, self._lent
-        for file in self._files.values():
-            file.close()
+        while self._files:
+            self._files.popitem()[1].close()
         self._reset(client if lent else None)
         if client is not None and not lent:
             client.close()
 
     def _open(self, path: str) -> Any:
-        file = self._files.get(path)
+        file = self._files.pop(path, None)  # in one step, as other threads do this too
         if file is None:
-            file = self._files[path] = self.client.open(self.path(path), "rb")
-        else:
-            self._files.move_to_end(path)
+            file = self.client.open(self.path(path), "rb")
+        self._files[path] = file
         return file
 
 
@@ -174,10 +177,17 @@ class _Pieces:
         self.bytes = 0
         self.returned: deque[_FromPool] = deque()  # their last view is gone
         self._pinned: object = None  # the memory, as a whole
+        self._lock = threading.RLock()
+        forks.follow(self)
 
-    def lend(self, bulk: BulkRead, size: int) -> _FromPool:
-        self.bytes += size
-        return _FromPool(bulk, size, self)
+    def lend(self, bulk: BulkRead, size: int, files: Sequence[File]) -> _FromPool:
+        self.count(size)
+        return _FromPool(bulk, size, files, self)
+
+    def count(self, more: int) -> None:
+        """So many bytes more are lent."""
+        with self._lock:
+            self.bytes += more
 
     def pin(self, client: Client) -> None:
         """All of the memory, with the first batch: and another one after a fork."""
@@ -187,25 +197,39 @@ class _Pieces:
             self._pinned = region
 
     def give_back(self) -> None:
-        while self.returned:
-            self.returned.popleft().cancel()
+        with suppress(IndexError):  # other threads do this too
+            while True:
+                self.returned.popleft().cancel()
+
+    def before_fork(self) -> None:
+        self._lock.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        self._lock = threading.RLock()
 
 
 class _FromPool:
     """Bytes in the client's own memory, where servers have moved them."""
 
-    def __init__(self, bulk: BulkRead, size: int, pieces: _Pieces) -> None:
+    def __init__(self, bulk: BulkRead, size: int, files: Sequence[File], pieces: _Pieces) -> None:
         self._bulk = bulk
         self._size = size
+        self._files = files  # are not closed meanwhile
         self._pieces = pieces
 
     def finish(self) -> Bytes:
-        return lent(self._bulk.finish(), self._pieces.returned.append, self)
+        view = self._bulk.finish()
+        self._files = ()
+        return lent(view, self._pieces.returned.append, self)
 
     def cancel(self) -> None:
         self._bulk.release()
-        self._pieces.bytes -= self._size
-        self._size = 0
+        self._files = ()
+        size, self._size = self._size, 0
+        self._pieces.count(-size)
 
 
 class _Copied:
@@ -236,7 +260,7 @@ class DirectoryStore:
 
     def _reset(self) -> None:
         self._memories = Memories(pinned=self._pin)
-        self._files: OrderedDict[str, int] = OrderedDict()  # descriptors
+        self._files: OrderedDict[str, _Descriptor] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, "root": self.root, "_pin": self._pin}
@@ -263,16 +287,18 @@ class DirectoryStore:
         self, paths: Sequence[str], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
     ) -> Bytes:
         """One `preadv` for each range."""
+        opened = {number: self._open(paths[number]) for number in set(file)}  # stay open until this is over
+        descriptors = {number: descriptor.number for number, descriptor in opened.items()}
         memory = self._memories.take(sum(lengths))
         view, position = memory.data, 0
         for number, offset, length in zip(file, offsets, lengths, strict=True):
             end = position + length
-            self._fill(paths[number], view[position:end], offset)
+            if length and os.preadv(descriptors[number], [view[position:end]], offset) != length:
+                self._fill(paths[number], descriptors[number], view[position:end], offset)
             position = end
         return memory
 
-    def _fill(self, path: str, view: memoryview, offset: int) -> None:
-        descriptor = self._open(path)
+    def _fill(self, path: str, descriptor: int, view: memoryview, offset: int) -> None:
         while view:
             count = os.preadv(descriptor, [view], offset)
             if not count:
@@ -293,18 +319,26 @@ class DirectoryStore:
         os.fsync(file.fileno())
 
     def close(self) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._files.clear()
 
-    def _open(self, path: str) -> int:
-        descriptor = self._files.get(path, -1)
-        if descriptor < 0:
-            descriptor = self._files[path] = os.open(self.path(path), os.O_RDONLY | os.O_CLOEXEC)
-            if len(self._files) > FILES_OPEN_MAX:
-                os.close(self._files.popitem(last=False)[1])
-        elif len(self._files) >= FILES_OPEN_MAX:
-            self._files.move_to_end(path)
+    def _open(self, path: str) -> _Descriptor:
+        descriptor = self._files.pop(path, None)  # in one step, as other threads do this too
+        if descriptor is None:
+            descriptor = _Descriptor(self.path(path))
+        self._files[path] = descriptor
+        if len(self._files) > FILES_OPEN_MAX:
+            self._files.popitem(last=False)
         return descriptor
+
+
+class _Descriptor:
+    """Of an open file, which is closed when nobody refers to it any more: its number is not another file's while somebody reads."""
+
+    __slots__ = ("__weakref__", "number")
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.number).atexit = False
 
 
 class _FromDisk:

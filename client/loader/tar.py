@@ -6,23 +6,22 @@ members are cut from that. Compressed archives have no random access.
 
 from __future__ import annotations
 
-import io
 import tarfile
+from array import array
 from collections.abc import Sequence
 from typing import Any, cast
 
 from .index import Table
 from .memory import Bytes
 from .store import Store
+from .window import Window
 
 BLOCK = 512
 
 
 def open_tar(store: Store, paths: Sequence[str]) -> Table:
     """The samples of these shards. Raises ValueError for what is no plain tar."""
-    file: list[int] = []
-    offsets: list[int] = []
-    lengths: list[int] = []
+    file, offsets, lengths = array("L"), array("q"), array("q")
     for number, path in enumerate(paths):
         with store.open(path, "rb") as shard:
             for begin, end in _spans(shard, path):
@@ -41,14 +40,20 @@ def _spans(shard: Any, path: str) -> list[list[int]]:
             for member in archive:
                 if not member.isreg():
                     continue
+                if member.issparse():
+                    raise ValueError(f"{path}: {member.name} is sparse, its bytes do not lie there as they are")
                 key = key_of(member.name)[0]
                 if key != last:
                     spans.append([member.offset, 0])
                     last = key
                 spans[-1][1] = member.offset_data + -(-member.size // BLOCK) * BLOCK
                 cast(Any, archive).members = []  # or it would keep all of them
+            end = archive.offset
     except tarfile.TarError as bad:
         raise ValueError(f"{path} is no plain tar archive: {bad}") from bad
+    shard.seek(end)
+    if bytes(shard.read(BLOCK)).strip(b"\0"):  # tarfile takes a damaged header for the end
+        raise ValueError(f"{path}: the header at byte {end} is damaged")
     return spans
 
 
@@ -62,36 +67,9 @@ def key_of(name: str) -> tuple[str, str]:
 def members(sample: Bytes) -> dict[str, Any]:
     """A sample's members by extension, as views, and `__key__`."""
     found: dict[str, Any] = {}
-    with tarfile.open(fileobj=cast(Any, _Looked(sample.data)), mode="r:") as archive:
+    with tarfile.open(fileobj=cast(Any, Window(sample.data)), mode="r:") as archive:
         for member in archive:
             if member.isreg():
                 found["__key__"], extension = key_of(member.name)
                 found[extension] = sample[member.offset_data : member.offset_data + member.size]
     return found
-
-
-class _Looked(io.RawIOBase):
-    """A file over memory, for headers to be read from."""
-
-    def __init__(self, view: memoryview) -> None:
-        self._view = view
-        self._position = 0
-
-    def read(self, size: int = -1) -> bytes:
-        end = len(self._view) if size < 0 else self._position + size
-        data = bytes(self._view[self._position : end])
-        self._position += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._position = offset + (0, self._position, len(self._view))[whence]
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True

@@ -6,7 +6,9 @@ import gc
 import json
 import os
 import pickle
+import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,20 @@ def test_more_files_than_may_be_open(store: Store, monkeypatch: pytest.MonkeyPat
     assert len(samples.index.paths) > 3
     assert len(checked(Loader(samples, 50))) == 6
     assert len(checked(Loader(samples, 2))) == COUNT // 2
+
+
+def test_threads_read_at_once_though_few_files_may_be_open(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from emberfs.client.loader import store as module
+
+    monkeypatch.setattr(module, "FILES_OPEN_MAX", 1)
+    samples = fill(store)
+    choose = random.Random(1)
+    wanted = [[choose.randrange(COUNT) for _ in range(20)] for _ in range(80)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(samples.read, wanted))
+    for numbers, batch in zip(wanted, found, strict=True):
+        assert batch.numbers.tolist() == numbers
+        checked([batch])
 
 
 def test_a_parent_and_its_children_read_at_once(world: World) -> None:

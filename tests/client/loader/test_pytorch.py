@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -149,6 +151,34 @@ def test_stateful_loaders_go_on_where_they_were(samples: Samples, how: dict[str,
     assert begun + numbers_of(other) == expected
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_a_worker_that_is_killed_is_told_and_costs_no_sample(cluster: LocalCluster, context: str) -> None:
+    stateful = stateful_loader()
+    fill(cluster.url.rstrip("/") + f"/torch/killed-{context}")
+
+    def make() -> Any:
+        batches = EpochBatches(open_samples(cluster.url.rstrip("/") + f"/torch/killed-{context}"), 8, seed=1)
+        return stateful(batches, batch_size=None, num_workers=2, multiprocessing_context=context)
+
+    loader = make()
+    seen: list[list[int]] = []
+    state: Any = None
+    batches = iter(loader)
+    with pytest.raises(RuntimeError, match="worker"):
+        while True:
+            seen += numbers_of([next(batches)])
+            state = loader.state_dict()
+            if len(seen) == 10:
+                os.kill(batches._workers[0].pid, signal.SIGKILL)
+    assert 10 <= len(seen) < 63  # what had come before the worker died is still given out, if anything
+    other = make()
+    other.load_state_dict(state)
+    seen += numbers_of(other)
+    assert Counter(chain.from_iterable(seen)) == Counter(range(COUNT))
+    assert seen == numbers_of(EpochBatches(loader.dataset.samples, 8, seed=1))  # in the same order, too
+
+
 def test_a_stateful_loader_over_a_map_goes_on(samples: Samples) -> None:
     stateful = stateful_loader()
 
@@ -169,8 +199,8 @@ def test_a_stateful_loader_over_a_map_goes_on(samples: Samples) -> None:
 def test_the_share_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     from emberfs.client.loader import pytorch
 
-    assert pytorch.own_share() == Share()
+    assert pytorch.share_of() == Share()
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 2)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
-    assert pytorch.own_share() == Share(2, 4)
+    assert pytorch.share_of() == Share(2, 4)
