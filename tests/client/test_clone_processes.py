@@ -19,7 +19,7 @@ CHUNK = 64 << 10
 FILES = 12
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_every_member_is_killed_while_files_are_cloned(make_cluster: Callable[..., Any]) -> None:
     cluster = make_cluster(nodes=3, replicas=3, targets=1, kv_capacity=0)
     watcher = Watcher(cluster)
@@ -55,7 +55,7 @@ def test_every_member_is_killed_while_files_are_cloned(make_cluster: Callable[..
     assert assert_replicas_equal(cluster) == FILES * 41
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_client_that_is_killed_leaves_the_source_and_the_old_target(cluster: Any) -> None:
     data = os.urandom(CHUNK) * 600
     name = f"/killed-{random.randrange(1 << 60):x}"

@@ -17,6 +17,7 @@ from emberfs.proto.errors import Status, StatusError
 from emberfs.storage.engine.checksum import crc32c
 from emberfs.storage.engine.engine import ChunkEngine, Kind, Opened, Update
 from emberfs.storage.engine.row import PATCHES_MAX
+from emberfs.storage.engine.slots import CLASS_BYTES
 from emberfs.storage.engine.target import CAPACITY_MIN, FORMAT_FILE, Format, open_target, read_format
 
 from .harness import check_invariants, key, written
@@ -177,17 +178,36 @@ def test_a_block_file_that_lost_its_end_is_an_error_not_zeros(tmp_path: Path) ->
     engine.close()
 
 
-def test_the_ninth_patch_folds(tmp_path: Path) -> None:
+def test_one_patch_too_many_folds(tmp_path: Path) -> None:
     engine = opened(tmp_path)
     put(engine, key(1), 0, bytes(MIB))
     shapes = []
     for i in range(PATCHES_MAX + 2):
-        job = engine.prepare(Update(Kind.WRITE, key(1), i * 40960, b"p" * 4096, crc32c(b"p" * 4096)))
+        job = engine.prepare(Update(Kind.WRITE, key(1), i * 28672, b"p" * 4096, crc32c(b"p" * 4096)))
         shapes.append(job.shape.name)
         job.run()
         engine.stage([job], commit=True)
     assert shapes == ["PATCH"] * PATCHES_MAX + ["COPY", "PATCH"]
     assert engine.read(key(1)).count(b"p") == 4096 * (PATCHES_MAX + 2)
+    check_invariants(engine)
+    engine.close()
+
+
+def test_patches_that_are_overwritten_go_and_all_together_take_no_more_than_twice_the_chunk(tmp_path: Path) -> None:
+    engine = opened(tmp_path)
+    put(engine, key(1), 0, bytes(MIB))
+    for i in range(3 * PATCHES_MAX):  # a database's first page
+        put(engine, key(1), 0, bytes([i]) * 4096)
+        put(engine, key(1), 8192, bytes([i]) * 8192)
+    put(engine, key(1), 12288, b"h" * 4096)  # a half of a patch
+    info = engine.info(key(1))
+    assert info is not None and info.patches == 3
+    assert engine.read(key(1), 0, 20480) == bytes([i]) * 4096 + bytes(4096) + bytes([i]) * 4096 + b"h" * 4096 + bytes(4096)
+    size = MIB // 4 - 4096
+    for i in range(12):
+        put(engine, key(1), i * 65536 + 32768, bytes([i]) * size)
+    assert sum(CLASS_BYTES[slot >> 48] for slot in engine.space.used_slots()) - engine.space.retired_bytes <= 4 * MIB
+    assert engine.read(key(1), 11 * 65536 + 32768, size) == bytes([11]) * size
     check_invariants(engine)
     engine.close()
 
