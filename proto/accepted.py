@@ -29,7 +29,7 @@ from .settings import time_scale
 from .subscription import SUBSCRIPTIONS_MAX, Subscription
 from .transport import address as addresses
 from .transport.shm import REGIONS_PER_CLIENT_MAX, ClientRegion, MappedSink, Regions, WrittenSink
-from .transport.stream import Stream
+from .transport.stream import OUT_BYTES_HIGH, Stream
 from .transport.tcp import InlineSink, Scratch, span_table
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ class Connection(Stream):
             self._retiring
             or len(self._requests) >= self.server.requests_in_flight_max
             or (frame.bulk_bytes and frame.bulk is None)
+            or (self.rdma is not None and self.unsent > OUT_BYTES_HIGH)  # over a socket, nothing would be read now
         ):
             self._refuse(frame, entry)
             return

@@ -1,18 +1,21 @@
 """RDMA beside TCP between the same two processes of this machine: how fast, what the server pays, and what is asked of the device.
 
-Emulated devices (Soft-RoCE) move bytes with the CPU: then only the counts mean something elsewhere. Needs a device; tests/rdma boots a
-machine that has some.
+Beside both stands what bare verbs and a bare socket do (`verbs.py`): what of the difference is the machine's, and what is ours.
+Emulated devices (Soft-RoCE) move bytes with the CPU, a packet at a time, and are slower than the loopback: there only the counts and the
+processor time outside the kernel mean something elsewhere. Needs a device; tests/rdma boots a machine that has some.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +25,26 @@ from ...proto.env import Call, drive
 from ...proto.errors import Status, error
 from ...proto.gen.storage_pb2 import ReadRequest, SpaceReply, SpaceRequest, WriteRequest
 from ...proto.transport import choice
-from .measure import MIB, in_turns, peer, row, warm, write_file
+from .measure import MIB, Median, in_turns, peer, row, warm, write_file
 from .net import DEPTH, TIMEOUT, Pieces, pipelined
+from .verbs import Bare, bare_tcp, bare_verbs
 
 BATCH, BLOCK = 32, 128 << 10  # a batch of pieces in one request, as of the KV cache
-AIM_RATIO, AIM_CPU = 1.0, 1.0
+AIM_RATIO, AIM_CPU, AIM_BARE = 1.0, 1.0, 0.8
 AIM_COMPLETIONS = 3.0  # the request that came in, and at most two of what was posted for it
 
 
 class Counting(Pieces):
-    """Tells of itself: processor time in ns, and of all queue pairs the posts, work requests and completions."""
+    """Tells of itself: processor time in ns, in the program and in the kernel, and of all queue pairs the posts, work requests and
+    completions."""
 
     async def space(self, request: SpaceRequest, context: rpc.Context) -> SpaceReply:
         from ...proto.transport.rdma.endpoint import endpoints
 
         found = endpoints()
         sums = (sum(getattr(one, name) for one in found) for name in ("posts", "requests", "completions"))
-        return SpaceReply(used=[time.process_time_ns(), *sums])
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return SpaceReply(used=[int(used.ru_utime * 1e9), int(used.ru_stime * 1e9), *sums])
 
 
 def _serve(path: Path) -> Callable[[socket.socket], None]:
@@ -83,7 +89,10 @@ class Way:
         self.address = address
         self.mib = mib
         self.env = BlockingEnvironment(cluster="bench")
-        self.cpu: list[float] = []  # of the server, seconds per GiB read, of every round
+        self.costs: dict[str, list[tuple[float, float]]] = {
+            "read": [],
+            "write": [],
+        }  # of the server, as `Cost` has it, of every round
         self.targets = [self.env.pool.take(BATCH * BLOCK) for _ in range(DEPTH)]
         self.run(self.reads(DEPTH))
 
@@ -92,7 +101,7 @@ class Way:
             pipelined(self.env, calls)
 
     def told(self) -> list[int]:
-        """What the server says: nanoseconds, posts, work requests, completions."""
+        """What the server says: nanoseconds in the program and in the kernel, posts, work requests, completions."""
         with _speaking(self.transport):
             return list(drive(self.env.call(Call(self.address, rpc.STORAGE.Space, SpaceRequest(), TIMEOUT))).used)
 
@@ -109,18 +118,16 @@ class Way:
             source = self.targets[i % DEPTH]._replace(length=MIB)
             yield Call(self.address, rpc.STORAGE.Write, WriteRequest(), TIMEOUT, source=[source])
 
-    def read_rate(self) -> float:
-        """MiB/s of reads of 1 MiB; notes what the server paid."""
+    def rate(self, kind: str) -> float:
+        """MiB/s of reads or writes of 1 MiB; notes what the server paid, in s/GiB."""
         before, begin = self.told(), time.perf_counter()
-        self.run(self.reads(self.mib))
+        self.run(self.reads(self.mib) if kind == "read" else self.writes(self.mib))
         seconds = time.perf_counter() - begin
-        self.cpu.append((self.told()[0] - before[0]) / 1e9 * 1024 / self.mib)
+        user, system = (
+            (end - start) / 1e9 * 1024 / self.mib for end, start in zip(self.told()[:2], before[:2], strict=True)
+        )
+        self.costs[kind].append((user, system))
         return self.mib / seconds
-
-    def write_rate(self) -> float:
-        begin = time.perf_counter()
-        self.run(self.writes(self.mib))
-        return self.mib / (time.perf_counter() - begin)
 
     def counts(self, count: int, pieces: int, length: int) -> list[float]:
         """Posts, work requests and completions of the server for one such request, by their mean over `count`."""
@@ -130,7 +137,7 @@ class Way:
         # What a question of `told` costs itself is taken off.
         return [
             (end - start - (start - first)) / count
-            for end, start, first in zip(after[1:], before[1:], idle[1:], strict=True)
+            for end, start, first in zip(after[2:], before[2:], idle[2:], strict=True)
         ]
 
 
@@ -143,14 +150,15 @@ def run(quick: bool = False) -> dict[str, Any]:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="emberfs-bench-"))) / "file"
         write_file(path, mib)
         warm(path)
-        # Forked before the environments exist: the process must not inherit their connections.
+        # Forked before the environments exist: the processes must not inherit their connections.
         server = stack.enter_context(peer(_serve(path)))
+        bare = {"tcp": stack.enter_context(bare_tcp()), "rdma": stack.enter_context(bare_verbs())}
         with server.makefile("rb") as lines:
             address = json.loads(lines.readline())
         tcp, rdma = Way("tcp", address, mib), Way("rdma", address, mib)
         stack.callback(tcp.env.close)
         stack.callback(rdma.env.close)
-        rows = _rates(tcp, rdma, rounds)
+        rows = [made for kind in ("read", "write") for made in _rates(kind, tcp, rdma, bare, rounds)]
         posts, requests, completions = rdma.counts(count, 1, MIB)
         batch = rdma.counts(count, BATCH, BLOCK)
         one = "1 MiB in one piece"
@@ -167,14 +175,49 @@ def run(quick: bool = False) -> dict[str, Any]:
     return {"rows": rows, "file_mib": mib}
 
 
-def _rates(tcp: Way, rdma: Way, rounds: int) -> list[dict[str, Any]]:
-    ways = [rdma.read_rate, tcp.read_rate, rdma.write_rate, tcp.write_rate]
-    read, read_tcp, write, write_tcp = in_turns(ways, rounds)
-    cpu, cpu_tcp = (sorted(way.cpu)[len(way.cpu) // 2] for way in (rdma, tcp))
+def _rates(kind: str, tcp: Way, rdma: Way, bare: dict[str, Bare], rounds: int) -> list[dict[str, Any]]:
+    costs: dict[str, list[tuple[float, float]]] = {"tcp": [], "rdma": []}  # of the bare ones
+
+    def alone(transport: str) -> float:
+        cost = bare[transport](kind, tcp.mib)
+        costs[transport].append((cost.user * 1024 / tcp.mib, cost.system * 1024 / tcp.mib))
+        return tcp.mib / cost.seconds
+
+    ways = [partial(rdma.rate, kind), partial(tcp.rate, kind), partial(alone, "rdma"), partial(alone, "tcp")]
+    ours, ours_tcp, verbs, sock = in_turns(ways, rounds)
+    unit = "s/GiB"
     return [
-        row("read 1 MiB, rdma, against tcp", read, "MiB/s", read_tcp, aim=AIM_RATIO),
-        row("write 1 MiB, rdma, against tcp", write, "MiB/s", write_tcp, aim=AIM_RATIO),
+        row(f"{kind} 1 MiB, rdma, against tcp", ours, "MiB/s", ours_tcp, aim=AIM_RATIO),
+        row(f"{kind} 1 MiB, bare verbs, against a bare socket", verbs, "MiB/s", sock),
+        row(f"{kind} 1 MiB, rdma, against bare verbs", ours, "MiB/s", verbs, aim=AIM_BARE),
         row(
-            "processor time of the server for reads, rdma, against tcp", cpu, "s/GiB", cpu_tcp, aim=AIM_CPU, least=False
+            f"server's processor time, {kind}, rdma, against tcp",
+            _both(rdma.costs[kind]),
+            unit,
+            _both(tcp.costs[kind]),
+            aim=AIM_CPU,
+            least=False,
+        ),
+        row(
+            f"server's processor time, {kind}, bare verbs, against a bare socket",
+            _both(costs["rdma"]),
+            unit,
+            _both(costs["tcp"]),
+        ),
+        row(
+            f"of it outside the kernel, {kind}, rdma, against tcp",
+            _user(rdma.costs[kind]),
+            unit,
+            _user(tcp.costs[kind]),
+            aim=AIM_CPU,
+            least=False,
         ),
     ]
+
+
+def _both(costs: list[tuple[float, float]]) -> Median:
+    return Median([user + system for user, system in costs])
+
+
+def _user(costs: list[tuple[float, float]]) -> Median:
+    return Median([user for user, _ in costs])

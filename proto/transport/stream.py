@@ -288,13 +288,18 @@ class Stream:
             self.loop.call_later(seconds, self.close)
         if not self._writing:
             self._flush()
+        if self.rdma is not None and self._out and not self.closed:
+            self._swallow_more()  # credits to send with come with what is received
 
     def _half_close(self) -> None:
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
         if not self.closed:
-            self.loop.add_reader(self.sock.fileno(), self._swallow)
-            self._reading = True  # so that close() removes it
+            self._swallow_more()
+
+    def _swallow_more(self) -> None:
+        self.loop.add_reader(self.sock.fileno(), self._swallow)
+        self._reading = True  # so that close() removes it
 
     def _swallow(self) -> None:
         try:

@@ -25,6 +25,7 @@ from emberfs.proto.transport.rdma.devices import Port
 
 WRITE, SEND, READ = 0, 2, 4
 SIGNALED, SOLICITED, INLINE = 2, 4, 8
+LOCAL, REMOTE_WRITE, REMOTE_READ = 1, 2, 4  # what memory is registered for
 FLUSHED, REFUSED, NO_ANSWER, NOT_READY = 5, 10, 12, 13  # status of completions
 PORT = Port("soft0", 1, False, bytes(10) + b"\xff\xff" + bytes([10, 9, 8, 7]), 0, 0, "eth0", "as fast as memory")
 
@@ -179,7 +180,8 @@ class QP:
             return 0
         own, other = _keys[entry.lkey], _keys.get(request.key)
         assert own.holds(entry.addr, entry.length)
-        if other is None or not peer.access or not other.holds(request.remote, entry.length):
+        needed = REMOTE_WRITE if request.opcode == WRITE else REMOTE_READ
+        if other is None or not peer.access & other.access & needed or not other.holds(request.remote, entry.length):
             return REFUSED
         places = (request.remote, entry.addr) if request.opcode == WRITE else (entry.addr, request.remote)
         ctypes.memmove(*places, entry.length)
@@ -246,9 +248,9 @@ NAMES = SimpleNamespace(
     SGE=SGE,
     SendWR=SendWR,
     e=SimpleNamespace(
-        IBV_ACCESS_LOCAL_WRITE=1,
-        IBV_ACCESS_REMOTE_WRITE=2,
-        IBV_ACCESS_REMOTE_READ=4,
+        IBV_ACCESS_LOCAL_WRITE=LOCAL,
+        IBV_ACCESS_REMOTE_WRITE=REMOTE_WRITE,
+        IBV_ACCESS_REMOTE_READ=REMOTE_READ,
         IBV_QPT_RC=2,
         IBV_WR_RDMA_WRITE=WRITE,
         IBV_WR_RDMA_READ=READ,
@@ -286,3 +288,8 @@ def _channel(_verbs: Any, context: Context) -> tuple[CompChannel, int]:
 def alive() -> tuple[int, int]:
     """Queue pairs, and registered pieces of memory."""
     return len(_pairs), len(_keys)
+
+
+def memory_of(address: int) -> list[MR]:
+    """What is registered from there on, in the order in which that was done."""
+    return [known for known in _keys.values() if known.address == address]

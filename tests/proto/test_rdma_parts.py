@@ -111,6 +111,20 @@ def test_a_peer_that_gives_back_more_than_was_used_breaks_the_protocol() -> None
         Credits(RESERVED, 32)
 
 
+def test_a_peer_that_sends_without_credits_breaks_the_protocol() -> None:
+    credits = Credits(8, 4)
+    for _ in range(3):
+        credits.received(0)
+    credits.posted(2)
+    assert credits.sent() == 2
+    for _ in range(3):
+        credits.received(0)
+    credits.posted(2)  # which the peer was not told of
+    with pytest.raises(StatusError) as raised:
+        credits.received(0)
+    assert raised.value.status is Status.PROTOCOL
+
+
 # --- devices ------------------------------------------------------------------------------------------------------------------------
 
 V4 = "0000:0000:0000:0000:0000:ffff:0a63:0001"
@@ -266,7 +280,7 @@ class OwnDevice:
 
     name = "rxe0"
 
-    def cover(self, region: Region, offset: int, length: int) -> Registration:
+    def cover(self, region: Region, offset: int, length: int, access: int) -> Registration:
         made = Registration(region)
         made.local_keys = [100 + index for index in range(len(made.local_keys))]
         return made

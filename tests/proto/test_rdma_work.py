@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import pytest
 
 from emberfs.proto import accepted
 from emberfs.proto.env import Call
-from emberfs.proto.errors import Status, StatusError
+from emberfs.proto.errors import Status, StatusError, error
 from emberfs.proto.gen import storage_pb2
 from emberfs.proto.region import Region, Slice
 from emberfs.proto.transport.rdma import endpoint, memory
 
 from . import memory_verbs
-from .memory_verbs import soft_device
-from .pieces import READ, SECRET, SPACE, WRITE, Pair, eventually, face, read, running, write
+from .memory_verbs import LOCAL, REMOTE_READ, REMOTE_WRITE, soft_device
+from .pieces import READ, SECRET, SPACE, WRITE, Face, Pair, eventually, face, read, running, write
 
 MIB = 1 << 20
 
@@ -151,6 +152,34 @@ def test_registered_memory_serves_every_connection_and_goes_with_its_region(pair
     assert target.view == pair.service.data[:4096]
 
 
+def test_a_peer_may_do_no_more_than_was_asked_of_it(pair: Pair) -> None:
+    """A server's memory is for nobody else; what a client writes from may be read, and written to only once it reads into it."""
+    region = pair.client.env.register(bytearray(MIB))
+    part = [Slice(region, 0, MIB)]
+    pair.client.call(pair.address, WRITE, write(3), source=part)
+    (device,) = memory.opened()
+    source = device._known[region.id]
+    assert [known.access for known in memory_verbs.memory_of(source.address)] == [LOCAL | REMOTE_READ]
+    for found in device._known.values():
+        if found is not source and found.region is not pair.client.env.pool.region:
+            assert found.access[0] == memory.LOCAL
+            assert [known.access for known in memory_verbs.memory_of(found.address)] == [LOCAL]
+    before = source.keys[0]
+    pair.client.call(pair.address, READ, read((11, MIB)), target=part)
+    assert region.view == pair.service.data[11 : 11 + MIB]
+    assert source.keys[0] != before, "another key; the old one lets nobody write"
+    assert [known.access for known in memory_verbs.memory_of(source.address)] == [
+        LOCAL | REMOTE_READ,
+        LOCAL | REMOTE_READ | REMOTE_WRITE,
+    ]
+    pair.client.call(pair.address, WRITE, write(3), source=part)
+    if pair.client.loop:
+        pair.client.loop.do(lambda: pair.client.env.unregister(region))
+    else:
+        pair.client.env.unregister(region)
+    assert not memory_verbs.memory_of(source.address)
+
+
 def test_a_peer_without_permission_breaks_its_own_connection_only(pair: Pair) -> None:
     """The client's device forgets memory while the server means to write into it."""
     region = pair.client.env.register(bytearray(MIB))
@@ -160,6 +189,7 @@ def test_a_peer_without_permission_breaks_its_own_connection_only(pair: Pair) ->
     device.forget(region.id, lambda _: False)
     device._known[region.id] = memory.Registration(region)  # it believes that the server may
     device._known[region.id].keys[0] = 1
+    device._known[region.id].access[0] = memory.WRITABLE
     device.version -= 1
     failure = pair.failure(READ, read((0, MIB)), target=whole)
     assert failure.status is Status.MAYBE_COMMITTED
@@ -227,6 +257,41 @@ def test_memory_of_a_reply_comes_back_without_another_request(pair: Pair) -> Non
     registered = pair.running.server.buffers._registered
     assert registered is not None
     assert eventually(lambda: registered.used == 0)
+
+
+def test_a_server_whose_own_memory_is_refused_sends_its_clients_back_to_tcp(
+    verbs: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBERFS_TRANSPORT", "auto")
+    registered = memory.Device.pin
+
+    def pin(device: memory.Device, view: memoryview, access: int) -> Any:
+        if access == memory.LOCAL and len(view) > MIB:
+            raise error(Status.UNSUPPORTED, "no memory may be locked")
+        return registered(device, view, access)
+
+    monkeypatch.setattr(memory.Device, "pin", pin)
+    with running("tcp:127.0.0.1:0", secret=SECRET) as server:
+        for kind in ("blocking", "aio"):
+            with face(kind, secret=SECRET) as client:
+                target = client.env.pool.take(MIB)
+
+                def again(client: Face = client, target: Slice = target) -> bool:
+                    with suppress(StatusError):
+                        client.call(server.addresses[0], READ, read((1, MIB)), target=[target])
+                    return bool(target.view == server.service.data[1 : 1 + MIB])
+
+                assert eventually(again)
+                spoken = client.env.spoken()[server.addresses[0]]
+                assert spoken.transport == "tcp" and "does not register the server's pool" in spoken.reason
+
+
+def test_who_asks_for_more_than_it_takes_in_is_told_to_wait(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replies that do not leave must not grow without limit: a client might take in one message and ask for sixteen more."""
+    assert pair.client.call(pair.address, SPACE, storage_pb2.SpaceRequest())
+    monkeypatch.setattr(accepted.Connection, "unsent", accepted.OUT_BYTES_HIGH + 1)
+    assert pair.failure(SPACE, storage_pb2.SpaceRequest()).status is Status.BUSY
+    monkeypatch.undo()
 
 
 def test_a_server_that_has_enough_queue_pairs_leaves_others_on_tcp(

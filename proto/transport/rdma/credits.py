@@ -4,6 +4,9 @@ Each side has posted so many receives; a SEND that finds none would stall the pe
 while it has credits, one per receive of the peer that is not used. Receives are posted again in groups, and told to the peer with
 whatever is sent next, or in a SEND of its own when half of them are owed. One credit is kept for that: were it spent on data, both sides
 could wait for each other with everything received, and nobody allowed to say so.
+
+A peer that sends without credits is found out by the first SEND too many, and not served any longer: credits are also what keeps it from
+asking for more than it takes in.
 """
 
 from __future__ import annotations
@@ -16,13 +19,14 @@ RESERVED = 1  # credits that only a SEND without data may use
 class Credits:
     """Of one side of one queue pair. `peer`: receives that the peer posted to begin with; `own`: those that this side did."""
 
-    __slots__ = ("_own", "_peer", "available", "owed")
+    __slots__ = ("_given", "_own", "_peer", "available", "owed")
 
     def __init__(self, peer: int, own: int) -> None:
         if peer <= RESERVED or own <= RESERVED:
             raise error(Status.PROTOCOL, f"{min(peer, own)} receives: at least {RESERVED + 1} are needed")
         self._peer = peer
         self._own = own
+        self._given = own  # SENDs that the peer may send, as far as it has been told
         self.available = peer  # SENDs that may leave
         self.owed = 0  # receives posted again that the peer does not know of
 
@@ -36,10 +40,14 @@ class Credits:
         assert self.available > 0, "a SEND without a credit"
         self.available -= 1
         told, self.owed = self.owed, 0
+        self._given += told
         return told
 
     def received(self, told: int) -> None:
-        """A SEND of the peer arrived, which tells of so many. Raises PROTOCOL for more than were used."""
+        """A SEND of the peer arrived, which tells of so many. Raises PROTOCOL for more than were used, and for a SEND without a credit."""
+        self._given -= 1
+        if self._given < 0:
+            raise error(Status.PROTOCOL, "the peer sent more than it had credits for")
         if self.available + told > self._peer:
             raise error(Status.PROTOCOL, f"the peer gave {told} credits back, {self._peer - self.available} were used")
         self.available += told

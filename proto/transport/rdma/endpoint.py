@@ -24,7 +24,7 @@ from ...settings import time_scale
 from .channel import close_channel, make_channel
 from .credits import Credits
 from .devices import Port, gid_text
-from .memory import Device, abandon, address_of, open_device, reason_of
+from .memory import LOCAL, Device, abandon, address_of, open_device, reason_of
 from .verbs import load
 
 SLOT_BYTES = 8192  # of one SEND, with its header
@@ -129,7 +129,7 @@ class Endpoint:
         e = verbs.e
         self._view = memoryview(mmap.mmap(-1, (RECEIVES + SENDS) * SLOT_BYTES))
         self._base = address_of(self._view)
-        self._memory = device.pin(self._view, remote=False)
+        self._memory = device.pin(self._view, LOCAL)
         self._channel, self.descriptor = make_channel(verbs, device.context)
         self._queue = verbs.CQ(device.context, COMPLETIONS, None, self._channel, 0)
         capacity = verbs.QPCap(self._room, RECEIVES, 1, 1, INLINE_BYTES)
@@ -345,7 +345,11 @@ class Endpoint:
     def _received(self, slot: int, length: int) -> None:
         begin = slot * SLOT_BYTES
         told, kind = HEADER.unpack_from(self._view, begin)
-        self._credits.received(told)
+        try:
+            self._credits.received(told)
+        except StatusError as broken:
+            self._fail(broken.strerror or "")
+            raise
         if length > HEADER.size and kind == STREAM:
             self.arrived.append(self._view[begin + HEADER.size : begin + length])
             self._slots_arrived.append(slot)
@@ -409,6 +413,10 @@ class Endpoint:
         self._queue.ack_events(1)
         self._armed = 0
         return True
+
+    def give_up(self, reason: str) -> None:
+        """Nothing more is sent; who tries ends the connection."""
+        self._fail(reason)
 
     def _fail(self, reason: str) -> None:
         self.failed = self.failed or reason

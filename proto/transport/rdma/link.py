@@ -8,7 +8,7 @@ from ... import frame as wire
 from ...env import Call
 from ...gen import rpc_pb2
 from .endpoint import Endpoint
-from .memory import Registration
+from .memory import READABLE, WRITABLE, Registration
 
 INLINE_BYTES_MAX = (
     4096  # to the server: so few travel in the stream, which spares the server a fetch and the wait for it
@@ -22,15 +22,15 @@ class Link:
         self.endpoint = endpoint
         self._send = send
         self._device = endpoint.device
-        self._offered: dict[int, set[int]] = {}  # region id -> windows that the server was told of
+        self._offered: dict[int, dict[int, int]] = {}  # region id -> window -> the key that the server was told
         self._version = self._device.version
 
     def shares(self, call: Call) -> bool:
         """Whether the server may move this call's bulk itself: its regions are registered, and the server has been told of them. Memory
         that is a region for one request only is not worth that: its bytes travel in the stream."""
-        slices = call.target
+        slices, access = call.target, WRITABLE
         if not slices:
-            slices = call.source
+            slices, access = call.source, READABLE
             if sum([slice_.length for slice_ in slices]) <= INLINE_BYTES_MAX:
                 return False
         if self._version != self._device.version:
@@ -38,15 +38,15 @@ class Link:
         for region, offset, length in slices:
             if not length:
                 continue
-            found = self._device.cover(region, offset, length) if region.kept else None
+            found = self._device.cover(region, offset, length, access) if region.kept else None
             if found is None:
                 return False
             told = self._offered.get(region.id)
             if told is None:
-                told = self._offered[region.id] = set()
+                told = self._offered[region.id] = {}
             for index in range(offset // found.window, (offset + length - 1) // found.window + 1):
-                if index not in told:
-                    told.add(index)
+                if told.get(index) != found.keys[index]:
+                    told[index] = found.keys[index]
                     self._tell(found, index)
         return True
 

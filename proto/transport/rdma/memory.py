@@ -2,7 +2,8 @@
 
 Registering pins pages and takes the device's time (about 0.1 ms and 0.2 µs for each page of 4 KiB), so a region is registered once with a
 device, when it is first used there, and serves every queue pair of this process. It stays until the region is given up, and a little
-longer where a request may still be moving: `forget` asks.
+longer where a request may still be moving: `forget` asks. Peers may do no more there than something was asked of them: a window that they
+only read is registered anew, under another key, when they first are to write there.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ WINDOWS_MAX = 16  # of a region
 REGISTRATIONS_MAX = 4096  # regions per device and process; what comes then travels in the stream
 REFUSED_MAX = 1024  # regions remembered as not to be registered
 
+LOCAL, READABLE, WRITABLE = 0, 1, 2  # what peers may do there: nothing, read, read and write
+
 _log = logging.getLogger("emberfs.rdma")
 
 
 class Registration:
     """One region at one device: windows of equal size, each registered when it is first used."""
 
-    __slots__ = ("address", "keys", "local_keys", "memories", "region", "window")
+    __slots__ = ("_replaced", "access", "address", "keys", "local_keys", "memories", "region", "window")
 
     def __init__(self, region: Region) -> None:
         self.region = region  # keeps the memory from being freed while the device knows it
@@ -39,13 +42,26 @@ class Registration:
         self.window = window_bytes(region.size)
         count = -(-region.size // self.window)
         self.memories: list[Any] = [None] * count  # as verbs know them (MR)
+        self.access = [-1] * count  # what peers may do; -1: not registered
+        self._replaced: list[Any] = []  # that let peers do less: something may still move under their keys
         self.keys = [0] * count  # for the peer
         self.local_keys = [0] * count  # for work requests of our own
 
+    def use(self, index: int, memory: Any, access: int) -> None:
+        """From now on this window is known as that."""
+        if self.memories[index] is not None:
+            self._replaced.append(self.memories[index])
+        self.memories[index], self.access[index] = memory, access
+        self.local_keys[index], self.keys[index] = memory.lkey, memory.rkey
+
+    @property
+    def registered(self) -> list[Any]:
+        """All that the device knows of it."""
+        return [*(memory for memory in self.memories if memory is not None), *self._replaced]
+
     def close(self) -> None:
-        for memory in self.memories:
-            if memory is not None:
-                memory.close()
+        for memory in self.registered:
+            memory.close()
 
 
 def window_bytes(size: int) -> int:
@@ -73,32 +89,33 @@ class Device:
         self._refused: set[int] = set()
         self._leaving: list[Registration] = []  # given up while something might still move
         self.version = 0  # changes with every region that is forgotten
+        self.unfit = ""  # why a server here does not go on over it: its own memory is refused
 
     @property
     def registered(self) -> int:
-        """Windows of regions that the device knows."""
-        return sum(memory is not None for found in [*self._known.values(), *self._leaving] for memory in found.memories)
+        """Windows of regions that the device knows, those with several keys as often."""
+        return sum(len(found.registered) for found in [*self._known.values(), *self._leaving])
 
-    def cover(self, region: Region, offset: int, length: int) -> Registration | None:
-        """The region's registration, that part of it registered now if need be; None where that was refused: its bytes then travel in the
-        stream."""
+    def cover(self, region: Region, offset: int, length: int, access: int) -> Registration | None:
+        """The region's registration, that part of it registered now if need be for peers to do so much; None where that was refused: its
+        bytes then travel in the stream."""
         found = self._known.get(region.id)
         if found is not None:
-            keys, window = found.keys, found.window
+            allowed, window = found.access, found.window
             for index in range(offset // window, (offset + length - 1) // window + 1):
-                if not keys[index]:
+                if allowed[index] < access:
                     break
             else:
                 return found
         if region.id in self._refused:
             return None
         with self._lock:
-            return self._register(region, offset, length)
+            return self._register(region, offset, length, access)
 
     def knows(self, number: int) -> bool:
         return number in self._known
 
-    def _register(self, region: Region, offset: int, length: int) -> Registration | None:
+    def _register(self, region: Region, offset: int, length: int, access: int) -> Registration | None:
         try:
             found = self._known.get(region.id)
             if found is None:
@@ -106,10 +123,9 @@ class Device:
                     raise error(Status.BUSY_RESOURCE, f"{REGISTRATIONS_MAX} regions are registered; unregister some")
                 found = self._known[region.id] = Registration(region)
             for index in range(offset // found.window, (offset + length - 1) // found.window + 1):
-                if found.memories[index] is None:
+                if found.access[index] < access:
                     begin = index * found.window
-                    memory = found.memories[index] = self.pin(region.view[begin : begin + found.window], remote=True)
-                    found.local_keys[index], found.keys[index] = memory.lkey, memory.rkey
+                    found.use(index, self.pin(region.view[begin : begin + found.window], access), access)
         except StatusError as refused:
             if len(self._refused) < REFUSED_MAX:
                 self._refused.add(region.id)
@@ -119,15 +135,19 @@ class Device:
             return None
         return found
 
-    def pin(self, view: memoryview, remote: bool) -> Any:
-        """A memory region of the device (MR); `remote`: peers that know its key may read and write it, through queue pairs that let them.
-        Raises UNSUPPORTED with what to do."""
+    def pin(self, view: memoryview, access: int) -> Any:
+        """A memory region of the device (MR); `access`: what peers may do that know its key, through queue pairs that let them. Raises
+        UNSUPPORTED with what to do."""
         e = self._verbs.e
-        access = e.IBV_ACCESS_LOCAL_WRITE
-        if remote:
-            access |= e.IBV_ACCESS_REMOTE_WRITE | e.IBV_ACCESS_REMOTE_READ
+        flags = (
+            e.IBV_ACCESS_LOCAL_WRITE
+        )  # also where it is only read: pages that are not written to may be others after a fork
+        if access >= READABLE:
+            flags |= e.IBV_ACCESS_REMOTE_READ
+        if access >= WRITABLE:
+            flags |= e.IBV_ACCESS_REMOTE_WRITE
         try:
-            return self._verbs.MR(self.domain, len(view), access, address=address_of(view))
+            return self._verbs.MR(self.domain, len(view), flags, address=address_of(view))
         except self._verbs.Failed as failed:
             raise error(
                 Status.UNSUPPORTED,
@@ -154,7 +174,7 @@ class Device:
     def abandon(self) -> None:
         abandon(self, self.context, self.domain)
         for found in [*self._known.values(), *self._leaving]:
-            abandon(*[memory for memory in found.memories if memory is not None])
+            abandon(*found.registered)
 
 
 _devices: dict[str, Device] = {}

@@ -22,7 +22,7 @@ from ..buffers import Buffers
 from ..shm import REGION_BYTES_MAX, REGIONS_PER_CLIENT_MAX
 from ..tcp import Scratch
 from .endpoint import Endpoint
-from .memory import WINDOW_BYTES_MIN
+from .memory import LOCAL, WINDOW_BYTES_MIN, WINDOWS_MAX
 
 MOVE_BYTES_MAX = 1 << 30  # of one work request (devices take 2 GiB)
 
@@ -34,8 +34,12 @@ class RemoteRegion:
     view = None  # never seen from here
 
     def __init__(self, message: rpc_pb2.RdmaRegion) -> None:
-        if not 0 < message.length <= REGION_BYTES_MAX or message.window < WINDOW_BYTES_MIN:
+        if not 0 < message.length <= REGION_BYTES_MAX or message.window < max(
+            WINDOW_BYTES_MIN, message.length // WINDOWS_MAX
+        ):
             raise error(Status.PROTOCOL, f"a region of {message.length} bytes in windows of {message.window}")
+        if message.address + message.length > 1 << 64:
+            raise error(Status.PROTOCOL, f"a region of {message.length} bytes at {message.address:#x} is not in memory")
         self.address: int = message.address
         self.size: int = message.length
         self.window: int = message.window
@@ -63,8 +67,9 @@ class RemoteRegions:
             if not message.id or len(self.by_id) >= REGIONS_PER_CLIENT_MAX:
                 raise error(Status.PROTOCOL, f"more than {REGIONS_PER_CLIENT_MAX} regions of one connection")
             region = self.by_id[message.id] = RemoteRegion(message)
-        if message.index * region.window < region.size:
-            region.keys[message.index] = message.key
+        if message.index * region.window >= region.size:
+            raise error(Status.PROTOCOL, f"window {message.index} of a region of {region.size} bytes")
+        region.keys[message.index] = message.key
 
     def withdraw(self, message: rpc_pb2.RdmaWithdraw) -> None:
         for number in message.id:
@@ -162,9 +167,12 @@ def _moves(
     """Work requests for these spans of all pieces, taken as one; their bytes are, or come, in `local`. Raises REGION_DEAD, BUSY."""
     if local is None or not spans:
         return []
-    own = endpoint.device.cover(local.region, local.offset, local.length)
+    own = endpoint.device.cover(local.region, local.offset, local.length, LOCAL)
     if own is None:
-        raise error(Status.BUSY, f"{endpoint.device.name} does not register the server's pool; its log says why")
+        device = endpoint.device
+        device.unfit = f"{device.name} does not register the server's pool; its log says why"
+        endpoint.give_up(device.unfit)  # and the client comes back over TCP
+        raise error(Status.BUSY, device.unfit)
     moves: list[_Move] = []
     starts = list(accumulate([length for _, _, length in pieces], initial=0))
     for begin, length in spans:

@@ -97,6 +97,8 @@ def accept(queue: rpc_pb2.RdmaQueue, tcp: socket.socket) -> tuple[RdmaSocket, by
         raise error(Status.UNSUPPORTED, f"no port here speaks {kind} as the client's does (usable here: {names})")
     endpoint = Endpoint(port, serves=True)
     try:
+        if endpoint.device.unfit:
+            raise error(Status.UNSUPPORTED, endpoint.device.unfit)
         endpoint.connect(queue)
         reply = rpc_pb2.RdmaConnectReply(queue=endpoint.queue())
         return RdmaSocket(endpoint, tcp), wire.encode(wire.REPLY, wire.RDMA_CONNECT, 0, reply.SerializeToString())
