@@ -147,7 +147,8 @@ async def test_killed_in_the_middle_of_clones(chain: Members) -> None:
     for number in (3, 1, 2):
         await asyncio.sleep(0)
         await chain.members[number - 1].kill()
-        order.remove(number)  # the others stay as they stand, as the manager leaves them: who was behind has no more than who was before
+        # The others stay as they stand, as the manager leaves them: who was before has what who was behind has, and more.
+        order.remove(number)
         order.append(number)
         chain.announce(SERVING, SERVING, OFFLINE, order=order)
         await chain.members[number - 1].start()
