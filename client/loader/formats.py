@@ -52,7 +52,7 @@ def _guessed(store: Store, paths: list[str]) -> str:
             if (path or store.url).endswith(ending):
                 return name
     raise FileNotFoundError(
-        f'{store.url}: no file ends in {", ".join(ENDINGS)}; give format="files" for samples that are files'
+        f'{store.url}: no file ends in {", ".join(ENDINGS)}; the format "files" takes every file for a sample'
     )
 
 
