@@ -12,9 +12,11 @@ from pathlib import Path
 
 ENVIRONMENT = "SMALLPOND_ENVIRONMENT"
 PREFIX = Path("/hf3fs")  # smallpond removes trees at once by 3fs-virt/rm-rf where a path begins so
-# smallpond's executors begin no task while the processors are busy, and its examples ask for 16 cores: in a mount namespace of its own it
-# sees a machine that has them and is idle, whatever else runs here.
+# smallpond's executors begin no task while the processors are busy, and its examples ask for 16 cores and for 40 GB, or wait for ever: in a
+# mount namespace of its own it sees a machine that has them and is idle, whatever else runs here.
 CORES = 16
+MEMORY_KIB = 96 << 20
+OBJECTS_BYTES = 1 << 30  # that Ray keeps in /dev/shm, instead of a third of that memory
 RAY_IS_LATE = "The current node timed out during startup"  # after 30 s, which nothing changes
 STARTS_MAX = 3
 DISGUISE = """\
@@ -23,9 +25,11 @@ cat /proc/stat >"$1/stat"
 mount --bind "$1/stat" /proc/stat
 mkdir "$1/cpu"
 cp -L /sys/devices/system/cpu/online /sys/devices/system/cpu/possible /sys/devices/system/cpu/present "$1/cpu"
+sed -E "s/^(MemTotal|MemFree|MemAvailable):.*/\\1: $3 kB/" /proc/meminfo >"$1/meminfo"
+mount --bind "$1/meminfo" /proc/meminfo
 for i in $(seq 0 $(($2 - 1))); do mkdir -p "$1/cpu/cpu$i/topology"; echo $i >"$1/cpu/cpu$i/topology/core_cpus_list"; done
 mount --bind "$1/cpu" /sys/devices/system/cpu
-shift 2
+shift 3
 "$@"
 exit $?
 """
@@ -62,6 +66,7 @@ class Smallpond:
             "PYTHONPATH": os.fspath(self.source),
             "TEST_RUNTIME_ROOT": os.fspath(self.root / "runtime"),
             "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
+            "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(OBJECTS_BYTES),
             # No process ahead for each of the cores that there are not.
             "RAY_prestart_worker_first_driver": "0",
             "RAY_enable_worker_prestart": "0",
@@ -82,7 +87,7 @@ class Smallpond:
         pretended.mkdir()
         # What it leaves running (Ray) ends with it. Ray takes a parent with the number 1 for a dead one: that is the shell.
         alone = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        disguised = [*alone, "sh", "-c", DISGUISE, "sh", os.fspath(pretended), str(CORES), *command]
+        disguised = [*alone, "sh", "-c", DISGUISE, "sh", os.fspath(pretended), str(CORES), str(MEMORY_KIB), *command]
         try:
             return subprocess.run(
                 disguised, check=False, cwd=self.source, env=wanted, capture_output=True, text=True, timeout=seconds
