@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import types
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from .errors import Status, StatusError, error
 from .frame import Frame
 from .gen import rpc_pb2
 from .hello import HELLO_BYTES_MAX, HELLO_SECONDS_MAX, NOBODY, ServerHello, failure_frame, parse
-from .request import Request
+from .request import Request, resume
 from .settings import time_scale
 from .subscription import SUBSCRIPTIONS_MAX, Subscription
 from .transport import address as addresses
@@ -182,7 +181,7 @@ class Connection(Stream):
     async def _finish(self, request: Request, coro: Coroutine[Any, Any, Message], waits_for: Any) -> None:
         """The rest of a handler that had to wait."""
         try:
-            reply = await _resume(coro, waits_for)
+            reply = await resume(coro, waits_for)
         except asyncio.CancelledError:
             # The loop is being torn down, or the handler awaited something that was cancelled.
             self._fail(request, error(Status.CANCELLED, "the server gave the request up"))
@@ -371,10 +370,8 @@ class Connection(Stream):
         """Raises UNSUPPORTED, PROTOCOL."""
         if not self.server.settings.rdma or self._kind != "tcp" or self._requests or self._next is not None:
             raise error(Status.UNSUPPORTED, "this connection does not go on over RDMA")
-        if sum(connection.rdma is not None for connection in self.server.connections) >= RDMA_CONNECTIONS_MAX:
-            raise error(
-                Status.UNSUPPORTED, f"the server has {RDMA_CONNECTIONS_MAX} connections over RDMA, and takes no more"
-            )
+        if sum(other.rdma is not None for other in self.server.connections) >= RDMA_CONNECTIONS_MAX:
+            raise error(Status.UNSUPPORTED, f"{RDMA_CONNECTIONS_MAX} connections over RDMA: the server takes no more")
         from .transport.rdma.sinks import RemoteRegions
         from .transport.rdma.upgrade import accept
 
@@ -489,18 +486,3 @@ class Connection(Stream):
                 self.server.regions.pop((self.peer.client, self.peer.identity.uid), None)
             self._regions = None
         self.server.forget(self)
-
-
-@types.coroutine
-def _resume(coro: Coroutine[Any, Any, Message], waits_for: Any) -> Generator[Any, Any, Message]:
-    """Go on with a coroutine whose first step has been run by hand and gave `waits_for`."""
-    try:
-        while True:
-            try:
-                value = yield waits_for
-            except BaseException as raised:
-                waits_for = coro.throw(raised)
-            else:
-                waits_for = coro.send(value)
-    except StopIteration as done:
-        return done.value  # type: ignore[no-any-return]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import Message
 
 from .errors import Status, error
 from .frame import SLICE, TABLE, Frame
@@ -154,3 +157,18 @@ class Request:
         if self._shared is not None:
             self.buffers.give_shared(self._shared)
             self._shared = None
+
+
+@types.coroutine
+def resume(coro: Coroutine[Any, Any, Message], waits_for: Any) -> Generator[Any, Any, Message]:
+    """Go on with a coroutine whose first step has been run by hand and gave `waits_for`."""
+    try:
+        while True:
+            try:
+                value = yield waits_for
+            except BaseException as raised:
+                waits_for = coro.throw(raised)
+            else:
+                waits_for = coro.send(value)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]

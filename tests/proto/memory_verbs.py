@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from emberfs.proto.transport import choice
-from emberfs.proto.transport.rdma import devices, endpoint, memory
+from emberfs.proto.transport.rdma import devices, endpoint, memory, work
 from emberfs.proto.transport.rdma.devices import Port
 
 WRITE, SEND, READ = 0, 2, 4
@@ -273,7 +273,7 @@ def soft_device(folder: Path) -> Iterator[Counter[str]]:
         patch.setattr(devices, "ports", lambda: [PORT])
         for module in (endpoint, memory):
             patch.setattr(module, "load", lambda: NAMES)
-        patch.setattr(endpoint, "_chains", [])
+        patch.setattr(work, "_chains", [])
         patch.setattr(endpoint, "make_channel", _channel)
         patch.setattr(memory, "_devices", {})
         calls.clear()

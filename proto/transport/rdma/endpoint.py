@@ -2,8 +2,7 @@
 
 Work requests are queued (`write`, `read`, `send`) and leave together with `post`, in the order in which they came: what a peer receives
 after bulk says that the bulk is there. Few of them are signalled: those after which something has to happen, and so many others that the
-queue's places and the slots come back in time. Objects of pyverbs are made once and used again: each costs more than the request that it
-describes, and leaks its scatter list. One thread at a time; nothing here waits.
+queue's places and the slots come back in time. One thread at a time; nothing here waits.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ import os
 import struct
 import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...errors import Status, StatusError, error
 from ...gen import rpc_pb2
@@ -26,13 +24,13 @@ from .credits import Credits
 from .devices import Port, gid_text
 from .memory import LOCAL, Device, abandon, address_of, open_device, reason_of
 from .verbs import load
+from .work import BATCH, WHY, Chain, Done, Work, give_chain, take_chain
 
 SLOT_BYTES = 8192  # of one SEND, with its header
 RECEIVES = 32  # posted: what the peer has credits for
 GROUP = 8  # receives posted again together
 SENDS = 16  # slots to send from
 WORK_REQUESTS_MAX = 256  # in the send queue
-BATCH = 32  # work requests of one post
 COMPLETIONS = RECEIVES + WORK_REQUESTS_MAX  # that the queue holds: it can never overflow
 POLLED = 16  # completions taken at once
 SIGNALLED_SENDS = SENDS // 4  # at least one in so many is signalled, so that slots come back
@@ -52,21 +50,6 @@ _log = logging.getLogger("emberfs.rdma")
 HEADER = struct.Struct("<HH")  # of every SEND: credits given back, and what the rest is
 STREAM, PROBE = 0, 1  # the rest: bytes of the stream; nothing, sent to try the path
 PAYLOAD_BYTES = SLOT_BYTES - HEADER.size
-
-Done = Callable[[bool], None]  # called once: whether the work request was carried out
-
-
-class _Work(NamedTuple):
-    opcode: int
-    address: int  # here
-    length: int
-    local_key: int
-    remote: int  # address there
-    key: int
-    flags: int
-    slots: int  # to send from, that it takes
-    done: Done | None
-    awaited: bool  # somebody waits for `done`, who is to be woken
 
 
 class Gone(OSError):
@@ -93,8 +76,8 @@ class Endpoint:
         self._signalled, self._inline, self._solicited = e.IBV_SEND_SIGNALED, e.IBV_SEND_INLINE, e.IBV_SEND_SOLICITED
         self._sequence = int.from_bytes(os.urandom(3))
         self._credits = Credits(RECEIVES, RECEIVES)
-        self._work: deque[_Work] = deque()  # queued, not posted
-        # Per signalled request: requests and slots up to it, and as in _Work.
+        self._work: deque[Work] = deque()  # queued, not posted
+        # Per signalled request: requests and slots up to it, and as in Work.
         self._flight: deque[tuple[int, int, Done | None, bool]] = deque()
         self._unsignalled = self._unsignalled_slots = 0
         self._room = min(WORK_REQUESTS_MAX, self.device.limits.max_qp_wr)
@@ -104,7 +87,7 @@ class Endpoint:
         self._armed = 0  # the channel will tell: 1 of what the peer sends, 2 of everything
         self.payload_max = PAYLOAD_BYTES
         _endpoints.add(self)
-        self._chain: _Chain = []
+        self._chain: Chain = []
         self._receives: list[Any] = []
         try:
             self._make(serves)
@@ -144,7 +127,7 @@ class Endpoint:
 
     def _make_requests(self) -> None:
         verbs, key = self._verbs, self._memory.lkey
-        self._chain = _chains.pop() if _chains else _make_chain(verbs)
+        self._chain = take_chain(verbs)
         for slot in range(RECEIVES):
             entry = verbs.SGE(self._base + slot * SLOT_BYTES, SLOT_BYTES, key)
             self._receives.append(verbs.RecvWR(wr_id=slot, num_sge=1, sg=[entry]))
@@ -207,11 +190,11 @@ class Endpoint:
 
     def write(self, address: int, length: int, local_key: int, remote: int, key: int, done: Done | None = None) -> None:
         """Queue an RDMA WRITE. Nobody is woken for `done`: it is called with what comes next, or by a `poll`."""
-        self._queue_work(_Work(self._write, address, length, local_key, remote, key, 0, 0, done, False))
+        self._queue_work(Work(self._write, address, length, local_key, remote, key, 0, 0, done, False))
 
     def read(self, address: int, length: int, local_key: int, remote: int, key: int, done: Done | None = None) -> None:
         """Queue an RDMA READ."""
-        self._queue_work(_Work(self._read, address, length, local_key, remote, key, 0, 0, done, True))
+        self._queue_work(Work(self._read, address, length, local_key, remote, key, 0, 0, done, True))
 
     @property
     def may_send(self) -> bool:
@@ -240,10 +223,10 @@ class Endpoint:
         size = HEADER.size + length
         flags = self._solicited | (self._inline if size <= self._inline_max else 0)
         self._queue_work(
-            _Work(self._send, self._base + begin, size, self._memory.lkey, 0, 0, flags, 1, done, done is not None)
+            Work(self._send, self._base + begin, size, self._memory.lkey, 0, 0, flags, 1, done, done is not None)
         )
 
-    def _queue_work(self, work: _Work) -> None:
+    def _queue_work(self, work: Work) -> None:
         if self._pair is None:  # what a handler finished after the end
             if work.done is not None:
                 work.done(False)
@@ -272,7 +255,7 @@ class Endpoint:
                 self._fail(f"the device refuses work ({reason_of(failed)})")
                 raise Gone(self.failed) from failed
 
-    def _fill(self, position: int, work: _Work) -> None:
+    def _fill(self, position: int, work: Work) -> None:
         request, entry = self._chain[position]
         opcode, entry.addr, entry.length, entry.lkey, remote, key, flags, slots, done, awaited = work
         request.opcode = opcode
@@ -299,7 +282,7 @@ class Endpoint:
         if not self.pending or self._awaited or self.failed:
             return
         if self.serves:
-            self._queue_work(_Work(self._write, self._base, 0, self._memory.lkey, 0, 0, 0, 0, _nothing, True))
+            self._queue_work(Work(self._write, self._base, 0, self._memory.lkey, 0, 0, 0, 0, _nothing, True))
         elif self._slots_free and self._credits.available:
             self._queue_send(0, STREAM, _nothing)
         self.post()
@@ -323,7 +306,7 @@ class Endpoint:
             self.completions += taken
             for completion in completions:
                 if completion.status:
-                    self._fail(_STATUS.get(completion.status, f"completion status {completion.status}"))
+                    self._fail(WHY.get(completion.status, f"completion status {completion.status}"))
                     break
                 if completion.wr_id < RECEIVES:
                     self._received(completion.wr_id, completion.byte_len)
@@ -443,7 +426,7 @@ class Endpoint:
             request.close()
         self._receives.clear()
         if self._chain:
-            _chains.append(self._chain)
+            give_chain(self._chain)
             self._chain = []
         given_up = [done for _, _, done, _ in self._flight] + [work.done for work in self._work]
         self._flight.clear()
@@ -481,34 +464,3 @@ os.register_at_fork(after_in_child=_leave)
 
 def _nothing(_done: bool) -> None:
     """Somebody only wants to know when."""
-
-
-_Chain = list[tuple[Any, Any]]  # send work requests, each with its scatter entry and linked to the next
-_chains: list[_Chain] = []  # of endpoints that are gone, for the next
-
-
-def _make_chain(verbs: Any) -> _Chain:
-    chain = []
-    for _ in range(BATCH):
-        entry = verbs.SGE(0, 0, 0)
-        request = verbs.SendWR(num_sge=1, sg=[entry])
-        request.sg_list = entry
-        abandon(entry, request)  # both would free the entry
-        chain.append((request, entry))
-    for i in range(BATCH - 1):
-        chain[i][0].next_wr = chain[i + 1][0]
-    return chain
-
-
-# ibv_wc_status, as far as it says something to people.
-_STATUS = {
-    1: "a work request was longer than the queue pair takes",
-    2: "the queue pair met an inconsistency",
-    4: "memory of this process is not registered as it should be",
-    5: "the queue pair was moved to the error state",
-    9: "the peer refused a work request",
-    10: "the peer does not let us at that memory: it was unregistered",
-    11: "the peer could not carry a work request out",
-    12: "the peer does not answer: is its link up?",
-    13: "the peer posted no receive",
-}

@@ -62,6 +62,7 @@ class RemoteRegions:
         self.by_id: dict[int, RemoteRegion] = {}
 
     def offer(self, message: rpc_pb2.RdmaRegion) -> None:
+        """Raises PROTOCOL."""
         region = self.by_id.get(message.id)
         if region is None:
             if not message.id or len(self.by_id) >= REGIONS_PER_CLIENT_MAX:
