@@ -36,6 +36,7 @@ class Call:
     source: Sequence[Slice] = ()  # bulk to the server, concatenated
     target: Sequence[Slice] = ()  # bulk from the server, concatenated
     connect: float = 0.0  # seconds of that for making a connection, where none is there; 0: no limit of its own
+    patient: bool = False  # whoever collects it does not mind 0.1 ms: the server has more to do for it meanwhile
 
 
 class Ticket(Protocol):

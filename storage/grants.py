@@ -35,6 +35,8 @@ def refusals(
             return {}
         return dict.fromkeys(range(len(inodes)), Status.PERMISSION_DENIED)
     grants = [_grant(peer, routing, capability) for capability in capabilities]
+    if which and _all_granted(grants, rights, routing.capability_epoch, which, inodes):
+        return {}
     refused: dict[int, Status] = {}
     for place, grant in enumerate(grants):
         status = grant if isinstance(grant, Status) else _status(grant, rights, routing.capability_epoch)
@@ -50,6 +52,19 @@ def refusals(
         unknown = len(capabilities)
         refused.update((i, Status.INVALID) for i, place in enumerate(which) if place >= unknown)
     return refused
+
+
+def _all_granted(
+    grants: Sequence[Grant | Status], rights: int, epoch: int, which: Sequence[int], inodes: Sequence[int]
+) -> bool:
+    """Whether every operation is allowed: the common batch over several files, at C speed."""
+    granted = [
+        grant.inode for grant in grants if isinstance(grant, Grant) and _status(grant, rights, epoch) is Status.OK
+    ]
+    try:
+        return len(granted) == len(grants) and list(map(granted.__getitem__, which)) == inodes
+    except IndexError:
+        return False  # names a capability that is not there
 
 
 def _check(

@@ -107,22 +107,30 @@ class BulkRead:
 
     async def _ready(self) -> list[Inode]:
         """The inodes of the files, under this client's present identity, with everything that was written here arrived."""
+        used = [self._handles[place] for place in set(self._file)]
+        for handle in used:
+            await handle._ready(reading=True)
+        furthest = max(map(add, self._offsets, self._lengths), default=0)
+        if any(handle.file.write_back is not None or handle.file.length < furthest for handle in used):
+            await self._reach()
+        if self._offsets and min(self._offsets) < 0:
+            self._check_ends()
+        return [handle.file for handle in self._handles]
+
+    async def _reach(self) -> None:
+        """See that each file is as long as is asked of it, and that what was written there has arrived. Raises INVALID."""
         ends: dict[int, int] = {}
         for place, end in zip(self._file, map(add, self._offsets, self._lengths), strict=True):
             if end > ends.get(place, 0):
                 ends[place] = end
         for place, end in ends.items():
             handle = self._handles[place]
-            await handle._ready(reading=True)
             if handle.file.write_back is not None:
                 await handle._arrived(0, end)
             if end > handle.file.length:
                 async with handle.file.lock:
                     await handle.file.fetch()  # it may have grown since it was opened
                 self._check_ends()
-        if self._offsets and min(self._offsets) < 0:
-            self._check_ends()
-        return [handle.file for handle in self._handles]
 
     def _check_ends(self) -> None:
         """Raise INVALID for a range that is not all there."""
@@ -150,8 +158,12 @@ class BulkRead:
     def _columns(self, files: list[Inode], small: dict[int, bytes]) -> tuple[Columns, list[int]]:
         """The rows of what lies in chunks, and where each has its place. What is `small` is put there at once."""
         sizes = [file.chunk_size for file in files]
-        index = [offset // sizes[place] for place, offset in zip(self._file, self._offsets, strict=True)]
-        start = [offset % sizes[place] for place, offset in zip(self._file, self._offsets, strict=True)]
+        size = max(sizes)
+        if min(sizes) == size:
+            index, start = [offset // size for offset in self._offsets], [offset % size for offset in self._offsets]
+        else:
+            index = [offset // sizes[place] for place, offset in zip(self._file, self._offsets, strict=True)]
+            start = [offset % sizes[place] for place, offset in zip(self._file, self._offsets, strict=True)]
         lengths = list(self._lengths)
         if not small and all(lengths) and max(map(add, start, lengths)) <= min(sizes):
             starts = list(accumulate(lengths, initial=0))

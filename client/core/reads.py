@@ -32,6 +32,7 @@ from .retry import Patience
 from .verify import crc32c, matches
 
 REPORT_SECONDS = 2.0  # a report of corruption waits at most so long; the error that follows matters more
+PATIENT_ROWS_MIN = 64  # of a request of a batch: what takes a server 0.2 ms and more, while the batch before it is used
 LOOK_SECONDS = 0.5  # without an answer for so long, and nobody else to ask: look for news of the routing
 
 _EMPTY = memoryview(b"")
@@ -220,6 +221,7 @@ class Fetch:
                 cluster.attempt_seconds,
                 target=target,
                 connect=replicas.connect_seconds * 2.0 ** min(self._rounds, 6) if several else 0.0,
+                patient=at_home and len(rows) >= PATIENT_ROWS_MIN,
             )
             part.ticket = cluster.env.start(call)
         except StatusError as failure:

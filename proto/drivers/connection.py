@@ -229,10 +229,10 @@ class Connection:
             if self._out:
                 exchange((self,), deadline)
             else:
-                self._receive(deadline)
+                self._receive(deadline, patient=pending.call.patient)
 
-    def _receive(self, deadline: float) -> None:
-        if not self._readiness.wait(deadline - time.monotonic()):
+    def _receive(self, deadline: float, *, patient: bool) -> None:
+        if not self._readiness.wait(deadline - time.monotonic(), patient=patient):
             raise TimeoutError
         try:
             count = self.sock.recv_into(self._decoder.buffer(), 0, socket.MSG_DONTWAIT)

@@ -17,6 +17,9 @@ from .row import PAGE_UNITS, Row, State
 from .rows import Rows
 from .space import Space
 
+PAGE_SHIFT, PAGE_MASK = PAGE_UNITS.bit_length() - 1, PAGE_UNITS - 1
+assert PAGE_UNITS == 1 << PAGE_SHIFT
+
 _OK = Status.OK  # looked up once
 
 
@@ -88,20 +91,22 @@ class Planner:
         places: list[tuple[int, int]] = []
         checksums: list[int] = []
         versions: list[int] = []
+        shift, inside = length.bit_length() - 1, length - 1
+        if length & inside or not length:
+            return None
         for chunk, offset in zip(chunks, offsets, strict=True):
             row = young.get(chunk)
-            state = row.committed if row is not None else None
-            if state is None or state.unit != length or state.patches:
+            if row is None or (state := row.committed) is None or state.unit != length or state.patches:
                 return None
-            if offset % length or not 0 <= offset <= state.length - length:
+            if offset & inside or not 0 <= offset <= state.length - length:
                 return None
-            number = offset // length
-            if (crcs := state.crcs[number // PAGE_UNITS]) is None:
+            number = offset >> shift
+            if (crcs := state.crcs[number >> PAGE_SHIFT]) is None:
                 return None
             if (place := state.place) is None:
                 place = state.place = self._space.place(state.slot)
             places.append((place[0], place[1] + offset))
-            checksums.append(crcs[number % PAGE_UNITS])
+            checksums.append(crcs[number & PAGE_MASK])
             versions.append(state.version)
         return Units(places, checksums, versions)
 

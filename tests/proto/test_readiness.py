@@ -75,6 +75,28 @@ def test_time_is_up(pair: tuple[socket.socket, socket.socket]) -> None:
     assert ready.wait(-1.0)
 
 
+@pytest.mark.parametrize("naps", [0, 3, 1 << 40])
+def test_who_is_patient_finds_bytes_and_the_end(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, naps: int
+) -> None:
+    monkeypatch.setattr(readiness, "NAPS_MAX", naps)
+    monkeypatch.setattr(readiness, "NAP_SECONDS", 1e-12)
+    ours, theirs = pair
+    ready = Readiness(ours)
+    for act in (lambda: theirs.send(b"x"), lambda: theirs.shutdown(socket.SHUT_WR)):
+        thread = threading.Thread(target=act)
+        thread.start()
+        assert ready.wait(60.0, patient=True)
+        thread.join()
+        assert len(ours.recv(10)) <= 1
+
+
+def test_the_time_of_who_is_patient_is_up_too(pair: tuple[socket.socket, socket.socket]) -> None:
+    ready = Readiness(pair[0])
+    for seconds in (-1.0, 0.0, 0.001):
+        assert not ready.wait(seconds, patient=True)
+
+
 def test_one_thread_of_a_process_looks(
     pair: tuple[socket.socket, socket.socket], cpus: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
