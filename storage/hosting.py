@@ -40,7 +40,7 @@ from .scrub import Scrubber
 from .service import StorageService
 from .target import Target
 
-THREADS_PER_TARGET = 4  # for blocking I/O: a slow disk does not take the threads of another
+THREADS_PER_TARGET = 8  # for blocking I/O, and large reads: a slow disk does not take the threads of another
 CAPACITY_PART = 0.9  # of the disk's free space, where --capacity does not say
 TARGETS_MAX = 256  # of one process, as the manager takes
 ADDED, DROPPED = "targets_added", "targets_dropped"  # facts: paths

@@ -14,9 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from .folders import Ranges, Source
 
 THREADS = 4  # one waits for storage while others move and check bytes
-PIECE_BYTES = (
-    16 << 20
-)  # read at once by one thread: a half of it is on its way while the other one is checked and moved
+PIECE_BYTES = 32 << 20  # read by one thread: a part of it is on its way while the one before is checked and moved
 ALIGNED_BYTES = 4 << 20  # of the file: where pieces end
 PIECE_RANGES_MAX = 4096  # of one piece: as many operations as a request may have
 

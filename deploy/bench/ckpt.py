@@ -2,7 +2,8 @@
 
 Half of the rows are safetensors files, which need numpy only; the other half torch.distributed.checkpoint, where torch is installed. Every
 save replaces the one before, as training does; every load goes to memory that is there already, and is compared with what was saved.
-Cold loads need root, which may empty the page cache.
+From the cluster it goes to any memory, or to memory that its client has made and shares with servers on this host. Cold loads need root,
+which may empty the page cache.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...client.blocking import Client, connect
 from ...client.checkpoints.folders import folder_of
@@ -22,6 +23,9 @@ from ...client.checkpoints.tensor_files import load_folder, save_folder
 from ...proto.errors import Status, error
 from .loads import DROP_CACHES, drop_caches
 from .measure import MIB, Median, in_turns, rate, row, temporary_cluster
+
+if TYPE_CHECKING:
+    import torch
 
 TENSOR_BYTES = 64 * MIB
 SHARD_BYTES = 1 << 30
@@ -82,13 +86,27 @@ def _rows(
     made = []
     value, base = measured(kind.save, room)
     made.append(row(f"{name}: save, fsync", value, "MiB/s", base, aim=AIM_SAVE))
+    loaded(kind, places)
     value, base = measured(kind.load)
     made.append(row(f"{name}: load, warm", value, "MiB/s", base, aim=AIM_LOAD))
+    with folder_of(places[0]).client.shared_memory(kind.size) as memory:  # type: ignore[attr-defined]
+        kind.use(places[0], memory.view)
+        loaded(kind, places)
+        value, base = measured(kind.load)
+        made.append(row(f"{name}: load to shared memory, warm", value, "MiB/s", base, aim=AIM_LOAD))
+        kind.use(places[0], None)
     if os.access(DROP_CACHES, os.W_OK):
         value, base = measured(kind.load, drop_caches)
         made.append(row(f"{name}: load, cold", value, "MiB/s", base, aim=AIM_LOAD))
-    kind.check()
+    loaded(kind, places)
     return made
+
+
+def loaded(kind: Kind, places: list[str]) -> None:
+    """Load unmeasured, and look at what came: memory that nobody has touched is not there yet. Raises CHECKSUM."""
+    for place in places:
+        kind.load(place)
+        kind.check()
 
 
 class Kind:
@@ -99,11 +117,21 @@ class Kind:
     def __init__(self, mib: int) -> None:
         import numpy as np
 
+        self.size = mib * MIB + MIB  # of memory that all of it is loaded to
+        self._given: dict[str, memoryview] = {}
+
         draw = np.random.default_rng(1)
         block = draw.integers(0, 255, TENSOR_BYTES, "u1")
         self.saved: dict[str, Any] = {}
         for i in range(mib * MIB // TENSOR_BYTES):
             self.saved[f"layer.{i}.weight"] = (block + np.uint8(i)).view("f4").reshape(-1, 4096)
+
+    def use(self, place: str, memory: memoryview | None) -> None:
+        """What to load to from a place; None: memory of its own."""
+        if memory is None:
+            del self._given[place]
+        else:
+            self._given[place] = memory
 
     def save(self, place: str) -> None:
         raise NotImplementedError
@@ -128,14 +156,14 @@ class SafetensorsKind(Kind):
         super().__init__(mib)
         import numpy as np
 
-        self._memory = np.zeros(mib * MIB + MIB, np.uint8)
+        self._memory = np.zeros(self.size, np.uint8)
         self._loaded: dict[str, Any] = {}
 
     def save(self, place: str) -> None:
         save_folder(self.saved, place, shard_bytes=SHARD_BYTES)
 
     def load(self, place: str) -> None:
-        self._loaded = load_folder(place, into=self._memory)
+        self._loaded = load_folder(place, into=self._given.get(place, self._memory))
 
     def check(self) -> None:
         self._compare(self._loaded)
@@ -149,7 +177,8 @@ class DistributedKind(Kind):
         import torch
 
         self._state = {name: torch.from_numpy(value) for name, value in self.saved.items()}
-        self._loaded = {name: torch.zeros_like(value) for name, value in self._state.items()}
+        self._memory = memoryview(bytearray(self.size))
+        self._loaded: dict[str, torch.Tensor] = {}
 
     def save(self, place: str) -> None:
         import torch.distributed.checkpoint as dcp
@@ -165,9 +194,21 @@ class DistributedKind(Kind):
 
         from ...client.checkpoints.dcp import StorageReader
 
+        self._loaded = self._tensors(self._given.get(place, self._memory))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dcp.load(self._loaded, storage_reader=StorageReader(place))
+
+    def _tensors(self, memory: memoryview) -> dict[str, torch.Tensor]:
+        """Tensors like those that were saved, one after the other in this memory."""
+        import torch
+
+        made, end = {}, 0
+        for name, value in self._state.items():
+            part = memory[end : end + value.nbytes]
+            made[name] = torch.frombuffer(part, dtype=value.dtype).reshape(value.shape)
+            end += value.nbytes
+        return made
 
     def check(self) -> None:
         self._compare({name: value.numpy() for name, value in self._loaded.items()})

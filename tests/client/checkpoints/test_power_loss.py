@@ -4,8 +4,6 @@ there, whole. An error at each step, of a disk that is full say, ends the save a
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from emberfs.client.checkpoints.folders import Folder, folder_of
 from emberfs.client.checkpoints.tensor_files import load_folder, save_folder
 
 from .power import MemoryDraft, MemoryFolder, PowerLoss
+from .stepping import Stepping
 
 DRAWS = 8  # of what survives, for each step
 
@@ -86,42 +85,26 @@ def test_a_save_that_does_not_sync_would_be_noticed(forgets: str, monkeypatch: p
         test_a_loss_of_power_leaves_the_old_or_the_new_files(1)
 
 
-class Failing:
-    """A folder, and its drafts, of which the n-th call that changes something fails."""
-
-    def __init__(self, real: Any, left: list[int], failure: OSError) -> None:
-        self._real, self._left, self._failure = real, left, failure
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._real, name)
-        if name in ("make", "draft", "publish", "remove", "sync", "write", "fsync"):
-            return lambda *args, **more: self._step(value, name, args, more)
-        return value
-
-    def _step(self, call: Callable[..., Any], name: str, args: tuple[Any, ...], more: dict[str, Any]) -> Any:
-        self._left[0] -= 1
-        if self._left[0] == -1:
-            raise self._failure
-        if name == "publish":
-            args = ([draft._real for draft in args[0]], args[1])
-        made = call(*args, **more)
-        return Failing(made, self._left, self._failure) if name == "draft" else made
-
-
 @pytest.mark.parametrize("code", [28, 122, 13, 5], ids=["no space", "quota", "permission", "io"])
 def test_an_error_at_each_step(where: str, code: int) -> None:
     folder = folder_of(where)
     save(1, folder)
     old, steps = 1, 0
     while True:
-        left = [steps]
         failure = OSError(code, "as planted")
+        planted: list[int] = []
+
+        def fail(number: int, at: int = steps, failure: OSError = failure, planted: list[int] = planted) -> None:
+            if number == at:
+                planted.append(number)
+                raise failure
+
         try:
-            save(old + 1, Failing(folder_of(where), left, failure))
+            save(old + 1, Stepping(folder_of(where), fail))
         except OSError as failed:
             assert failed is failure
         else:
-            assert left[0] >= 0, "an error that nobody heard of"
+            assert not planted, "an error that nobody heard of"
             break
         came = version_of(folder)
         assert came in (old, old + 1)
