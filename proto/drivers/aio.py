@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import socket
@@ -99,6 +100,7 @@ class AioEnvironment:
         self.choices = Choices()
         self._local = local
         self._connections: dict[str, AioConnection] = {}
+        self._retired: set[AioConnection] = set()  # that take no more calls
         self._connecting: dict[str, asyncio.Task[AioConnection]] = {}
         self._offers: dict[
             tuple[str, int, bytes], dict[int, RegionHolder]
@@ -131,6 +133,8 @@ class AioEnvironment:
         shared = is_shared(call)
         if connection.link is not None:
             shared = connection.link.shares(call)
+        elif self.choices.look_again(call.address, self._monotonic()):
+            self.spawn(lambda: self._look_again(connection), "rdma")
         elif shared and not all(slice_.region.id in connection.offered for slice_ in call.source or call.target):
             return None
         return connection, connection.post(call, shared, call.timeout)
@@ -283,6 +287,27 @@ class AioEnvironment:
                 raise
             return connection
 
+    async def _look_again(self, old: AioConnection) -> None:
+        """Whether RDMA works by now; if so, what comes next goes over it, and the old connection ends with its last request."""
+        address = old.address
+        try:
+            made = await self._greeted(address, connect_seconds(math.inf))
+        except (StatusError, OSError):
+            return
+        finally:
+            self.choices.looked(address, self._monotonic())
+        if made.link is None or self._closed or self._connections.get(address) is not old:
+            made.close()
+            return
+        self._connections[address] = made
+        self._retire(old)
+
+    def _retire(self, connection: AioConnection) -> None:
+        """What is under way on it is finished, and no more."""
+        self._retired = {kept for kept in self._retired if not kept.closed}
+        self._retired.add(connection)
+        connection.retire()
+
     # Regions.
 
     def register(self, buffer: Any, descriptor: int = -1) -> Region:
@@ -299,7 +324,7 @@ class AioEnvironment:
             region.fd = -1
 
     def _moves_in(self, region: Region) -> bool:
-        return any(connection.moves_in(region) for connection in self._connections.values())
+        return any(connection.moves_in(region) for connection in [*self._connections.values(), *self._retired])
 
     def _offers_of(self, address: str, process: int, client: bytes) -> dict[int, RegionHolder]:
         mine = (address, process, client)
@@ -339,7 +364,7 @@ class AioEnvironment:
     def renew_identity(self) -> None:
         self.credentials = replace(self.credentials, client=new_client_id())
         for connection in self._connections.values():
-            connection.retire()
+            self._retire(connection)
         self._connections.clear()
 
     async def sleep(self, seconds: float) -> None:
@@ -390,7 +415,7 @@ class AioEnvironment:
         for attempt in attempts:
             attempt.cancel()
         await asyncio.gather(*workers, *attempts, return_exceptions=True)
-        for connection in list(self._connections.values()):
+        for connection in [*self._connections.values(), *self._retired]:
             connection.close()
         for offers in self._offers.values():
             for holder in list(offers.values()):

@@ -8,18 +8,16 @@ end: it does that when nothing moves any more, or by dying.
 
 from __future__ import annotations
 
+import math
 import os
-import random
 import socket
-import threading
 import time
-import weakref
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..env import Call, drive
+from ..env import Call
 from ..errors import Status, StatusError, error
 from ..hello import Credentials
 from ..ids import new_client_id
@@ -34,7 +32,8 @@ from .connection import Broken, Connection, exchange
 from .offers import Offers
 from .quarantine import Quarantine
 from .subscriber import Subscriber
-from .waiting import BlockingLock, BlockingPromise, Ticket
+from .threads import Threads
+from .waiting import Ticket
 
 if TYPE_CHECKING:
     from ..transport.local import LocalNetwork  # it loads asyncio, which a blocking program does without
@@ -42,10 +41,9 @@ if TYPE_CHECKING:
 IDLE_PER_ADDRESS_MAX = 32  # connections kept for the next call
 QUARANTINED_MAX = 128  # connections per address with requests given up and not known to be over
 STALE_SECONDS = 0.5  # unused for longer: look whether the server hung up before trusting it with a request
-JOIN_SECONDS = 2.0  # for workers to end at close
 
 
-class BlockingEnvironment:
+class BlockingEnvironment(Threads):
     """`cluster` empty: accept whichever answers first. `secret`, or a file with it: for TCP. `client`: 16 bytes, random if not given."""
 
     def __init__(
@@ -59,12 +57,12 @@ class BlockingEnvironment:
         pool_bytes: int = POOL_BYTES,
         local: LocalNetwork | None = None,
     ) -> None:
+        super().__init__()
         self.credentials = Credentials(
             cluster, secret or read_secret(secret_file), client or new_client_id(), acts_for_others
         )
         self.pool = Pool(pool_bytes, self._reap)
         self._local = local
-        self._closing = threading.Event()
         self._reset()
         forks.follow(self)
 
@@ -75,8 +73,6 @@ class BlockingEnvironment:
         self._offers = Offers()
         self._backoff = Backoff()
         self.choices = Choices()
-        self._workers: list[threading.Thread] = []
-        self._promises: weakref.WeakSet[BlockingPromise] = weakref.WeakSet()
 
     @property
     def client(self) -> bytes:
@@ -307,7 +303,8 @@ class BlockingEnvironment:
                 connection = idle.pop()
             except IndexError:
                 break  # another thread was faster
-            if connection.credentials is not self.credentials or self._may_be_stale(connection):
+            spent = connection.credentials is not self.credentials or self._is_outdone(connection)
+            if spent or self._may_be_stale(connection):
                 self._forget(connection)
                 continue
             return connection, False
@@ -321,6 +318,24 @@ class BlockingEnvironment:
         if connection.unix and time.monotonic() - connection.used < STALE_SECONDS:
             return False
         return connection.is_stale()
+
+    def _is_outdone(self, connection: Connection) -> bool:
+        """Whether it speaks TCP where RDMA works by now. From time to time somebody is sent to look."""
+        if connection.unix or connection.link is not None:
+            return False
+        address = connection.address
+        if self.choices.look_again(address, time.monotonic()):
+            self.spawn(lambda: self._look_again(address), "rdma")
+        return self.choices.moves(address)
+
+    async def _look_again(self, address: str) -> None:
+        try:
+            connection = self._connect(address, math.inf)
+        except StatusError:
+            return
+        finally:
+            self.choices.looked(address, time.monotonic())
+        self._checkin(connection)
 
     def _connect(self, address: str, timeout: float, bulk: bool = True) -> Connection:
         self._backoff.check(address, time.monotonic())
@@ -428,43 +443,6 @@ class BlockingEnvironment:
     def renew_identity(self) -> None:
         self.credentials = replace(self.credentials, client=new_client_id())
 
-    async def sleep(self, seconds: float) -> None:
-        if self._closing.wait(max(seconds, 0.0)):
-            raise error(Status.CANCELLED, "the client was closed")
-
-    def now(self) -> float:
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-    def wall_ns(self) -> int:
-        return time.time_ns()
-
-    def random(self) -> float:
-        return random.random()  # noqa: S311 - jitter
-
-    def lock(self) -> AbstractAsyncContextManager[None]:
-        return BlockingLock()
-
-    def promise(self) -> BlockingPromise:
-        promise = BlockingPromise()
-        self._promises.add(promise)
-        if self._closing.is_set():
-            promise.fail(error(Status.CANCELLED, "the client was closed"))
-        return promise
-
-    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> threading.Thread:
-        def run() -> None:
-            try:
-                drive(work())
-            except StatusError:
-                if not self._closing.is_set():
-                    raise
-
-        self._workers = [worker for worker in self._workers if worker.is_alive()]
-        thread = threading.Thread(target=run, name=f"emberfs-{name}", daemon=True)
-        self._workers.append(thread)
-        thread.start()
-        return thread
-
     def subscribe(self, address: str, topic: str, since: int = 0, seconds: float = 5.0) -> Subscriber:
         """Notices of a topic, on a connection of their own. Raises as `call` does."""
         return Subscriber(self._connect(address, seconds, bulk=False), topic, since, self._forget)
@@ -473,15 +451,11 @@ class BlockingEnvironment:
         """Ends workers and connections; what is under way in other threads fails."""
         if self._closing.is_set():
             return
-        self._closing.set()
-        for promise in list(self._promises):
-            promise.fail(error(Status.CANCELLED, "the client was closed"))
+        self._say_closing()
         for connection in list(self._live):
             with suppress(OSError):
                 connection.sock.shutdown(socket.SHUT_RDWR)
-        for worker in self._workers:
-            if worker is not threading.current_thread():
-                worker.join(JOIN_SECONDS)
+        self._join_workers()
         for idle in self._idle.values():
             while idle:
                 self._forget(idle.pop())
@@ -509,8 +483,5 @@ class BlockingEnvironment:
         self._close_inherited()
         self.renew_identity()
         self.pool.after_fork_in_child()
-        closed = self._closing.is_set()
-        self._closing = threading.Event()
-        if closed:
-            self._closing.set()
+        self._begin_anew()
         self._reset()

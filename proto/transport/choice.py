@@ -8,6 +8,7 @@ be).
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ class Choices:
         self.spoken: dict[str, Spoken] = {}  # by address
         self._failed: dict[str, tuple[float, str]] = {}  # when to try again, why
         self._told: set[tuple[str, str]] = set()
+        self._looking: set[str] = set()  # addresses where RDMA is tried again while TCP is spoken
 
     def tries(self, address: str, server_offers: bool, now: float) -> bool:
         """Whether to go on over RDMA after a hello. Raises UNAVAILABLE where nothing else is wanted and it cannot be, INVALID."""
@@ -94,6 +96,21 @@ class Choices:
         """Whether RDMA was spoken with this server last."""
         spoken = self.spoken.get(address)
         return spoken is not None and spoken.transport == "rdma"
+
+    def look_again(self, address: str, now: float) -> bool:
+        """Whether who speaks TCP with this server is to see if RDMA works by now, on another connection, and say `looked` then. One does
+        at a time."""
+        if address not in self._failed or now < self._failed[address][0] or address in self._looking:
+            return False
+        self._looking.add(address)
+        return True
+
+    def looked(self, address: str, now: float) -> None:
+        """That is over, whatever came of it."""
+        self._looking.discard(address)
+        until, reason = self._failed.get(address, (math.inf, ""))
+        if until <= now:  # it did not come as far as to RDMA
+            self._failed[address] = (now + RETRY_SECONDS, reason)
 
     def upgraded(self, address: str, port: str) -> None:
         self._failed.pop(address, None)

@@ -557,3 +557,20 @@ def test_a_missing_pyverbs_says_what_to_install(tmp_path: Path) -> None:
     assert "for another Python" in str(raised.value.strerror)
     (tmp_path / "pyverbs" / f"device{verbs._SUFFIX}").touch()
     assert verbs.find([tmp_path]) == tmp_path / "pyverbs"
+
+
+def test_somebody_looks_again_once_a_minute_whether_rdma_works_by_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBERFS_TRANSPORT", "auto")
+    choices = Choices()
+    assert not choices.look_again("tcp:a", 0.0), "never failed"
+    choices.failed("tcp:a", "the link is down", 100.0)
+    assert not choices.look_again("tcp:a", 100.0 + RETRY_SECONDS - 1)
+    now = 100.0 + RETRY_SECONDS
+    assert choices.look_again("tcp:a", now) and not choices.look_again("tcp:a", now), "one at a time"
+    choices.looked("tcp:a", now)
+    assert not choices.look_again("tcp:a", now + 1), "the server was not even reached"
+    now += RETRY_SECONDS
+    assert choices.look_again("tcp:a", now)
+    choices.upgraded("tcp:a", "mlx5_0:1")
+    choices.looked("tcp:a", now)
+    assert not choices.look_again("tcp:a", now + 1e6)

@@ -17,6 +17,7 @@ from emberfs.proto.env import Call
 from emberfs.proto.errors import Status, StatusError, error
 from emberfs.proto.gen import storage_pb2
 from emberfs.proto.region import Region, Slice
+from emberfs.proto.transport import choice
 from emberfs.proto.transport.rdma import endpoint, memory
 
 from . import memory_verbs
@@ -236,6 +237,32 @@ def test_a_queue_pair_that_carries_nothing_is_found_out_before_it_is_used(
                 assert len([1 for record in caplog.records if "not over RDMA" in record.getMessage()]) == 1
     assert eventually(lambda: memory_verbs.alive()[0] == 0)
     assert endpoint.SLOT_BYTES == 8192
+
+
+@pytest.mark.parametrize("kind", ["blocking", "aio"])
+def test_who_fell_back_to_tcp_goes_over_to_rdma_once_that_works(
+    verbs: Counter[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("EMBERFS_TRANSPORT", "auto")
+    works = memory_verbs.QP._deliver
+    with running("tcp:127.0.0.1:0", secret=SECRET) as server, face(kind, secret=SECRET) as client:
+        address, target = server.addresses[0], client.env.pool.take(MIB)
+
+        def spoken() -> str:
+            client.call(address, READ, read((1, MIB)), target=[target])
+            assert target.view == server.service.data[1 : 1 + MIB]
+            return str(client.env.spoken()[address].transport)
+
+        monkeypatch.setattr(memory_verbs.QP, "_deliver", staticmethod(lambda request, peer: memory_verbs.NO_ANSWER))
+        assert spoken() == "tcp"
+        monkeypatch.setattr(memory_verbs.QP, "_deliver", staticmethod(works))
+        assert spoken() == "tcp", "not yet"
+        monkeypatch.setattr(choice, "RETRY_SECONDS", 0.0)
+        client.env.choices._failed[address] = (0.0, "a minute is over")
+        assert eventually(lambda: spoken() == "rdma")
+        moved = verbs["bytes moved"]
+        assert spoken() == "rdma"
+        assert verbs["bytes moved"] == moved + MIB
 
 
 def test_memory_of_one_request_is_not_registered(pair: Pair, verbs: Counter[str]) -> None:
