@@ -16,6 +16,7 @@ import sys
 import tomllib
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +24,6 @@ import pytest
 from emberfs_cluster import cluster, fresh_cluster, make_cluster, replicated_cluster
 from emberfs_mount import make_mount
 from emberfs_postgres import postgres_server, postgres_url
-from hypothesis import HealthCheck, settings
 
 # Fixtures of every test.
 __all__ = [
@@ -95,13 +95,17 @@ def pytest_configure(config: pytest.Config) -> None:
     if spec is None or Path(spec.origin or "/").resolve().parent != ROOT:
         found = spec.origin if spec else "nothing"
         raise pytest.UsageError(f"'import emberfs' finds {found}, not this checkout: pip install -e {ROOT}")
-    # A machine that has much else to do is no fault of the code, and whether a change may land is no matter of luck: the same examples
-    # in every run, and others in each soak.
+    if config.pluginmanager.hasplugin("hypothesispytest"):  # its import takes a while
+        _set_up_hypothesis(derandomize=not config.getoption("--soak"))
+
+
+def _set_up_hypothesis(derandomize: bool) -> None:
+    """A machine that has much else to do is no fault of the code, and whether a change may land is no matter of luck: the same examples
+    in every run, and others in each soak."""
+    from hypothesis import HealthCheck, settings
+
     settings.register_profile(
-        "emberfs",
-        deadline=None,
-        suppress_health_check=[HealthCheck.too_slow],
-        derandomize=not config.getoption("--soak"),
+        "emberfs", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=derandomize
     )
     settings.load_profile("emberfs")
 
@@ -122,13 +126,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def has_rdma_device() -> bool:
-    """Whether tests marked `rdma` run here. Elsewhere tests/rdma/test_vm.py boots a machine and runs all of them in there."""
-    return any(Path("/sys/class/infiniband").glob("*"))
+@cache
+def why_no_rdma() -> str:
+    """Why tests marked `rdma` do not run here, or "". Elsewhere tests/rdma/test_vm.py boots a machine and runs all of them in there."""
+    if not any(Path("/sys/class/infiniband").glob("*")):
+        return "this machine has no RDMA device"
+    from emberfs.proto.errors import StatusError
+    from emberfs.proto.transport.rdma.devices import survey
+    from emberfs.proto.transport.rdma.endpoint import Endpoint
+
+    try:
+        found = survey()
+        for port in [one.port for one in found if one.port is not None]:
+            Endpoint(port, serves=False).close()
+            return ""
+    except StatusError as failed:  # no pyverbs, no right to use the device, too little memory that may be locked
+        return failed.strerror or str(failed)
+    return "; ".join(f"{one.name}: {one.reason}" for one in found)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left_out = {"soak": not config.getoption("--soak"), "rdma": not has_rdma_device()}
+    left_out = {"soak": not config.getoption("--soak"), "rdma": bool(why_no_rdma())}
     marks = [mark for mark, out in left_out.items() if out]
     if out := [item for item in items if any(item.get_closest_marker(mark) for mark in marks)]:
         config.hook.pytest_deselected(items=out)
@@ -204,5 +222,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("skipped")
         for test, reason in sorted(_skipped.items()):
             terminalreporter.line(f"{'NOT ALLOWED' if test in unexpected else 'allowed    '}  {test}: {reason}")
+    if reason := why_no_rdma():
+        terminalreporter.line(f"rdma: not tested on devices of this machine, but in a VM: {reason}")
     for name in misnamed_modules():
         terminalreporter.line(f"ERROR: loaded under a name outside the package: {name}", red=True)

@@ -18,7 +18,7 @@ from ..proto.pieces import READ, SIZE, WRITE, Pair, paired, read, write
 
 pytestmark = pytest.mark.rdma
 
-ROUNDS, ROUNDS_LONG = 12, 600
+ROUNDS, ROUNDS_LONG = 8, 600
 PIECES_MAX = 24  # of one request
 PIECE_BYTES_MAX = 150_000
 

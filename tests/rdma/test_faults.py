@@ -275,18 +275,15 @@ def endpoint_devices() -> list[Any]:
 
 REFUSED = """
 import logging, sys
-from emberfs.proto import rpc
-from emberfs.proto.drivers.blocking import BlockingEnvironment
-from emberfs.proto.env import Call, drive
-from emberfs.proto.gen import storage_pb2
+from emberfs.tests.proto.pieces import READ, face, read
 logging.basicConfig(stream=sys.stdout)
-env, address = BlockingEnvironment(), sys.argv[1]
-target = env.pool.take(1 << 20)
-for _ in range(3):
-    request = storage_pb2.ReadRequest(offset=[5], length=[1 << 20])
-    drive(env.call(Call(address, rpc.STORAGE.Read, request, 100.0, target=[target])))
-    assert target.view == (bytes(range(256)) * 4097)[5 : 5 + (1 << 20)]
-print("spoken", env.spoken()[address].transport)
+kind, address = sys.argv[1:]
+with face(kind) as client:
+    target = client.env.pool.take(1 << 20)
+    for _ in range(3):
+        client.call(address, READ, read((5, 1 << 20)), target=[target])
+        assert target.view == (bytes(range(256)) * 4097)[5 : 5 + (1 << 20)]
+    print("spoken", client.env.spoken()[address].transport)
 """
 
 
@@ -294,12 +291,12 @@ print("spoken", env.spoken()[address].transport)
     ("kib", "spoken", "said"),
     [(64, "tcp", "spoken to over tcp"), (2048, "rdma", "takes the slow way|take the slow way")],
 )
-def test_a_limit_on_locked_memory(kib: int, spoken: str, said: str) -> None:
+def test_a_limit_on_locked_memory(kind: str, kib: int, spoken: str, said: str) -> None:
     """Too little for a queue pair: TCP. Enough for that and not for the memory: RDMA for messages, bulk in the stream. Said once."""
     need_wire()  # and its root, who may take capabilities away
     with process("tcp:127.0.0.1:0") as server:
         limits = ["prlimit", f"--memlock={kib << 10}", "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]
-        command = [*limits, sys.executable, "-c", REFUSED, server.addresses[0]]
+        command = [*limits, sys.executable, "-c", REFUSED, kind, server.addresses[0]]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"spoken {spoken}" in done.stdout
