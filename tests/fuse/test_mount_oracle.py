@@ -5,6 +5,7 @@ tree - names, types, modes, owners, links, lengths, extended attributes, ACLs, a
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,8 +60,9 @@ def both(cluster: LocalCluster) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryDirectory() as place:
         mount = MountThread(cluster.url, place, flags=0)
         try:
-            (Path(place) / "oracle").mkdir()
-            Both.local, Both.mounted = Local(directory, USERS), Local(f"{place}/oracle", USERS)
+            name = f"oracle-{time.monotonic_ns()}"  # a worker that takes over tests of others makes this once more
+            (Path(place) / name).mkdir()
+            Both.local, Both.mounted = Local(directory, USERS), Local(f"{place}/{name}", USERS)
             Both.local.call(ROOT, "reset", 0o777)
             try:
                 Both.compares_times = Both.local.call(ROOT, "probe")

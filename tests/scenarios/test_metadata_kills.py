@@ -28,7 +28,7 @@ WORKERS = 3
 ROUNDS = 6  # kills of the metadata server
 SOAK_ROUNDS = 60
 LEASE_SECONDS = 5
-SETTLED_SECONDS = 90.0  # until what killed clients left behind is gone
+SETTLED_SECONDS = 200.0  # until what killed clients left behind is gone
 
 WORK = """
 import os, random, sys, emberfs
@@ -111,7 +111,7 @@ class Worker:
         self.process.communicate()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_nothing_is_half_done_and_nothing_leaks(
     make_cluster: Callable[..., LocalCluster], monkeypatch: pytest.MonkeyPatch
 ) -> None:

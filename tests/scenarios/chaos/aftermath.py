@@ -31,8 +31,21 @@ def is_whole(chain: Chain) -> bool:
     return len(chain.members) == REPLICAS and all(m.state == TARGET_STATE_SERVING for m in chain.members)
 
 
-def await_whole_chains(url: str) -> None:
-    """Until every chain has all its members SERVING."""
+def answered(url: str) -> StatusReply:
+    """The manager's view, once it answers."""
+    found: list[StatusReply | None] = []
+
+    def answers() -> bool:
+        found.append(status(url))
+        return found[-1] is not None
+
+    until(answers, "the manager answers")
+    assert found[-1] is not None
+    return found[-1]
+
+
+def await_whole_chains(url: str) -> StatusReply:
+    """Until every chain has all its members SERVING. The manager's view of that."""
     last: list[StatusReply | None] = [None]
 
     def whole() -> bool:
@@ -43,6 +56,8 @@ def await_whole_chains(url: str) -> None:
         until(whole, "all chains SERVING with all members")
     except AssertionError as late:
         raise AssertionError(f"{late}: {last[0].routing.chains if last[0] else 'no manager'}") from None
+    assert last[0] is not None
+    return last[0]
 
 
 def await_no_garbage(url: str) -> None:
@@ -93,9 +108,7 @@ def finish(cluster: Cluster, load: Load) -> None:
     reads, writes = load.end()
     print(f"{reads} reads, {writes} writes")
     await_no_garbage(cluster.url)
-    await_whole_chains(cluster.url)  # on a busy machine a place may be lost for want of time alone
-    seen = status(cluster.url)
-    assert seen is not None
+    seen = await_whole_chains(cluster.url)  # on a busy machine a place may be lost for want of time alone
     identity, folders = cluster.cluster_id, cluster.target_folders()
     cluster.stop()
     assert assert_replicas_equal(seen.routing.chains, folders, identity)

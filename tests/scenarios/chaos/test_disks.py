@@ -16,7 +16,7 @@ from emberfs.deploy.local import LocalCluster
 from emberfs.proto.gen.cluster_pb2 import Routing
 from emberfs.proto.gen.common_pb2 import Chain
 
-from .aftermath import REPLICAS, await_whole_chains, finish, status
+from .aftermath import REPLICAS, answered, await_whole_chains, finish
 from .disks import cannot, others_take, small_disk
 from .load import Load, until
 from .local import Local
@@ -25,6 +25,7 @@ from .registers import CHUNK_BYTES
 LEFT_BYTES = 1 << 20  # on the full disk: the index still has its place
 FILE_BYTES = 4 << 20
 NEW_FILES = 4
+PATIENCE_S = 600.0  # before the time scale
 OLD_FILES = 8  # enough for one on every chain
 
 
@@ -56,9 +57,7 @@ def mounts() -> Iterator[ExitStack]:
 
 
 def routing_of(cluster: LocalCluster) -> Routing:
-    found = status(cluster.url)
-    assert found is not None
-    return found.routing
+    return answered(cluster.url).routing
 
 
 def folder_of(routing: Routing, target: int) -> Path:
@@ -101,7 +100,7 @@ def test_a_full_disk(
     try:
         load.prepare()
         load.start()
-        with emberfs.connect(cluster.url) as client:
+        with emberfs.connect(cluster.url, timeout=PATIENCE_S) as client:
             client.mkdir("/new")
             client.mkdir("/old")
             for number in range(OLD_FILES):
