@@ -31,7 +31,7 @@ from .reads import ReadPlan, verify
 from .records import ChunkInfo, LastChunk, Read, Receipt, Records, SpaceInfo
 from .recovery import LOST_KEY, VERSION_KEY, Found, Opened, pack_number, recover, row_changes, session_record
 from .row import CHANNEL, CHUNK, FLOOR, Row, State, decode_row, encode_row
-from .rows import Floors, Receipts, Rows, chunk_info, successor
+from .rows import PATCH_COST, Floors, Receipts, Rows, chunk_info, successor
 from .space import Space
 
 CACHE_BYTES = 80 << 20  # rows and pages of checksums in memory, as rows.py reckons their size
@@ -188,6 +188,8 @@ class ChunkEngine:
         row.pending = state
         row.receipt = job.receipt
         self.pending.add(chunk)
+        if job.shape is Shape.PATCH:
+            self._rows.cached.charge(PATCH_COST)
         if job.shape is not Shape.NONE:
             self._dirty.add(self.space.place(job.fresh[0] if job.fresh else state.slot)[0])
         job.fresh, job.shared = [], []
@@ -260,7 +262,7 @@ class ChunkEngine:
         return tuple(kept)
 
     def _retire(self, old: State, new: State | None) -> None:
-        kept = new.slots() if new is not None else []
+        kept = frozenset(new.slots()) if new is not None else frozenset()
         for slot in old.slots():
             if slot not in kept:
                 self.space.retire(slot, self.epoch)

@@ -4,8 +4,9 @@ Shapes of a change, cheapest first:
 
     NONE     nothing is written: a remove, a cut at a place that needs no move, a new truncate version, a clone
     APPEND   new bytes go behind the committed ones, in place; a gap is filled with zeros
-    PATCH    the touched units go to a small slot of their own, which lies over the base slot (less than 1/4 of the chunk, at most 8)
-    COPY     everything goes to a new slot: fresh chunks, full and large overwrites, growth into a larger class, the ninth patch
+    PATCH    the touched units go to a small slot of their own, which lies over the base slot (less than 1/4 of the chunk, at most 32;
+             one that is overwritten as a whole goes)
+    COPY     everything goes to a new slot: fresh chunks, full and large overwrites, growth into a larger class, one patch too many
 
 No byte that a committed, pending or fallback state refers to is ever overwritten: an append begins beyond `State.high`, the rest
 writes slots that no state knows yet. Until the job is staged nobody knows its bytes; abandoned, they never were. A clone refers to the
@@ -31,6 +32,7 @@ from .slots import NO_SLOT, SLOT_BYTES_MAX, class_for, slot_bytes
 from .space import Space
 
 PATCH_PART = 4  # an overwrite of less than 1/4 of the chunk is patched
+PATCHED_TIMES = 2  # what the chunk's patches take together is at most twice its length
 SHRINK_PART = 4  # a cut to less than 1/4 of the slot moves the chunk to a smaller one
 _ZEROS = memoryview(bytes(1 << 20))
 
@@ -161,10 +163,13 @@ class Job:
             state = self._new_state(length, old.slot, old.patches)
             return length, Shape.APPEND, state
         low, high = first * unit, min(self.touched[1] * unit, length)
-        if (high - low) * PATCH_PART < length and len(old.patches) < PATCHES_MAX and end <= slot_bytes(old.slot):
-            self.fresh.append(self._space.allocate(high - low, new=False))
-            patches = (*old.patches, Patch(self.fresh[0], low, high - low))
-            return length, Shape.PATCH, self._new_state(length, old.slot, patches)
+        if (high - low) * PATCH_PART < length and end <= slot_bytes(old.slot):
+            kept = [patch for patch in old.patches if patch.start < low or patch.start + patch.length > high]
+            patched = sum([patch.length for patch in kept]) + high - low
+            if len(kept) < PATCHES_MAX and patched <= PATCHED_TIMES * length:
+                self.fresh.append(self._space.allocate(high - low, new=False))
+                patches = (*kept, Patch(self.fresh[0], low, high - low))
+                return length, Shape.PATCH, self._new_state(length, old.slot, patches)
         # A chunk that grows gets room to go on growing in place.
         room = min(2 * length, max(self.update.chunk_size, length)) if length > old.length and start else length
         return length, Shape.COPY, self._copy_state(length, room)

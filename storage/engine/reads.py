@@ -113,7 +113,9 @@ def segments_of(state: State, space: Space, start: int, end: int) -> list[Segmen
         return [(handle, offset + start, end - start)]
     pieces: list[tuple[int, Segment]] = []
     gaps = [(start, end)]
-    for patch in reversed(state.patches):
+    for patch in reversed(
+        [patch for patch in state.patches if patch.start < end and patch.start + patch.length > start]
+    ):
         gaps = _cover(gaps, patch.start, patch.start + patch.length, space.place(patch.slot), pieces)
     handle, offset = space.place(state.slot)
     pieces += [(low, (handle, offset + low, high - low)) for low, high in gaps]

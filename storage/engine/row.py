@@ -41,7 +41,7 @@ BLOCK_BYTES_MAX = 1024  # of what is said of a block
 INLINE_UNITS = 64  # states with more units keep their CRCs in pages
 PAGE_UNITS = 256
 COPIES_MAX = 4  # of a page: committed, two fallbacks and the one being written
-PATCHES_MAX = 8
+PATCHES_MAX = 32  # a byte of the row counts them
 
 CHUNK, PAGE, FLOOR, CHANNEL, TARGET = b"C", b"P", b"T", b"D", b"M"
 
@@ -63,6 +63,11 @@ class Patch:
     slot: int
     start: int  # bytes into the chunk
     length: int  # bytes
+    packed: bytes = b""  # as the row has it, once that was asked: it is written again with every later patch
+
+    def pack(self) -> bytes:
+        self.packed = self.packed or _PATCH.pack(self.slot, self.start, self.length)
+        return self.packed
 
 
 @dataclass(slots=True, eq=False)
@@ -129,7 +134,7 @@ def _encode_state(state: State, with_block: bool) -> bytes:
                 len(state.patches),
                 len(state.copies),
             ),
-            *(_PATCH.pack(p.slot, p.start, p.length) for p in state.patches),
+            *[patch.pack() for patch in state.patches],
             state.copies or inline,
             _BLOCK.pack(len(state.block)) + state.block if with_block else b"",
         )

@@ -14,6 +14,7 @@ from .records import ChunkInfo, Receipt
 from .row import CHANNEL, CHUNK, FLOOR, INLINE_UNITS, PAGE_UNITS, Row, State, decode_row, free_copy, page_key
 
 ROW_COST = 900  # bytes of memory that a row with one state takes, measured
+PATCH_COST = 250
 PAGE_COST = 1200
 RECEIPTS_CACHED_BYTES = 4 << 20
 RECEIPT_COST = 300
@@ -38,7 +39,8 @@ class Rows:
         return row
 
     def put(self, chunk: bytes, row: Row) -> Row:
-        self.cached.put(chunk, row, ROW_COST)
+        patches = len(row.committed.patches) if row.committed is not None else 0
+        self.cached.put(chunk, row, ROW_COST + PATCH_COST * patches)
         return row
 
     def get_many(self, chunks: Sequence[bytes]) -> dict[bytes, Row]:

@@ -202,7 +202,9 @@ def test_patches_that_are_overwritten_go_and_all_together_take_no_more_than_twic
     put(engine, key(1), 12288, b"h" * 4096)  # a half of a patch
     info = engine.info(key(1))
     assert info is not None and info.patches == 3
-    assert engine.read(key(1), 0, 20480) == bytes([i]) * 4096 + bytes(4096) + bytes([i]) * 4096 + b"h" * 4096 + bytes(4096)
+    assert engine.read(key(1), 0, 20480) == bytes([i]) * 4096 + bytes(4096) + bytes([i]) * 4096 + b"h" * 4096 + bytes(
+        4096
+    )
     size = MIB // 4 - 4096
     for i in range(12):
         put(engine, key(1), i * 65536 + 32768, bytes([i]) * size)
