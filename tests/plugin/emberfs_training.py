@@ -52,3 +52,33 @@ def save_and_load_sharded(rank: int, world: int, meeting: str, url: str) -> None
             dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def save_from_another_process(rank: int, world: int, meeting: str, url: str) -> None:
+    """A rank that saves twice by `async_save` with torch's own checkpointing process, and once what fails there."""
+    import torch
+    import torch.distributed as dist
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+
+    from emberfs.client.checkpoints.dcp import StorageReader, StorageWriter
+
+    warnings.simplefilter("ignore")
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    try:
+
+        def save(version: int, where: str) -> Any:
+            return dcp.async_save(
+                {"weight": whole_weight(version), "steps": {"done": version}},
+                storage_writer=StorageWriter(where),
+                async_checkpointer_type=AsyncCheckpointerType.PROCESS,
+            )
+
+        for version in (1, 2):
+            save(version, url).result()
+            loaded: dict[str, Any] = {"weight": torch.zeros(ROWS, COLUMNS), "steps": {"done": 0}}
+            dcp.load(loaded, storage_reader=StorageReader(url))
+            assert torch.equal(loaded["weight"], whole_weight(version)) and loaded["steps"] == {"done": version}
+        assert save(3, "/proc/nowhere").exception() is not None, "a save that cannot be is told to be done"
+    finally:
+        dist.destroy_process_group()

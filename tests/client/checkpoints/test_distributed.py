@@ -131,6 +131,18 @@ def test_ranks_save_rows_and_load_columns(cluster: Any, tmp_path: Path) -> None:
     assert found.whole and catalog.verify(found) == []
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(300)  # two processes import torch, one after the other
+def test_async_save_from_another_process(where: str, tmp_path: Path) -> None:
+    import emberfs_training
+
+    torch.multiprocessing.spawn(
+        emberfs_training.save_from_another_process, (1, str(tmp_path / "meeting"), where), nprocs=1
+    )
+    [found] = catalog.checkpoints(folder_of(where))
+    assert found.whole and catalog.verify(found) == []
+
+
 def test_a_save_that_is_killed_leaves_the_old_or_the_new_checkpoint(where: str) -> None:
     def save(version: int, folder: Folder) -> None:
         torch.set_num_threads(1)  # the pool of the process that was forked is not here
