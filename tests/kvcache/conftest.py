@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
+from emberfs.kvcache import aio, blocking
+
 from . import faces
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that do not say how long they wait, as those of adapters, wait long: a machine that stops for a moment is no miss."""
+    for module in (blocking, aio):
+        monkeypatch.setattr(module, "OPERATION_SECONDS", faces.PATIENCE_SECONDS)
 
 
 @pytest.fixture(params=faces.FACES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -103,6 +104,14 @@ def spec_of(block_bytes: int | None = 65536, **changed: Any) -> NamespaceSpec:
         "salt": random.randbytes(8).hex(),
     }
     return NamespaceSpec(**{**fields, **changed})
+
+
+def usage_of_all(face: Any) -> Any:
+    """What all servers say of themselves; one that takes seconds to answer is asked again."""
+    deadline = time.monotonic() + SECONDS_MAX
+    while (usage := face.usage()).servers_silent:
+        assert time.monotonic() < deadline, usage
+    return usage
 
 
 def keys_of(count: int) -> list[bytes]:

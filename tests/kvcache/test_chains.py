@@ -17,7 +17,7 @@ from emberfs.kvcache.keys import Placement
 from emberfs.proto.blocks import TABLE_OF_BLOCKS
 
 from .contract import Contract, Open
-from .faces import PATIENCE_SECONDS, blocks_of, keys_of, opened, spec_of
+from .faces import PATIENCE_SECONDS, blocks_of, keys_of, opened, spec_of, usage_of_all
 from .test_contract import face_opener
 
 NODES = 3
@@ -60,7 +60,7 @@ def test_every_chain_has_its_share(face: Any) -> None:
     assert face.match(namespace, keys).lengths.tolist() == [len(block) for block in blocks]
     found = list(face.list(namespace))
     assert sorted(block.key for block in found) == sorted(keys)
-    usage = face.usage()
+    usage = usage_of_all(face)
     assert (usage.servers, usage.servers_silent, usage.namespaces[namespace.id].blocks) == (NODES, 0, COUNT)
     lease = face.match(namespace, keys, lease_ms=100_000).lease
     assert len(lease.parts) == NODES

@@ -42,7 +42,7 @@ def test_it_works_without_numpy(cluster: Any) -> None:
 import sys
 sys.modules["numpy"] = None
 from emberfs.kvcache import KVCache, NamespaceSpec
-with KVCache({cluster.url!r}) as kv:
+with KVCache({cluster.url!r}, timeout=60) as kv:
     ns = kv.namespace(NamespaceSpec("e", "m", "r", "bf16", 16, "l", object_bytes=100, salt="bare"))
     keys = [bytes([i]) * 32 for i in range(40)]
     assert list(kv.put_from(ns, keys, [bytes([i]) * 100 for i in range(40)])) == [100] * 40
