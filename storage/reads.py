@@ -15,6 +15,7 @@ from ..proto.errors import Status, StatusError
 from ..proto.gen.storage_pb2 import ReadReply
 from ..proto.rpc import Context, Sink
 from ..proto.transport.readiness import LOOK_SECONDS_MAX
+from .engine.disk import Disk
 from .engine.reads import ReadPlan
 from .engine.records import ChunkInfo
 from .target import Target
@@ -24,6 +25,7 @@ INLINE_READ_BYTES_MAX = 8 << 20  # of one batch on the loop: a millisecond, in w
 ASIDE_READ_BYTES_MIN = 4 << 20  # of one batch: from here on a thread moves it, beside others
 LOOKED_BYTES_MAX = 256 << 10  # of what is asked for again: more takes a disk longer, and the loop
 LOOKS_MAX = 100  # turns of the loop
+FILL_STEP = 64  # units that a thread waits for, before it asks whether somebody still wants them
 
 _OK = Status.OK
 _NOTHING = ReadPlan(Status.INTERNAL)
@@ -138,18 +140,22 @@ class Batch:
                 self.failures[place] = failed
 
 
-def read_units(
-    target: Target, chunks: Sequence[bytes], offsets: Sequence[int], length: int, whole: memoryview
+async def read_units(
+    target: Target, chunks: Sequence[bytes], offsets: Sequence[int], length: int, whole: memoryview, context: Context
 ) -> ReadReply | None:
-    """The commonest small reads, all done here and now: every one is a whole unit of `length` bytes of one target's chunks, known and
-    in memory. None where that is not so, and `read_target` sees to it. No object is made for an operation."""
+    """The commonest small reads: every one is a whole unit of `length` bytes of one target's chunks. Those in memory are moved here and
+    now; no object is made for an operation. None where that is not so, or does not end well, and `read_target` sees to it."""
     if len(whole) > INLINE_READ_BYTES_MAX:
         return None
     found = target.engine.units(chunks, offsets, length)
-    # Nothing is pinned, for nothing else runs between the look and the last byte.
-    if found is None or not target.engine.disk.fill(found.places, whole, length):
+    if found is None:
         return None
-    count = len(chunks)
+    # Nothing is pinned, for nothing else runs between the look and the last byte.
+    count, filled = len(chunks), target.engine.disk.fill(found.places, whole, length)
+    if filled < count and not await _fill_rest(
+        target, found.places[filled:], whole[filled * length :], length, context
+    ):
+        return None
     target.counters.reads += count
     target.counters.bytes_read += len(whole)
     lengths = [length] * count
@@ -161,6 +167,41 @@ def read_units(
         unit=lengths,
         commit_version=found.versions,
     )
+
+
+async def _fill_rest(
+    target: Target, places: Sequence[tuple[int, int]], rest: memoryview, length: int, context: Context
+) -> bool:
+    """Many units, of which at least the first is not in memory: the disk is told of all of them, then a thread waits for one after the
+    other. Few are better asked for again (`Batch.look_again`). False when not all came."""
+    disk, space = target.engine.disk, target.engine.space
+    if len(rest) <= LOOKED_BYTES_MAX or not disk.buffered:
+        return False
+    ticket = space.enter()
+    try:
+        for handle, offset in places:
+            disk.advise(handle, offset, length, True)
+        filled = await target.blocking(_fill_waiting, disk, places, rest, length, context)
+    except OSError:
+        return False
+    finally:
+        space.leave(ticket)
+    target.counters.reads_missed += len(places)
+    return bool(filled == len(places))
+
+
+def _fill_waiting(
+    disk: Disk, places: Sequence[tuple[int, int]], rest: memoryview, length: int, context: Context
+) -> int:
+    """How many came before somebody lost interest, or one could not be read."""
+    filled = 0
+    while filled < len(places) and not context.cancelled:
+        some = places[filled : filled + FILL_STEP]
+        came = disk.fill(some, rest[filled * length :], length, wait=True)
+        filled += came
+        if came < len(some):
+            break
+    return filled
 
 
 async def read_target(

@@ -209,7 +209,7 @@ class StorageService:
         whole = parts[0] if len(parts) == 1 else None
         exact = _exact(request, chunks, context)
         if whole is not None and not refused and not exact:
-            units = self._read_units(chains, versions, chunks, offsets, lengths, whole)
+            units = await self._read_units(chains, versions, chunks, offsets, lengths, whole, context)
             if units is not None:
                 sink.filled(0, total)
                 return units
@@ -231,7 +231,7 @@ class StorageService:
             reply.chains.extend(self._chains(reply.status, chains))
         return reply
 
-    def _read_units(
+    async def _read_units(
         self,
         chains: Sequence[int],
         versions: Sequence[int],
@@ -239,6 +239,7 @@ class StorageService:
         offsets: Sequence[int],
         lengths: Sequence[int],
         whole: memoryview,
+        context: Context,
     ) -> ReadReply | None:
         """The short way of batches of small reads; None where it does not lead."""
         chain, version, length, count = chains[0], versions[0], lengths[0], len(chunks)
@@ -249,8 +250,8 @@ class StorageService:
             return None
         if not target.engine.pending.isdisjoint(chunks) and not target.replica.decides:
             return None
-        reply = read_units(target, chunks, offsets, length, whole)
-        # Asked again after the bytes were read: this process may have been stopped for longer than it may speak for the chain.
+        reply = await read_units(target, chunks, offsets, length, whole, context)
+        # Asked again after the bytes were read: a thread may have waited for the disk, or this process have been stopped.
         return reply if self._may_read(target, version) is _OK else None
 
     async def _read_group(

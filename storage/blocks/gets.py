@@ -174,7 +174,7 @@ class Get:
         directory, disk = store.directory, store.target.engine.disk
         places = [(directory.handle[slot], directory.offset[slot]) for _, slot in hits]
         if len(hits) == len(self.keys):
-            if not disk.fill(places, whole, length):
+            if disk.fill(places, whole, length) < len(places):
                 return False
         else:
             for (i, _), at in zip(hits, places, strict=True):
@@ -276,4 +276,4 @@ def _fill(store: Store, slots: Sequence[int], buffer: memoryview, length: int) -
             begin, file, start = n * length, handle[slot], offset[slot]
             reached = start
         reached += length
-    return fill(((file, start),), buffer[begin:], len(buffer) - begin)
+    return bool(fill(((file, start),), buffer[begin:], len(buffer) - begin))

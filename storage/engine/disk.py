@@ -67,9 +67,9 @@ class Disk(Protocol):
         """Fill the buffers; fewer bytes at the end of the file, or where not `wait` and the rest is not in memory. Raises BlockingIOError
         when not `wait` and nothing is in memory. `cold`: as in `pwritev`."""
 
-    def fill(self, places: Sequence[tuple[int, int]], buffer: memoryview, length: int) -> bool:
-        """Fill `buffer` with `length` bytes from each place (handle, offset), one after the other, without waiting. False as soon as
-        one is not in memory or cannot be read: nothing is said of the buffer then, and `preadv` says why."""
+    def fill(self, places: Sequence[tuple[int, int]], buffer: memoryview, length: int, *, wait: bool = False) -> int:
+        """Fill `buffer` with `length` bytes from each place (handle, offset), one after the other, up to the first that is not in memory
+        (unless it may `wait`) or cannot be read; how many came. Nothing is said of the rest of the buffer then, and `preadv` says why."""
 
     def is_cached(self, handle: int, offset: int, length: int) -> bool:
         """Whether all of the range is in the page cache behind the descriptor `handle`, as far as one can tell."""
@@ -182,19 +182,19 @@ class FileDisk:
                 raise
             return 0  # the memory does not lie as this disk wants it
 
-    def fill(self, places: Sequence[tuple[int, int]], buffer: memoryview, length: int) -> bool:
+    def fill(self, places: Sequence[tuple[int, int]], buffer: memoryview, length: int, *, wait: bool = False) -> int:
         if self._is_direct:
-            return False
-        flags, begin = self._no_wait, 0
+            return 0
+        flags, begin = 0 if wait else self._no_wait, 0
         try:
             for handle, offset in places:
                 end = begin + length
                 if _preadv(handle, (buffer[begin:end],), offset, flags) != length:
-                    return False
+                    break
                 begin = end
         except OSError:
-            return False
-        return True
+            pass
+        return begin // length
 
     def is_cached(self, handle: int, offset: int, length: int) -> bool:
         if self._is_direct:

@@ -130,16 +130,14 @@ class SimulatedDisk:
             done += len(piece)
         return done
 
-    def fill(self, places: Sequence[tuple[int, int]], buffer: memoryview, length: int) -> bool:
-        if self.cold:
-            return False
+    def fill(self, places: Sequence[tuple[int, int]], buffer: memoryview, length: int, *, wait: bool = False) -> int:
         for i, (handle, offset) in enumerate(places):
             try:
-                if self.preadv(handle, (buffer[i * length : (i + 1) * length],), offset, False) != length:
-                    return False
+                if self.preadv(handle, (buffer[i * length : (i + 1) * length],), offset, wait) != length:
+                    return i
             except OSError:
-                return False
-        return True
+                return i
+        return len(places)
 
     def is_cached(self, handle: int, offset: int, length: int) -> bool:
         return False  # there is no descriptor to send from

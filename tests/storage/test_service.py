@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from emberfs.proto.gen import storage_pb2
 from emberfs.proto.ids import CHUNK_INDEX_MAX, SYSTEM_TENANT, chunk_key
 from emberfs.proto.rpc import STORAGE
 from emberfs.proto.transport.readiness import Luck
+from emberfs.storage.reads import _fill_waiting
 from emberfs.storage.scrub import Scrubber
 
 from .world import CHUNK, World, memory, verify
@@ -143,6 +145,47 @@ async def test_a_batch_of_units_some_of_which_are_not_in_memory(world: World) ->
     reply, found = await world.read_many([(5, 0, 4096 * unit, 4096) for unit in range(16)])
     assert found == data[: 16 * 4096]
     assert list(reply.status) == [Status.OK] * 16
+
+
+@pytest.mark.parametrize(("there", "readable"), [(0, 200), (130, 200), (0, 100), (199, 200), (0, 0)])
+async def test_many_units_that_are_not_in_memory(world: World, there: int, readable: int) -> None:
+    """Of 200 so many are in memory, and so many can be read on the short way: the long way has to bring all of them in any case."""
+    data = pattern(CHUNK)
+    assert await world.write(data) is Status.OK
+    target = world.open[0]
+    engine, fill = target.engine, target.engine.disk.fill
+    readers: list[int] = []
+    position = 0
+
+    def forgets(places: Any, buffer: memoryview, length: int, *, wait: bool = False) -> int:
+        nonlocal position
+        if wait:
+            readers.append(len(engine.space._readers))  # the slots are pinned
+        else:
+            position = 0
+        came = fill(places[: max(0, (readable if wait else there) - position)], buffer, length, wait=wait)
+        position += came
+        return came
+
+    engine.disk.fill = forgets  # type: ignore[method-assign]
+    for _ in range(2):
+        reply, found = await world.read_many([(5, 0, 4096 * unit, 4096) for unit in range(200)])
+        assert found == data[: 200 * 4096]
+        assert list(reply.status) == [Status.OK] * 200
+        for unit in range(200):
+            verify(reply, unit, 4096 * unit, found[4096 * unit : 4096 * (unit + 1)])
+    assert target.counters.reads == 400
+    assert not engine.space._readers
+    assert bool(readers) == (200 - there > 64) and all(readers)  # few are asked for again on the loop
+
+
+async def test_nobody_waits_for_units_that_nobody_wants(world: World) -> None:
+    assert await world.write(pattern(CHUNK)) is Status.OK
+    engine = world.open[0].engine
+    places = engine.units([chunk_key(5, 0)] * 200, [4096 * unit for unit in range(200)], 4096)
+    assert places is not None
+    gone: Any = SimpleNamespace(cancelled=True)
+    assert _fill_waiting(engine.disk, places.places, memoryview(bytearray(200 * 4096)), 4096, gone) == 0
 
 
 async def test_a_write_that_was_damaged_on_the_way_is_refused(world: World) -> None:

@@ -57,6 +57,27 @@ def test_bytes_come_back_as_they_were_written(disk: Disk, offset: int, sizes: li
     assert data == b"".join(parts)
 
 
+def test_many_pieces_of_one_length_are_filled_up_to_the_first_that_is_not_there(disk: Disk) -> None:
+    handle = disk.open("00001000.000000")
+    data = random.Random(1).randbytes(8 * 4096)
+    disk.pwritev(handle, [data], 0)
+    places = [(handle, 4096 * unit) for unit in (3, 1, 7, 0)]
+    wanted = b"".join(data[offset : offset + 4096] for _, offset in places)
+    buffer = bytearray(6 * 4096)
+    if not disk.buffered:
+        assert disk.fill(places, memoryview(buffer), 4096) == 0
+        return
+    assert disk.fill(places, memoryview(buffer), 4096, wait=True) == 4
+    assert buffer[: 4 * 4096] == wanted
+    beyond = [*places[:2], (handle, 8 * 4096), *places[2:]]
+    assert disk.fill(beyond, memoryview(buffer), 4096, wait=True) == 2
+    assert disk.fill([(10_000, 0)], memoryview(buffer), 4096, wait=True) == 0 if isinstance(disk, FileDisk) else True
+    if isinstance(disk, SimulatedDisk):
+        disk.cold = True
+        assert disk.fill(places, memoryview(buffer), 4096) == 0
+        assert disk.fill(places, memoryview(buffer), 4096, wait=True) == 4
+
+
 @pytest.mark.parametrize(
     ("offset", "sizes"), [(0, [512 << 10]), (4096, [300_001]), (100, [512 << 10]), (0, [262_144, 7, 99])]
 )
