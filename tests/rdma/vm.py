@@ -1,7 +1,8 @@
 """A throw-away machine with two RoCE devices, for tests of the rdma transport where there is no such hardware.
 
 `run` boots a kernel that has Soft-RoCE (`kernel.py`) in qemu and runs a command in it as root. The machine is emulated, also where there
-is KVM, which hangs within some virtual machines; EMBERFS_VM_ACCELERATOR=kvm makes it ten times as fast where that works. The
+is KVM, which hangs within some virtual machines; EMBERFS_VM_ACCELERATOR=kvm makes it ten times as fast where that works. With
+EMBERFS_VM_COUNTED=1 its clock counts instructions, 1 ns each, and what is measured in it is the same whatever else runs here. The
 guest's root is this machine's root, read-only under a file system in memory: the checkout and its environment are there under their own
 paths, and what the command changes is gone afterwards, except for what it leaves in `$EMBERFS_VM_RESULTS`. No network reaches out of the
 guest; guest/network makes the one inside.
@@ -46,6 +47,8 @@ TIME_SCALE = 5  # an emulated machine takes so much longer: see EMBERFS_TIME_SCA
 TIME_SCALE_MAX = 30
 BOOT_SECONDS = 12  # until the script runs, where nothing else does
 BOOT_SECONDS_MAX = 240.0  # then this machine is too busy for another
+EMULATED = "tcg,thread=multi"
+COUNTED = ("-accel", "tcg,thread=single", "-icount", "shift=0")
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off random.trust_cpu=on cryptomgr.notests=1"
 NICE = "-5"  # of qemu
 LOOK_SECONDS = 0.05  # between two looks at what a guest has printed
@@ -235,7 +238,11 @@ def _qemu(kernel: Kernel, job: Path) -> list[str]:
     return [
         QEMU,
         *("-machine", "q35,usb=off,sata=off,smbus=off,vmport=off"),
-        *("-accel", os.environ.get("EMBERFS_VM_ACCELERATOR", "tcg,thread=multi")),
+        *(
+            COUNTED
+            if os.environ.get("EMBERFS_VM_COUNTED")
+            else ("-accel", os.environ.get("EMBERFS_VM_ACCELERATOR", EMULATED))
+        ),
         *("-cpu", "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand", "-smp", str(processors()), "-m", str(MEMORY_MIB)),
         *("-kernel", str(kernel.image), "-initrd", str(job / "initrd"), "-append", COMMAND_LINE),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
