@@ -20,6 +20,7 @@ from .machine import Smallpond
 
 pytestmark = pytest.mark.training
 MINUTE = 60.0
+DRIVER_CORES = 32  # that one of the driver's tests asks for
 _numbers = itertools.count(1)
 GRAY_SORT = "scheduler --job_name gray --fault_inject_prob 0.05 --console_log_level WARNING"
 GRAY_SORT_SIZES = "-T 10000000 -B 5000000 -n 2 -t 2 -C 1 -TC 1 -NC 2 -s polars -V"
@@ -28,7 +29,8 @@ ITS_OWN = {  # tests of smallpond's source distribution, and the minutes that a 
     "test_plan.py": 30,
     "test_bench.py": 60,
     "test_execution.py": 60,
-    "test_driver.py test_scheduler.py": 60,
+    "test_driver.py": 60,
+    "test_scheduler.py": 60,
     "test_partition.py": 60,
     "test_arrow.py test_dataset.py test_deltalake.py test_common.py test_utility.py": 30,
 }
@@ -99,8 +101,11 @@ def test_gray_sort_with_faults(smallpond: Smallpond, tmp_path: Path) -> None:
 def test_its_own(smallpond: Smallpond, tmp_path: Path, modules: str) -> None:
     """All tests of smallpond's source distribution, as it has them."""
     smallpond.copy_source("tests", "examples", "benchmarks")
+    if "test_scheduler.py" not in modules:
+        smallpond.be_patient()
+    cores = DRIVER_CORES if "test_driver.py" in modules else machine.CORES
     tests = [f"tests/{module}" for module in modules.split()]
     seconds = ITS_OWN[modules] * MINUTE
     options = ["-p", "no:cacheprovider", "-q", f"--timeout={seconds:.0f}"]
-    said = smallpond.run(tmp_path, "pytest", *options, *tests, seconds=seconds, ENABLE_DRIVER_TEST="1")
+    said = smallpond.run(tmp_path, "pytest", *options, *tests, seconds=seconds, cores=cores, ENABLE_DRIVER_TEST="1")
     assert " passed" in said
