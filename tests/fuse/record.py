@@ -33,7 +33,7 @@ SESSIONS = {
     "old forms": (Wanted(flags=OLD_FORMS), ["mkdir", "create", "symlink", "mknod", "setxattr"]),
 }
 QUIET_MS = 30  # after which no more requests of a step are expected
-STEP_MS_MAX = 10_000
+STEP_MS_MAX = 100_000
 READ_BYTES = (1 << 20) + 8192
 MNT_DETACH = 2
 LIBC = ctypes.CDLL(None, use_errno=True)

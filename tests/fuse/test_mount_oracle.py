@@ -84,6 +84,7 @@ def test_corners_of_paths() -> None:
         assert outcome(Both.mounted, ALICE, *corner) == outcome(Both.local, ALICE, *corner), corner
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("both")
 def test_as_the_local_file_system() -> None:
     run_state_machine_as_test(
