@@ -84,8 +84,8 @@ def check(cluster: LocalCluster, content: dict[str, bytes]) -> None:
 def test_every_node_leads_a_chain_and_a_lost_record_is_found_again(make_cluster: MakeCluster) -> None:
     """By default each node has as many targets as there are replicas."""
     cluster = make_cluster(nodes=3, replicas=2)
-    view = look(cluster)
-    assert is_well(view) and len(view.chains) == 3 and len(view.targets) == 6
+    view = wait(cluster, is_well)
+    assert len(view.chains) == 3 and len(view.targets) == 6
     heads = [view.node_of(chain.members[0].target).name for chain in view.chains]
     assert sorted(heads) == ["storage-1", "storage-2", "storage-3"]
     pairs = {frozenset(view.targets[m.target].node for m in chain.members) for chain in view.chains}
@@ -125,9 +125,9 @@ def test_a_node_is_drained_while_a_client_writes(make_cluster: MakeCluster) -> N
     with writing(cluster) as acknowledged:
         said = run("node", "drain", "storage-1").text
     first = _node(cluster, 1)
-    view = look(cluster)
+    view = wait(cluster, is_well)
     assert f"joins chain {view.chains[0].id}" in said and "storage-1: empty" in said
-    assert is_well(view) and view.nodes[first].draining and first not in {t.node for t in view.targets.values()}
+    assert view.nodes[first].draining and first not in {t.node for t in view.targets.values()}
     check(cluster, content | acknowledged)
 
     assert "holds 2 members" in run.fail(1, "node", "remove", "storage-2")
@@ -152,8 +152,8 @@ def test_single_targets(make_cluster: MakeCluster) -> None:
     old = look(cluster).chains[0].members[0].target
     assert "Nobody is there to ask" in run.fail(2, "target", "replace", str(old))
     assert "make a target" in run("target", "replace", str(old), "--yes").text
-    view = look(cluster)
-    assert is_well(view) and old not in view.targets
+    view = wait(cluster, is_well)
+    assert old not in view.targets
     check(cluster, content)
 
     out = view.chains[0].members[0].target
@@ -224,8 +224,8 @@ def test_a_disk_that_cannot_be_opened_any_more_is_given_up(make_cluster: MakeClu
     wait(cluster, lambda view: not view.targets[number].up and view.nodes[view.targets[number].node].up)
     with Administration(cluster.url) as administration:
         assert Mover(administration, Limits()).run(Wish(lost=frozenset({number}))).is_done
-    view = look(cluster)
-    assert is_well(view) and number not in view.targets
+    view = wait(cluster, is_well)
+    assert number not in view.targets
     check(cluster, content)
     cluster.restart("storage-1")
     assert number not in look(cluster).targets and is_well(wait(cluster, is_well))
@@ -241,7 +241,7 @@ def test_moves_go_on_where_they_were_interrupted(make_cluster: MakeCluster) -> N
             _, decision, moved = Mover(administration, Limits()).look(Wish())
             assert moved and not decision.is_done
         assert Mover(administration, Limits()).run(Wish()).is_done
-    view = look(cluster)
-    assert is_well(view) and sorted(target.node for target in view.targets.values()).count(_node(cluster, 3)) == 0
+    view = wait(cluster, is_well)
+    assert sorted(target.node for target in view.targets.values()).count(_node(cluster, 3)) == 0
     assert len(view.targets) == 3, "one of the others has two now"
     check(cluster, content)

@@ -145,9 +145,11 @@ def test_copies_of_blocks_move_like_those_of_files(make_cluster: MakeCluster) ->
         put(kv, namespace, wanted)
         run("node", "drain", "storage-3")
         blocks = look(cluster)
+        while any(chain.serving != 2 for chain in blocks.chains):  # a machine that stops for a moment costs a member its place
+            blocks = look(cluster)
         gone = node_of(cluster, "storage-3")
         assert gone not in {blocks.targets[m.target].node for chain in blocks.chains for m in chain.members}
-        assert all(chain.serving == 2 for chain in blocks.chains) and len(blocks.chains) == 3
+        assert len(blocks.chains) == 3
         files = look(cluster, TABLE_OF_FILES)
         assert files.members().isdisjoint(blocks.members()), "neither kind takes the other's targets"
         assert found(kv, namespace, wanted) == 60
