@@ -346,3 +346,12 @@ def test_a_forked_child_destroys_nothing_of_its_parents(verbs: Counter[str]) -> 
         assert os.waitpid(child, 0)[1] == 0
         client.call(server.addresses[0], READ, read((2, MIB)), target=[target])
         assert target.view == server.service.data[2 : 2 + MIB]
+
+
+def test_a_slice_beyond_its_region_is_refused(pair: Pair) -> None:
+    """Also where it would be in a window that the region does not have."""
+    size = memory.WINDOW_BYTES_MIN
+    region = pair.client.env.register(bytearray(size))
+    for at in (size - 4095, size):
+        assert pair.failure(READ, read((0, 4096)), target=[Slice(region, at, 4096)]).status is Status.REGION_DEAD
+    assert pair.client.call(pair.address, READ, read((0, 4096)), target=[Slice(region, size - 4096, 4096)])

@@ -152,18 +152,19 @@ def test_slices_on_both_sides_of_what_is_registered_at_once(pair: Pair) -> None:
     """A large region is registered window by window: a slice that lies in two, and one in a window that was not used before."""
     size = 2 * WINDOW_BYTES_MIN + 5
     region = pair.client.env.register(mmap.mmap(-1, size))
-    for at in (WINDOW_BYTES_MIN - 1000, 2 * WINDOW_BYTES_MIN - 50_000, size - 70_000):
-        pair.client.call(pair.address, READ, read((5, 70_000)), target=[Slice(region, at, min(70_000, size - at))])
-        assert region.view[at : at + 70_000] == pair.service.data[5 : 5 + min(70_000, size - at)]
-        pair.client.call(pair.address, WRITE, write(9), source=[Slice(region, at + 1, 40_000)])
-        assert pair.service.data[9:40_009] == region.view[at + 1 : at + 40_001]
+    for at in (WINDOW_BYTES_MIN - 1000, 2 * WINDOW_BYTES_MIN - 50_000, size - 50_000):
+        length = min(70_000, size - at)
+        pair.client.call(pair.address, READ, read((5, length)), target=[Slice(region, at, length)])
+        assert region.view[at : at + length] == pair.service.data[5 : 5 + length]
+        pair.client.call(pair.address, WRITE, write(9), source=[Slice(region, at + 1, length - 1)])
+        assert pair.service.data[9 : 8 + length] == region.view[at + 1 : at + length]
 
 
 @pytest.mark.parametrize("size", [8192, WINDOW_BYTES_MIN])
 def test_a_slice_beyond_its_region_is_refused(pair: Pair, size: int) -> None:
     region = pair.client.env.register(mmap.mmap(-1, size))
     beyond = [Slice(region, size - 4095, 4096)]
-    assert pair.failure(READ, read((0, 4096)), target=beyond).status in (Status.REGION_DEAD, Status.INVALID)
+    assert pair.failure(READ, read((0, 4096)), target=beyond).status is Status.REGION_DEAD
     pair.client.call(pair.address, READ, read((0, 4095)), target=[Slice(region, size - 4095, 4095)])
     assert region.view[-4095:] == pair.service.data[:4095]
 

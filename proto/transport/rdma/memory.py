@@ -98,7 +98,11 @@ class Device:
 
     def cover(self, region: Region, offset: int, length: int, access: int) -> Registration | None:
         """The region's registration, that part of it registered now if need be for peers to do so much; None where that was refused: its
-        bytes then travel in the stream."""
+        bytes then travel in the stream. Raises REGION_DEAD for what is outside the region."""
+        if offset + length > region.size:
+            raise error(
+                Status.REGION_DEAD, f"bytes {offset} to {offset + length} are outside a region of {region.size} bytes"
+            )
         found = self._known.get(region.id)
         if found is not None:
             allowed, window = found.access, found.window
