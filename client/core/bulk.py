@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from .client import Core
     from .reading import Reader
 
-WINDOW_BYTES = 8 << 20  # of `read_many`, on their way while as many are copied
+WINDOW_BYTES = 8 << 20  # of `read_many`, on their way while others are copied
+COPIED_IN_FLIGHT = 3  # windows: each takes memory of the pool
+SHARED_IN_FLIGHT = 4  # windows, where they take none: a server moves several at once
 
 
 class BulkRead:
@@ -254,7 +256,7 @@ async def read_many(core: Core, ranges: Sequence[tuple[Reader, int, int]], view:
             while not await _is_started(bulk, patience if not flying else None):
                 position = await _copy(flying.pop(0), view, position)
             flying.append(bulk)
-            if len(flying) > 1:
+            if len(flying) >= (SHARED_IN_FLIGHT if whole is not None else COPIED_IN_FLIGHT):
                 position = await _copy(flying.pop(0), view, position)
         while flying:
             position = await _copy(flying.pop(0), view, position)
