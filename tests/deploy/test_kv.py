@@ -145,7 +145,7 @@ def test_copies_of_blocks_move_like_those_of_files(make_cluster: MakeCluster) ->
         put(kv, namespace, wanted)
         run("node", "drain", "storage-3")
         blocks = look(cluster)
-        while any(chain.serving != 2 for chain in blocks.chains):  # a machine that stops for a moment costs a member its place
+        while any(chain.serving != 2 for chain in blocks.chains):  # where it lost its place for a moment
             blocks = look(cluster)
         gone = node_of(cluster, "storage-3")
         assert gone not in {blocks.targets[m.target].node for chain in blocks.chains for m in chain.members}
