@@ -11,6 +11,7 @@ import random
 import select
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -163,6 +164,7 @@ def test_everything_comes_when_nobody_looks_without_being_told(
     seed: int, verbs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance = random.Random(seed)
+    before = memory_verbs.alive()
     device = Device(monkeypatch, chance)
     ends = Endpoint(PORT, serves=False), Endpoint(PORT, serves=True)
     ends[0].connect(ends[1].queue())
@@ -221,4 +223,25 @@ def test_everything_comes_when_nobody_looks_without_being_told(
         side.sock.close()
     there.close()
     here.close()
-    assert memory_verbs.alive() == (0, 0)
+    assert memory_verbs.alive() == before
+
+
+def test_the_path_is_tried_as_long_as_that_may_take_and_no_longer(verbs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The TCP socket has a time-out of its own while a connection is made, and nothing comes on it."""
+    device = Device(monkeypatch, random.Random(0))
+    ends = Endpoint(PORT, serves=False), Endpoint(PORT, serves=True)
+    ends[0].connect(ends[1].queue())
+    ends[1].connect(ends[0].queue())
+    own, theirs = socket.socketpair()
+    own.settimeout(3600)
+    sock = RdmaSocket(ends[0], own)
+    ends[0].probe()
+    begin = time.monotonic()
+    assert not sock.settled(0.01)
+    assert time.monotonic() - begin < 600
+    while device.step():
+        pass
+    assert sock.settled(60)
+    sock.close()
+    ends[1].close()
+    theirs.close()

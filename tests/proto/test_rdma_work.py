@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -319,6 +320,62 @@ def test_who_asks_for_more_than_it_takes_in_is_told_to_wait(pair: Pair, monkeypa
     monkeypatch.setattr(accepted.Connection, "unsent", accepted.OUT_BYTES_HIGH + 1)
     assert pair.failure(SPACE, storage_pb2.SpaceRequest()).status is Status.BUSY
     monkeypatch.undo()
+
+
+def hostile(pair: Pair, then: Callable[[endpoint.Endpoint], None]) -> None:
+    """A client that does this with its queue pair loses the connection, and nobody else anything."""
+    pair.client.call(pair.address, SPACE, storage_pb2.SpaceRequest())
+    (own,) = [found for found in endpoint.endpoints() if not found.serves and not found.failed]
+    before = memory_verbs.alive()[0]
+    if pair.client.loop:  # whose thread it belongs to
+        pair.client.loop.do(lambda: then(own))
+    else:
+        then(own)
+    assert eventually(lambda: memory_verbs.alive()[0] < before)
+
+    def again() -> bool:
+        with suppress(StatusError):
+            return bool(pair.client.call(pair.address, SPACE, storage_pb2.SpaceRequest()))
+        return False
+
+    assert eventually(again)
+
+
+def test_a_client_that_sends_without_credits_loses_its_connection(pair: Pair) -> None:
+    def flood(own: endpoint.Endpoint) -> None:
+        own._credits.available = 1000
+        for _ in range(endpoint.RECEIVES + 1):
+            own._slots_free = endpoint.SENDS
+            own.slot()[:32] = bytes(32)
+            own.send(0)
+            with suppress(OSError):
+                own.post()
+
+    hostile(pair, flood)
+
+
+@pytest.mark.parametrize("header", [b"", b"\0", struct.pack("<HH", 0, 7), struct.pack("<HH", 5000, 0)])
+def test_a_client_that_sends_nonsense_loses_its_connection(pair: Pair, header: bytes) -> None:
+    def send(own: endpoint.Endpoint) -> None:
+        begin = (endpoint.RECEIVES + own._slot) * endpoint.SLOT_BYTES
+        own._view[begin : begin + len(header)] = header
+        request, entry = own._chain[endpoint.BATCH - 1]
+        entry.addr, entry.length, entry.lkey = own._base + begin, len(header), own._memory.lkey
+        request.opcode, request.send_flags, request.wr_id = own._send, own._solicited, endpoint.RECEIVES
+        own._pair.post_send(request)
+
+    hostile(pair, send)
+
+
+def test_queue_pairs_that_cannot_be_are_refused(verbs: Counter[str]) -> None:
+    for field, value in [("lid", 1 << 16), ("sequence", 1 << 24), ("number", 1 << 24), ("gid", b""), ("receives", 1)]:
+        end = endpoint.Endpoint(memory_verbs.PORT, serves=True)
+        peer = end.queue()
+        setattr(peer, field, value)
+        with pytest.raises(StatusError) as raised:
+            end.connect(peer)
+        assert raised.value.status is Status.PROTOCOL
+        end.close()
 
 
 def test_a_server_that_has_enough_queue_pairs_leaves_others_on_tcp(

@@ -163,6 +163,8 @@ class Endpoint:
         """Ready to send and receive. Raises PROTOCOL, UNSUPPORTED."""
         if len(peer.gid) != 16 or peer.infiniband != self.port.infiniband:
             raise error(Status.PROTOCOL, "the peer's queue pair is of another kind of network")
+        if peer.lid > 0xFFFF or peer.sequence > 0xFFFFFF or peer.number > 0xFFFFFF:
+            raise error(Status.PROTOCOL, "the peer's queue pair has numbers that there are none of")
         if peer.receive_bytes <= HEADER.size:
             raise error(Status.PROTOCOL, f"the peer receives {peer.receive_bytes} bytes at once: too few")
         self._credits = Credits(peer.receives, RECEIVES)
@@ -329,6 +331,8 @@ class Endpoint:
         begin = slot * SLOT_BYTES
         told, kind = HEADER.unpack_from(self._view, begin)
         try:
+            if length < HEADER.size or kind > PROBE:
+                raise error(Status.PROTOCOL, f"the peer sent {length} bytes of kind {kind}, which mean nothing")
             self._credits.received(told)
         except StatusError as broken:
             self._fail(broken.strerror or "")

@@ -30,6 +30,7 @@ class RdmaSocket:
     def __init__(self, endpoint: Endpoint, tcp: socket.socket) -> None:
         self.endpoint = endpoint
         self.tcp = tcp
+        tcp.setblocking(False)  # a socket with a time-out waits for it whatever the flags of recv(2) say
         self._ready = select.epoll()
         self._ready.register(endpoint.descriptor, select.EPOLLIN)
         self._ready.register(tcp, select.EPOLLIN | select.EPOLLRDHUP)
