@@ -329,7 +329,7 @@ def test_mappings_shared_and_private(both: Path) -> None:
     path = both / "file"
     path.write_bytes(b"first" + bytes(299_995))
     done = subprocess.run(
-        [sys.executable, "-c", MAPPING, path], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", MAPPING, path], capture_output=True, text=True, timeout=200, check=False
     )
     assert done.stdout == "b'again'\n", done.stderr
     content = path.read_bytes()
