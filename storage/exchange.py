@@ -49,7 +49,7 @@ class Exchange:
         if target is None or status is not _OK:
             return ListChunksReply(status=status, chains=self._entry(status, request.chain))
         if not request.first:
-            await _forget_records(target, request.chain_version)
+            await forget_records(target, request.chain_version)
         count = min(request.chunks_max or PAGE_CHUNKS, PAGE_CHUNKS)
         reply: ListChunksReply = await target.blocking(_page, target.engine, request.first, request.last or END, count)
         status = self._status(target, request.chain_version)
@@ -100,9 +100,12 @@ class Exchange:
         return self._newer(chain) if status is Status.STALE_CHAIN_VERSION else ()
 
 
-async def _forget_records(target: Target, chain_version: int) -> None:
-    """Drop the receipts and floors from before a sync, once per sync. What we kept of updates that were then discarded would answer
-    their retries with success. What the live updates bring meanwhile may go as well; the records come with it at the end."""
+async def forget_records(target: Target, chain_version: int) -> None:
+    """Drop the receipts and floors from before a sync, once per sync, before anything of the sync is taken. What we kept of updates that
+    were then discarded would answer their retries with success.
+
+    The live updates wait for it, too: one that was recognised by a receipt that goes afterwards would leave no receipt here, as its
+    sender brings none of what it has no answer to yet, and its retry would be executed again where this member leads the chain."""
     engine, after = target.engine, b""
     while _are_old(target, chain_version):
         # Once from the first to the last: where clients are at work there is always another one.

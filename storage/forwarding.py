@@ -23,6 +23,7 @@ from .engine.disk import Disk
 from .engine.reads import ReadPlan, verify
 from .engine.row import State
 from .events import Forward, Kind, Result, Source, Update, Version
+from .exchange import forget_records
 from .peers import Peers
 from .reach import Reach
 from .target import Target
@@ -356,6 +357,7 @@ class Forwarding:
         if target is None:
             results: Sequence[Result] = [Result(Status.STALE_ROUTING)] * max(len(updates), 1)
         else:
+            await forget_records(target, request.chain_version)  # of a member that is being made equal, once
             forwarded = {"sender": request.target, "session": request.session, "number": request.number}
             if updates:
                 results = await target.start_update(request.chain_version, updates, **forwarded)

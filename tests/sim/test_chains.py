@@ -31,6 +31,7 @@ PAST = {
     404283420771: "a forward that was refused for want of a lease was taken when it came once more: a chunk that was removed came back",
     404283421369: "after the tail had said that a chunk is not there, a member did not ask again whether it may say so",
     777191589589: "what a sync had covered was given up where the disk could not be read after a power loss",
+    794376175397: "a sync dropped the receipt by which a live update had just been recognised, and brought no other",
     903853209320: "the checker: the remove of a dead file comes once more, after a write that was under way when the file died",
 }
 

@@ -208,6 +208,34 @@ async def test_a_sync_begins_however_many_records_the_live_updates_bring(members
     assert engine.receipt(members.env.client, channel_of(5, 0)) is not None
 
 
+async def test_live_updates_wait_until_the_records_of_before_are_gone(members: Members) -> None:
+    """One that came before was recognised by a receipt that went afterwards; its sender, which had no answer yet, brought none."""
+    members.announce(SERVING, OFFLINE)
+    assert await members.write(0, b"x") is Status.OK
+    first, second = members.members
+    engine, blocking, start_update = second.engine, second.target.blocking, second.target.start_update
+    began_with: list[int] = []
+
+    async def slow(work: Callable[..., Any], *arguments: Any) -> Any:
+        if work == engine.records:
+            while not first.target.replica.in_flight:  # until the write below is on its way
+                await asyncio.sleep(0)
+            for _ in range(100):
+                await asyncio.sleep(0)
+        return await blocking(work, *arguments)
+
+    async def start(version: int, *arguments: Any, **forwarded: Any) -> Any:
+        began_with.append(second.target.records_of)
+        return await start_update(version, *arguments, **forwarded)
+
+    second.target.blocking, second.target.start_update = slow, start
+    members.announce(SERVING, SYNCING)
+    assert await members.write(0, b"y") is Status.OK
+    await members.synced(2)
+    assert set(began_with) == {members.version}
+    assert_equal(members)
+
+
 async def test_an_old_chain_version_is_refused_with_the_newer_entry(members: Members) -> None:
     members.announce(SERVING, SYNCING)
     second = members.members[1]
