@@ -27,7 +27,7 @@ from emberfs.proto.transport.rdma import devices, sinks, verbs
 from emberfs.proto.transport.rdma.channel import close_channel, make_channel
 from emberfs.proto.transport.rdma.credits import RESERVED, Credits
 from emberfs.proto.transport.rdma.devices import Port
-from emberfs.proto.transport.rdma.memory import WINDOW_BYTES_MIN, Registration, window_bytes
+from emberfs.proto.transport.rdma.memory import REGISTRATIONS_MAX, WINDOW_BYTES_MIN, Registration, window_bytes
 from emberfs.proto.transport.rdma.sinks import RemoteRegion, RemoteRegions
 from emberfs.proto.transport.rdma.socket import RdmaSocket
 
@@ -318,6 +318,17 @@ def test_bulk_becomes_work_requests_that_stay_within_windows_and_pieces() -> Non
         assert key == 100 + first // (16 * MIB) == 100 + (first + length - 1) // (16 * MIB)
 
 
+def test_a_server_hears_of_as_many_regions_as_a_client_may_register() -> None:
+    regions = RemoteRegions(OwnEnd())  # type: ignore[arg-type]
+    for identity in range(1, REGISTRATIONS_MAX + 1):
+        regions.offer(offered(identity, 4096, 0))
+    with pytest.raises(StatusError) as raised:
+        regions.offer(offered(REGISTRATIONS_MAX + 1, 4096, 0))
+    assert raised.value.status is Status.PROTOCOL
+    regions.withdraw(rpc_pb2.RdmaWithdraw(id=[1]))
+    regions.offer(offered(REGISTRATIONS_MAX + 1, 4096, 0))
+
+
 def test_what_a_client_never_offered_is_refused() -> None:
     regions = RemoteRegions(OwnEnd())  # type: ignore[arg-type]
     regions.offer(offered(5, 40 * MIB, 0))
@@ -333,8 +344,17 @@ def test_what_a_client_never_offered_is_refused() -> None:
     regions.withdraw(rpc_pb2.RdmaWithdraw(id=[5]))
     with pytest.raises(StatusError):
         regions.resolve(table(5, 0, 1))
+    for message in (
+        rpc_pb2.RdmaRegion(id=1, address=0, length=4096, window=1),
+        rpc_pb2.RdmaRegion(id=1, address=0, length=1 << 40, window=16 * MIB),  # a table of 65,536 windows
+        rpc_pb2.RdmaRegion(id=1, address=(1 << 64) - 1, length=4096, window=16 * MIB),
+        rpc_pb2.RdmaRegion(id=1, address=0, length=0, window=16 * MIB),
+    ):
+        with pytest.raises(StatusError) as raised:
+            RemoteRegion(message)
+        assert raised.value.status is Status.PROTOCOL
     with pytest.raises(StatusError) as raised:
-        RemoteRegion(rpc_pb2.RdmaRegion(id=1, address=0, length=4096, window=1))
+        regions.offer(offered(7, 16 * MIB, 1))
     assert raised.value.status is Status.PROTOCOL
 
 

@@ -23,7 +23,9 @@ from .verbs import load
 
 WINDOW_BYTES_MIN = 16 << 20
 WINDOWS_MAX = 16  # of a region
-REGISTRATIONS_MAX = 4096  # regions per device and process; what comes then travels in the stream
+REGISTRATIONS_MAX = (
+    4096  # regions per device and process; what comes then travels in the stream. A server is told of no more
+)
 REFUSED_MAX = 1024  # regions remembered as not to be registered
 
 LOCAL, READABLE, WRITABLE = 0, 1, 2  # what peers may do there: nothing, read, read and write

@@ -19,10 +19,10 @@ from ...gen import rpc_pb2
 from ...region import Slice
 from ...rpc import BULK_BYTES_MAX
 from ..buffers import Buffers
-from ..shm import REGION_BYTES_MAX, REGIONS_PER_CLIENT_MAX
+from ..shm import REGION_BYTES_MAX
 from ..tcp import Scratch
 from .endpoint import Endpoint
-from .memory import LOCAL, WINDOW_BYTES_MIN, WINDOWS_MAX
+from .memory import LOCAL, REGISTRATIONS_MAX, WINDOW_BYTES_MIN, WINDOWS_MAX
 
 MOVE_BYTES_MAX = 1 << 30  # of one work request (devices take 2 GiB)
 
@@ -65,8 +65,8 @@ class RemoteRegions:
         """Raises PROTOCOL."""
         region = self.by_id.get(message.id)
         if region is None:
-            if not message.id or len(self.by_id) >= REGIONS_PER_CLIENT_MAX:
-                raise error(Status.PROTOCOL, f"more than {REGIONS_PER_CLIENT_MAX} regions of one connection")
+            if not message.id or len(self.by_id) >= REGISTRATIONS_MAX:
+                raise error(Status.PROTOCOL, f"more than {REGISTRATIONS_MAX} regions of one connection")
             region = self.by_id[message.id] = RemoteRegion(message)
         if message.index * region.window >= region.size:
             raise error(Status.PROTOCOL, f"window {message.index} of a region of {region.size} bytes")
