@@ -396,7 +396,7 @@ def test_flock(people: People, shared: tuple[int, int], first: int, second: int,
     alice(os.close, shared[0])
     assert bob.fails(fcntl.flock, shared[1], second | fcntl.LOCK_NB) == answer, "the copy holds it"
     alice(os.close, copy)
-    assert bob.fails(fcntl.flock, shared[1], second | fcntl.LOCK_NB) == "ok"
+    bob(fcntl.flock, shared[1], second)  # waits a moment on a mount, whose kernel does not wait for the release itself
     bob(os.close, shared[1])
 
 
