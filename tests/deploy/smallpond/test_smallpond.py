@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from emberfs_mount import can_mount
 
 from emberfs.deploy import mounts
-from emberfs.deploy.local import LocalCluster
 
 from . import machine
 from .machine import Smallpond
 
+if TYPE_CHECKING:
+    from emberfs_cluster import MakeCluster
+
 pytestmark = pytest.mark.training
 MINUTE = 60.0
+CAPACITY = 8 << 30  # bytes of a target; its files have holes
 DRIVER_CORES = 32  # that one of the driver's tests asks for
-_numbers = itertools.count(1)
 GRAY_SORT = "scheduler --job_name gray --fault_inject_prob 0.05 --console_log_level WARNING"
 GRAY_SORT_SIZES = "-T 10000000 -B 5000000 -n 2 -t 2 -C 1 -TC 1 -NC 2 -s polars -V"
 ITS_OWN = {  # tests of smallpond's source distribution, and the minutes that a loaded machine with two cores may take
@@ -37,10 +39,19 @@ ITS_OWN = {  # tests of smallpond's source distribution, and the minutes that a 
 
 
 @pytest.fixture
-def place(cluster: LocalCluster) -> Iterator[Path]:
-    """A mount below /hf3fs, which is taken away again."""
+def folder() -> Path:
+    found = machine.environment()
+    if found is None:
+        pytest.skip("smallpond is not here: ./deploy/test --training")
+    return found
+
+
+@pytest.fixture
+def place(folder: Path, make_cluster: MakeCluster) -> Iterator[Path]:
+    """A mount below /hf3fs, which is taken away again, of a cluster of its own: some of smallpond's tests write gigabytes."""
     if not can_mount():
         pytest.skip("mounting needs root and /dev/fuse")
+    cluster = make_cluster(capacity=CAPACITY)
     made = machine.PREFIX / f"emberfs-test-{os.getpid()}"
     made.mkdir(parents=True)
     try:
@@ -56,11 +67,8 @@ def place(cluster: LocalCluster) -> Iterator[Path]:
 
 
 @pytest.fixture
-def smallpond(place: Path) -> Smallpond:
-    folder = machine.environment()
-    if folder is None:
-        pytest.skip("smallpond is not here: ./deploy/test --training")
-    root = place / f"smallpond-{next(_numbers)}"
+def smallpond(folder: Path, place: Path) -> Smallpond:
+    root = place / "smallpond"
     root.mkdir()
     return Smallpond(folder, root)
 
