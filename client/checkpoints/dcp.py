@@ -142,8 +142,8 @@ class StorageWriter(staging.BlockingAsyncStager, storage.StorageWriter):  # type
         made = _manifest(self.save_id, encoded, written)
         own = manifest.name_of(self.save_id)
         write_all(self.folder, own, manifest.encode(made))
-        write_all(self.folder, METADATA, encoded)
         kept = [own, *(shard.name for shard in made.shards)]
+        write_all(self.folder, METADATA, encoded, naming=kept)
         self.folder.remove(manifest.leftovers(self.folder.entries(), kept, PART_SUFFIX))
 
 

@@ -124,12 +124,17 @@ def read_all(folder: Folder, name: str) -> bytes:
         source.close()
 
 
-def write_all(folder: Folder, name: str, data: bytes) -> None:
-    """Make `data` the content of a name, in one step; it survives power loss when this returns."""
+def write_all(folder: Folder, name: str, data: bytes, naming: Sequence[str] = ()) -> None:
+    """Make `data` the content of a name, in one step; it survives power loss when this returns. `naming`: files that it tells of. Raises
+    BUSY_RESOURCE if another save into the directory has taken them for what an old one left."""
     draft = folder.draft(large=False)
     try:
         draft.write(data, 0)
         draft.fsync()
+        if missing := set(naming).difference(folder.entries() if naming else ()):
+            raise error(
+                Status.BUSY_RESOURCE, f"another save into {folder.url} has removed {min(missing)}: save one at a time"
+            )
         folder.publish([draft], [name])
     finally:
         draft.discard()

@@ -8,6 +8,7 @@ that replacing `.metadata` replaces both in one step.
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -89,9 +90,11 @@ def decode(data: bytes, path: str) -> Manifest:
         if content["format"] != FORMAT:
             raise ValueError(f"it has format {content['format']}, this version knows {FORMAT}")
         shards = [Shard(s["name"], s["size"], tuple(Item(*item) for item in s["items"])) for s in content["shards"]]
+        if any(shard.name != posixpath.basename(shard.name) for shard in shards):
+            raise ValueError("it names files outside its directory")
         metadata = content["metadata"]
         return Manifest(content["save_id"], metadata["size"], metadata["crc32c"], tuple(shards))
-    except (ValueError, KeyError, TypeError) as bad:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as bad:
         raise error(Status.BAD_FORMAT, f"{path} is damaged: {bad}") from bad
 
 

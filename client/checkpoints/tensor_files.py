@@ -19,6 +19,7 @@ import os
 import posixpath
 import re
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -100,7 +101,7 @@ def save_folder(
         "metadata": {"total_size": sum(tensor.length for shard in shards for tensor in shard)},
         "weight_map": {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard},
     }
-    write_all(folder, INDEX, json.dumps(index, indent=1).encode())
+    write_all(folder, INDEX, json.dumps(index, indent=1).encode(), naming=names)
     folder.remove([name for name in before if name.endswith((SUFFIX, PART_SUFFIX)) and name not in names])
 
 
@@ -205,13 +206,25 @@ def load_file(path: str | os.PathLike[str], **how: Any) -> dict[str, Any]:
 def load_folder(path: Where, **how: Any) -> dict[str, Any]:
     """The tensors of all files that the index of a directory names, or that are in it if there is none. Options as of `load_file`."""
     folder = folder_of(path)
-    with ExitStack() as stack:
-        files: list[tuple[Source, Header]] = []
-        for name in tensor_file_names(folder):
-            source = folder.open(name)
-            stack.callback(source.close)
-            files.append((source, read_header(source, f"{folder.url}/{name}")))
-        return _load(files, **how)
+    names = tensor_file_names(folder)
+    while True:
+        try:
+            with ExitStack() as stack:
+                files = _opened(folder, names, stack)
+                return _load(files, **how)
+        except FileNotFoundError:
+            before, names = names, tensor_file_names(folder)
+            if names == before:
+                raise  # else another set has replaced this one meanwhile
+
+
+def _opened(folder: Folder, names: Iterable[str], stack: ExitStack) -> list[tuple[Source, Header]]:
+    """Open files, which can be read from here on even where they are removed."""
+    sources = []
+    for name in names:
+        sources.append((folder.open(name), f"{folder.url}/{name}"))
+        stack.callback(sources[-1][0].close)
+    return [(source, read_header(source, path)) for source, path in sources]
 
 
 def tensor_file_names(folder: Folder) -> list[str]:
@@ -221,7 +234,7 @@ def tensor_file_names(folder: Folder) -> list[str]:
     if INDEX in entries:
         try:
             names = set(json.loads(read_all(folder, INDEX))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as bad:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as bad:
             raise error(Status.BAD_FORMAT, f"{folder.url}/{INDEX} is damaged: {bad}") from bad
         if not all(isinstance(name, str) and name == posixpath.basename(name) for name in names):
             raise error(Status.BAD_FORMAT, f"{folder.url}/{INDEX} names files outside its directory")
@@ -283,6 +296,9 @@ def _laid_out(
     """Where in memory everything goes, and how much that takes. What lies together in the file does so in memory."""
     wanted: list[_Wanted] = []
     end = 0
+    known = Counter(name for _, header in files for name in header.tensors)
+    if twice := [name for name, count in known.items() if count > 1]:
+        raise error(Status.BAD_FORMAT, f"tensor {min(twice)!r} is in several files: which one counts?")
     for source, header in files:
         for info in sorted(header.tensors.values(), key=lambda info: info.offset):
             if names is not None and info.name not in names:

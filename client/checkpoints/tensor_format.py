@@ -17,6 +17,8 @@ from ...proto.errors import Status, StatusError, error
 
 LENGTH = struct.Struct("<Q")
 HEADER_BYTES_MAX = 100_000_000  # as the format's own library has it
+DIMENSIONS_MAX = 64  # of a tensor, as numpy and torch have it
+ELEMENTS_MAX = 1 << 56
 METADATA = "__metadata__"
 SUMS = "emberfs.crc32c"  # in the metadata: {"tensor": "crc32c in hex"}, of a width that does not depend on the value
 ALIGNMENT = 8  # of the tensors' bytes in the file
@@ -119,7 +121,7 @@ def parse_header(encoded: bytes, size: int, path: str) -> Header:
         data = LENGTH.size + len(encoded)
         tensors = {name: _tensor(name, fields, data, sums.get(name)) for name, fields in header.items()}
         _check_places(tensors, data, size)
-    except (ValueError, KeyError, TypeError, AttributeError, StatusError) as bad:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, StatusError) as bad:
         raise error(Status.BAD_FORMAT, f"{path}: {bad}") from bad
     return Header(tensors, metadata, data, size)
 
@@ -136,6 +138,9 @@ def _tensor(name: str, fields: Mapping[str, Any], data: int, crc32c: int | None)
     begin, end = fields["data_offsets"]
     if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
         raise ValueError(f"tensor {name!r}: sizes and offsets must be natural numbers")
+    # One size may be zero, so that no bytes say how large the others can be.
+    if len(shape) > DIMENSIONS_MAX or math.prod(size for size in shape if size) > ELEMENTS_MAX:
+        raise ValueError(f"tensor {name!r}: no tensor has so many elements or dimensions")
     if length_of(fields["dtype"], shape) != end - begin:
         raise ValueError(f"tensor {name!r}: {fields['dtype']} {list(shape)} does not fill bytes {begin} to {end}")
     return TensorInfo(name, fields["dtype"], shape, data + begin, end - begin, crc32c)
