@@ -22,7 +22,7 @@ from emberfs.proto.errors import Status
 from ..deploy.command import Command
 from ..proto.pieces import eventually
 
-pytestmark = pytest.mark.rdma
+pytestmark = [pytest.mark.rdma, pytest.mark.timeout(1500)]  # of which four server processes take a while to start
 
 MIB = 1 << 20
 SECONDS = 300.0  # for servers to notice one another, in a machine that is emulated
@@ -84,7 +84,6 @@ def test_status_and_doctor_say_what_is_spoken_and_why(cluster: Any, monkeypatch:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(900)
 @of_three
 def test_a_mount(cluster: Any, tmp_path: Path) -> None:
     """Programs that know nothing of any of this."""
@@ -110,7 +109,6 @@ def test_a_mount(cluster: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1200)
 @of_three
 def test_what_a_member_missed_comes_to_it(cluster: Any) -> None:
     """A storage process is killed, files are written, changed and removed meanwhile, and it is synced when it is back."""
@@ -139,7 +137,6 @@ def test_what_a_member_missed_comes_to_it(cluster: Any) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(900)
 @of_three
 def test_a_storage_process_is_killed_while_files_are_written(cluster: Any) -> None:
     """Every acknowledged write is there, before and after the killed one is back."""
