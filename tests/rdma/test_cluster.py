@@ -22,14 +22,15 @@ from emberfs.proto.errors import Status
 from ..deploy.command import Command
 from ..proto.pieces import eventually
 
-pytestmark = [pytest.mark.rdma, pytest.mark.timeout(1500)]  # of which four server processes take a while to start
+pytestmark = pytest.mark.rdma
 
 MIB = 1 << 20
 SECONDS = 300.0  # for servers to notice one another, in a machine that is emulated
-of_three = pytest.mark.parametrize("cluster", [3], indirect=True)
+THREE = pytest.param(3, marks=[pytest.mark.soak, pytest.mark.timeout(1500)])  # four processes take a while to start
+of_three = pytest.mark.parametrize("cluster", [THREE], indirect=True)
 
 
-@pytest.fixture(scope="module", params=[1, pytest.param(3, marks=pytest.mark.soak)])
+@pytest.fixture(scope="module", params=[1, THREE])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
     """`param`: storage processes, and replicas."""
     with pytest.MonkeyPatch.context() as patch:
@@ -56,7 +57,6 @@ def test_files_through_fsspec(cluster: Any) -> None:
     assert not fs.exists("/smoke")
 
 
-@pytest.mark.soak
 @of_three
 def test_status_and_doctor_say_what_is_spoken_and_why(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Command(cluster.environment)
@@ -83,7 +83,6 @@ def test_status_and_doctor_say_what_is_spoken_and_why(cluster: Any, monkeypatch:
     assert {row["transport"] for row in rows if row["from"] in nodes and row["to"] in nodes} == {"rdma"}
 
 
-@pytest.mark.soak
 @of_three
 def test_a_mount(cluster: Any, tmp_path: Path) -> None:
     """Programs that know nothing of any of this."""
@@ -108,7 +107,6 @@ def test_a_mount(cluster: Any, tmp_path: Path) -> None:
         run("umount", str(place))
 
 
-@pytest.mark.soak
 @of_three
 def test_what_a_member_missed_comes_to_it(cluster: Any) -> None:
     """A storage process is killed, files are written, changed and removed meanwhile, and it is synced when it is back."""
@@ -136,7 +134,6 @@ def test_what_a_member_missed_comes_to_it(cluster: Any) -> None:
     watcher.close()
 
 
-@pytest.mark.soak
 @of_three
 def test_a_storage_process_is_killed_while_files_are_written(cluster: Any) -> None:
     """Every acknowledged write is there, before and after the killed one is back."""
