@@ -25,7 +25,7 @@ from ..settings import time_scale
 from ..subscription import NOTICES_MAX
 from ..transport.choice import PROBE_SECONDS, Choices
 from ..transport.stream import Stream
-from .calls import Pending, encode_call
+from .calls import Pending, encode_call, unreachable
 
 if TYPE_CHECKING:
     from ..transport.rdma.link import Link
@@ -59,7 +59,11 @@ class Client(Stream):
         self._greeting: ClientHello | None = ClientHello(credentials, address, offer)
         first = self._greeting.first
         if descriptor >= 0:
-            socket.send_fds(sock, [first], [descriptor])  # the first bytes on a new socket: there is room
+            try:
+                socket.send_fds(sock, [first], [descriptor])  # the first bytes on a new socket: there is room
+            except OSError as failed:  # it took the connection, and was killed since
+                sock.close()
+                raise unreachable(address, failed) from failed
         else:
             self.send(first)
 

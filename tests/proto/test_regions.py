@@ -303,6 +303,34 @@ def test_a_client_that_dies_while_the_server_moves_into_its_memory(pair: Pair) -
     os.close(descriptor)
 
 
+def test_a_region_offered_to_who_is_gone_at_that_moment_is_unreachable(pair: Pair, tmp_path: Path) -> None:
+    """It took the connection, and hung up before it was sent anything."""
+    pair.client.call(pair.address, SPACE, SPACE_REQUEST)
+    path = pair.address.removeprefix("unix:")
+    os.unlink(path)  # who is connected stays so
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        try:
+            for _ in range(100):
+                descriptor, view = memory(4096, seal=True)
+                region = pair.client.env.register(view, descriptor)
+                failure = pair.failure(READ, read((0, 4096)), target=[Slice(region, 0, 4096)])
+                assert failure.status is Status.UNAVAILABLE
+                os.close(descriptor)
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
 # --- late moves --------------------------------------------------------------------------------------------------------------------
 
 
