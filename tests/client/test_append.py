@@ -151,7 +151,7 @@ def test_a_truncate_comes_after_what_was_appended_before_it(world: World) -> Non
 
 
 def test_a_truncate_does_not_wait_for_ever(world: World) -> None:
-    first, second = world.client(), world.client()
+    first, second = world.quiet(), world.client()
     a = first.open("/log", "ab")
     a.write(b"old")
     first.core.tokens = Tokens(first.core)  # deaf, as one that was stopped
@@ -162,7 +162,7 @@ def test_a_truncate_does_not_wait_for_ever(world: World) -> None:
 
 def test_a_client_that_is_gone_while_it_appends(world: World) -> None:
     """Its length is settled from the chunks before the next one may append."""
-    first, second = world.client(), world.client()
+    first, second = world.quiet(), world.client()
     a = first.open("/log", "ab")
     a.write(b"x" * 1000)
     drive(a.handle.file.write_back.drain())  # the data arrives, the length does not
@@ -172,7 +172,7 @@ def test_a_client_that_is_gone_while_it_appends(world: World) -> None:
         eventually(lambda: world.namespace.appending.waiters.count == 1)
         world.run(world.manager.end_client(first.core.env.client))
         first.core.lease.end()
-        done.result(30)
+        done.result(60)
     assert second.read_bytes("/log") == b"x" * 1000 + b"y" * 10
     with pytest.raises(OSError, match="lease"):
         a.flush()

@@ -18,7 +18,7 @@ def silent_for_too_long(world: World, client) -> bytes:
 
 
 def test_dirty_data_is_lost_and_said_once_everything_else_goes_on(world: World) -> None:
-    client = world.client()
+    client = world.quiet()
     client.write_bytes("/clean", b"clean")
     dirty, reader, writer = client.open("/dirty", "w+b"), client.open("/clean"), client.open("/other", "wb")
     dirty.write(b"settled")
@@ -41,7 +41,7 @@ def test_dirty_data_is_lost_and_said_once_everything_else_goes_on(world: World) 
 
 
 def test_a_session_that_the_server_ended_is_noticed(world: World) -> None:
-    client = world.client()
+    client = world.quiet()
     file = client.open("/f", "wb")
     file.write(b"x")
     drive(client.core.keeper.renew())
@@ -56,7 +56,7 @@ def test_a_session_that_the_server_ended_is_noticed(world: World) -> None:
 
 
 def test_a_reader_reports_what_it_holds(world: World) -> None:
-    client, other = world.client(), world.client()
+    client, other = world.quiet(), world.client()
     client.write_bytes("/f", b"still here")
     file = client.open("/f")
     drive(client.core.keeper.renew())
@@ -66,7 +66,7 @@ def test_a_reader_reports_what_it_holds(world: World) -> None:
 
 
 def test_old_write_back_is_sent_by_the_keeper(world: World) -> None:
-    client, other = world.client(), world.client()
+    client, other = world.quiet(), world.client()
     with client.open("/f", "wb") as file:
         file.write(b"typed long ago")
         assert other.read_bytes("/f") == b""
@@ -79,7 +79,7 @@ def test_old_write_back_is_sent_by_the_keeper(world: World) -> None:
 
 
 def test_a_file_from_before_a_lost_lease_still_says_how_it_was_left(world: World) -> None:
-    client = world.client()
+    client = world.quiet()
     file = client.open("/f", "wb")
     file.write(b"x" * 100)
     file.flush()
