@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 BUFFERS_MAX = 1024  # IOV_MAX: buffers in one system call
@@ -110,6 +112,8 @@ class FileDisk:
             return self._handles[name]
         path = os.path.join(self._path, name)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with suppress(OSError):  # nobody asks when a block file was read last, and to note it costs a small read 2 %
+            fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) | os.O_NOATIME)
         try:
             self._direct[handle] = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)
         except OSError:
