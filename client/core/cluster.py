@@ -20,7 +20,7 @@ from ...proto.rpc import CLUSTER, Method
 from .leases import Leases
 from .options import Options
 from .replicas import Replicas
-from .retry import ATTEMPT_SECONDS, Patience
+from .retry import ATTEMPT_SECONDS, DELAY_SECONDS_MAX, Patience
 from .turns import Turns
 
 REFRESH_SECONDS = 2.0  # a look at the routing between two attempts waits at most so long
@@ -109,20 +109,28 @@ class Cluster:
     # --- routing ----------------------------------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """The first contact: fetch the routing from whichever address answers. Raises the error of the last one that did not."""
+        """The first contact: fetch the routing from whichever address answers. Raises the error of the last one that did not: soon where
+        nobody listens; who listens and says nothing has much to do, or stands still for a moment, and is given an operation's time."""
         if not self.seeds:
             raise error(Status.UNAVAILABLE, "the cluster has no address to connect to")
-        patience = Patience(self.env, self.options.scaled(self.options.connect_timeout))
+        waits = self.options.scaled(self.options.connect_timeout)  # between attempts, in all
+        patience = self.patience(max(self.options.timeout, self.options.connect_timeout))
         while True:
             try:
                 self._learn(await self.env.call(self._routing_call(patience.attempt())))
                 return
             except StatusError as failure:
                 self._turn_meta()
+                failed = self.env.now()
                 try:
                     await patience.again(failure)
                 except StatusError:
                     raise failure from None  # that nobody listens says more here than that time ran out
+                waits -= min(
+                    self.env.now() - failed, DELAY_SECONDS_MAX
+                )  # this process may have been the one that stood still
+                if waits <= 0:
+                    raise failure from None
 
     def _routing_call(self, timeout: float) -> Call:
         return Call(self.meta_address(), CLUSTER.GetRouting, GetRoutingRequest(since=self.table.version), timeout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import threading
 from pathlib import Path
@@ -95,6 +96,28 @@ class TestLife:
         for thread in threads:
             thread.join(60)
         assert sorted(results) == [False, True]
+
+    def test_who_connects_waits_for_a_server_that_stands_still(self, fresh_cluster: LocalCluster) -> None:
+        """It listens: that is not nobody."""
+        content: list[bytes] = []
+
+        def read() -> None:
+            with emberfs.connect(fresh_cluster.url, connect_timeout=0.05, timeout=100) as client:
+                client.write_bytes("/x", b"there")
+                content.append(client.read_bytes("/x"))
+
+        pid = fresh_cluster.servers[META].pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            reader = threading.Thread(target=read)
+            reader.start()
+            reader.join(1.0)
+            assert reader.is_alive()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        reader.join(100)
+        assert content == [b"there"]
 
     def test_a_lost_cluster_file_is_written_anew(self, fresh_cluster: LocalCluster) -> None:
         cluster_id = fresh_cluster.cluster_id
