@@ -23,9 +23,7 @@ from .target import Target
 LENT_BYTES_MIN = 64 << 10  # what is shorter is copied faster than the page cache is asked about it
 INLINE_READ_BYTES_MAX = 8 << 20  # of one batch on the loop: a millisecond, in which nobody else is served
 ASIDE_READ_BYTES_MIN = 4 << 20  # of one batch: from here on a thread moves it, beside others
-ASIDE_PIECE_BYTES_MIN = (
-    512 << 10
-)  # of its operations, on average: with smaller ones threads wait for the interpreter more than they copy
+ASIDE_PIECE_BYTES_MIN = 512 << 10  # of an operation, on average: for smaller ones threads wait more than they copy
 LOOKED_BYTES_MAX = 256 << 10  # of what is asked for again: more takes a disk longer, and the loop
 LOOKS_MAX = 100  # turns of the loop
 FILL_STEP = 64  # units that a thread waits for, before it asks whether somebody still wants them

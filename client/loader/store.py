@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...proto.drivers import forks
-from ...proto.errors import Status, StatusError
+from ...proto.errors import Status, StatusError, error
 from ..blocking import BulkRead, Client, File, connect
 from .memory import Bytes, Memories, lent
 from .pinned import pin
@@ -68,6 +68,24 @@ def open_store(where: str | os.PathLike[str] | Store, *, pin: bool = False, **op
     return ClusterStore(text, pin=pin, **options) if text.startswith("ember:") else DirectoryStore(text, pin=pin)
 
 
+class _Identities:
+    """Which file each path led to when it was opened by hand, as those who read an index do: what it says holds for that file alone."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, object] = {}
+
+    def note(self, path: str, identity: object) -> bool:
+        """Whether it is another one now."""
+        before = self._known.get(path, identity)
+        self._known[path] = identity
+        return before != identity
+
+    def check(self, path: str, identity: object) -> None:
+        """Raise STALE_HANDLE where the path leads elsewhere by now."""
+        if self._known.get(path, identity) != identity:
+            raise error(Status.STALE_HANDLE, f"{path} was replaced since the data set was opened: open it again")
+
+
 class ClusterStore:
     """A directory of a cluster, through a client that each process connects when it first needs it, or one that is open already."""
 
@@ -81,6 +99,7 @@ class ClusterStore:
         self._cluster = f"{scheme}://{host}/"
         self._options = options
         self._pin = pin
+        self._identities = _Identities()
         self._reset(client)
 
     def _reset(self, client: Client | None = None) -> None:
@@ -90,7 +109,7 @@ class ClusterStore:
         self._pieces = _Pieces()
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("url", "root", "_cluster", "_options", "_pin")
+        names = ("url", "root", "_cluster", "_options", "_pin", "_identities")
         return {name: self.__dict__[name] for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -149,7 +168,10 @@ class ClusterStore:
         return found  # type: ignore[return-value]
 
     def open(self, path: str, mode: str, chunk_size: int = 0) -> Any:
-        return self.client.open(self.path(path), mode, parents="r" not in mode, chunk_size=chunk_size or None)
+        file = self.client.open(self.path(path), mode, parents="r" not in mode, chunk_size=chunk_size or None)
+        if self._identities.note(path, file.handle.file.id):
+            self._files.pop(path, None)
+        return file
 
     def sync(self, file: Any) -> None:
         file.fsync()
@@ -166,6 +188,7 @@ class ClusterStore:
         file = self._files.pop(path, None)  # in one step, as other threads do this too
         if file is None:
             file = self.client.open(self.path(path), "rb")
+            self._identities.check(path, file.handle.file.id)
         self._files[path] = file
         return file
 
@@ -256,6 +279,7 @@ class DirectoryStore:
     def __init__(self, root: str | os.PathLike[str], *, pin: bool = False) -> None:
         self.url = self.root = os.path.abspath(root)
         self._pin = pin
+        self._identities = _Identities()
         self._reset()
 
     def _reset(self) -> None:
@@ -263,7 +287,7 @@ class DirectoryStore:
         self._files: OrderedDict[str, _Descriptor] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "root": self.root, "_pin": self._pin}
+        return {"url": self.url, "root": self.root, "_pin": self._pin, "_identities": self._identities}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -312,7 +336,10 @@ class DirectoryStore:
         whole = Path(self.path(path))
         if "r" not in mode:
             whole.parent.mkdir(parents=True, exist_ok=True)
-        return whole.open(mode)
+        file = whole.open(mode)
+        if self._identities.note(path, _identity(file.fileno())):
+            self._files.pop(path, None)
+        return file
 
     def sync(self, file: Any) -> None:
         file.flush()
@@ -325,10 +352,16 @@ class DirectoryStore:
         descriptor = self._files.pop(path, None)  # in one step, as other threads do this too
         if descriptor is None:
             descriptor = _Descriptor(self.path(path))
+            self._identities.check(path, _identity(descriptor.number))
         self._files[path] = descriptor
         if len(self._files) > FILES_OPEN_MAX:
             self._files.popitem(last=False)
         return descriptor
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
 
 
 class _Descriptor:

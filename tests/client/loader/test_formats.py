@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import random
 import struct
@@ -15,7 +16,7 @@ import pytest
 
 from emberfs.client.loader.ffrecord import BadFFRecord, write_ffrecord
 from emberfs.client.loader.samples import open_samples
-from emberfs.client.loader.store import Store
+from emberfs.client.loader.store import ClusterStore, DirectoryStore, Store
 from emberfs.proto.errors import Status, StatusError
 
 
@@ -127,6 +128,36 @@ def test_what_is_not_there_is_told(store: Store) -> None:
         open_samples(store, "tfrecord")
     with pytest.raises(TypeError):
         open_samples(store, "ffrecord", paths=["a"], columns=["x"])
+
+
+def test_a_shard_that_was_replaced_is_not_read_by_the_old_index(store: Store) -> None:
+    from emberfs.client.loader.record_writer import RecordWriter
+
+    def make(path: str, payload: bytes) -> None:
+        with RecordWriter(store, path) as writer:
+            for _ in range(5):
+                writer.write(payload)
+
+    make("a.records", b"a" * 100)
+    early, late = open_samples(store), open_samples(store)
+    assert bytes(early[0]) == b"a" * 100
+    make("b.part", b"b" * 50)
+    move(store, "b.part", "a.records")
+    assert bytes(early[1]) == b"a" * 100  # an open file stays what it is
+    for samples in (late, pickle.loads(pickle.dumps(early)) if isinstance(store, DirectoryStore) else early):
+        store._files.clear()  # type: ignore[attr-defined]
+        with pytest.raises(StatusError, match="was replaced") as refused:
+            samples.read([0])
+        assert refused.value.status is Status.STALE_HANDLE
+    assert bytes(open_samples(store)[1]) == b"b" * 50
+
+
+def move(store: Store, source: str, target: str) -> None:
+    if isinstance(store, DirectoryStore):
+        os.replace(store.path(source), store.path(target))
+    else:
+        assert isinstance(store, ClusterStore)
+        store.client.rename(store.path(source), store.path(target))
 
 
 def test_batches_are_views_of_one_piece_of_memory(store: Store) -> None:

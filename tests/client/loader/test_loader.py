@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import random
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -201,3 +203,17 @@ def test_a_parent_and_its_children_read_at_once(world: World) -> None:
             os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
     checked([first, *batches])
+
+
+def test_nothing_here_needs_torch(tmp_path: Path) -> None:
+    fill(open_store(tmp_path))
+    program = (
+        "import pickle, sys; sys.modules['torch'] = None\n"
+        "from emberfs.client.loader import Loader, open_samples\n"
+        "batches = [pickle.loads(pickle.dumps(batch)) for batch in Loader(open_samples(sys.argv[1]), 32, seed=1)]\n"
+        "print(sorted(number for batch in batches for number in batch.numbers.tolist()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(list(range(COUNT)))
