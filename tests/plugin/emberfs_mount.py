@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     MakeMount = Callable[..., "MountThread"]
 
 MNT_FORCE, MNT_DETACH = 1, 2
-SECONDS_MAX = 20.0  # for beginning and for ending
+SECONDS_MAX = 100.0  # for beginning and for ending
 UNMOUNT_SECONDS_MAX = 2.0  # for the kernel to end the connection
 STOP = {signal.SIGINT, signal.SIGTERM}
 _libc = ctypes.CDLL(None, use_errno=True)
