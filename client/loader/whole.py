@@ -156,6 +156,9 @@ def _shard(store: Store, path: str, size: int, count: int) -> Shard:
         shard = open_shard(store, path)
     except BadRecords as bad:
         return Shard(path, size, count, problem=str(bad))
-    left = max(0, shard.size - shard.end)
-    problem = "" if shard.is_whole else f"{left} bytes behind the last commit: a writer is at work, or has died"
+    problem = ""
+    if not shard.size:
+        problem = "empty: a writer has just made it, or has died"
+    elif not shard.is_whole:
+        problem = f"{shard.size - shard.end} bytes behind the last commit: a writer is at work, or has died"
     return Shard(path, size, count, len(shard.commits), problem)

@@ -94,6 +94,24 @@ def acknowledge_operations(url: str, folder: str, seed: int, journal: str, stop:
     return done
 
 
+def write_records(url: str, journal: str, payload_bytes: int, count: int) -> None:
+    """Go on with a shard of packed records until it has `count` samples, each its number over and over; a line for each commit, once it is
+    made."""
+    from emberfs.client.loader.record_writer import RecordWriter
+    from emberfs.client.loader.store import open_store
+
+    store = open_store(url)
+    there = bool(store.find(".records"))
+    with open(journal, "a") as log, RecordWriter(store, "a.records", append=there) as writer:
+        for number in range(writer.samples, count):
+            writer.write(number.to_bytes(4, "little") * (payload_bytes // 4))
+            if writer.samples % 50 == 0:
+                writer.commit()
+                log.write(f"{writer.samples}\n")
+                log.flush()
+    store.close()
+
+
 def read_epoch(url: str, journal: str, batches: int, batch_size: int) -> None:
     """Read an epoch of a data set, or what is left of it by `journal`: a JSON line for each batch, with its samples, the digest of their
     bytes and the loader's state. Stops in the middle of a batch after so many, for somebody to kill this process."""

@@ -63,6 +63,42 @@ def test_a_reader_that_is_killed_goes_on_where_it_was(cluster: LocalCluster, tmp
     assert seen == Counter(range(COUNT))
 
 
+def test_a_writer_that_is_killed_leaves_what_it_committed(cluster: LocalCluster, tmp_path: Path) -> None:
+    url, journal = cluster.url.rstrip("/") + "/loader-writer", tmp_path / "journal"
+    cluster_store = open_store(url)
+    cluster_store.client.mkdir("/loader-writer")  # type: ignore[attr-defined]
+    spawn = multiprocessing.get_context("spawn")
+    size, count = 40_000, 1000
+    for kill_behind in (1, 2, 5, 1 << 30):
+        before = len(commits(journal))
+        writer = spawn.Process(target=emberfs_workers.write_records, args=(url, str(journal), size, count))
+        writer.start()
+        if kill_behind < 1 << 30:
+            wait_until(lambda before=before, more=kill_behind: len(commits(journal)) >= before + more)
+            os.kill(writer.pid or 0, signal.SIGKILL)  # somewhere in the commits that follow
+        writer.join(SECONDS_MAX)
+        assert not writer.is_alive()
+        samples = open_samples(url, verify=True)
+        assert len(samples) >= commits(journal)[-1]
+        for begin in range(0, len(samples), 100):
+            batch = samples.read(range(begin, min(begin + 100, len(samples))))
+            assert all(
+                bytes(one) == n.to_bytes(4, "little") * (size // 4) for one, n in zip(batch, batch.numbers.tolist())
+            )
+        samples.close()
+        if len(samples) == count:
+            break
+    assert len(samples) == count
+    cluster_store.close()
+
+
+def commits(journal: Path) -> list[int]:
+    """Samples in the shard behind each commit that its writer knew of."""
+    if not journal.exists():
+        return []
+    return [int(line) for line in journal.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
 def lines(journal: Path) -> list[Any]:
     if not journal.exists():
         return []
