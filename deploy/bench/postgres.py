@@ -14,7 +14,7 @@ from pathlib import Path
 from ...proto.errors import Status, error
 
 START_SECONDS = 30
-STOP_SECONDS = 10
+STOP_SECONDS = 60
 _FOLDER = "/tmp"  # noqa: S108 -- another account must be able to come here, and a socket's path be short; mkdtemp makes a name of its own
 ACCOUNTS = ("postgres", "nobody")  # it refuses to run as root
 SETTINGS = {
