@@ -12,7 +12,9 @@ from emberfs.client import aio
 from emberfs.client.blocking import Client
 from emberfs.client.core.client import Core
 from emberfs.client.core.options import Options
+from emberfs.client.core.reads import PATIENT_ROWS_MIN
 from emberfs.proto.drivers.aio import AioEnvironment
+from emberfs.proto.env import Call
 from emberfs.proto.errors import Status, StatusError, error
 
 from .world import World
@@ -68,6 +70,21 @@ def test_one_request_for_all_of_a_batch(world: World, client: Client, files: lis
     world.storage.requests.clear()
     assert bulk(client, files, wanted) == expected(files, wanted)
     assert world.storage.requests.count("read") == 1
+
+
+def test_only_who_waits_for_many_ranges_is_patient(client: Client, files: list[tuple[Any, bytes]]) -> None:
+    env = client.core.env
+    start, patient = env.start, []
+
+    def started(call: Call) -> Any:
+        patient.append(call.patient)
+        return start(call)
+
+    env.start = started  # type: ignore[method-assign]
+    for count in (PATIENT_ROWS_MIN, PATIENT_ROWS_MIN - 1):
+        wanted = [(0, 4096 * i, 4096) for i in range(count)]
+        assert bulk(client, files, wanted) == expected(files, wanted)
+    assert patient == [True, False]
 
 
 @pytest.mark.parametrize("status", [Status.UNAVAILABLE, Status.STALE_CHAIN_VERSION, Status.CAPABILITY_EXPIRED])
