@@ -23,6 +23,7 @@ from .command import Command
 
 MakeCluster = Callable[..., LocalCluster]
 WAIT_SECONDS_MAX = 100.0
+PATIENCE_SECONDS = 300.0  # of clients, before the time scale
 
 
 def look(cluster: LocalCluster) -> ClusterView:
@@ -55,7 +56,7 @@ def writing(cluster: LocalCluster) -> Iterator[dict[str, bytes]]:
 
     def work() -> None:
         try:
-            with emberfs.connect(cluster.url, timeout=WAIT_SECONDS_MAX) as client:
+            with emberfs.connect(cluster.url, timeout=PATIENCE_SECONDS) as client:
                 number = 0
                 while not stop.is_set():
                     data = os.urandom(1000 + 90_000 * (number % 17))
@@ -76,7 +77,7 @@ def writing(cluster: LocalCluster) -> Iterator[dict[str, bytes]]:
 
 
 def check(cluster: LocalCluster, content: dict[str, bytes]) -> None:
-    with emberfs.connect(cluster.url) as client:
+    with emberfs.connect(cluster.url, timeout=PATIENCE_SECONDS) as client:
         for path, data in content.items():
             assert client.read_bytes(path) == data, path
 
@@ -100,7 +101,7 @@ def test_every_node_leads_a_chain_and_a_lost_record_is_found_again(make_cluster:
 def fill(cluster: LocalCluster, files: int = 5) -> dict[str, bytes]:
     """Files that are in the cluster whatever becomes of it."""
     content = {f"/f{i}": os.urandom(1 + 1_300_000 * (i % 3) + i) for i in range(files)}
-    with emberfs.connect(cluster.url) as client:
+    with emberfs.connect(cluster.url, timeout=PATIENCE_SECONDS) as client:
         for path, data in content.items():
             client.write_bytes(path, data)
     return content
@@ -161,7 +162,7 @@ def test_single_targets(make_cluster: MakeCluster) -> None:
     wait(cluster, lambda view: view.chains[0].serving == 1)
     shown = run("status").text
     assert "1 short of a member" in shown and "disabled" in shown
-    with emberfs.connect(cluster.url) as client:
+    with emberfs.connect(cluster.url, timeout=PATIENCE_SECONDS) as client:
         client.write_bytes("/meanwhile", b"x" * 100_000)
     run("target", "online", str(out))
     view = wait(cluster, is_well)
@@ -172,7 +173,7 @@ def test_the_last_member_that_served_is_gone(make_cluster: MakeCluster, monkeypa
     """The other one missed writes: it serves only when an administrator says so, and what it has is there again."""
     monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.3")
     cluster = make_cluster(nodes=2, replicas=2, targets=1)
-    run, content = Command({**cluster.environment, "EMBERFS_TIME_SCALE": "0.3"}), fill(cluster)
+    run, content = Command({**cluster.environment, "EMBERFS_TIME_SCALE": "1"}), fill(cluster)
     left, last = (cluster.servers[name] for name in cluster.nodes)
     left.stop(kill=True)
     node = _node(cluster, 1)
@@ -201,7 +202,7 @@ def test_a_lost_node_heals_onto_the_others(make_cluster: MakeCluster, monkeypatc
     cluster.kill("storage-2")
     gone = _node(cluster, 2)
     wait(cluster, lambda view: not view.nodes[gone].up and all(chain.serving for chain in view.chains))
-    run = Command({**cluster.environment, "EMBERFS_TIME_SCALE": "0.3"})
+    run = Command({**cluster.environment, "EMBERFS_TIME_SCALE": "1"})
     said = run("node", "remove", "storage-2", "--yes", "--at-once", "3").text
     assert "joins chain" in said and "storage-2: removed" in said
     view = wait(cluster, is_well)

@@ -218,7 +218,7 @@ async def test_the_next_leader_settles_what_the_last_one_left(
     """A tree is removed, the leader is killed at once: another one frees everything."""
     monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.3")
     cluster = make_cluster(kv=postgres_url, metas=2)
-    with emberfs.connect(cluster.url) as client:
+    with emberfs.connect(cluster.url, timeout=300) as client:
         client.mkdir("/t")
         client.create_many([f"/t/{i}" for i in range(500)])
         first = leader(cluster)
