@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from emberfs.proto.region import Slice
+from emberfs.proto.transport.rdma.sinks import RemoteRegions
 
 from . import memory_verbs
 from .memory_verbs import QP, soft_device
@@ -147,6 +148,22 @@ def test_a_region_that_is_given_up_stays_registered_while_bytes_may_come(pair: P
     before = memory_verbs.alive()[1]
     unregister(pair, env.register(bytearray(10)))  # who asks next finds that nothing moves any more
     assert memory_verbs.alive()[1] == before - 1
+
+
+def test_the_server_forgets_a_region_with_the_next_request(pair: Pair) -> None:
+    assert pair.running is not None
+    server, env = pair.running.server, pair.client.env
+
+    def known() -> int:
+        return sum(len(found._memory.by_id) for found in server.connections if isinstance(found._memory, RemoteRegions))
+
+    before = pair.running.thread.do(known)
+    for _ in range(3):
+        region = env.register(bytearray(MIB))
+        pair.client.call(pair.address, READ, read((0, MIB)), target=[Slice(region, 0, MIB)])
+        unregister(pair, region)
+    pair.client.call(pair.address, READ, read((0, MIB)), target=[env.pool.take(MIB)])
+    assert pair.running.thread.do(known) == before
 
 
 def unregister(pair: Pair, region: Any) -> None:

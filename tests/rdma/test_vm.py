@@ -117,6 +117,18 @@ def test_other_suites_where_everybody_speaks_rdma(tmp_path: Path, suite: str) ->
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
+def test_on_a_device_that_cannot_be_used_nothing_is_tested_and_why_is_said() -> None:
+    hidden = f"mount -t tmpfs none {vm.PYVERBS} && pytest -q -m rdma tests/rdma/test_bytes.py"
+    try:
+        outcome = vm.run(["bash", "-c", hidden], seconds=600, environment=LEAN)
+    except Unavailable as reason:
+        pytest.skip(f"no VM with RoCE devices: {reason}")
+    assert outcome.status == pytest.ExitCode.NO_TESTS_COLLECTED, _end(outcome.output)
+    assert "rdma: not tested on devices of this machine, but in a VM: pyverbs is not installed" in outcome.output
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_what_rdma_costs_beside_tcp(tmp_path: Path) -> None:
     """Counts are the same on any machine; of times only ratios mean something, and those of an emulated device little."""
     try:

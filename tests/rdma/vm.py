@@ -43,8 +43,9 @@ PROGRAMS_OF_PYTHON = Path(sys.executable).parent  # of the environment that is t
 FIRST_SECONDS_MAX = 120.0  # of a command that runs here, before the guest
 RESULTS = "/run/vm/job/results"
 LATE = 124  # status of a command that took too long
-TIME_SCALE = 5  # an emulated machine takes so much longer: see EMBERFS_TIME_SCALE. Where it boots slowly it is longer in proportion
-TIME_SCALE_MAX = 30
+TIME_SCALE = 5  # an emulated machine takes so much longer: see EMBERFS_TIME_SCALE
+TIME_SCALE_MAX = 60
+LOAD = 1.5  # of a processor here, up to which that will do; beyond, and where the guest boots slowly, it is longer in proportion
 BOOT_SECONDS = 12  # until the script runs, where nothing else does
 BOOT_SECONDS_MAX = 240.0  # then this machine is too busy for another
 EMULATED = "tcg,thread=multi"
@@ -165,10 +166,12 @@ def _script(command: Sequence[str], environment: Mapping[str, str]) -> str:
         **environment,
     }
     assignments = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    busy = os.getloadavg()[0] / (os.cpu_count() or 1) / LOAD
+    least = min(max(TIME_SCALE, int(TIME_SCALE * busy)), TIME_SCALE_MAX)
     return f"""\
 read -r up rest </proc/uptime
 scale=$(({TIME_SCALE} * ${{up%.*}} / {BOOT_SECONDS}))
-[ $scale -ge {TIME_SCALE} ] || scale={TIME_SCALE}
+[ $scale -ge {least} ] || scale={least}
 [ $scale -le {TIME_SCALE_MAX} ] || scale={TIME_SCALE_MAX}
 ulimit -l unlimited
 exec >/run/vm/job/output 2>&1
