@@ -16,7 +16,7 @@ from emberfs.meta.cluster.chain import Lease as ChainLease
 from emberfs.meta.cluster.election import Term
 from emberfs.proto.errors import Status
 from emberfs.proto.gen.cluster_pb2 import LOCAL_STATE_UPTODATE
-from emberfs.storage import craq, exchange
+from emberfs.storage import craq, exchange, forwarding
 from emberfs.storage.craq import Replica
 from emberfs.storage.engine.checkpoint import Checkpoint
 from emberfs.storage.engine.engine import ChunkEngine
@@ -276,7 +276,7 @@ def records_forgotten_by_an_older_sync() -> Iterator[None]:
             target.engine.forget_records(page)
         target.records_of = chain_version
 
-    with replaced(exchange, "_forget_records", stubborn):
+    with replaced(exchange, "forget_records", stubborn), replaced(forwarding, "forget_records", stubborn):
         yield
 
 
