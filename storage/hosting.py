@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from ..proto.blocks import TABLE_OF_BLOCKS, TABLE_OF_FILES
 from ..proto.datadir import DataDirectory
 from ..proto.drivers.aio import AioEnvironment
+from ..proto.drivers.workers import Workers
 from ..proto.errors import Status, StatusError, error
 from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE
 from ..proto.gen.cluster_pb2 import Target as TargetEntry
@@ -132,24 +132,24 @@ class Hosting:
     async def _open(self, path: str, capacity: int, table: int) -> Target:
         """Open (or format) a target, in a thread: recovery reads. Raises BAD_FORMAT, WRONG_CLUSTER, BUSY_RESOURCE, INVALID, IO_ERROR."""
         process, cluster = self._process, self._cluster
-        pool = ThreadPoolExecutor(THREADS_PER_TARGET, thread_name_prefix=f"emberfs-{os.path.basename(path)}")
-        loop = asyncio.get_running_loop()
-
-        def blocking(work: Callable[..., Any], *arguments: Any) -> Any:
-            return loop.run_in_executor(pool, work, *arguments)
+        workers = Workers(THREADS_PER_TARGET, f"emberfs-{os.path.basename(path)}")
 
         def opened() -> Any:
             os.makedirs(path, mode=0o700, exist_ok=True)
             direct = process.options.direct
             self._disks[path] = shutil.disk_usage(path).total
             size = capacity_of(path, capacity, table)
-            return open_target(path, cluster=cluster, capacity=size, direct=direct, table=table)
+            engine, found = open_target(path, cluster=cluster, capacity=size, direct=direct, table=table)
+            engine.on_close(workers.close)
+            return engine, found
 
         try:
-            engine, found = await blocking(opened)
+            engine, found = await workers.run(opened)
         except StatusError:
+            workers.close()
             raise
         except OSError as failed:
+            workers.close()
             raise error(Status.IO_ERROR, f"target {path} cannot be opened: {failed.strerror or failed}") from failed
         if engine.found.opened is Opened.POWER_LOSS:
             process.log.warning("power was lost", path=path, fell_back=len(engine.found.fell_back))
@@ -157,9 +157,9 @@ class Hosting:
             process.log.error("the index is not the one from before: what it named is lost here", path=path)
         process.log.info("target opened", path=path, how=engine.found.opened.value, chunks=engine.found.chunks)
         target = Target(
-            engine, path, found.incarnation, blocking, self._env, process.log, self._lease, table=found.table
+            engine, path, found.incarnation, workers.run, self._env, process.log, self._lease, table=found.table
         )
-        target.beside = lambda work, *arguments: pool.submit(work, *arguments).result
+        target.beside = workers.beside
         target.luck = Luck()
         return target
 

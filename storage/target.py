@@ -26,6 +26,7 @@ from .checkpoints import Checkpoints
 from .craq import Replica
 from .engine import job as chunks
 from .engine.checkpoint import Beside
+from .engine.checkpoint import Checkpoint as Begun
 from .engine.checksum import crc32c
 from .engine.engine import ChunkEngine
 from .engine.job import Job
@@ -224,7 +225,7 @@ class Target:
         elif isinstance(effect, Forward):
             self._spawn(self._forward, effect)
         elif isinstance(effect, Checkpoint):
-            self._spawn(self._sync, effect.batch)
+            self._sync(effect.batch)
         elif isinstance(effect, Commit):
             self._commit(effect)
         elif isinstance(effect, Mend):
@@ -459,23 +460,32 @@ class Target:
 
     # --- checkpoints ---
 
-    async def _sync(self, batch: int) -> None:
-        status = Status.OK
-        try:
-            await self.checkpoint()
-        except StatusError as failed:
-            status = failed.status
-        self.submit(PersistDone(batch, [Result(status)]))
+    def _sync(self, batch: int) -> None:
+        def tell(failed: StatusError | None) -> None:
+            self.submit(PersistDone(batch, [Result(failed.status if failed is not None else Status.OK)]))
+
+        self.checkpoints.when_reached(tell)
 
     async def checkpoint(self) -> None:
         """Everything staged before is durable when this returns. Raises TARGET_OFFLINE."""
         await self.checkpoints.reach()
 
-    async def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self) -> Awaitable[None]:
+        """Begin a checkpoint at once; to be awaited, which raises TARGET_OFFLINE."""
         try:
-            checkpoint = self.engine.begin_checkpoint()
-            await self.blocking(checkpoint.run, self.beside)
-            self.engine.finish_checkpoint(checkpoint)
+            begun = self.engine.begin_checkpoint()
+            running = self.blocking(begun.run, self.beside)
+        except Exception as failed:
+            return self._finish_checkpoint(failed)
+        return self._finish_checkpoint(begun, running)
+
+    async def _finish_checkpoint(self, begun: Begun | Exception, running: Awaitable[None] | None = None) -> None:
+        try:
+            if isinstance(begun, Exception):
+                raise begun
+            if running is not None:
+                await running
+            self.engine.finish_checkpoint(begun)
         finally:
             if self.engine.failed:
                 self.tell_offline()

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from ...proto.drivers.aio import AioPromise
+from ...proto.drivers.workers import Workers
 from ...proto.errors import Status, error
 
 SYNC_DELAY_SECONDS = 0.5  # after an unsynced commit; with the sync itself it is durable within a second
@@ -28,8 +29,8 @@ class LogSync:
         self._written = 0  # newest version in the log
         self._durable = 0  # version that the last sync covered
         self._failure: BaseException | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kv-sync")
-        self._running: asyncio.Future[None] | None = None
+        self._thread = Workers(1, "kv-sync")
+        self._running: AioPromise | None = None  # kept when a sync has ended, well or not
         self._timer: asyncio.TimerHandle | None = None
 
     def written(self, version: int) -> None:
@@ -44,37 +45,38 @@ class LogSync:
         while self._durable < version:
             if self._failure is not None:
                 raise error(Status.MAYBE_COMMITTED, f"it is written, but not durable: the sync failed: {self._failure}")
-            await asyncio.wait([self._running or self._start()])  # not cancelled with the one who waits
+            await (self._running or self._start())  # not cancelled with the one who waits
 
     async def close(self, last: Callable[[], None]) -> None:
         """Sync what is left, unless a sync has failed, and do `last` in the thread. Raises what `last` does."""
         while self._durable < self._written and self._failure is None:
-            await asyncio.wait([self._running or self._start()])
+            await (self._running or self._start())
         if self._timer is not None:
             self._timer.cancel()
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, last)
+            await self._thread.run(last)
         finally:
-            self._thread.shutdown(wait=False)
+            self._thread.close()
 
     def _due(self) -> None:
         self._timer = None
         if self._running is None and self._durable < self._written and self._failure is None:
             self._start()
 
-    def _start(self) -> asyncio.Future[None]:
-        covered = self._written
+    def _start(self) -> AioPromise:
+        running, covered = AioPromise(), self._written
 
-        def done(future: asyncio.Future[None]) -> None:
+        def done(_: None, failure: BaseException | None) -> None:
             self._running = None
-            self._failure = future.exception()
-            if self._failure is not None:
-                self._failed(self._failure)
-                return
-            self._durable = covered
-            if self._timer is None:  # it ran out meanwhile
-                self._due()
+            self._failure = failure
+            if failure is not None:
+                self._failed(failure)
+            else:
+                self._durable = covered
+                if self._timer is None:  # it ran out meanwhile
+                    self._due()
+            running.set(None)
 
-        self._running = asyncio.get_running_loop().run_in_executor(self._thread, self._sync)
-        self._running.add_done_callback(done)
-        return self._running
+        self._thread.start(done, self._sync)
+        self._running = running
+        return running
