@@ -58,11 +58,15 @@ class Known:
     floating: set[int] = field(default_factory=set)  # puts that were never answered: they may still arrive
 
 
+PATIENCE_SECONDS = 60.0  # a machine that stops for a moment is no miss
+BLOCKS_MIN = 50  # that each worker puts and gets
+
+
 class Worker:
     """One process. `failures` are sentences; there must be none."""
 
     def __init__(self, url: str, number: int, workers: int, seed: int) -> None:
-        self.kv = KVCache(url)
+        self.kv = KVCache(url, timeout=PATIENCE_SECONDS)
         self.namespace = self.kv.namespace(SPEC)
         self.draw = random.Random(seed * 1000 + number)
         self.own = {key_of(i): Known() for i in range(KEYS) if i % workers == number}
@@ -75,9 +79,13 @@ class Worker:
         self.slots = (self.pool, [row * BLOCK for row in range(BATCH)], BLOCK)
 
     def run(self, seconds: float) -> None:
+        """For so long, and until there was enough of both."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not self.failures:
+        while (time.monotonic() < end or self.moved() < BLOCKS_MIN) and not self.failures:
             self.draw.choices((self.read, self.put, self.delete), (5, 4, 1))[0]()
+
+    def moved(self) -> int:
+        return min(self.counts[f"get {BLOCK}"], self.counts[f"put {BLOCK}"])
 
     def read(self) -> None:
         keys = self.draw.sample(list(self.own) if self.draw.random() < 0.5 else self.keys, BATCH)
@@ -155,7 +163,7 @@ def soak(seconds: float, seed: int, workers: int = 3) -> dict[str, Any]:
 
     draw, kills = random.Random(seed), 0
     with running_cluster(kv_capacity=CAPACITY) as cluster:
-        with KVCache(cluster.url) as kv:
+        with KVCache(cluster.url, timeout=PATIENCE_SECONDS) as kv:
             kv.namespace(SPEC)
         command = [sys.executable, "-m", "emberfs.tests.kvcache.soak", "--url", cluster.url, "--seed", str(seed)]
         command += ["--seconds", str(seconds), "--workers", str(workers), "--worker"]
