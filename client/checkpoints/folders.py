@@ -15,11 +15,10 @@ import stat
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-from urllib.parse import unquote, urlsplit
 
 from ...proto.env import drive
 from ...proto.errors import Status, error
-from ...proto.settings import SCHEME, parse_url
+from ..places import place_of
 
 if TYPE_CHECKING:
     from ..blocking import Client, File
@@ -103,14 +102,8 @@ def folder_of(path: Where, *, stripe: int | None = None, chunk_size: int | None 
     """
     if not isinstance(path, str | os.PathLike):
         return path
-    text = os.fspath(path)
-    if text.startswith(f"{SCHEME}://"):
-        return ClusterFolder(text, stripe, chunk_size)
-    if text.startswith("file://"):
-        text = unquote(urlsplit(text).path)
-    elif "://" in text:
-        raise error(Status.INVALID, f"{text!r}: neither an {SCHEME}:// URL nor a local path")
-    return LocalFolder(os.path.abspath(text))
+    place = place_of(path)
+    return ClusterFolder(place.cluster, place.path, stripe, chunk_size) if place.cluster else LocalFolder(place.path)
 
 
 def read_all(folder: Folder, name: str) -> bytes:
@@ -171,11 +164,10 @@ def _client_of(root: str) -> Client:
 class ClusterFolder:
     """A directory of the cluster. All of a process share one client."""
 
-    def __init__(self, url: str, stripe: int | None = None, chunk_size: int | None = None) -> None:
-        stripped = url.rstrip("/")
-        self.url = f"{stripped}//" if stripped.endswith(":") else stripped  # the root of the default cluster
-        self.path = parse_url(url).path.rstrip("/") or "/"
-        self._root = f"{SCHEME}://{url[len(SCHEME) + 3 :].partition('/')[0]}/"
+    def __init__(self, cluster: str, path: str, stripe: int | None = None, chunk_size: int | None = None) -> None:
+        self.path = path
+        self._root = cluster
+        self.url = cluster + path[1:]
         self._stripe = stripe
         self._chunk_size = chunk_size
 
@@ -190,7 +182,7 @@ class ClusterFolder:
         self.client.mkdir(self.path, parents=True, exist_ok=True)
 
     def child(self, name: str) -> Folder:
-        return ClusterFolder(f"{self.url}/{name}", self._stripe, self._chunk_size)
+        return ClusterFolder(self._root, self._at(name), self._stripe, self._chunk_size)
 
     def entries(self) -> dict[str, Entry]:
         return {name: Entry(found.size, found.mtime_ns, found.is_dir) for name, found in self.client.scandir(self.path)}

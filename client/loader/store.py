@@ -16,6 +16,7 @@ import numpy as np
 from ...proto.drivers import forks
 from ...proto.errors import Status, StatusError, error
 from ..blocking import BulkRead, Client, File, connect
+from ..places import place_of
 from .memory import Bytes, Memories, lent
 from .pinned import pin
 
@@ -60,12 +61,12 @@ class Store(Protocol):
 
 
 def open_store(where: str | os.PathLike[str] | Store, *, pin: bool = False, **options: Any) -> Store:
-    """`where`: an "ember://…" URL, whose path is the root, or a local directory. `pin`: batches lie in memory that is pinned for CUDA.
-    `options` are those of `emberfs.connect`."""
+    """`where`: an "ember://…" URL, whose path is the root, or a local directory, also as "file://…". `pin`: batches lie in memory that is
+    pinned for CUDA. `options` are those of `emberfs.connect`. Raises INVALID for any other URL."""
     if not isinstance(where, (str, os.PathLike)):
         return where
-    text = os.fspath(where)
-    return ClusterStore(text, pin=pin, **options) if text.startswith("ember:") else DirectoryStore(text, pin=pin)
+    place = place_of(where)
+    return ClusterStore(os.fspath(where), pin=pin, **options) if place.cluster else DirectoryStore(place.path, pin=pin)
 
 
 class _Identities:
@@ -92,11 +93,8 @@ class ClusterStore:
     verifies = True
 
     def __init__(self, url: str, *, client: Client | None = None, pin: bool = False, **options: Any) -> None:
-        scheme, _, rest = url.partition("://")
-        host, _, path = rest.partition("/")
         self.url = url
-        self.root = "/" + path.strip("/")
-        self._cluster = f"{scheme}://{host}/"
+        self._cluster, self.root = place_of(url)
         self._options = options
         self._pin = pin
         self._identities = _Identities()
