@@ -26,6 +26,7 @@ ASIDE_READ_BYTES_MIN = 4 << 20  # of one batch: from here on a thread moves it, 
 ASIDE_PIECE_BYTES_MIN = 512 << 10  # of an operation, on average: for smaller ones threads wait more than they copy
 LOOKED_BYTES_MAX = 256 << 10  # of what is asked for again: more takes a disk longer, and the loop
 LOOKS_MAX = 100  # turns of the loop
+MISSED_MAX = 16  # units of a batch that are not in memory: one that has more is taken to be cold from there on
 FILL_STEP = 64  # units that a thread waits for, before it asks whether somebody still wants them
 
 _OK = Status.OK
@@ -153,9 +154,7 @@ async def read_units(
         return None
     # Nothing is pinned, for nothing else runs between the look and the last byte.
     count, filled = len(chunks), target.engine.disk.fill(found.places, whole, length)
-    if filled < count and not await _fill_rest(
-        target, found.places[filled:], whole[filled * length :], length, context
-    ):
+    if filled < count and not await _fill_rest(target, found.places, whole, filled, length, context):
         return None
     target.counters.reads += count
     target.counters.bytes_read += len(whole)
@@ -171,38 +170,48 @@ async def read_units(
 
 
 async def _fill_rest(
-    target: Target, places: Sequence[tuple[int, int]], rest: memoryview, length: int, context: Context
+    target: Target, places: Sequence[tuple[int, int]], whole: memoryview, filled: int, length: int, context: Context
 ) -> bool:
-    """Many units, of which at least the first is not in memory: the disk is told of all of them, then a thread waits for one after the
-    other. Few are better asked for again (`Batch.look_again`). False when not all came."""
-    disk, space = target.engine.disk, target.engine.space
-    if len(rest) <= LOOKED_BYTES_MAX or not disk.buffered:
+    """The units from `filled` on, the first of which is not in memory. Where many are not, the disk is told of all the rest at once; a
+    thread waits for one after the other. False when not all came, or for a few that are better asked for again (`look_again`)."""
+    disk, space, count = target.engine.disk, target.engine.space, len(places)
+    if (count - filled) * length <= LOOKED_BYTES_MAX or not disk.buffered:
         return False
+    missed: list[int] = []
+    while filled < count and len(missed) < MISSED_MAX:
+        missed.append(filled)  # the kernel reads it: it was asked for
+        filled += 1
+        filled += disk.fill(places[filled:], whole[filled * length :], length)
+    runs = [(place, place + 1) for place in missed]
+    runs += [(begin, min(begin + FILL_STEP, count)) for begin in range(filled, count, FILL_STEP)]
     ticket = space.enter()
     try:
-        for handle, offset in places:
+        for handle, offset in places[filled:]:
             disk.advise(handle, offset, length, True)
-        filled = await target.blocking(_fill_waiting, disk, places, rest, length, context)
+        came: bool = await target.blocking(_fill_waiting, disk, places, whole, runs, length, context)
     except OSError:
         return False
     finally:
         space.leave(ticket)
-    target.counters.reads_missed += len(places)
-    return bool(filled == len(places))
+    target.counters.reads_missed += len(missed) + count - filled
+    return came
 
 
 def _fill_waiting(
-    disk: Disk, places: Sequence[tuple[int, int]], rest: memoryview, length: int, context: Context
-) -> int:
-    """How many came before somebody lost interest, or one could not be read."""
-    filled = 0
-    while filled < len(places) and not context.cancelled:
-        some = places[filled : filled + FILL_STEP]
-        came = disk.fill(some, rest[filled * length :], length, wait=True)
-        filled += came
-        if came < len(some):
-            break
-    return filled
+    disk: Disk,
+    places: Sequence[tuple[int, int]],
+    whole: memoryview,
+    runs: Sequence[tuple[int, int]],
+    length: int,
+    context: Context,
+) -> bool:
+    """Wait for these runs of units; False when one cannot be read, or nobody wants them any more."""
+    for begin, end in runs:
+        if context.cancelled:
+            return False
+        if disk.fill(places[begin:end], whole[begin * length : end * length], length, wait=True) < end - begin:
+            return False
+    return True
 
 
 async def read_target(
