@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,7 @@ def memories() -> Iterator[tuple[Any, int]]:
     descriptor = os.memfd_create("test")
     os.ftruncate(descriptor, 1 << 20)
     yield mmap.mmap(descriptor, 1 << 20), descriptor
-    with open("/dev/shm/emberfs-test-bytes", "w+b") as file:
-        os.unlink(file.name)
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
         os.ftruncate(file.fileno(), 900_000)
         yield mmap.mmap(file.fileno(), 900_000), os.dup(file.fileno())
 
