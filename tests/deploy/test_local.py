@@ -94,7 +94,7 @@ class TestLife:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(250)
         assert sorted(results) == [False, True]
 
     def test_who_connects_waits_for_a_server_that_stands_still(self, fresh_cluster: LocalCluster) -> None:
