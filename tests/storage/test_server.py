@@ -56,7 +56,7 @@ class Writer(threading.Thread):
             while not self.stopping.is_set():
                 index = self.draw.choice(self.chunks)
                 sequence = self.tried[index] = self.tried[index] + 1
-                assert self.client.write_surely(content(index, sequence), index, sequence, 60) is Status.OK
+                assert self.client.write_surely(content(index, sequence), index, sequence, 120) is Status.OK
                 self.acknowledged[index] = sequence
                 self.count += 1
         except BaseException as failed:

@@ -27,7 +27,7 @@ FILES = 2
 BYTES = 12
 PATIENCE_MAX = 0.1  # seconds until a request is given up, or
 STEPS_MAX = 80  # of the loop
-HANG_SECONDS = 60.0
+HANG_SECONDS = 200.0
 
 
 class Storm:
