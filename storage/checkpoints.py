@@ -51,11 +51,6 @@ class Checkpoints:
         """The checkpoint that covers everything staged before."""
         return self._engine.epoch if self._engine.is_dirty else self._engine.epoch - 1
 
-    def begin(self) -> None:
-        """A checkpoint now, if there is anything to make durable: somebody is about to ask for it."""
-        if self._engine.is_dirty and not self._engine.failed:
-            self._begin()
-
     def relieve(self) -> None:
         """A checkpoint now, where space is short for what only a checkpoint frees."""
         if self._engine.wants_checkpoint and not self._engine.failed:

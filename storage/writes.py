@@ -93,10 +93,6 @@ class Writes:
             update.data.release()
         if request.sync:
             await self._sync(request, results)
-        elif request.sync_soon:
-            for chain in set(request.chain):
-                if (target := self._member(chain)) is not None:
-                    target.checkpoints.begin()
         statuses = [result.status for result in results]
         return WriteReply(
             status=statuses,

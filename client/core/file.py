@@ -171,7 +171,7 @@ class Handle(Reader):
             durable: set[int] = set()  # chains
             if file.write_back is not None:
                 # Times are told after the bytes have arrived and while they become durable: that needs two requests. Without, one will do.
-                durable = await file.write_back.drain(durable=data_only or grown, sync_soon=True)
+                durable = await file.write_back.drain(durable=data_only or grown)
             if (failure := self._take_failure()) is not None:
                 raise failure
             if file.write_back is not None and file.write_back.small:

@@ -159,16 +159,12 @@ class WriteBack:
                 await self._send(list(self._blocks.values()))
             await self._settle_oldest()
 
-    async def drain(self, *, durable: bool = False, sync_soon: bool = False) -> set[int]:
+    async def drain(self, *, durable: bool = False) -> set[int]:
         """Send everything and wait until it arrived or failed (the inode's `error` says so); what is `small` stays for the settlement.
-        `durable`: where one request will do, it asks for that, too, which saves a round; the chains that became durable so. `sync_soon`:
-        otherwise the caller asks for that next, and storage may begin before."""
+        `durable`: where one request will do, it asks for that, too, which saves a round; the chains that became durable so."""
         if not self.pending or self.small:
             return set()
-        alone = not self._batches
-        await self._send(
-            list(self._blocks.values()), durable=durable and alone, sync_soon=sync_soon and not durable and alone
-        )
+        await self._send(list(self._blocks.values()), durable=durable and not self._batches)
         synced: set[int] = set()
         while self._batches:
             batch = self._batches[0]
@@ -243,9 +239,9 @@ class WriteBack:
     def _dirty(self) -> int:
         return sum(block.end - block.start for block in self._blocks.values())
 
-    async def _send(self, blocks: list[Block], *, durable: bool = False, sync_soon: bool = False) -> None:
+    async def _send(self, blocks: list[Block], *, durable: bool = False) -> None:
         """Hand blocks over to batches; one update a channel in each. `durable`: if it is only one, for all chains of the file (nobody
-        knows what was written to the others before). `sync_soon`: if it is only one."""
+        knows what was written to the others before)."""
         self.file.inline_max = 0  # what goes to chunks is not small any more, and never will be
         if self.file.inlined or self.file.inlining:
             await self.file.grow()
@@ -270,16 +266,7 @@ class WriteBack:
                 continue
             updates = list(batch.values())
             durable = durable and not left and {update.chain for update in updates}.issuperset(self.file.chains)
-            sync_soon = sync_soon and not left
-            made = WriteBatch(
-                self._cluster,
-                self._channels,
-                self._lease,
-                self._budget,
-                updates,
-                durable=durable,
-                sync_soon=sync_soon,
-            )
+            made = WriteBatch(self._cluster, self._channels, self._lease, self._budget, updates, durable=durable)
             batches = deque((*self._batches, made))
             kept = {base: block for base, block in self._blocks.items() if base not in sent}
             full = {base: block for base, block in self._full.items() if base not in sent}

@@ -37,7 +37,7 @@ class Update(ChunkUpdate):
 class WriteBatch(UpdateBatch[Update]):
     """New bytes for several chunks."""
 
-    __slots__ = ("_budget", "bytes", "durable", "durable_chains", "sync_soon")
+    __slots__ = ("_budget", "bytes", "durable", "durable_chains")
 
     def __init__(
         self,
@@ -48,13 +48,11 @@ class WriteBatch(UpdateBatch[Update]):
         updates: list[Update],
         *,
         durable: bool = False,
-        sync_soon: bool = False,
     ) -> None:
         super().__init__(cluster, channels, lease, updates)
         self._budget = budget
         self.bytes = sum(update.source.length for update in updates)
         self.durable = durable  # they are answered when they are
-        self.sync_soon = sync_soon  # that is asked next
         self.durable_chains: set[int] = set()  # that have said so
 
     def stamp(self, update: Update) -> None:
@@ -84,7 +82,6 @@ class WriteBatch(UpdateBatch[Update]):
             capabilities=list(capabilities),
             capability=capability,
             sync=self.durable,
-            sync_soon=self.sync_soon,
         )
 
     def succeeded(self, update: Update, reply: Any, row: int) -> None:

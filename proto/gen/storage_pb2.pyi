@@ -50,7 +50,7 @@ class ReadReply(_message.Message):
     def __init__(self, status: _Optional[_Iterable[int]] = ..., returned: _Optional[_Iterable[int]] = ..., checksums: _Optional[_Iterable[int]] = ..., checksum: _Optional[_Iterable[int]] = ..., unit: _Optional[_Iterable[int]] = ..., commit_version: _Optional[_Iterable[int]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
 
 class WriteRequest(_message.Message):
-    __slots__ = ("chain", "chain_version", "inode", "index", "offset", "length", "checksum", "channel", "sequence", "truncate_version", "chunk_size", "capabilities", "capability", "tenant", "client", "sync", "sync_soon")
+    __slots__ = ("chain", "chain_version", "inode", "index", "offset", "length", "checksum", "channel", "sequence", "truncate_version", "chunk_size", "capabilities", "capability", "tenant", "client", "sync")
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
@@ -67,7 +67,6 @@ class WriteRequest(_message.Message):
     TENANT_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SYNC_FIELD_NUMBER: _ClassVar[int]
-    SYNC_SOON_FIELD_NUMBER: _ClassVar[int]
     chain: _containers.RepeatedScalarFieldContainer[int]
     chain_version: _containers.RepeatedScalarFieldContainer[int]
     inode: _containers.RepeatedScalarFieldContainer[int]
@@ -84,8 +83,7 @@ class WriteRequest(_message.Message):
     tenant: int
     client: bytes
     sync: bool
-    sync_soon: bool
-    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., index: _Optional[_Iterable[int]] = ..., offset: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., checksum: _Optional[_Iterable[int]] = ..., channel: _Optional[_Iterable[int]] = ..., sequence: _Optional[_Iterable[int]] = ..., truncate_version: _Optional[_Iterable[int]] = ..., chunk_size: _Optional[_Iterable[int]] = ..., capabilities: _Optional[_Iterable[bytes]] = ..., capability: _Optional[_Iterable[int]] = ..., tenant: _Optional[int] = ..., client: _Optional[bytes] = ..., sync: bool = ..., sync_soon: bool = ...) -> None: ...
+    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., inode: _Optional[_Iterable[int]] = ..., index: _Optional[_Iterable[int]] = ..., offset: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., checksum: _Optional[_Iterable[int]] = ..., channel: _Optional[_Iterable[int]] = ..., sequence: _Optional[_Iterable[int]] = ..., truncate_version: _Optional[_Iterable[int]] = ..., chunk_size: _Optional[_Iterable[int]] = ..., capabilities: _Optional[_Iterable[bytes]] = ..., capability: _Optional[_Iterable[int]] = ..., tenant: _Optional[int] = ..., client: _Optional[bytes] = ..., sync: bool = ...) -> None: ...
 
 class WriteReply(_message.Message):
     __slots__ = ("status", "commit_version", "chunk_length", "chains")
