@@ -68,7 +68,7 @@ class Smallpond:
         assert count == 1
         path.write_text(text)
 
-    def run(self, scratch: Path, *command: str, seconds: float, cores: int = CORES, **variables: str) -> str:
+    def run(self, scratch: Path, *command: str, seconds: float, **variables: str) -> str:
         """What a program of the environment says; it must succeed, where Ray did not start in time at another attempt. `scratch` is a local
         directory for what the machine pretends to be."""
         wanted = {
@@ -86,7 +86,7 @@ class Smallpond:
         end = time.monotonic() + seconds
         for _ in range(STARTS_MAX):
             done = self._run(
-                scratch / "machine", [str(cores), str(MEMORY_KIB), *command], wanted, end - time.monotonic()
+                scratch / "machine", [str(CORES), str(MEMORY_KIB), *command], wanted, end - time.monotonic()
             )
             if done.returncode == 0 or RAY_IS_LATE not in done.stdout + done.stderr:
                 break
