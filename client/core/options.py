@@ -26,7 +26,7 @@ class Options:
     """Settings of one client. Times are seconds before the time scale is applied, sizes bytes."""
 
     timeout: float = 30.0  # for one operation, with all its retries
-    connect_timeout: float = 2.0  # for the first contact where nobody listens: longer than a restart's gap, short enough to wait for
+    connect_timeout: float = 2.0  # for the first contact, where nobody listens: longer than a restart takes
     readahead: int = 4 << 20  # of one file read in sequence; 0: none. More does not fit the caches
     write_back: int = 16 << 20  # of one file that is not acknowledged yet; 0: every write waits for storage
     memory: int = 256 << 20  # all transfer buffers of this client together
