@@ -189,7 +189,8 @@ import importlib, json, pkgutil, emberfs
 names = [m.name for m in pkgutil.walk_packages(emberfs.__path__, "emberfs.") if not m.name.endswith("__main__")]
 # These subclass what an inference engine's package or torch brings, or publish through libraries that engines bring.
 engines = {"events", "lmcache", "lmcache_remote", "sglang", "vllm"}
-without = {f"emberfs.kvcache.adapters.{engine}" for engine in engines} | {"emberfs.client.checkpoints.dcp"}
+without = {f"emberfs.kvcache.adapters.{engine}" for engine in engines}
+without |= {"emberfs.client.checkpoints.dcp", "emberfs.client.loader.pytorch"}
 names = [name for name in names if name not in without]
 for name in names:
     importlib.import_module(name)
