@@ -14,8 +14,9 @@ def copy(into: memoryview, data: memoryview | bytes) -> None:
     if len(data) < ASIDE_BYTES_MIN or isinstance(data, bytes) or data.readonly or len(into) != len(data):
         into[:] = data  # ctypes asks for memory that may be written, on both sides
     else:
-        ctypes.memmove(_address(into), _address(data), len(data))
+        ctypes.memmove(address_of(into), address_of(data), len(data))
 
 
-def _address(view: memoryview) -> int:
+def address_of(view: memoryview) -> int:
+    """Where memory lies that may be written. Raises TypeError for other."""
     return ctypes.addressof(ctypes.c_char.from_buffer(view))

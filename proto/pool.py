@@ -7,12 +7,12 @@ still move bytes into is held: given back, it stays aside until the hold is rele
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable
 
+from .copying import address_of
 from .errors import Status, error
 from .region import Region, Slice
 from .transport.shm import sealed_memory
@@ -106,7 +106,7 @@ class Pool:
         region = self._region
         if region is None or view.readonly or not len(view):
             return None
-        offset = _address(view) - self._base
+        offset = address_of(view) - self._base
         return Slice(region, offset, len(view)) if 0 <= offset <= self.size - len(view) else None
 
     def hold(self, slices: Iterable[Slice]) -> Hold:
@@ -169,7 +169,7 @@ class Pool:
             os.close(descriptor)
             raise
         self._region = Region(view, descriptor, sealed=True, kept=True)
-        self._base = _address(view)
+        self._base = address_of(view)
         return self._region
 
     # The lock must not be in another thread's hands at the moment of a fork.
@@ -195,7 +195,3 @@ class Pool:
             if region is not None:
                 os.close(region.fd)
                 region.fd = -1
-
-
-def _address(view: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(view))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..proto.errors import Status, StatusError
 from ..proto.layout import UNIT_SMALL
 from .engine import job as chunks
+from .engine.disk import page_memory
 from .engine.engine import ChunkEngine
 from .engine.reads import ReadPlan, verify
 from .engine.slots import SLOT_BYTES_MAX
@@ -33,7 +34,7 @@ async def inspect(target: Target, chunk: bytes, *, fold: bool = False) -> int:
     return len(data)
 
 
-def _fold(target: Target, chunk: bytes, version: int, data: bytearray) -> None:
+def _fold(target: Target, chunk: bytes, version: int, data: memoryview) -> None:
     """Write the content anew under its own version. On the loop, so that no update comes between."""
     if target.refusal(writing=True) or target.replica.busy(chunk):
         return
@@ -51,8 +52,8 @@ def _fold(target: Target, chunk: bytes, version: int, data: bytearray) -> None:
         target.log.info("not folded", target=target.id, chunk=chunk_name(chunk), error=failed.strerror)
 
 
-def _read_verified(engine: ChunkEngine, plan: ReadPlan) -> bytearray:
-    data = bytearray(plan.length)
+def _read_verified(engine: ChunkEngine, plan: ReadPlan) -> memoryview:
+    data = page_memory(plan.length)
     plan.read_once(engine.disk, (data,))
-    verify(plan, 0, memoryview(data))
+    verify(plan, 0, data)
     return data

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
+from ...proto.copying import address_of
 from ...proto.errors import Status, error
 from ...proto.transport.rdma import devices
 from ...proto.transport.rdma.devices import gid_text
-from ...proto.transport.rdma.memory import address_of
 from ...proto.transport.rdma.verbs import load
 from .measure import MIB, peer
 

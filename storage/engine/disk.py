@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
+
+from ...proto.copying import address_of
 
 BUFFERS_MAX = 1024  # IOV_MAX: buffers in one system call
 _preadv = os.preadv  # looked up once: it is called per small read
@@ -17,6 +20,9 @@ _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 BLOCK_BYTES = 4096  # what goes around the page cache comes in these: no disk wants larger ones
+# Where memory for this has to lie. Most disks take less, and say so when they do not; but where the kernel leaves the question to the
+# driver, one that has not asked (zram under Linux 6.18) may write beside it.
+MEMORY_BYTES = 512
 # The kernel lets one thread at a time write to a file, and has the others spin, on processors that the rest of the work needs.
 ALONE_BYTES_MIN = 256 << 10  # of one call: from here on they wait asleep
 COLD_BYTES_MIN = 256 << 10  # of one call: less is better gathered, or read ahead, in the page cache
@@ -177,7 +183,7 @@ class FileDisk:
         if direct is None or (total < COLD_BYTES_MIN and not self._is_direct):
             return 0
         blocks = _before(buffers, total - total % BLOCK_BYTES)
-        if not blocks or offset % BLOCK_BYTES:
+        if not blocks or offset % BLOCK_BYTES or not all(map(_lies_well, blocks)):
             return 0
         try:
             return move(direct, blocks[:BUFFERS_MAX], offset)
@@ -234,6 +240,15 @@ def sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def page_memory(length: int) -> memoryview:
+    """New memory of so many bytes, all zeros, that begins with a page: a disk may fill it around the page cache."""
+    return memoryview(mmap.mmap(-1, max(length, 1)))[:length]
+
+
+def _lies_well(block: memoryview) -> bool:
+    return not block.readonly and address_of(block) % MEMORY_BYTES == 0  # what is read-only does not tell its address
 
 
 def _before(buffers: Sequence[Any], end: int) -> list[memoryview]:

@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 
+from emberfs.proto.copying import address_of
 from emberfs.proto.transport.rdma import memory
 from emberfs.proto.transport.rdma.endpoint import Endpoint
-from emberfs.proto.transport.rdma.memory import address_of
 from emberfs.proto.transport.rdma.socket import RdmaSocket
 
 from . import memory_verbs

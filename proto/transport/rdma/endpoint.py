@@ -16,13 +16,14 @@ import weakref
 from collections import deque
 from typing import Any
 
+from ...copying import address_of
 from ...errors import Status, StatusError, error
 from ...gen import rpc_pb2
 from ...settings import time_scale
 from .channel import close_channel, make_channel
 from .credits import Credits
 from .devices import Port, gid_text
-from .memory import LOCAL, Device, abandon, address_of, open_device, reason_of
+from .memory import LOCAL, Device, abandon, open_device, reason_of
 from .verbs import load
 from .work import BATCH, WHY, Chain, Done, Work, give_chain, take_chain
 

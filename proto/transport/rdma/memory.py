@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from ...copying import address_of
 from ...errors import Status, StatusError, error
 from ...region import Region
 from .. import choice
@@ -208,10 +209,6 @@ def forget(region: Region, moving: Callable[[Region], bool]) -> None:
 
 
 choice.on_forget.append(forget)
-
-
-def address_of(view: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
 def reason_of(failed: Exception) -> str:
