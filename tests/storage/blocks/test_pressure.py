@@ -87,10 +87,11 @@ def test_others_have_their_turn_while_many_blocks_go(tmp_path: Path) -> None:
         assert await turns_during(world.store.empty(ANY_LENGTH)) >= 3
         assert not len(world.store.directory)
         await world.put_ok(blocks, namespace=ANY_LENGTH, ttl_s=[50] * len(blocks))
-        found = world.store.directory.over(time.time() + 60)
+        later = 3600  # seconds: long after the last of them is over, and the step of time in which it is looked for
+        found = world.store.directory.over(time.time() + later)
         assert len(found) == directories.OVER_MAX, "the others are named the next times"
-        world.store.directory.not_yet(found, time.time() - 60)
-        world.env.wall_ns = lambda: time.time_ns() + 60_000_000_000  # type: ignore[method-assign]
+        world.store.directory.not_yet(found, time.time())
+        world.env.wall_ns = lambda: time.time_ns() + later * 1_000_000_000  # type: ignore[method-assign]
         assert await turns_during(evictor._expire()) >= 2
         assert not len(world.store.directory)
 
