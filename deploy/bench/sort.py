@@ -28,8 +28,8 @@ class Sizes(NamedTuple):
 
 FULL = Sizes(2048, GIB, 3)
 QUICK = Sizes(128, 96 * MIB, 1)
-# Input, runs and output of two places in the cluster, and what was removed and has not been freed yet.
-ROOM = 12
+# Inputs, runs and outputs of two places in the cluster, the ones that are replaced too, and what was removed and has not been freed yet.
+ROOM = 18
 AIM = 0.6
 
 
@@ -45,7 +45,7 @@ def run(quick: bool = False) -> dict[str, Any]:
     """Measure on a cluster and a mount of its own. Needs root (to mount) and numpy."""
     sizes = QUICK if quick else FULL
     with (
-        temporary_cluster(port=0, capacity=ROOM * sizes.mib * MIB + GIB) as (cluster, folder),
+        temporary_cluster(port=0, capacity=ROOM * sizes.mib * MIB + GIB, trash=0) as (cluster, folder),
         mounted(cluster.url, folder / "mount", "") as mount,
         parallel.workers(parallel.jobs_default()) as pool,
     ):
