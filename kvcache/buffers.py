@@ -16,9 +16,10 @@ import threading
 from bisect import bisect_right
 from typing import Any
 
+from ..proto.copying import address_of
 from ..proto.region import Region
 from ..proto.transport.shm import REGIONS_PER_CLIENT_MAX, is_sealed, sealed_memory
-from .memory import Backing, address_of, backing_of, view_of
+from .memory import Backing, backing_of, view_of
 
 REGIONS_MAX = (
     REGIONS_PER_CLIENT_MAX - 16

@@ -40,11 +40,6 @@ def view_of(address: int, length: int) -> memoryview:
     return memoryview((ctypes.c_ubyte * length).from_address(address)).cast("B")
 
 
-def address_of(view: memoryview) -> int:
-    """Where writable memory lies."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(view))
-
-
 def backing_of(address: int, length: int) -> Backing | None:
     """The shared memory that all of these bytes are, or None: anonymous or private memory, a file on a disk, or several files."""
     areas = _areas(address, address + length)

@@ -13,9 +13,9 @@ from itertools import accumulate
 from operator import eq
 from typing import Any
 
+from ..proto.copying import address_of
 from ..proto.region import Region, Slice
 from .buffers import Buffer, Registry, memory_of, view_on
-from .memory import address_of
 
 Views = Sequence[memoryview]
 

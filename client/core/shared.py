@@ -7,10 +7,10 @@ REGION_DEAD, and whoever made it makes another one.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 from types import TracebackType
 
+from ...proto.copying import address_of
 from ...proto.env import Environment
 from ...proto.errors import Status, error
 from ...proto.region import Region, Slice
@@ -64,14 +64,14 @@ class SharedMemories:
         descriptor = sealed_memory("emberfs-shared", size)
         view = memoryview(mmap.mmap(descriptor, size))
         region = Region(view, descriptor, sealed=True, kept=True)
-        self._regions = (*self._regions, (_address(view), region))
+        self._regions = (*self._regions, (address_of(view), region))
         return SharedMemory(self, region)
 
     def find(self, view: memoryview) -> Slice | None:
         """What part of one of them a view is; None when it is other memory."""
         if not self._regions or view.readonly or not len(view):
             return None
-        address = _address(view)
+        address = address_of(view)
         for begin, region in self._regions:
             if begin <= address and address + len(view) <= begin + region.size:
                 return Slice(region, address - begin, len(view))
@@ -90,7 +90,3 @@ class SharedMemories:
     def after_fork_in_child(self) -> None:
         """They are the parent's."""
         self._regions = ()
-
-
-def _address(view: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(view))
