@@ -285,6 +285,13 @@ def _channel(_verbs: Any, context: Context) -> tuple[CompChannel, int]:
     return channel, channel.descriptor
 
 
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Nothing else moves meanwhile."""
+    with _lock:
+        yield
+
+
 def alive() -> tuple[int, int]:
     """Queue pairs, and registered pieces of memory."""
     return len(_pairs), len(_keys)
