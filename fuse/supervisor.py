@@ -10,6 +10,7 @@ only to mount and unmount it.
 
     daemon is silent for long  → it is killed
     daemon dies                → a new one; DEATHS_MAX of them in DEATHS_SECONDS: unmount and fail with the end of its log
+    no metadata server answers → new ones, as long as that takes: programs wait, as on any mount of a network
     SIGTERM, SIGINT            → unmount; busy: flush everything, detach the mount (loudly), end
     SIGHUP                     → another daemon, after this one flushed: a new version of the software without unmounting
     unmounted by somebody else → end
@@ -178,7 +179,8 @@ class Supervisor:
         return found
 
     def _expect(self, state: str, seconds: float) -> dict[str, Any]:
-        """The daemon's next message, which has this state. Raises UNAVAILABLE when it dies or takes too long, its own error, Signalled."""
+        """The daemon's next message, which has this state. Raises UNAVAILABLE when it dies or takes too long, which counts as a death; its
+        own error, which does not; Signalled."""
         daemon = self._daemon
         assert daemon is not None
         end = time.monotonic() + seconds * time_scale()
@@ -193,8 +195,10 @@ class Supervisor:
                 elif message.get("state") == state:
                     return message
             elif "exit" in found:
+                self._deaths.append(time.monotonic())
                 raise error(Status.UNAVAILABLE, "the mount's daemon ended before it served; see the log")
             elif not found:
+                self._deaths.append(time.monotonic())
                 raise error(
                     Status.UNAVAILABLE, f"the mount's daemon was not {state} within {seconds * time_scale():g} s"
                 )
@@ -299,14 +303,18 @@ class Supervisor:
         assert self._daemon is not None
         code = self._daemon.process.wait()
         logger.error("the daemon died (%s); programs wait until another one is there", _exit_text(code))
-        now = time.monotonic()
-        if len(self._deaths) == DEATHS_MAX and now - self._deaths[0] < DEATHS_SECONDS * time_scale():
-            raise self._given_up(code)
-        self._deaths.append(now)
+        if self._too_many_deaths():
+            raise self._given_up(_exit_text(code))
+        self._deaths.append(time.monotonic())
         self._restart()
 
+    def _too_many_deaths(self) -> bool:
+        """Whether another one within the time would be one more than may be."""
+        deaths = self._deaths
+        return len(deaths) == DEATHS_MAX and time.monotonic() - deaths[0] < DEATHS_SECONDS * time_scale()
+
     def _restart(self) -> None:
-        """Try until a daemon serves. Raises UNAVAILABLE after too many deaths."""
+        """Try until a daemon serves. Raises UNAVAILABLE after too many deaths; what is wrong with the cluster is none."""
         pause = PAUSE_SECONDS
         while True:
             self._drop_daemon()
@@ -316,12 +324,10 @@ class Supervisor:
                 return
             except StatusError as failed:
                 logger.error("no new daemon: %s", failed.strerror)
-                self._deaths.append(time.monotonic())
-                if (
-                    len(self._deaths) == DEATHS_MAX
-                    and self._deaths[-1] - self._deaths[0] < DEATHS_SECONDS * time_scale()
-                ):
-                    raise self._given_up(0) from failed
+                if failed.status is not Status.UNAVAILABLE:  # waiting does not mend it
+                    self._deaths.append(time.monotonic())
+                if self._too_many_deaths():
+                    raise self._given_up(failed.strerror or "") from failed
             end = time.monotonic() + pause * time_scale()
             while not self._asked and (left := end - time.monotonic()) > 0:
                 self._wait(left)
@@ -342,11 +348,11 @@ class Supervisor:
         self._serve()
         logger.info("daemon %d serves", connection.generation)
 
-    def _given_up(self, code: int) -> StatusError:
+    def _given_up(self, last: str) -> StatusError:
         return error(
             Status.UNAVAILABLE,
             f"the daemon of {self._connection.path} died {DEATHS_MAX} times in {DEATHS_SECONDS:g} s "
-            f"(last: {_exit_text(code)}): the mount is given up",
+            f"(last: {last}): the mount is given up",
         )
 
     # --- the end ------------------------------------------------------------------------------------------------------------------

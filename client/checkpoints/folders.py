@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -27,6 +28,9 @@ PART_SUFFIX = ".part"  # of a local draft's hidden name
 CHUNK_LARGE = 4 << 20  # bytes, of a large file: a sixth faster to save than 1 MiB
 STRIPE_LARGE = 16  # chains of a large file, or as many as there are: each has to be asked when the file is synced
 Ranges = Sequence[tuple[int, int]]  # (offset, length) in bytes
+_REMOVED = re.compile(
+    r"\..+\.[0-9a-f]{16}\.removed", re.DOTALL
+)  # hidden name of a local directory that is being removed
 
 
 class Entry(NamedTuple):
@@ -297,9 +301,11 @@ class LocalFolder:
     def remove_all(self, *, forever: bool = False) -> None:
         # A step at a time, a part of it could be taken for something.
         parent, name = os.path.split(self.path)
-        removed = os.path.join(parent, f".{name}.{secrets.token_hex(8)}.removed")
-        os.rename(self.path, removed)
-        shutil.rmtree(removed)
+        removed = f".{name}.{secrets.token_hex(8)}.removed"
+        os.rename(self.path, os.path.join(parent, removed))
+        left = [found for found in os.listdir(parent) if _REMOVED.fullmatch(found)]  # by who was killed here, too
+        for found in left:
+            shutil.rmtree(os.path.join(parent, found), ignore_errors=found != removed)
 
     def sync(self) -> None:
         descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)

@@ -24,7 +24,7 @@ from emberfs.deploy import mounts, processes
 from emberfs.fuse import mounting
 from emberfs.fuse.journal import BYTES, HANDLES_MAX, Journal, new_memory
 from emberfs.fuse.protocol import RESEND
-from emberfs.fuse.supervisor import OOM_SCORE
+from emberfs.fuse.supervisor import DEATHS_MAX, OOM_SCORE
 
 from .processes import daemon_of, details, mounted
 from .users import errno_of
@@ -293,6 +293,27 @@ def test_one_that_dies_always_is_given_up(cluster: LocalCluster, tmp_path: Path)
     os.close(supervisor)
     assert mounting.find(str(tmp_path)) is None
     assert "times in 60 s" in Path(report["log"]).read_text()
+
+
+def test_programs_wait_while_no_metadata_server_answers(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a new daemon finds none."""
+    if not can_mount():
+        pytest.skip("mounting needs root and /dev/fuse")
+    monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.2")
+    monkeypatch.setattr(processes, "READY_SECONDS_MAX", 300.0)
+    with mounted(cluster.url) as path:
+        (path / "waited").write_bytes(b"x")
+        about = details(path)
+        cluster.kill("meta")
+        try:
+            os.kill(daemon_of(about["pid"]), signal.SIGKILL)
+            pause = threading.Event()
+            while Path(about["log"]).read_text().count("no new daemon") <= DEATHS_MAX:
+                assert mounting.find(str(path)), "it is not given up"
+                pause.wait(0.05)
+        finally:
+            cluster.restart("meta")
+        assert (path / "waited").read_bytes() == b"x"
 
 
 def can_lower_oom_score() -> bool:

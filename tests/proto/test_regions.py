@@ -34,11 +34,6 @@ SPACE_REQUEST = storage_pb2.SpaceRequest()
 DATA = bytes(range(256)) * 32  # what a server process holds at 0
 
 
-@pytest.fixture(params=["blocking", "aio"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
 def pair(kind: str, tmp_path: Path) -> Iterator[Pair]:
     with paired("shm", kind, tmp_path) as made:

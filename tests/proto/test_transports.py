@@ -44,11 +44,6 @@ from .pieces import (
 MIB = 1 << 20
 
 
-@pytest.fixture(params=["blocking", "aio"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture(params=["local", "tcp", "shm", RDMA])
 def pair(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Iterator[Pair]:
     with paired(request.param, kind, tmp_path) as made:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +29,6 @@ from ..proto.pieces import (
     Process,
     eventually,
     face,
-    paired,
     pinned,
     process,
     read,
@@ -44,17 +42,6 @@ MIB = 1 << 20
 DATA = bytes(range(256)) * (4 * MIB // 256)  # what a server process holds
 BROKEN = (Status.MAYBE_COMMITTED, Status.UNAVAILABLE, Status.DEADLINE)  # what a caller may try again
 SPACE_REQUEST = storage_pb2.SpaceRequest()
-
-
-@pytest.fixture(params=["blocking", "aio"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def pair(kind: str, tmp_path: Path) -> Iterator[Pair]:
-    with paired("rdma", kind, tmp_path) as made:
-        yield made
 
 
 def works(client: Face, address: str) -> bool:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,6 @@ from ..proto.pieces import (
     Process,
     eventually,
     face,
-    paired,
     pinned,
     process,
     read,
@@ -48,17 +46,6 @@ pytestmark = pytest.mark.rdma
 SPACE_REQUEST = storage_pb2.SpaceRequest()
 SIZE = 1 << 20
 DATA = bytes(range(256)) * 32  # what a server process holds at 0
-
-
-@pytest.fixture(params=["blocking", "aio"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def pair(kind: str, tmp_path: Path) -> Iterator[Pair]:
-    with paired("rdma", kind, tmp_path) as made:
-        yield made
 
 
 # --- of every kind -----------------------------------------------------------------------------------------------------------------

@@ -144,3 +144,12 @@ def test_the_command_line(run: Command, cluster: Any, tmp_path: Path) -> None:
     assert set(root.entries()) == {"step-2", "step-3"}
     run.fail(2, "ckpt", "prune", f"{runs}/step-3", "--keep", "1", "--yes")
     assert "no checkpoints" in run.fail(1, "ckpt", "ls", f"file://{tmp_path}")
+
+
+def test_what_a_killed_removal_left_goes_with_the_next(tmp_path: Path) -> None:
+    left, kept = tmp_path / ".one.0123456789abcdef.removed", tmp_path / ".one.removed"
+    for made in (left, kept, tmp_path / "two"):
+        made.mkdir()
+        (made / "file").write_bytes(b"x")
+    LocalFolder(str(tmp_path / "two")).remove_all()
+    assert sorted(os.listdir(tmp_path)) == [kept.name]
