@@ -150,9 +150,13 @@ class Target:
     def clients_ended(self, ended: Iterable[bytes], fresh: Iterable[bytes]) -> None:
         """Writes of `ended` clients are refused from now on; what was kept to recognise retries of the `fresh` ones among them may go."""
         self.submit(ClientsEnded(ended))
-        if not self.engine.failed:
+        if self.engine.failed:
+            return
+        try:
             for client in fresh:
                 self.engine.forget_client(client)
+        except StatusError:
+            self.tell_offline()  # and the other targets hear of it, too
 
     # --- the machine's shell ---
 

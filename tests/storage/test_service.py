@@ -368,6 +368,22 @@ async def test_late_writes_of_ended_clients_are_refused(world: World) -> None:
     assert await world.write(b"two", client=b"another client!!") is Status.OK
 
 
+async def test_a_target_whose_index_fails_keeps_no_other_from_hearing_of_ended_clients(tmp_path: Path) -> None:
+    world = await World(tmp_path, targets=2).start()
+    assert await world.write(b"mine") is Status.OK
+
+    def broken(changes: object, sync: bool = False) -> None:
+        raise OSError(5, "Input/output error")
+
+    world.open[0].engine.index.write = broken  # type: ignore[method-assign]
+    world.announce(ended=[world.env.client])
+    reply = await world.write_many([(5, 0, 0, b"late", 2, None)], chain=1)
+    assert list(reply.status) == [Status.TARGET_OFFLINE]
+    reply = await world.write_many([(5, 0, 0, b"late", 2, None)], chain=2)
+    assert list(reply.status) == [Status.SESSION_ENDED]
+    await world.stop()
+
+
 # --- truncate, remove, settle ---
 
 
