@@ -77,7 +77,11 @@ class _Tasks:
         self._lock = threading.Lock()
 
     def submit(self, task: int, work: Callable[[], Any], failed: Any) -> None:
-        self._threads.submit(self._run, task, work, failed)
+        try:
+            self._threads.submit(self._run, task, work, failed)
+        except RuntimeError:  # closed meanwhile: no reason to break a thread of LMCache's
+            with self._lock:
+                self._done[task] = failed
 
     def _run(self, task: int, work: Callable[[], Any], failed: Any) -> None:
         """Always posts a result: LMCache would wait for it until its time is out."""
@@ -196,7 +200,7 @@ class EmberL2Adapter(L2AdapterInterface):
     def _lookup(self, keys: list[ObjectKey]) -> Bitmap:
         found = Bitmap(len(keys))
         for namespace, rows, names in self._spaces.batches([_named(key) for key in keys]):
-            match = self._kv.match(namespace, names, lease_ms=LOCK_MS)
+            match = self._kv.match(namespace, names, lease_ms=LOCK_MS, deadline_ms=self._settings.deadline_ms)
             here = [row for row, present in zip(rows, match.present, strict=True) if present]
             found.batched_set(here)
             if match.lease is not None and here:
@@ -270,7 +274,7 @@ class EmberL2Adapter(L2AdapterInterface):
 
     def _delete_free(self, free: list[ObjectKey]) -> None:
         for namespace, rows, names in self._spaces.batches([_named(key) for key in free]):
-            gone = succeeded(self._kv.delete(namespace, names))
+            gone = succeeded(self._kv.delete(namespace, names, deadline_ms=self._settings.deadline_ms))
             self._forget([free[row] for row, ok in zip(rows, gone, strict=True) if ok])
 
     def _forget(self, keys: list[ObjectKey]) -> None:

@@ -110,10 +110,17 @@ class EmberNative:
         )
 
     def submit_batch_exists(self, keys: list[str]) -> int:
-        return self._submit(keys, lambda ns, names, rows: [bool(here) for here in self._kv.exists(ns, names)])
+        deadline_ms = self._settings.deadline_ms
+        return self._submit(
+            keys,
+            lambda ns, names, rows: [bool(here) for here in self._kv.exists(ns, names, deadline_ms=deadline_ms)],
+        )
 
     def submit_batch_delete(self, keys: list[str]) -> int:
-        return self._submit(keys, lambda ns, names, rows: succeeded(self._kv.delete(ns, names)))
+        deadline_ms = self._settings.deadline_ms
+        return self._submit(
+            keys, lambda ns, names, rows: succeeded(self._kv.delete(ns, names, deadline_ms=deadline_ms))
+        )
 
     def _put(self, namespace: Namespace, keys: list[bytes], buffers: list[memoryview]) -> list[bool]:
         ack = "durable" if self._settings.durable else "replicated"

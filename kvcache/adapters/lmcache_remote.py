@@ -22,7 +22,7 @@ from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
 
 from ..blocking import KVCache
 from ..namespace import NamespaceSpec
-from .settings import AdapterSettings, key_of, succeeded
+from .settings import AdapterSettings, key_of, logger, succeeded
 
 PREFIX = "emberfs."  # of our settings in LMCache's extra_config
 THREADS = 4  # batches that are moved at once
@@ -56,20 +56,23 @@ class EmberConnector(RemoteConnector):
         metadata = local_cpu_backend.metadata
         # Its shapes do not tell few large heads from many small ones.
         shapes = "+".join("x".join(str(size) for size in shape) for shape in [*self.meta_shapes, metadata.kv_shape])
-        self._namespace = self._kv.namespace(
-            NamespaceSpec(
-                engine="lmcache-remote", model=metadata.model_name, revision=settings.revision,
-                dtype="+".join(str(dtype).removeprefix("torch.") for dtype in self.meta_dtypes),
-                page_tokens=metadata.chunk_size, layout=f"{self.meta_fmt.name}/{shapes}", salt=settings.salt, tenant=settings.tenant,
-            ),
-            ttl_s=settings.ttl_s, mode=settings.mode,
+        spec = NamespaceSpec(
+            engine="lmcache-remote", model=metadata.model_name, revision=settings.revision,
+            dtype="+".join(str(dtype).removeprefix("torch.") for dtype in self.meta_dtypes),
+            page_tokens=metadata.chunk_size, layout=f"{self.meta_fmt.name}/{shapes}", salt=settings.salt, tenant=settings.tenant,
         )  # fmt: skip
+        try:
+            self._namespace = self._kv.namespace(spec, ttl_s=settings.ttl_s, mode=settings.mode)
+        except BaseException:
+            self._kv.close()  # LMCache tries again every few seconds, for as long as it runs
+            raise
         self._closed = False
 
     # --- looking --------------------------------------------------------------------------------------------------------------------
 
     def _leading(self, keys: list[CacheEngineKey]) -> int:
-        return int(self._kv.match(self._namespace, [key_of(key.to_string()) for key in keys]).n) if keys else 0
+        names = [key_of(key.to_string()) for key in keys]
+        return int(self._kv.match(self._namespace, names, deadline_ms=self._settings.deadline_ms).n) if names else 0
 
     def exists_sync(self, key: CacheEngineKey) -> bool:
         return self._leading([key]) == 1
@@ -117,7 +120,7 @@ class EmberConnector(RemoteConnector):
         """The objects, full chunks in place."""
         names = [key_of(key.to_string()) for key in keys]
         # Memory only for what is there: the pool evicts, or waits, to give any.
-        there = self._kv.exists(self._namespace, names)
+        there = self._kv.exists(self._namespace, names, deadline_ms=self._settings.deadline_ms)
         targets = [
             self._pool.allocate(self.meta_shapes, self.meta_dtypes, self.meta_fmt) if here else None for here in there
         ]
@@ -125,10 +128,15 @@ class EmberConnector(RemoteConnector):
         headers = [bytearray(self.remote_metadata_bytes) for _ in keys]
         statuses = [-errno.ENOENT] * len(keys)
         if rows:
-            places = [[headers[row], _bytes_of(targets[row])] for row in rows]
-            answers = self._kv.get_into(
-                self._namespace, [names[row] for row in rows], places, deadline_ms=self._settings.deadline_ms
-            )
+            try:
+                places = [[headers[row], _bytes_of(targets[row])] for row in rows]
+                answers = self._kv.get_into(
+                    self._namespace, [names[row] for row in rows], places, deadline_ms=self._settings.deadline_ms
+                )
+            except BaseException:
+                for row in rows:
+                    targets[row].ref_count_down()
+                raise
             for row, status in zip(rows, answers, strict=True):
                 statuses[row] = int(status)
         return [
@@ -147,11 +155,17 @@ class EmberConnector(RemoteConnector):
 
     def _read_other(self, name: bytes) -> MemoryObj | None:
         """An object that is no full chunk: its header says what to allocate."""
-        data = self._kv.get(self._namespace, name)
+        data = self._kv.get(self._namespace, name, deadline_ms=self._settings.deadline_ms)
         if data is None or len(data) < self.remote_metadata_bytes:
             return None
-        header = RemoteMetadata.deserialize(bytes(data[: self.remote_metadata_bytes]))
-        target = self._pool.allocate(header.shapes, header.dtypes, header.fmt)
+        try:
+            header = RemoteMetadata.deserialize(bytes(data[: self.remote_metadata_bytes]))
+            target = self._pool.allocate(header.shapes, header.dtypes, header.fmt)
+        except (
+            Exception
+        ) as strange:  # written by an LMCache of another version: a miss, and none for the rest of the batch
+            logger.warning("an object of LMCache has a header that cannot be read: %s", strange)
+            return None
         if target is None:
             return None
         memory = _bytes_of(target)
@@ -197,7 +211,8 @@ class EmberConnector(RemoteConnector):
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, work))
 
     def remove_sync(self, key: CacheEngineKey) -> bool:
-        return all(succeeded(self._kv.delete(self._namespace, [key_of(key.to_string())])))
+        names = [key_of(key.to_string())]
+        return all(succeeded(self._kv.delete(self._namespace, names, deadline_ms=self._settings.deadline_ms)))
 
     async def list(self) -> list[str]:
         """What is stored, by the hashes of LMCache's keys."""

@@ -49,9 +49,14 @@ def _dtype_of(pool: Any) -> str:
     return str(logical if isinstance(logical, torch.dtype) else pool.dtype).removeprefix("torch.")
 
 
-def _heads_of(pool: Any, config: HiCacheStorageConfig) -> tuple[int, int] | None:
+def _is_replicated(name: str, config: HiCacheStorageConfig) -> bool:
+    """Whether every rank's pages hold the same. Not the state of linear attention: it is sharded also where the rest is MLA's."""
+    return config.is_mla_model and name != PoolName.MAMBA
+
+
+def _heads_of(pool: Any, name: str, config: HiCacheStorageConfig) -> tuple[int, int] | None:
     """Which heads this rank's pages hold; None where every rank holds all."""
-    if config.is_mla_model:
+    if _is_replicated(name, config):
         return None
     count = int(getattr(pool, "head_num", 0) or 1)
     return config.tp_rank * count, (config.tp_rank + 1) * count
@@ -62,7 +67,7 @@ def _layout_of(pool: Any, name: str, config: HiCacheStorageConfig) -> str:
     said = [name, str(pool.layout)]
     if getattr(pool, "storage_format_tag", None):
         said.append(str(pool.storage_format_tag))
-    if not config.is_mla_model:
+    if not _is_replicated(name, config):
         said.append(f"tp{config.tp_size}")
     if config.attn_cp_size > 1:
         said.append(f"cp{config.attn_cp_rank}of{config.attn_cp_size}")
@@ -103,7 +108,7 @@ class _Pool:
         spec = NamespaceSpec(
             engine="sglang", model=config.model_name or "", revision=settings.revision, dtype=_dtype_of(pool),
             page_tokens=self.page_size, layout=_layout_of(pool, name, config), layers=_layers_of(pool, config),
-            heads=_heads_of(pool, config), object_bytes=self.page_bytes, salt=settings.salt, tenant=settings.tenant,
+            heads=_heads_of(pool, name, config), object_bytes=self.page_bytes, salt=settings.salt, tenant=settings.tenant,
         )  # fmt: skip
         self.namespace = kv.namespace(spec, ttl_s=settings.ttl_s, mode=settings.mode)
 
@@ -202,7 +207,8 @@ class EmberStorage(HiCacheStorage):
         anchor = self._pools.get(PoolName.KV.value)
         if anchor is None or not keys:
             return len(keys)
-        return int(self.kv.match(anchor.namespace, [key_of(key) for key in keys]).n)
+        names = [key_of(key) for key in keys]
+        return int(self.kv.match(anchor.namespace, names, deadline_ms=self.settings.deadline_ms).n)
 
     def batch_exists(self, keys: list[str], extra_info: HiCacheStorageExtraInfo | None = None) -> int:
         """How many pages from the first on are stored, in one request to each server."""
@@ -237,9 +243,9 @@ class EmberStorage(HiCacheStorage):
         if pool is None:
             return set(), 0, True
         asked = transfer.keys or keys if transfer.hit_policy == PoolHitPolicy.BLOCK_GROUPS else keys
-        here = (
-            [bool(found) for found in self.kv.exists(pool.namespace, [key_of(key) for key in asked])] if asked else []
-        )
+        names = [key_of(key) for key in asked]
+        there = self.kv.exists(pool.namespace, names, deadline_ms=self.settings.deadline_ms) if names else ()
+        here = [bool(found) for found in there]
         leading = here.index(False) if False in here else len(here)
         if transfer.hit_policy == PoolHitPolicy.ALL_PAGES:
             return set(range(1, leading + 1)), leading, True

@@ -74,12 +74,13 @@ def describe(config: Any, chunk_bytes: int, settings: AdapterSettings) -> Namesp
 class _Probe(AsyncLookupManager):
     """Asks which of a step's keys are stored."""
 
-    def __init__(self, kv: KVCache, namespace: Namespace, tier_type: str) -> None:
+    def __init__(self, kv: KVCache, namespace: Namespace, tier_type: str, deadline_ms: int | None) -> None:
         super().__init__(tier_type=tier_type)
-        self._kv, self._namespace = kv, namespace
+        self._kv, self._namespace, self._deadline_ms = kv, namespace, deadline_ms
 
     def batch_lookup(self, keys: list[OffloadKey], req_context: ReqContext) -> Iterable[bool]:
-        return [bool(here) for here in self._kv.exists(self._namespace, [block_key(key) for key in keys])]
+        names = [block_key(key) for key in keys]
+        return [bool(here) for here in self._kv.exists(self._namespace, names, deadline_ms=self._deadline_ms)]
 
 
 class _Transfer(NamedTuple):
@@ -124,14 +125,14 @@ class EmberTier(SecondaryTierManager):
         spec = describe(offloading_spec.config, self.block_size_bytes, self._settings)
         try:
             self._namespace = self._kv.namespace(spec, ttl_s=self._settings.ttl_s, mode=self._settings.mode)
+            self._base = ctypes.addressof(ctypes.c_char.from_buffer(primary_kv_view.cast("B")))
+            self._arena = Arena(self._kv)
+            self.shared = self._arena.add(self._base, primary_kv_view.nbytes, "vLLM's primary tier")
         except BaseException:
             self._kv.close()
             raise
         self._tokens = spec.page_tokens
-        self._base = ctypes.addressof(ctypes.c_char.from_buffer(primary_kv_view.cast("B")))
-        self._arena = Arena(self._kv)
-        self.shared = self._arena.add(self._base, primary_kv_view.nbytes, "vLLM's primary tier")
-        self._probe = _Probe(self._kv, self._namespace, tier_type)
+        self._probe = _Probe(self._kv, self._namespace, tier_type, self._settings.deadline_ms)
         self._transfers: dict[JobId, _Transfer] = {}
         self._touches: dict[OffloadKey, None] = {}
         self._touching = threading.Lock()
@@ -236,7 +237,8 @@ class EmberTier(SecondaryTierManager):
 
     def _touch_now(self, keys: list[OffloadKey]) -> None:
         try:
-            self._kv.touch(self._namespace, [block_key(key) for key in keys])
+            names = [block_key(key) for key in keys]
+            self._kv.touch(self._namespace, names, deadline_ms=self._settings.deadline_ms)
         finally:
             self._touching.release()
 

@@ -26,6 +26,7 @@ require("torch", "torch")
 import torch  # noqa: E402
 
 from emberfs.kvcache.adapters import hf3fs  # noqa: E402
+from emberfs.kvcache.adapters.settings import key_of  # noqa: E402
 
 from .lmcache_host import (  # noqa: E402
     NATIVE,
@@ -450,6 +451,22 @@ def test_a_connector_has_more(cluster: LocalCluster) -> None:
     assert connector.remove_sync(named[0]) and not connector.exists_sync(named[0])
     assert run_on(connector.ping()) == 0
     subject.close()
+    subject.close()
+    subject.end()
+
+
+def test_an_object_that_cannot_be_read_costs_only_itself(cluster: LocalCluster) -> None:
+    """Of another version of LMCache, say. What came with it is handed out, and no memory of the pool is lost."""
+    subject = ConnectorSubject(cluster.url, f"{time.time_ns()}", small=False, identity={})
+    connector = subject.connector
+    keys = [bytes([number]) * 32 for number in range(1, 4)]
+    blocks = [bytes([number]) * subject.block_bytes for number in range(1, 4)]
+    assert subject.put(keys[:1] + keys[2:], blocks[:1] + blocks[2:]) == [True] * 2
+    for strange in (b"\xff" * (connector.remote_metadata_bytes + subject.block_bytes), b"\xff" * 100):
+        name = key_of(subject._keys(keys)[1].to_string())
+        assert connector._kv.put(connector._namespace, name, strange) == len(strange)
+        assert subject.get(keys) == [blocks[0], None, blocks[2]]
+        assert connector._kv.delete(connector._namespace, [name])[0] == 0
     subject.close()
     subject.end()
 

@@ -167,6 +167,21 @@ def test_ranks_of_an_mla_model_share(attached: Attach) -> None:
     assert attached(pool, tp_rank=1, tp_size=2).batch_exists(keys) == 4
 
 
+def test_ranks_of_an_mla_model_have_their_own_state_of_linear_attention(attached: Attach) -> None:
+    """Which is sharded although all that is MLA's is the same everywhere: another rank's would be another state under the same key."""
+    pool, state = HostPool(8, mla=True), HostPool(8, mla=True)
+    ranks = [attached(pool, tp_rank=rank, tp_size=2) for rank in range(2)]
+    for backend in ranks:
+        backend.register_mem_host_pool_v2(state, PoolName.MAMBA)
+    keys = some_keys(2)
+    assert all(ranks[0].batch_set_v1(keys, slots([0, 1])))
+    stored = PoolTransfer(PoolName.MAMBA, host_indices=slots([0, 1]), keys=keys)
+    assert ranks[0].batch_set_v2([stored]) == {PoolName.MAMBA: [True, True]}
+    asked = PoolTransfer(PoolName.MAMBA, hit_policy=PoolHitPolicy.ALL_PAGES)
+    assert [rank.batch_exists_v2(keys, [asked]).kv_hit_pages for rank in ranks] == [2, 0]
+    assert ranks[1].batch_get_v2([stored]) == {PoolName.MAMBA: [False, False]}
+
+
 @BOTH_KINDS
 def test_whole_pages_in_memory_of_their_own(attached: Attach, mla: bool) -> None:
     """The engine's older interface, which it takes without "interface_v1"."""
