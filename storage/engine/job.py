@@ -242,8 +242,8 @@ class Job:
         return source is not None and self.length < source.length and self.length % source.unit > 0
 
     def run(self) -> None:
-        """Write the bytes and compute their checksums. Raises CHECKSUM when old bytes that must be merged are damaged, NO_SPACE,
-        IO_ERROR."""
+        """Write the bytes and compute their checksums. Raises CHECKSUM when old bytes that must be merged are damaged or cannot be read,
+        NO_SPACE, and IO_ERROR when the disk does not take the new ones."""
         try:
             if self.state.slot != NO_SLOT:
                 self._run()
@@ -366,8 +366,15 @@ class Job:
 
     def _read_old(self, old: State, start: int, end: int, edge: int | None) -> memoryview:
         """Old bytes from a unit boundary on; the first (0) or last (-1) unit is verified, because it gets a new checksum. The others keep
-        theirs, and with it the proof of whatever happened to them."""
-        content = read_content(old, self._space, self.disk, start, end)
+        theirs, and with it the proof of whatever happened to them. Raises CHECKSUM, also where the disk does not give them: this chunk is
+        damaged then, and may be repaired, but the disk takes what is written."""
+        try:
+            content = read_content(old, self._space, self.disk, start, end)
+        except OSError as failed:
+            raise error(
+                Status.CHECKSUM,
+                f"chunk {self.chunk.hex()}: the bytes from {start} on cannot be read: {failed.strerror}",
+            ) from failed
         if edge is not None and end > start:
             position = start if edge == 0 else (end - 1) // old.unit * old.unit
             piece = content[position - start : min(position + old.unit, old.length) - start]

@@ -554,6 +554,22 @@ async def test_a_failed_write_makes_a_target_read_only_and_no_other(tmp_path: Pa
     await world.stop()
 
 
+async def test_old_bytes_that_cannot_be_read_are_damage_of_their_chunk_alone(world: World) -> None:
+    assert await world.write(pattern(8192)) is Status.OK
+    target = world.open[0]
+    disk = target.engine.disk
+
+    def broken(*asked: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    disk.preadv = broken  # type: ignore[method-assign]
+    assert await world.write(b"merged", offset=100, sequence=2) is Status.CHECKSUM
+    del disk.preadv  # type: ignore[attr-defined]
+    assert not target.read_only
+    assert [why for why in target.damaged.values() if "cannot be read" in why]
+    assert await world.write(b"elsewhere", index=1, sequence=3) is Status.OK
+
+
 async def test_a_failed_sync_takes_a_target_offline_and_no_other(tmp_path: Path) -> None:
     world = await World(tmp_path, targets=2).start()
     for chain in (1, 2):
