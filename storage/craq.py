@@ -20,8 +20,9 @@ Rules:
    equal to its predecessor before it serves again. To the client an error after that point means "maybe applied".
 5. (client, channel) keeps the last sequence and its result, persisted with the update: the same sequence gets the same answer, a
    lower one is refused, also after a restart and at a new head.
-6. Updates of clients whose session is over, and updates from before a truncate that the chunk has seen, are refused at the head.
-   Behind it the version alone decides (decisions.py).
+6. Updates of clients whose session is over, and updates from before a truncate that the chunk has seen, are refused at the head; so are
+   those of a client's process that died, from the moment at which its successor, the same client, has said so (a fence): others may
+   have written since to the same chunks. Behind it the version alone decides (decisions.py).
 7. A SYNCING successor gets whole contents instead of updates, and what it lacks besides comes through the same lines (CopyChunks): so the
    copy of a chunk and its updates cannot overtake each other. Where the bytes of a SERVING one differ it gets the whole content, too.
 8. A forward that was not answered may still be on its way, in the socket of a stopped process, and one that was refused may come once
@@ -55,6 +56,7 @@ from .events import (
     Effect,
     Event,
     Fate,
+    FenceRequest,
     Forward,
     ForwardAck,
     Kind,
@@ -80,6 +82,9 @@ from .sessions import Receiving, Sending
 
 UPDATES_MAX = 4096  # of one request
 BATCHES_MAX = 4096  # admitted and not yet answered, per replica
+FENCES_MAX = (
+    65_536  # clients whose process was replaced and who have not ended since; the one of longest ago is forgotten
+)
 FORWARD_RETRY_S = 0.1  # after a forward that failed
 
 # With these a forward is refused before its number was looked at.
@@ -101,6 +106,7 @@ class Replica:
         self.tail = False  # the last SERVING member: its committed version is the chain's
         self.last_serving = 0  # target id of that one
         self.ended: frozenset[bytes] = frozenset()
+        self.fences: dict[bytes, int] = {}  # client -> sequences up to this one are a dead process's
         self.shared = False  # the chain has other members: a lease is needed
         self.others_serve = False  # what this member cannot do any more, another one can
         self._copies_whole = False  # the successor is SYNCING
@@ -118,6 +124,7 @@ class Replica:
         self._handlers: dict[type, Callable[[Any], list[Effect]]] = {
             RoutingChanged: self._routing_changed,
             ClientsEnded: self._clients_ended,
+            FenceRequest: self._fence_request,
             WriteRequest: self._write_request,
             SyncRequest: self._sync_request,
             CopyChunks: self._copy_chunks,
@@ -267,7 +274,19 @@ class Replica:
 
     def _clients_ended(self, event: ClientsEnded) -> list[Effect]:
         self.ended = frozenset(event.clients)
+        for client in self.ended.intersection(self.fences):
+            del self.fences[client]
         return []
+
+    def _fence_request(self, event: FenceRequest) -> list[Effect]:
+        """In memory, and at the head alone: what is late names this version of the chain, and lies in a socket of this process."""
+        status = self._gate(event.chain_version, 0)
+        if status is Status.OK:
+            before = self.fences.pop(event.client, 0)
+            if len(self.fences) >= FENCES_MAX:
+                del self.fences[next(iter(self.fences))]
+            self.fences[event.client] = max(before, event.sequence)
+        return [Reply(event.ticket, [Result(status)])]
 
     # --- admission ---
 
@@ -380,7 +399,7 @@ class Replica:
             if batch.sender:
                 decided = decide_forwarded(update, self._rows, self.serving, self.ended)
             else:
-                decided = decide(update, self._rows, batch.chain_version, self.ended)
+                decided = decide(update, self._rows, batch.chain_version, self.ended, self.fences)
             if isinstance(decided, Result):
                 batch.results[i] = decided
             else:

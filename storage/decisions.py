@@ -9,17 +9,19 @@ head has decided already, and refusing what it persisted would leave that pendin
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from ..proto.errors import Status
 from .events import ALWAYS, ChunkRow, Kind, Result, Rows, Update, Version
 
 
-def decide(update: Update, rows: Rows, chain_version: int, ended: Collection[bytes]) -> Result | Version:
-    """At the head."""
+def decide(
+    update: Update, rows: Rows, chain_version: int, ended: Collection[bytes], fences: Mapping[bytes, int]
+) -> Result | Version:
+    """At the head. `fences`: client -> the last sequence of a process of it that has died."""
     last = rows.channel(update.client, update.channel) if update.client else None
     row = rows.chunk(update.chunk)
-    if update.client in ended:
+    if update.client in ended or (fences and update.sequence <= fences.get(update.client, 0)):
         return Result(Status.SESSION_ENDED)
     if last is not None and update.sequence <= last.sequence:
         same = update.sequence == last.sequence

@@ -123,6 +123,16 @@ class ClientsEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class FenceRequest:
+    """Whoever numbered this client's updates up to this sequence has died, and its successor has begun beyond. One result."""
+
+    ticket: Any
+    chain_version: int
+    client: bytes
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
 class WriteRequest:
     """Updates from one client, or from the predecessor (then each has a version). `ticket` comes back in the Reply."""
 
@@ -207,6 +217,7 @@ class Tick:
 Event = (
     RoutingChanged
     | ClientsEnded
+    | FenceRequest
     | WriteRequest
     | SyncRequest
     | CopyChunks

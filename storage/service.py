@@ -27,6 +27,8 @@ from ..proto.gen.storage_pb2 import (
     DropTargetRequest,
     ExtentsReply,
     ExtentsRequest,
+    FenceReply,
+    FenceRequest,
     FinishSyncReply,
     FinishSyncRequest,
     ForwardReply,
@@ -378,6 +380,15 @@ class StorageService:
         ]
         statuses = [Status((await sync)[0].status) if sync is not None else Status.STALE_ROUTING for sync in syncs]
         return SyncReply(status=statuses, chains=self._chains(statuses, request.chain))
+
+    async def fence(self, request: FenceRequest, context: Context) -> FenceReply:
+        check_columns(len(request.chain), request.chain_version)
+        statuses = []
+        for chain, version in zip(request.chain, request.chain_version, strict=True):
+            target = self._by_chain.get(chain)
+            fenced = target.fence(version, context.peer.client, request.sequence) if target is not None else None
+            statuses.append(Status((await fenced)[0].status) if fenced is not None else Status.STALE_ROUTING)
+        return FenceReply(status=statuses, chains=self._chains(statuses, request.chain))
 
     async def space(self, request: SpaceRequest, context: Context) -> SpaceReply:
         reply = SpaceReply()

@@ -39,6 +39,7 @@ from .events import (
     Effect,
     Event,
     Fate,
+    FenceRequest,
     Forward,
     ForwardAck,
     Mend,
@@ -180,6 +181,15 @@ class Target:
             ticket.set([Result(refusal)])
         else:
             self.submit(SyncRequest(ticket, chain_version, sender, session, number))
+        return ticket
+
+    def fence(self, chain_version: int, client: bytes, sequence: int) -> Promise[Sequence[Result]]:
+        """Updates of this client numbered up to there are refused from now on, when the one result that is promised is OK."""
+        ticket: Promise[Sequence[Result]] = self.env.promise()
+        if refusal := self._refused(chain_version, writing=False):
+            ticket.set([Result(refusal)])
+        else:
+            self.submit(FenceRequest(ticket, chain_version, client, sequence))
         return ticket
 
     def may_read(self, chain_version: int) -> Status:

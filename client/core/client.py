@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
-from ...proto.blocks import TABLE_OF_FILES
 from ...proto.env import Environment
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen import common_pb2
@@ -21,7 +20,6 @@ from ...proto.gen.meta_pb2 import (
     OpenRequest,
     Place,
     PublishRequest,
-    SettleSessionsRequest,
     TruncateRequest,
 )
 from ...proto.rpc import CLUSTER, META, Method
@@ -47,6 +45,7 @@ from .paths import PathLike, at, place, text
 from .ranges import read_ranges
 from .reading import Reader
 from .shared import SharedMemories
+from .succession import chains_of_files, settle_predecessor
 from .together import Together
 from .writeback import WriteBack
 from .writes import sync_chains
@@ -67,6 +66,7 @@ class Core(Namespace):
         self.numbers = itertools.count(1)  # of handles and waits for locks, in all epochs
         self.handles: WeakSet[Handle] = WeakSet()
         self.losing = env.lock()
+        self._predecessor = 0  # updates up to this number are those of a process that has died
         self.orphans: deque[Handle] = deque()  # open handles that nobody refers to any more
         self.together: Together | None = None  # where many read at once
         self.shared = SharedMemories(env)
@@ -93,15 +93,16 @@ class Core(Namespace):
 
     def succeed(self, number: int) -> None:
         """Be the client that a process was which has died. All numbers begin beyond those that it can have used. Before anything else."""
+        self._predecessor = number
         self.cluster.requests.last = number
         self.channels.begin(number)
         self.keeper.begin(number)
         self.numbers = itertools.count(number + 1)
 
     async def settle_predecessor(self, keep: Sequence[int] = ()) -> None:
-        """End the sessions that the process before us had for writing, but not these, which are ours: from now on its files are as long
-        as its chunks say. Raises DEADLINE when storage does not answer for so long."""
-        await self.cluster.meta(META.SettleSessions, SettleSessionsRequest(keep=keep))
+        """What the process before us had sent and not settled comes too late from now on; its sessions for writing end, but not these,
+        which are ours: its files are as long as its chunks say. Raises DEADLINE when storage does not answer for so long."""
+        await settle_predecessor(self, self._predecessor, keep)
 
     def hold_leases(
         self, keep: Callable[[Stat], Kept], advance: Callable[[Kept, int, int], Kept] | None = None
@@ -327,7 +328,10 @@ class Core(Namespace):
 
     async def close_orphan(self) -> None:
         """Close a file that was forgotten. An error of its data can only be a warning: whom else could it be told?"""
-        handle = self.orphans.popleft()
+        try:
+            handle = self.orphans.popleft()
+        except IndexError:
+            return  # another thread, or the keeper, closes it
         try:
             await handle.close()
         except (StatusError, ValueError) as failure:
@@ -456,8 +460,7 @@ class Core(Namespace):
                     chains.update(inode.chains)
                     inode.synced = True
         # What was closed before lies on chains that we do not remember: all of those that files may use.
-        tables = self.cluster.table.tables.items()
-        chains.update(chain for (table, _), placed in tables if table == TABLE_OF_FILES for chain in placed)
+        chains.update(chains_of_files(self.cluster))
         await sync_chains(self.cluster, sorted(chains))
         await self.sync_names()
         if failure is not None:

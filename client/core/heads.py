@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from ...proto.errors import Status, StatusError, error, status_of
 from ...proto.rpc import Method
 from .cluster import Cluster
+from .retry import Patience
 
 Build = Callable[[Sequence[int], Sequence[int]], Message]  # (chains, their versions) -> the request, chain i in row i
 Cure = Callable[[Status], Awaitable[bool]]  # does what a refusal asks for; whether it knew what
@@ -24,11 +25,12 @@ async def ask_heads(
     what: str,
     cure: Cure | None = None,
     beside: Beside | None = None,
+    patience: Patience | None = None,
 ) -> dict[int, tuple[Any, int]]:
     """Per chain the reply that answers for it, and the row in it. The replies have the columns `status` and `chains`. `what` is being done
     says the error; `beside` is done once, after the first requests were sent, unless they could not be, and must not raise StatusError.
     Raises StatusError."""
-    patience = cluster.patience()
+    patience = patience or cluster.patience()
     answers: dict[int, tuple[Any, int]] = {}
     left = sorted(set(chains))
     while left:

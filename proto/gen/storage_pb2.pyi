@@ -544,3 +544,21 @@ class ExtentsReply(_message.Message):
     length: _containers.RepeatedScalarFieldContainer[int]
     chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
     def __init__(self, status: _Optional[_Iterable[int]] = ..., chunks: _Optional[_Iterable[int]] = ..., more: _Optional[_Iterable[bool]] = ..., index: _Optional[_Iterable[int]] = ..., length: _Optional[_Iterable[int]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...
+
+class FenceRequest(_message.Message):
+    __slots__ = ("chain", "chain_version", "sequence")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    chain: _containers.RepeatedScalarFieldContainer[int]
+    chain_version: _containers.RepeatedScalarFieldContainer[int]
+    sequence: int
+    def __init__(self, chain: _Optional[_Iterable[int]] = ..., chain_version: _Optional[_Iterable[int]] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class FenceReply(_message.Message):
+    __slots__ = ("status", "chains")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    CHAINS_FIELD_NUMBER: _ClassVar[int]
+    status: _containers.RepeatedScalarFieldContainer[int]
+    chains: _containers.RepeatedCompositeFieldContainer[_common_pb2.Chain]
+    def __init__(self, status: _Optional[_Iterable[int]] = ..., chains: _Optional[_Iterable[_Union[_common_pb2.Chain, _Mapping]]] = ...) -> None: ...

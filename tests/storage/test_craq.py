@@ -18,6 +18,7 @@ from emberfs.storage.events import (
     CopyChunks,
     Discard,
     Fate,
+    FenceRequest,
     Forward,
     ForwardAck,
     Kind,
@@ -184,6 +185,32 @@ def test_ended_clients_are_refused() -> None:
     machine.step(0, ClientsEnded([CLIENT]))
     assert submit(machine, rows, write(2)) == [Status.SESSION_ENDED]
     assert submit(machine, rows, write(1, client=OTHER)) == [Status.OK]
+
+
+def test_a_dead_process_of_a_client_is_refused_and_its_successor_is_not() -> None:
+    # Rule 6: "from the moment at which its successor, the same client, has said so".
+    machine, rows = replica()
+    (persist,) = machine.step(0, request(write(5), ticket=1))
+    assert machine.step(0, request(write(6), ticket=2)) == [], "it waits for its turn"
+    assert machine.step(0, FenceRequest("f", 1, CLIENT, 10)) == [Reply("f", [Result(Status.OK)])]
+    assert isinstance(persist, Persist)
+    first, second = machine.step(0, persisted(machine, rows, persist))
+    assert isinstance(first, Reply) and first.results[0].status == Status.OK, "it was decided before"
+    assert isinstance(second, Reply) and second.results[0].status == Status.SESSION_ENDED
+    assert submit(machine, rows, write(10)) == [Status.SESSION_ENDED]
+    assert submit(machine, rows, write(11)) == [Status.OK]
+    assert submit(machine, rows, write(1, client=OTHER)) == [Status.OK]
+    machine.step(0, FenceRequest("f", 1, CLIENT, 7))
+    assert submit(machine, rows, write(10)) == [Status.SESSION_ENDED], "it does not go back"
+    machine.step(0, ClientsEnded([CLIENT]))
+    assert machine.fences == {}
+
+
+def test_only_the_head_of_the_present_chain_takes_a_fence() -> None:
+    machine, _ = replica(SERVING, SERVING, target=2)
+    assert machine.step(0, FenceRequest("f", 1, CLIENT, 1)) == [Reply("f", [Result(Status.STALE_ROUTING)])]
+    machine, _ = replica()
+    assert machine.step(0, FenceRequest("f", 2, CLIENT, 1)) == [Reply("f", [Result(Status.STALE_CHAIN_VERSION)])]
 
 
 def test_writes_from_before_a_truncate_are_refused() -> None:
