@@ -117,6 +117,7 @@ class Client:
         await self.core.keep_removed(path, seconds)
 
     async def events(self, path: PathLike = "/", *, wait: float = 20.0) -> AsyncIterator[Event | None]:
+        """As in `client.blocking`, but only from the first event that is awaited on."""
         cookie = (await self.core.events_page(path, b"", 0)).cookie
         while True:
             page = await self.core.events_page(path, cookie, wait)

@@ -46,6 +46,14 @@ def test_a_wait_for_events_of_any_length(client: Client) -> None:
     assert (event := next(watch)) is not None and event.path == "/e"
 
 
+def test_events_are_told_from_the_call_on(client: Client) -> None:
+    watch = client.events("/", wait=0.0)
+    client.mkdir("/before-the-first-look")
+    assert (event := next(watch)) is not None and event.path == "/before-the-first-look"
+    with pytest.raises(FileNotFoundError):
+        client.events("/missing")
+
+
 def test_lost_events_are_told(world: World, client: Client) -> None:
     watch = client.events("/", wait=0.0)
     assert next(watch) is None
