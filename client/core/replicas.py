@@ -124,6 +124,15 @@ class Replicas:
         seconds = min(2 * last, self._avoid_max) if last and now - until < self._avoid_max else self._avoid_min
         self._avoided[key] = (now + seconds, seconds)
 
+    def is_silent(self, node: int) -> bool:
+        """Whether it has failed, and has not answered since."""
+        return node in self._avoided
+
+    def spoke(self, node: int) -> None:
+        """A node has answered."""
+        if self._avoided:
+            self._avoided.pop(node, None)
+
     # --- waiting --------------------------------------------------------------------------------------------------------------------
 
     def sent(self, node: int, request: object) -> None:
@@ -140,8 +149,7 @@ class Replicas:
 
     def answered(self, node: int, waited: float) -> None:
         """A node has answered after somebody waited so many seconds."""
-        if self._avoided:
-            self._avoided.pop(node, None)
+        self.spoke(node)
         waits = self._waits.get(node)
         if waits is None:
             waits = self._waits.setdefault(node, _Waits(self._hedge_min))

@@ -36,6 +36,7 @@ WINDOW_BYTES_MIN = 512 << 10  # less is not divided: a request costs as much as 
 WINDOWS_READ_MIN = 2  # into which a batch of reads is divided at least, so that one is checked while the next is moved
 WINDOWS_IN_FLIGHT_MAX = 4  # of one batch
 UNREACHABLE_SECONDS = 0.5  # so long is a server that cannot be reached tried again: then it is a miss. Scaled
+HASTE_SECONDS = 5.0  # who waits for longer than that, an engine's default, is given the time in any case. Scaled
 TURNS_MAX = 2  # rounds without a pause in which other replicas are asked
 REPLICA_SECONDS = (
     0.5  # without an answer for so long, another replica is asked, where there is one; doubling with each round. Scaled
@@ -43,6 +44,7 @@ REPLICA_SECONDS = (
 
 # The server may be gone for a while. Engines compute what they miss, which is faster than waiting for that.
 _GONE = frozenset({Status.UNAVAILABLE, Status.MAYBE_COMMITTED, Status.TARGET_OFFLINE})
+_SILENT = frozenset({Status.UNAVAILABLE, Status.MAYBE_COMMITTED, Status.DEADLINE})
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +56,7 @@ class Part:
     chains: list[int]  # runs of the rows
     counts: list[int]
     several: bool  # another member could answer as well, or will
+    hasty: bool = False  # nobody else can, and it did not answer the last time: it is asked once, and not for long
     piece: Slice | None = None  # of the client's pool: for the bytes of rows that the server does not reach
     pieces: Mapping[int, memoryview] = field(default_factory=dict)  # of it, by row
     call: Call | None = None
@@ -90,6 +93,7 @@ class Batch:
         self._alone = False  # something in trouble can come from nowhere else
         self._rounds = 0  # so far
         self._turns = 0  # rounds in which other replicas were asked at once
+        self._given_up: set[int] = set()  # nodes that are not asked any more
 
     # What an operation says of itself.
 
@@ -155,11 +159,25 @@ class Batch:
         if failure.status is Status.NOT_FOUND and self.core.is_registered(self.namespace):
             # Registered a moment ago: the server has not heard of it.
             failure = error(Status.STALE_ROUTING, failure.strerror or "")
-        cluster.note(failure, part.replica.node)
-        if part.several:
+        node = part.replica.node
+        cluster.note(failure, node)
+        if part.several or self._says_much(failure, part):
             cluster.replicas.failed(part.replica, failure.status)
+        if part.hasty and failure.status in _SILENT:
+            self._given_up.add(node)
+            self.settle(part.rows, code_of(failure.status))
+            return
         for row in part.rows:
             self.again(row, failure, part)
+
+    def _says_much(self, failure: StatusError, part: Part) -> bool:
+        """Whether a server that failed so is away, and not only slower than somebody had time for."""
+        if failure.status is Status.DEADLINE:
+            return part.call is not None and part.call.timeout >= self._scaled(UNREACHABLE_SECONDS)
+        return failure.status in _SILENT
+
+    def _scaled(self, seconds: float) -> float:
+        return self.core.cluster.options.scaled(seconds)
 
     def checked(self, places: Places, *, all_fit: bool = False) -> Sequence[int]:
         """The rows that can be asked for at all; the others get their status. `all_fit`: as far as it is known without a look at each."""
@@ -254,8 +272,18 @@ class Batch:
         queues = []
         for replica, several, groups in by_node.values():
             mine = groups[0] if len(groups) == 1 else sorted([row for group in groups for row in group])
-            queues.append([self._part(replica, several, window, chains, alone) for window in self._windows(mine)])
+            parts = [self._part(replica, several, window, chains, alone) for window in self._windows(mine)]
+            if self._is_in_vain(replica.node, several):
+                for part in parts:
+                    part.hasty = True
+            queues.append(parts)
         return _interleaved(queues)
+
+    def _is_in_vain(self, node: int, several: bool) -> bool:
+        """Whether a server was away before this batch began. Of those who ask it for an engine none waits as long as the first."""
+        if several or self._rounds or not self.core.cluster.replicas.is_silent(node):
+            return False
+        return self.patience.total <= self._scaled(HASTE_SECONDS)
 
     def _is_retired(self, chain: int) -> bool:
         """A chain that has left the table, and then lost its last member: no blocks are there, for ever."""
@@ -317,8 +345,8 @@ class Batch:
     def _send(self, waiting: deque[Part], flying: list[Part]) -> None:
         while waiting and len(flying) < WINDOWS_IN_FLIGHT_MAX:
             part = waiting[0]
-            if self.stop.wanted:
-                self.settle(waiting.popleft().rows, CANCELLED)
+            if self.stop.wanted or part.replica.node in self._given_up:
+                self.settle(waiting.popleft().rows, CANCELLED if self.stop.wanted else AGAIN)
                 continue
             try:
                 part.call = self.call(part)
@@ -374,6 +402,7 @@ class Batch:
         except StatusError as failure:
             self.failed(part, failure)
         else:
+            self.core.cluster.replicas.spoke(part.replica.node)
             if reply.chains:
                 self.core.cluster.learn_chains(reply.chains)
             self.take(part, reply)
@@ -404,6 +433,8 @@ class Batch:
     def seconds(self, part: Part) -> float:
         """The time-out of a request."""
         seconds = self.patience.attempt()
+        if part.hasty:
+            return min(seconds, self._scaled(UNREACHABLE_SECONDS))
         if self.reading and (part.several or self._older):
             return min(seconds, self.core.cluster.options.scaled(REPLICA_SECONDS) * 2.0 ** min(self._rounds, 8))
         return seconds

@@ -6,7 +6,9 @@ Whatever happens, a block that comes is the block that was put, and one that was
 from __future__ import annotations
 
 import errno
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +17,8 @@ from typing import Any
 
 import pytest
 from emberfs_cluster import running_cluster
+
+from emberfs.proto.settings import time_scale
 
 from .faces import blocks_of, keys_of, opened, spec_of
 
@@ -133,6 +137,27 @@ def test_killed_in_the_middle_of_batches(damaged: Any, kind: str) -> None:
         for key in keys[::5]:
             assert face.get(namespace, key) == acknowledged[key]
         face.drop(namespace)
+
+
+def test_nobody_waits_again_for_a_server_that_is_away(damaged: Any) -> None:
+    """The first batch finds out. Those behind it are misses soon, so that an engine goes on as if it had no cache."""
+    with opened("blocking", damaged.url) as kv:
+        namespace, keys = kv.namespace(spec_of(BLOCK)), keys_of(4)
+        blocks = blocks_of(keys, BLOCK)
+        assert set(kv.put_from(namespace, keys, blocks)) == {BLOCK}
+        server = damaged.servers["storage-1"].pid()
+        os.kill(server, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            for _ in range(40):
+                assert set(kv.match(namespace, keys, deadline_ms=5000).statuses) <= AWAY
+            assert time.monotonic() - began < SECONDS_MAX * time_scale(), "as long as twenty of them may take"
+        finally:
+            os.kill(server, signal.SIGCONT)
+        buffers = [bytearray(BLOCK) for _ in keys]
+        assert set(kv.get_into(namespace, keys, buffers)) == {BLOCK}, "who has more time is given it"
+        assert buffers == blocks
+        assert kv.match(namespace, keys).n == len(keys)
 
 
 @pytest.mark.timeout(300)
