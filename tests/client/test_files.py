@@ -289,6 +289,12 @@ def test_a_forgotten_file_is_closed_by_the_keeper(world: World) -> None:
     assert other.read_bytes("/f") == b"never closed"
 
 
+def test_the_keeper_and_the_end_of_a_client_may_close_forgotten_files_at_once(world: World) -> None:
+    client = world.client()
+    drive(client.core.close_orphan())  # who comes second finds nothing left
+    client.close()
+
+
 def test_a_client_that_ends_writes_out_what_its_keeper_has_only_begun_to_close(world: World) -> None:
     client, other = world.client(), world.client()
     client.open("/f", "wb").write(b"never closed")
