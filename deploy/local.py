@@ -27,7 +27,7 @@ from .. import __version__
 from ..proto.blocks import TABLE_OF_BLOCKS
 from ..proto.datadir import read_json, write_json
 from ..proto.errors import Status, StatusError, error
-from ..proto.settings import CLUSTER_FILE, KV_CAPACITY_PART, data_url, default_data_dir, default_kv_memory
+from ..proto.settings import CLUSTER_FILE, KV_CAPACITY_PART, data_url, default_data_dir, default_kv_memory, not_yours
 from . import mounts
 from .administration import Administration
 from .chains import make_first_chains
@@ -97,6 +97,8 @@ class LocalCluster:
         self._bound = bound
         self._metrics = metrics
         self.servers: dict[str, ServerProcess] = {}
+        if self.data.is_dir() and not os.access(self.data, os.R_OK | os.X_OK):
+            raise not_yours(self.data)
         self._find_servers(
             next_names(storage_names(self.data), 1)
         )  # not by cluster.json, which may be of another version

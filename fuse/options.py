@@ -252,4 +252,4 @@ def _complaint(name: str, has_value: bool) -> str:
     if not has_value and name in VALUES:
         return f"mount option {name} needs a value: {name}=…"
     near = difflib.get_close_matches(name, [*WORDS, *VALUES], 1)
-    return f"unknown mount option {name!r}" + (f"; did you mean {near[0]}?" if near else "")
+    return f"unknown mount option {name!r}" + (f"; did you mean {near[0]}?" if near else ": see 'emberfs mount --help'")

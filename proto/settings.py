@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from .errors import Status, error
+from .errors import Status, StatusError, error
 
 SCHEME = "ember"
 CLUSTER_FILE = (
@@ -113,6 +113,15 @@ def data_url(data: Path | str, path: str = "/") -> str:
     return f"{SCHEME}://{quote(str(Path(data).absolute()), safe='')}{path}"
 
 
+def not_yours(data: Path) -> StatusError:
+    """The error for a data directory that another user keeps to himself."""
+    return error(
+        Status.PERMISSION_DENIED,
+        f"the cluster in {data} belongs to another user, who can let you in over TCP: 'emberfs up --port', then EMBERFS_URL and "
+        "a copy of its secret in EMBERFS_SECRET_FILE",
+    )
+
+
 def _from_data_dir(data: Path, path: str) -> Location:
     try:
         found = json.loads((data / CLUSTER_FILE).read_text())
@@ -121,6 +130,8 @@ def _from_data_dir(data: Path, path: str) -> Location:
         raise error(
             Status.NOT_FOUND, f"no cluster in {data}: start one with 'emberfs up', or name one in EMBERFS_URL"
         ) from missing
+    except PermissionError as denied:
+        raise not_yours(data) from denied
     except (ValueError, KeyError, TypeError) as bad:
         raise error(Status.BAD_FORMAT, f"{data / CLUSTER_FILE} is damaged: 'emberfs up' writes it anew") from bad
 

@@ -9,12 +9,15 @@ import sys
 import time
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...proto.transport import choice
-from .output import complain, console, say, write_json
+from .output import complain, console, painted, say, write_json
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 class What(str, Enum):  # noqa: UP042 -- typer before 0.16 wants it so
@@ -104,7 +107,7 @@ def _print(result: dict[str, Any]) -> None:
         say(result["left_out"])
 
 
-def cells(row: dict[str, Any]) -> tuple[str, ...]:
+def cells(row: dict[str, Any]) -> tuple[str | Text, ...]:
     """A row for people: measured and baseline with their unit, the rounds' least and greatest, the ratio, the aim; the aim is red where
     it is missed."""
 
@@ -116,8 +119,6 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     unit = row.get("unit", "")
     baseline = f"{number(row['baseline'])} {row.get('baseline_unit', unit)}" if row.get("baseline") is not None else ""
     ratio = f"{row['ratio']:.2f}" if row.get("ratio") is not None else ""
-    aim = str(row.get("aim", "") or "")
-    if aim and row.get("met") is False:
-        aim = f"[red]{aim}[/]"
+    aim = painted(str(row.get("aim", "") or ""), "red" if row.get("met") is False else "")
     spread = "-".join(map(number, row.get("spread", ())))
     return str(row["what"]), f"{number(row['value'])} {unit}", spread, baseline, ratio, aim

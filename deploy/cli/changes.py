@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ...proto.errors import StatusError
-from .output import Failed, complain, name_out, say
+from .output import Failed, complain, name_out, say, told
 from .paths import cluster_of, destination, expand, is_directory
 
 
@@ -34,7 +34,7 @@ def mkdir(
                 if mode:
                     client.chmod(path, bits)
             except StatusError as failed:
-                complain(f"{path}: {failed.strerror}")
+                complain(told(path, failed))
                 failures += 1
     if failures:
         raise Failed()
@@ -85,13 +85,13 @@ def rm(
                     client.remove_tree(path, forever=forever) if recursive else client.unlink(path, forever=forever)
                 except FileNotFoundError as failed:
                     if not force:
-                        complain(f"{path}: {failed.strerror}")
+                        complain(told(path, failed))
                         failures += 1
                 except IsADirectoryError:
                     complain(f"{path} is a directory: add -r to remove it and all that is in it")
                     failures += 1
                 except StatusError as failed:
-                    complain(f"{path}: {failed.strerror}")
+                    complain(told(path, failed))
                     failures += 1
     if failures:
         raise Failed()

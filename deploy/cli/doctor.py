@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from ...proto.settings import PORT_DEFAULT, default_data_dir
-from .output import Failed, console, human, write_json
+from .output import Failed, console, human, painted, write_json
 
 KERNEL_MIN = (5, 10)  # pidfd_open, memfd seals, preadv2(RWF_NOWAIT); older ones are not tested
 FILES_MIN = 4096
@@ -74,7 +74,7 @@ def doctor(
         colours = {"ok": "green", "warning": "yellow", "error": "red"}
         table = Table("check", "", "found", "what to do", box=None)
         for finding in findings:
-            table.add_row(finding.check, f"[{colours[finding.state]}]{finding.state}[/]", finding.found, finding.advice)
+            table.add_row(finding.check, painted(finding.state, colours[finding.state]), finding.found, finding.advice)
         console().print(table)
     if any(finding.state == "error" for finding in findings):
         raise Failed()

@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...proto.errors import StatusError
-from .output import Failed, complain, human, mode_text, name_out, owner_text, say, stat_json, time_text, write_json
+from .output import (
+    Failed,
+    complain,
+    counted,
+    human,
+    mode_text,
+    name_out,
+    owner_text,
+    say,
+    stat_json,
+    time_text,
+    told,
+    write_json,
+)
 from .paths import cluster_of, connected, expand
 
 if TYPE_CHECKING:
@@ -41,7 +54,7 @@ def ls(
             try:
                 entries = _entries(client, path, recursive, directory)
             except StatusError as failed:
-                complain(f"{path}: {failed.strerror}")
+                complain(told(path, failed))
                 failures += 1
                 continue
             if as_json:
@@ -108,7 +121,7 @@ def tree(
     say(name_out(top))
     _print_tree(found)
     count = sum(stat.is_dir for _, stat in found)
-    say(f"\n{count} directories, {len(found) - count} files")
+    say(f"\n{count} {'directory' if count == 1 else 'directories'}, {counted(len(found) - count, 'file')}")
 
 
 def _print_tree(found: list[tuple[str, Stat]]) -> None:
@@ -135,7 +148,7 @@ def stat(
         names = expand(client, wanted)
         for name, found in zip(names, client.stat_many(names, follow=follow), strict=True):
             if isinstance(found, StatusError):
-                complain(f"{name}: {found.strerror}")
+                complain(told(name, found))
                 failures += 1
             elif as_json:
                 documents.append(stat_json(name, found))

@@ -9,6 +9,7 @@ answer; 4 stored data is damaged or lost; 5 a bug; 130 interrupted.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -19,9 +20,10 @@ import typer.core
 
 from ... import __version__
 from ...proto.errors import Blame, Status, StatusError
-from .output import Failed, complain
+from .output import Failed, complain, told
 
 HELP_COLUMNS = 100  # at most, on a wide terminal
+SHORT_HELP_MAX = 1000  # characters of a command in the list of all: its first sentence, not cut
 EXIT_FAILED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_DAMAGED, EXIT_BUG, EXIT_INTERRUPTED = 1, 2, 3, 4, 5, 130
 _DAMAGED = {Status.CHECKSUM, Status.LOST_DATA, Status.IO_ERROR, Status.TARGET_OFFLINE, Status.BAD_FORMAT}
 
@@ -72,26 +74,36 @@ class _Commands(typer.core.TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
-            return None
+            if ctx.resilient_parsing:  # completion asks what there is
+                return None
+            near = difflib.get_close_matches(cmd_name, COMMANDS, 1)
+            raise Failed(
+                f"there is no command {cmd_name!r}"
+                + (f"; did you mean '{near[0]}'?" if near else ": 'emberfs --help' lists all"),
+                EXIT_USAGE,
+            )
         module, panel = COMMANDS[cmd_name]
         function = getattr(importlib.import_module(f".{module}", __package__), cmd_name)
         if isinstance(function, typer.Typer):  # a command with commands of its own
+            function.rich_markup_mode = None  # help as plain text, which wraps, can be searched, and is there at once
             group: Any = typer.main.get_command(function)
             group.rich_help_panel = panel
+            for each in group.commands.values():
+                each.short_help = each.get_short_help_str(SHORT_HELP_MAX)
             return group
-        single = typer.Typer(add_completion=False)
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
         single.command(cmd_name, rich_help_panel=panel, context_settings={"help_option_names": ["-h", "--help"]})(
             function
         )
         return typer.main.get_command(single)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        # Typer's own page of help loads libraries for Markdown and tracebacks first, which take longer than everything else here.
+        # In panels, which Typer makes only by loading libraries for Markdown and tracebacks: they take longer than everything else here.
         records = (param.get_help_record(ctx) for param in self.get_params(ctx))
         _section(formatter, "Options", [record for record in records if record is not None])
         for panel in dict.fromkeys(panel for _, panel in COMMANDS.values()):
             names = [name for name, (_, its_panel) in COMMANDS.items() if its_panel == panel]
-            rows = [(name, self.get_command(ctx, name).get_short_help_str(HELP_COLUMNS)) for name in names]
+            rows = [(name, self.get_command(ctx, name).get_short_help_str(SHORT_HELP_MAX)) for name in names]
             _section(formatter, panel, rows)
 
     def invoke(self, ctx: Any) -> Any:
@@ -129,9 +141,7 @@ def _styled(text: str, **style: Any) -> str:
 
 def sentence(failed: StatusError) -> str:
     """What went wrong, with the path in question if the message does not name it."""
-    text = str(failed.strerror)
-    name = failed.filename if isinstance(failed.filename, str) else ""
-    return f"{name}: {text}" if name and name not in text else text
+    return told(failed.filename, failed) if isinstance(failed.filename, str) else str(failed.strerror)
 
 
 def exit_code(failed: StatusError) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .output import Failed, complain, console, say, write_json
+from .output import Failed, complain, console, parse_level, say, write_json
 
 _PLACES_HELP = "What to mount (default: the default cluster), and the directory to mount it on. None: list the mounts."
 _OPTIONS_HELP = "Options, separated by commas; may be repeated."
@@ -52,6 +52,7 @@ def mount(
     from .. import mounts
 
     texts = options or []
+    parse_level(log_level)
     if foreground:
         _stay(mounts.full_url(url), path, texts, log_level)
     found = mounts.start(url, path, texts, log_level=log_level)

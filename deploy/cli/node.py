@@ -22,7 +22,7 @@ from .moving import (
     move,
     node_named,
 )
-from .output import Failed, console, human, say, write_json
+from .output import Failed, console, human, painted, say, write_json
 
 if TYPE_CHECKING:
     from ...proto.settings import Location
@@ -67,7 +67,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="JSON for machine
         sizes = [human(int(row[name])) for name in ("used", "capacity", "kv_used")]
         host = str(row["host"])[:8]
         counts = (str(row["targets"]), str(row["members"]))
-        state = f"[{colour}]{row['state']}[/]"
+        state = painted(str(row["state"]), colour)
         table.add_row(str(row["node"]), str(row["name"]), state, *counts, *sizes, host, str(row["rack"]))
     console().print(table)
 

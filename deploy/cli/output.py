@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -13,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from ...client.core.attributes import Stat
 
 SIX_MONTHS_S = 182 * 86400
+PIPE_COLUMNS = 10_000  # of a table that goes to no terminal: nothing in it is cut
+LOG_LEVELS = ("debug", "info", "warning", "error")  # as servers know them; a test compares
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _TYPE_LETTERS = {
     "directory": "d",
@@ -41,6 +45,12 @@ def complain(sentence: str) -> None:
     sys.stdout.flush()
     sys.stderr.write(f"emberfs: {printable(sentence)}\n")
     sys.stderr.flush()
+
+
+def told(path: str, failed: OSError) -> str:
+    """Why something failed for this path, which is named once. ("no such file or directory: 'a'" is of the path's last name mostly.)"""
+    text = str(failed.strerror).removesuffix(f": {path.rpartition('/')[2]!r}")
+    return text if path in text else f"{path}: {text}"
 
 
 def say(text: str = "") -> None:
@@ -79,10 +89,26 @@ def name_out(name: str) -> str:
 
 
 def console() -> Console:
-    """For tables on stdout."""
+    """For tables on stdout: as wide as the terminal, and as they need where programs read them. Names may look like markup or emoji and
+    need not be UTF-8, so cells are taken as they are (see `painted`), and bytes come out as they went in."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    width = None if sys.stdout.isatty() else PIPE_COLUMNS
+    return Console(highlight=False, markup=False, emoji=False, width=width)
+
+
+def painted(text: str, colour: str) -> Text:
+    """A word in its colour."""
+    from rich.text import Text
+
+    return Text(text, colour)
+
+
+def counted(count: int, noun: str) -> str:
+    """ "1 node", "2 nodes"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def human(size: float) -> str:
@@ -112,6 +138,13 @@ def parse_duration(text: str) -> int:
     return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}[match[2]]
 
 
+def parse_level(text: str) -> str:
+    """A level of a log as it is. Raises Failed for anything else."""
+    if text not in LOG_LEVELS:
+        raise Failed(f"{text!r} is no level of a log: they are {', '.join(LOG_LEVELS)}", 2)
+    return text
+
+
 def mode_text(stat: Stat) -> str:
     """ "drwxr-xr-x"."""
     import stat as bits
@@ -121,10 +154,10 @@ def mode_text(stat: Stat) -> str:
 
 
 def time_text(ns: int, now_ns: int | None = None) -> str:
-    """As `ls -l` shows it: the clock for the last half year, else the year."""
+    """As `ls -l` shows it: the clock within half a year of now, else the year."""
     seconds = ns / 1e9
     age = (now_ns or time.time_ns()) / 1e9 - seconds
-    form = "%b %e %H:%M" if 0 <= age < SIX_MONTHS_S else "%b %e  %Y"
+    form = "%b %e %H:%M" if abs(age) < SIX_MONTHS_S else "%b %e  %Y"
     return time.strftime(form, time.localtime(seconds))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import Failed, console, human, name_out, parse_size, write_json
+from .output import Failed, console, human, name_out, painted, parse_size, write_json
 from .paths import cluster_of
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="JSON for machine
             human(each.bytes_max) if each.bytes_max else "-",
             str(each.inodes_used),
             str(each.inodes_max or "-"),
-            "[yellow]counting[/]" if each.counting else "",
+            painted("counting", "yellow") if each.counting else "",
         )
     console().print(table)
 

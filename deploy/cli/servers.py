@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import Failed, parse_duration, parse_size, say, write_json
+from .output import Failed, counted, parse_duration, parse_level, parse_size, say, write_json
 
 if TYPE_CHECKING:
     from ..local import LocalCluster
@@ -33,6 +34,7 @@ _Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
 
 
 def up(
+    ctx: typer.Context,
     data: _Data = "",
     mount: Annotated[
         str, typer.Option(help="Mount it on this directory too, now and with each later 'up'.", show_default=False)
@@ -85,7 +87,7 @@ def up(
         trash=parse_duration(trash) if trash else None,
         metas=metas,
         kv=kv or None,
-        log_level=log_level,
+        log_level=parse_level(log_level),
     )
     begin = time.monotonic()
     if mount:
@@ -106,21 +108,23 @@ def up(
     options = cluster.record["options"]
     if len(cluster.nodes) > 1:
         copies = "one copy" if options["replicas"] == 1 else f"{options['replicas']} copies"
-        say(f"{len(cluster.nodes)} storage nodes, {copies} of each chunk, each on another node.")
+        say(f"{counted(len(cluster.nodes), 'storage node')}, {copies} of each chunk, each on another node.")
     for place in places:
         say(f"It is mounted on {place}.")
-    _say_how_to_go_on(cluster, status)
+    _say_how_to_go_on(ctx, cluster, status)
     if trouble is not None:
         raise trouble
 
 
-def _say_how_to_go_on(cluster: LocalCluster, status: dict[str, Any]) -> None:
+def _say_how_to_go_on(ctx: typer.Context, cluster: LocalCluster, status: dict[str, Any]) -> None:
     from ...proto.settings import default_data_dir
 
-    default = default_data_dir().absolute() == cluster.data
-    command = "emberfs" if default else f"emberfs --data {cluster.data}"
+    # 'emberfs --data DIR up' has set $EMBERFS_DATA for this process alone.
+    named = ctx.find_root().params.get("data")
+    default = not named and default_data_dir().absolute() == cluster.data
+    command = "emberfs" if default else f"emberfs --data {shlex.quote(str(cluster.data))}"
     url = "ember://" if default else cluster.url.rstrip("/")
-    for line, meaning in (
+    ways = (
         (f"{command} put -r FOLDER /", "copy a folder in"),
         (f"{command} ls -l /", "look at it"),
         (f"{command} mount DIRECTORY", "for every program that knows only paths"),
@@ -129,8 +133,10 @@ def _say_how_to_go_on(cluster: LocalCluster, status: dict[str, Any]) -> None:
         (f"{command} down", "stop it; 'up' brings it back"),
         (f"pandas.read_parquet('{url}/FILE')", "in Python, as everything that speaks fsspec"),
         (f"emberfs.connect({'' if default else repr(cluster.url)})", "in Python, a client"),
-    ):
-        say(f"  {line:<40} {meaning}")
+    )
+    width = max(len(line) for line, _ in ways)
+    for line, meaning in ways:
+        say(f"  {line:<{width}}  {meaning}")
     tcp = [address for address in status["servers"][0]["addresses"] if address.startswith("tcp:")]
     if tcp:
         say(

@@ -13,11 +13,12 @@ from ...proto.blocks import TABLE_OF_FILES
 from ...proto.errors import StatusError
 from . import transports
 from .moving import KINDS
-from .output import Failed, console, human, say, write_json
+from .output import Failed, console, counted, human, painted, write_json
 from .servers import existing
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from ...proto.gen.cluster_pb2 import StatusReply, Target
 
@@ -54,10 +55,9 @@ def status(
     else:
         for table in tables(found):
             console().print(table)
-        if found["error"]:
-            say(f"\n{found['error']}")
     if not found["running"]:
-        raise Failed("" if as_json else "not all servers run: 'emberfs up' starts what is missing", 3)
+        reason = found["error"] or "not all servers run: 'emberfs up' starts what is missing"
+        raise Failed("" if as_json else reason, 3)
 
 
 def collect(data: str = "") -> dict[str, Any]:
@@ -189,9 +189,9 @@ def chains_of(reply: StatusReply) -> list[dict[str, Any]]:
     return found
 
 
-def tables(found: dict[str, Any]) -> list[Table | str]:
+def tables(found: dict[str, Any]) -> list[Table | Text]:
     """What `collect` found, for people."""
-    shown: list[Table | str] = [_head(found)]
+    shown: list[Table | Text] = [_head(found)]
     if found["servers"]:
         shown.append(_server_table(found["servers"]))
     if found["mounts"]:
@@ -208,29 +208,34 @@ def tables(found: dict[str, Any]) -> list[Table | str]:
     return shown
 
 
-def _head(found: dict[str, Any]) -> str:
-    head = f"cluster {found.get('cluster', '?')}" + (f"  in {found['data']}" if found.get("data") else "")
+def _head(found: dict[str, Any]) -> Text:
+    from rich.text import Text
+
+    head = Text(f"cluster {found.get('cluster', '?')}" + (f"  in {found['data']}" if found.get("data") else ""))
     if space := found.get("space"):
-        head += f"\n{found['inodes']} inodes, {found['clients']} clients, {human(space['used'])} used of {human(space['total'])}"
+        head.append(f"\n{counted(found['inodes'], 'inode')}, {counted(found['clients'], 'client')}, ")
+        head.append(f"{human(space['used'])} used of {human(space['total'])}")
         if found["gc_pending"]:
-            head += f", {found['gc_pending']} removed files and ended clients still being cleaned up"
+            head.append(f", {found['gc_pending']} removed files and ended clients still being cleaned up")
     for kind, title in (("files", "files"), ("kv", "KV blocks")):
         if chains := [chain for chain in found["chains"] if chain["for"] == kind]:
-            head += f"\n{title}: {_health(chains)}"
+            head.append(f"\n{title}: ").append_text(_health(chains))
     silent = [node["name"] or str(node["node"]) for node in found["nodes"] if node["state"] == "silent"]
     draining = [node["name"] or str(node["node"]) for node in found["nodes"] if node["state"] == "draining"]
     if silent:
-        head += f"\n[red]silent: {', '.join(silent)}[/]"
+        head.append(f"\nsilent: {', '.join(silent)}", "red")
     if draining:
-        head += f"\n[yellow]draining: {', '.join(draining)}[/]"
+        head.append(f"\ndraining: {', '.join(draining)}", "yellow")
     return head
 
 
-def _health(chains: list[dict[str, Any]]) -> str:
+def _health(chains: list[dict[str, Any]]) -> Text:
     """How many chains there are, and what they lack."""
+    from rich.text import Text
+
     counts = Counter(health_of(chain) for chain in chains)
-    parts = [f"[{colour}]{counts[word]} {word}[/]" for word, colour in HEALTH.items() if counts[word]]
-    return f"{len(chains)} {'chain' if len(chains) == 1 else 'chains'}: {', '.join(parts)}"
+    parts = [painted(f"{counts[word]} {word}", colour) for word, colour in HEALTH.items() if counts[word]]
+    return Text(f"{counted(len(chains), 'chain')}: ").append_text(Text(", ").join(parts))
 
 
 def health_of(chain: dict[str, Any]) -> str:
@@ -251,7 +256,7 @@ def _server_table(servers: list[dict[str, Any]]) -> Table:
         alive = bool(server["pid"])
         memory = human(server["resident_bytes"]) if alive else ""
         duration = _duration(server["uptime_s"]) if alive else ""
-        pid = str(server["pid"]) if alive else "[red]down[/]"
+        pid = str(server["pid"]) if alive else painted("down", "red")
         table.add_row(server["name"], pid, memory, duration, "\n".join(server["addresses"]))
     return table
 
@@ -273,7 +278,7 @@ def _node_table(nodes: list[dict[str, Any]]) -> Table:
     table = Table("node", "name", "state", "rack", Column("addresses", overflow="fold"), box=None)
     for node in nodes:
         colour = {"up": "green", "leads": "green", "draining": "yellow"}.get(node["state"], "red")
-        state = f"[{colour}]{node['state']}[/]"
+        state = painted(node["state"], colour)
         table.add_row(str(node["node"]), node["name"], state, node["rack"], "\n".join(node["addresses"]))
     return table
 
@@ -287,9 +292,9 @@ def _target_table(found: dict[str, Any]) -> Table:
     table = Table(*columns, Column("path", overflow="fold"), box=None)
     for target in found["targets"]:
         chain, member = on_chain.get(target["target"], ({}, {}))
-        state = _state_text(member) if member else "[cyan]spare[/]"
+        state = _state_text(member) if member else painted("spare", "cyan")
         if marks := [*target["marks"], *(["offline"] if target["state"] == "OFFLINE" else [])]:
-            state += f" [red]{' '.join(marks)}[/]"
+            state.append(f" {' '.join(marks)}", "red")
         sizes = (str(target["chunks"]), f"{human(target['used'])} of {human(target['capacity'])}")
         name = target["name"] or str(target["node"])
         path = target["path"].removeprefix(f"{found['data']}/{name}/" if found.get("data") else "")
@@ -300,27 +305,30 @@ def _target_table(found: dict[str, Any]) -> Table:
 def chain_table(chains: list[dict[str, Any]]) -> Table:
     """Chains with their members as node/target, those that lack something first."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("chain", "for", "version", "state", "members, head first", box=None)
     rows = sorted(chains, key=lambda chain: (health_of(chain) == WELL, chain["chain"]))
     for chain in rows[:CHAINS_SHOWN_MAX]:
-        members = [f"{m['name'] or m['node']}/{m['target']}" + _unless_serving(m) for m in chain["members"]]
+        members = Text("  ").join(_member_text(member) for member in chain["members"])
         word = health_of(chain)
-        state = f"[{HEALTH[word]}]{word}[/]"
-        table.add_row(str(chain["chain"]), chain["for"], str(chain["version"]), state, "  ".join(members))
+        table.add_row(str(chain["chain"]), chain["for"], str(chain["version"]), painted(word, HEALTH[word]), members)
     if len(chains) > CHAINS_SHOWN_MAX:
         table.add_row("...", "", "", "", f"and {len(chains) - CHAINS_SHOWN_MAX} more (--json shows all)")
     return table
 
 
-def _unless_serving(member: dict[str, Any]) -> str:
-    return "" if member["state"] == "SERVING" else f" {_state_text(member)}"
+def _member_text(member: dict[str, Any]) -> Text:
+    from rich.text import Text
+
+    text = Text(f"{member['name'] or member['node']}/{member['target']}")
+    return text if member["state"] == "SERVING" else text.append(" ").append_text(_state_text(member))
 
 
-def _state_text(member: dict[str, Any]) -> str:
+def _state_text(member: dict[str, Any]) -> Text:
     state = str(member["state"])
     progress = f" {member['sync']:.0%}" if "sync" in member else ""
-    return f"[{COLOURS.get(state, 'red')}]{state}{progress}[/]"
+    return painted(state + progress, COLOURS.get(state, "red"))
 
 
 def _duration(seconds: float) -> str:

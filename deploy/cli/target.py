@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .moving import AT_ONCE, KINDS, AtOnce, Rate, Yes, administration, confirm, look_everywhere, move
-from .output import Failed, console, human, say, write_json
+from .output import Failed, console, human, painted, say, write_json
 
 if TYPE_CHECKING:
     from ..administration import Administration
@@ -45,7 +45,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="JSON for machine
             str(row["state"]), "red"
         )
         sizes = (human(int(row["used"])), human(int(row["capacity"])))
-        state = f"[{colour}]{row['state']}[/]"
+        state = painted(str(row["state"]), colour)
         chain = str(row["chain"] or "-")
         table.add_row(
             str(row["target"]),

@@ -11,7 +11,7 @@ import typer
 
 from ...proto.errors import StatusError
 from .. import copying
-from .output import Failed, complain, progress, write_json
+from .output import Failed, complain, progress, told, write_json
 from .paths import cluster_of, destination, expand, is_directory
 
 _Recursive = Annotated[bool, typer.Option("-r", "--recursive", help="Directories with all that is below them.")]
@@ -34,7 +34,7 @@ def cat(paths: Annotated[list[str], typer.Argument(metavar="PATH...")]) -> None:
                 raise
             except StatusError as failed:
                 sys.stdout.buffer.flush()
-                complain(f"{path}: {failed.strerror}")
+                complain(told(path, failed))
                 failures += 1
         sys.stdout.buffer.flush()
     if failures:

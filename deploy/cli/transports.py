@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from .output import painted
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -61,7 +63,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
         "from", "to", Column("address", overflow="fold"), "transport", Column("why", overflow="fold"), box=None
     )
     for row in rows[:ROWS_SHOWN_MAX]:
-        transport = f"[{COLOURS.get(row['transport'], 'red')}]{row['transport']}[/]"
+        transport = painted(row["transport"], COLOURS.get(row["transport"], "red"))
         made.add_row(row["from"], row["to"], row["address"], transport, row["reason"])
     if len(rows) > ROWS_SHOWN_MAX:
         made.add_row("...", "", "", "", f"and {len(rows) - ROWS_SHOWN_MAX} more (--json shows all)")
@@ -87,7 +89,7 @@ def devices() -> Iterator[tuple[str, bool, str, str]]:
         return
     for one in found:
         if one.port is None:
-            yield f"rdma {one.name}", False, one.reason, "deploy/rdma.md, 'Check the fabric'"
+            yield f"rdma {one.name}", False, one.reason, "deploy/rdma.md, 'The fabric'"
         else:
             kind = "InfiniBand" if one.port.infiniband else f"RoCE v2 on {one.port.interface}"
             yield f"rdma {one.name}", True, f"{kind}, {one.port.rate}, GID {one.port.gid_index} {one.port.gid_text}", ""

@@ -74,8 +74,8 @@ def require(node: Owned, caller: Credentials, want: int, *, is_directory: bool =
     if not permits(node, caller, want, is_directory=is_directory):
         raise error(
             Status.PERMISSION_DENIED,
-            f"{what or f'inode {node.id:x}'}: its mode {node.mode:04o} of {node.uid}:{node.gid} does not let user {caller.uid} "
-            f"{_NAMES.get(want, 'use')} it",
+            f"permission denied: the mode {node.mode:04o} of {what or f'inode {node.id:x}'}, which belongs to {node.uid}:{node.gid}, "
+            f"does not let user {caller.uid} {_NAMES.get(want, 'use')} it",
         )
 
 

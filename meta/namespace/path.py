@@ -43,9 +43,14 @@ def check_path(path: bytes) -> None:
         raise error(Status.NAME_TOO_LONG, f"a path of {len(path)} bytes: at most {PATH_BYTES_MAX}")
 
 
-def missing(name: bytes, directory: int) -> StatusError:
+def shown(name: bytes) -> str:
+    """A name in quotes, for people."""
+    return repr(name.decode("utf-8", "backslashreplace"))
+
+
+def missing(name: bytes) -> StatusError:
     """The error for a name that does not exist."""
-    return error(Status.NOT_FOUND, f"no {name.decode('utf-8', 'backslashreplace')!r} in directory {directory:x}")
+    return error(Status.NOT_FOUND, f"no such file or directory: {shown(name)}")
 
 
 async def directory(attempt: Attempt, number: int) -> Directory:
@@ -167,9 +172,9 @@ async def _walk(attempt: Attempt, start: Directory, path: bytes, *, follow: bool
         if not stack:
             return Found(current, name, entry, slash)
         if entry is None:
-            raise missing(name, current.id)
+            raise missing(name)
         if entry.type != inodes.DIRECTORY:
-            raise error(Status.NOT_DIRECTORY, f"{name!r} in directory {current.id:x} is not a directory")
+            raise error(Status.NOT_DIRECTORY, f"{shown(name)} is not a directory")
         current = await directory(attempt, entry.inode)
     return _itself(current, slash=slash)
 
@@ -199,7 +204,7 @@ async def lookup(attempt: Attempt, place: Place, *, follow: bool) -> Inode:
 async def inode_of(attempt: Attempt, found: Found) -> Inode:
     """The inode at the end of a path. Raises NOT_FOUND, and NOT_DIRECTORY for "file/"."""
     if found.entry is None:
-        raise missing(found.name, found.parent.id)
+        raise missing(found.name)
     if found.slash and not found.entry.is_directory:
-        raise error(Status.NOT_DIRECTORY, f"{found.name!r} is not a directory, and its path ends in '/'")
+        raise error(Status.NOT_DIRECTORY, f"{shown(found.name)} is not a directory, and its path ends in '/'")
     return await attempt.inode(found.entry.inode)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from socket import gaierror
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -149,8 +150,14 @@ def slice_table(slices: Sequence[Slice]) -> bytes:
 
 def unreachable(address: str, reason: Exception | str) -> StatusError:
     """The error of a connect that failed: nothing was sent."""
-    if isinstance(reason, OSError) and reason.errno == errno.ENOENT:
-        text = "there is no such socket; is the server running?"
+    if (
+        isinstance(reason, OSError)
+        and reason.errno in (errno.ENOENT, errno.ECONNREFUSED)
+        and address.startswith("unix:")
+    ):
+        text = "nobody listens there; 'emberfs up' starts the servers of this machine"
+    elif isinstance(reason, gaierror):
+        text = f"{(reason.strerror or str(reason)).lower()}; is the host's name right?"
     elif isinstance(reason, OSError) and reason.errno == errno.EACCES:
         text = "permission denied; the socket belongs to another user"
     elif isinstance(reason, TimeoutError):

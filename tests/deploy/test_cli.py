@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import emberfs.deploy
+from emberfs.deploy.cli.output import LOG_LEVELS
 from emberfs.deploy.local import LocalCluster
+from emberfs.proto import process
 
 from .command import Command
 
@@ -267,11 +269,28 @@ class TestBadInput:
         assert "directory" in run.fail(1, "cat", home)
 
     def test_wrong_usage(self, run: Command) -> None:
-        run.fail(2, "nonsense")
+        assert "--help" in run.fail(2, "nonsense")
+        assert "'status'" in run.fail(2, "statsu")
         run.fail(2, "ls", "--nonsense")
+        assert "info" in run.fail(2, "up", "--log-level", "loud")
         assert "only ember://" in run.fail(2, "ls", "s3://bucket/x")
         assert "in one cluster" in run.fail(2, "cp", "ember://one/x", "ember://two/y")
         run.fail(2, "ls", "ember://host:notaport/")
+
+    def test_a_name_is_told_once_and_no_number_of_an_inode(self, run: Command, home: str) -> None:
+        for command in ("cat", "rm", "ls"):
+            assert run.fail(1, command, f"{home}/none") == f"emberfs: {home}/none: no such file or directory\n"
+        assert "'none'" in run.fail(1, "put", "-", f"{home}/none/below", data=b"")
+        run("mkdir", f"{home}/a")
+        assert "below itself" in run.fail(1, "mv", f"{home}/a", f"{home}/a/b")
+
+    def test_names_that_look_like_markup_in_tables(self, run: Command, home: str) -> None:
+        """Tables that programs read are not cut, however long what is in them."""
+        path = f"{home}/[red]{'long' * 50}[/]:smile:"
+        run("mkdir", "-p", path)
+        run("quota", "set", "--path", path, "--inodes", "9")
+        assert path in run("quota", "list").text
+        run("quota", "remove", "--path", path)
 
     def test_no_cluster_there(self, tmp_path: Path) -> None:
         nowhere = Command({"EMBERFS_DATA": str(tmp_path / "none"), "EMBERFS_URL": ""})
@@ -279,6 +298,8 @@ class TestBadInput:
         assert "emberfs up" in nowhere.fail(3, "status")
         gone = Command({"EMBERFS_URL": "ember://127.0.0.1:1/"})
         gone.fail(3, "ls", "/")
+        # Of a cluster elsewhere nothing can be started here.
+        assert "cannot be reached" in (told := gone.fail(3, "status")) and "emberfs up" not in told
 
     def test_output_that_nobody_reads(self, run: Command, home: str) -> None:
         import subprocess
@@ -319,6 +340,8 @@ def test_help_and_version(run: Command) -> None:
     for name in ("up", "down", "status", "ls", "put", "bench", "doctor"):
         assert f" {name} " in text
         assert "Usage" in run(name, "--help").text
+    assert "..." not in text.split("Cluster:")[1] and "..." not in run("chain", "--help").text.split("Commands:")[1]
+    assert LOG_LEVELS == process.LOG_LEVELS
 
 
 def test_status_says_what_is_documented_and_nothing_else(run: Command, cluster: LocalCluster) -> None:

@@ -199,7 +199,7 @@ async def _create_one(attempt: Attempt, entry: NewEntry, request: meta_pb2.Creat
     found = await path.locate(attempt, entry.place)
     if found.entry is None:
         if found.slash and kind != inodes.DIRECTORY:
-            raise path.missing(found.name, found.parent.id)
+            raise path.missing(found.name)
         return await make(attempt, found.parent, found.name, recipe)
     if request.exist_ok:
         there = await path.lookup(attempt, entry.place, follow=kind == inodes.DIRECTORY)

@@ -26,7 +26,7 @@ async def link(attempt: Attempt, request: meta_pb2.LinkRequest) -> meta_pb2.Link
     if target.entry is not None:
         raise error(Status.EXISTS, f"{(target.name or b'/').decode('utf-8', 'backslashreplace')!r} exists")
     if target.slash:
-        raise path.missing(target.name, target.parent.id)
+        raise path.missing(target.name)
     require_linkable(inode, attempt.caller, is_regular=inode.layout is not None)
     require(target.parent, attempt.caller, WRITE | EXECUTE, is_directory=True)
     if inode.is_directory:

@@ -55,10 +55,10 @@ async def unlink(attempt: Attempt, found: Found) -> Inode | None:
         raise error(Status.IS_DIRECTORY, "unlink of a directory: use rmdir")
     entry = found.entry
     if entry is None:
-        raise path.missing(found.name, found.parent.id)
+        raise path.missing(found.name)
     inode = await attempt.inode(entry.inode)
     if found.slash and not inode.is_directory:
-        raise error(Status.NOT_DIRECTORY, f"{found.name!r} is not a directory, and its path ends in '/'")
+        raise error(Status.NOT_DIRECTORY, f"{path.shown(found.name)} is not a directory, and its path ends in '/'")
     if not found.slash:  # or else it is wrong, whoever asks
         require_removable(found.parent, inode.uid, attempt.caller, found.name)
     if inode.is_directory:
@@ -108,10 +108,10 @@ async def _directory_to_go(attempt: Attempt, found: Found) -> Directory:
     if not found.name:
         raise error(Status.BUSY_RESOURCE, "the root of the file system cannot be removed")
     if found.entry is None:
-        raise path.missing(found.name, found.parent.id)
+        raise path.missing(found.name)
     if not found.entry.is_directory:
         require_removable(found.parent, (await attempt.inode(found.entry.inode)).uid, attempt.caller, found.name)
-        raise error(Status.NOT_DIRECTORY, f"{found.name!r} is not a directory: use unlink")
+        raise error(Status.NOT_DIRECTORY, f"{path.shown(found.name)} is not a directory: use unlink")
     victim = await path.directory(attempt, found.entry.inode)
     require_removable(found.parent, victim.uid, attempt.caller, found.name)
     return victim

@@ -76,16 +76,16 @@ def _check_names(source: Found, target: Found, flags: int) -> None:
 
 async def _moved(attempt: Attempt, found: Found) -> Inode:
     if found.entry is None:
-        raise path.missing(found.name, found.parent.id)
+        raise path.missing(found.name)
     return await attempt.inode(found.entry.inode)
 
 
 async def _move(attempt: Attempt, source: Found, target: Found, moved: Inode, *, noreplace: bool) -> Inode | None:
     assert source.entry is not None
     if noreplace and target.entry is not None:
-        raise error(Status.EXISTS, f"{target.name.decode('utf-8', 'backslashreplace')!r} exists")
+        raise error(Status.EXISTS, f"{path.shown(target.name)} exists")
     if not moved.is_directory and (source.slash or target.slash):
-        raise error(Status.NOT_DIRECTORY, f"{source.name!r} is not a directory, and a path ends in '/'")
+        raise error(Status.NOT_DIRECTORY, f"{path.shown(source.name)} is not a directory, and a path ends in '/'")
     await _check_below(attempt, source.parent, target.parent, moved, Status.INVALID)
     replaced = await attempt.inode(target.entry.inode) if target.entry is not None else None
     if replaced is not None and replaced.is_directory:
@@ -109,7 +109,9 @@ async def _check_target(attempt: Attempt, target: Found, moved: Inode, replaced:
         return
     require_removable(target.parent, replaced.uid, attempt.caller, target.name)
     if moved.is_directory and not replaced.is_directory:
-        raise error(Status.NOT_DIRECTORY, f"{target.name!r} is not a directory; a directory cannot replace it")
+        raise error(
+            Status.NOT_DIRECTORY, f"{path.shown(target.name)} is not a directory; a directory cannot replace it"
+        )
     if replaced.is_directory and not moved.is_directory:
         raise error(Status.IS_DIRECTORY, f"{target.name!r} is a directory; a file cannot replace it")
 
@@ -144,11 +146,11 @@ async def _moved_to(attempt: Attempt, inode: Inode, parent: Directory) -> None:
 async def _exchange(attempt: Attempt, source: Found, target: Found, moved: Inode) -> Inode:
     assert source.entry is not None
     if target.entry is None:
-        raise path.missing(target.name, target.parent.id)
+        raise path.missing(target.name)
     other = await attempt.inode(target.entry.inode)
     for found, inode in ((source, moved), (target, other)):
         if found.slash and not inode.is_directory:
-            raise error(Status.NOT_DIRECTORY, f"{found.name!r} is not a directory, and its path ends in '/'")
+            raise error(Status.NOT_DIRECTORY, f"{path.shown(found.name)} is not a directory, and its path ends in '/'")
     await _check_below(attempt, source.parent, target.parent, moved, Status.INVALID)
     await _check_below(attempt, target.parent, source.parent, other, Status.INVALID)
     if moved.id == other.id:
@@ -182,5 +184,5 @@ async def _check_below(attempt: Attempt, parent: Directory, into: Directory, mov
     current = into
     while current.id != path.ROOT:
         if current.id == moved.id:
-            raise error(status, f"directory {moved.id:x} lies above the other end of the rename")
+            raise error(status, "a directory cannot go below itself, nor in the place of one that it lies in")
         current = await path.directory(attempt, current.parent)

@@ -70,7 +70,7 @@ async def restore_trash(attempt: Attempt, request: meta_pb2.RestoreTrashRequest)
         shown = (target.name or b"/").decode("utf-8", "backslashreplace")
         raise error(Status.EXISTS, f"{shown!r} exists: restore it under another name")
     if target.slash and not inode.is_directory:
-        raise path.missing(target.name, target.parent.id)
+        raise path.missing(target.name)
     require(target.parent, attempt.caller, WRITE | EXECUTE, is_directory=True)
     await _bring_back(attempt, key, inode, target)
     return meta_pb2.RestoreTrashReply(attributes=await attempt.visible_attributes(inode))
