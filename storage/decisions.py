@@ -21,7 +21,7 @@ def decide(
     """At the head. `fences`: client -> the last sequence of a process of it that has died."""
     last = rows.channel(update.client, update.channel) if update.client else None
     row = rows.chunk(update.chunk)
-    if update.client in ended or (fences and update.sequence <= fences.get(update.client, 0)):
+    if update.client in ended or update.sequence <= fences.get(update.client, -1):
         return Result(Status.SESSION_ENDED)
     if last is not None and update.sequence <= last.sequence:
         same = update.sequence == last.sequence
