@@ -290,8 +290,10 @@ class KVCache:
                 drive(self.core.env.sleep(min(WATCH_SECONDS, wait)))
 
     def close(self) -> None:
-        """End connections and registrations; what is under way ends with -ECANCELED. Doing it twice is no harm."""
+        """End connections and registrations; what is under way ends with -ECANCELED. When this returns no server moves bytes into memory of
+        tickets any more (a server that is stopped is waited for 10 s). Doing it twice is no harm."""
         process.forget(self.core)
+        self._submitter.stop()
         drive(self.core.close())
         self._submitter.close()
 

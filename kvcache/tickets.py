@@ -1,14 +1,15 @@
 """Batches in the background, for engines that poll: `submit_*` gives a `Ticket`, `KVCache.completed()` those that are done, and an eventfd
 is readable while there are some.
 
-A few threads of the cache do the work, each with connections of its own; gets and matches go before puts that wait. A ticket never raises
-what happened to blocks: its result is the statuses that the blocking call would have given.
+A few threads of the cache do the work, each with connections of its own; gets and matches go before puts that wait, and one thread does
+nothing else. A ticket never raises what happened to blocks: its result is the statuses that the blocking call would have given.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -16,6 +17,7 @@ from typing import Any
 
 from ..proto.blocks import KEY_BYTES
 from ..proto.env import drive
+from ..proto.settings import time_scale
 from .core.batch import Stop
 from .core.core import KvCore
 from .core.results import Match
@@ -24,11 +26,16 @@ from .keys import packed
 from .places import places_of
 
 WORKERS_MAX = 4  # threads
+PUTTERS_MAX = WORKERS_MAX - 1  # of them that put: a get finds a thread also while as many puts wait as there are
 SUBMITTED_MAX = 1024  # tickets that wait for a thread; beyond, they are answered with -EAGAIN at once
 _EVENT_FLAGS = os.EFD_CLOEXEC | os.EFD_NONBLOCK
 
+CLOSE_SECONDS = (
+    10.0  # that closing waits for what is on its way: a server that is stopped may never be done with it. Scaled
+)
+
 Operation = Callable[..., Coroutine[Any, Any, Any]]
-_Queue = deque[tuple["Ticket", Callable[[], Any]]]
+_Entry = tuple["Ticket", Callable[[], Any], bool]  # what to do, and whether it is a put
 
 
 class Ticket:
@@ -95,10 +102,12 @@ class Submitter:
     def _begin(self) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._queues: tuple[_Queue, _Queue] = (deque(), deque())  # reads go first: engines wait for them
-        self._wake = threading.Semaphore(0)
+        self._more = threading.Condition(self._lock)  # something to do, or closed
+        self._reads: deque[_Entry] = deque()  # go first: engines wait for them
+        self._puts: deque[_Entry] = deque()
         self._workers: list[threading.Thread] = []
-        self._idle = 0
+        self._idle = self._putting = 0  # threads
+        self._running: set[Ticket] = set()
         # Until somebody asks for what is done nobody may ever do.
         self._done: deque[Ticket] = deque(maxlen=SUBMITTED_MAX)
         self._event = -1
@@ -112,22 +121,22 @@ class Submitter:
         if memory:  # wrong arguments are the caller's, here and now
             places_of(memory[0], count, self._core.registry, writable=operation == self._core.get_into)
         ticket = Ticket(count, operation == self._core.match, self._finished)
+        is_put = operation == self._core.put_from
 
         def work() -> Any:
             found = drive(operation(namespace, joined, *memory, stop=ticket.stop, **how))
             return found if ticket.is_match else as_array(found)
 
         with self._lock:
-            waiting = sum(map(len, self._queues))
+            waiting = len(self._reads) + len(self._puts)
             full = waiting >= SUBMITTED_MAX
             if not full and not self._closed:
-                self._queues[operation == self._core.put_from].append((ticket, work))
+                (self._puts if is_put else self._reads).append((ticket, work, is_put))
                 if self._idle <= waiting and len(self._workers) < WORKERS_MAX:  # idle ones have those before to do
                     self._start()
+                self._more.notify()
         if full or self._closed:
-            ticket.settle(_nothing(ticket, AGAIN if full else CANCELLED))
-        else:
-            self._wake.release()
+            ticket.settle(_nothing(ticket, CANCELLED if self._closed else AGAIN))
         return ticket
 
     def completed(self) -> list[Ticket]:
@@ -169,21 +178,33 @@ class Submitter:
         worker.start()
 
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                self._idle += 1
-            self._wake.acquire()
-            with self._lock:
-                self._idle -= 1
-                queue = self._queues[0] or self._queues[1]
-                if not queue:
-                    return  # closed
-                ticket, work = queue.popleft()
+        while (entry := self._take()) is not None:
+            ticket, work, is_put = entry
             try:
                 ticket.settle(work())
             except BaseException as failure:  # whoever waits gets it, whatever it is
                 ticket.settle(None, failure)
-            del ticket, work  # an idle thread holds nobody's buffers
+            with self._lock:
+                self._running.discard(ticket)
+                self._putting -= is_put
+            del entry, ticket, work  # an idle thread holds nobody's buffers
+
+    def _take(self) -> _Entry | None:
+        """The next to be done, waited for; None: closed."""
+        with self._lock:
+            self._idle += 1
+            while (entry := self._next()) is None and not self._closed:
+                self._more.wait()
+            self._idle -= 1
+            if entry is not None:
+                self._running.add(entry[0])
+                self._putting += entry[2]
+            return entry
+
+    def _next(self) -> _Entry | None:
+        if self._reads:
+            return self._reads.popleft()
+        return self._puts.popleft() if self._puts and self._putting < PUTTERS_MAX else None
 
     def _follow_fork(self) -> None:
         if self._process != os.getpid():
@@ -191,22 +212,33 @@ class Submitter:
                 os.close(self._event)
             self._begin()
 
-    def close(self) -> None:
-        """What waits for a thread is cancelled; the threads end with what they are doing."""
+    def stop(self) -> None:
+        """What waits for a thread is cancelled, of the rest nothing more is sent."""
         self._follow_fork()
         with self._lock:
             self._closed = True
-            waiting = [entry for queue in self._queues for entry in queue]
-            for queue in self._queues:
-                queue.clear()
-        for ticket, _ in waiting:
+            waiting = [*self._reads, *self._puts]
+            self._reads.clear()
+            self._puts.clear()
+            running = list(self._running)
+            self._more.notify_all()
+        for ticket in running:
+            ticket.cancel()
+        for ticket, _, _ in waiting:
             ticket.cancel()
             ticket.settle(_nothing(ticket, CANCELLED))
-        for _ in self._workers:
-            self._wake.release()
-        if self._event >= 0:
-            os.close(self._event)
-            self._event = -1
+
+    def close(self) -> None:
+        """`stop`, and wait until nothing moves any more in the memory of what was on its way. Doing it twice is no harm."""
+        self.stop()
+        end = time.monotonic() + CLOSE_SECONDS * time_scale()
+        for worker in self._workers:
+            if worker is not threading.current_thread():
+                worker.join(max(0.0, end - time.monotonic()))
+        with self._lock:
+            if self._event >= 0:
+                os.close(self._event)
+                self._event = -1
 
 
 def _nothing(ticket: Ticket, code: int) -> Any:

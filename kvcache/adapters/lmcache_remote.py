@@ -134,8 +134,9 @@ class EmberConnector(RemoteConnector):
                     self._namespace, [names[row] for row in rows], places, deadline_ms=self._settings.deadline_ms
                 )
             except BaseException:
-                for row in rows:
-                    targets[row].ref_count_down()
+                for target in targets:
+                    if target is not None:
+                        target.ref_count_down()
                 raise
             for row, status in zip(rows, answers, strict=True):
                 statuses[row] = int(status)

@@ -51,7 +51,7 @@ def _dtype_of(pool: Any) -> str:
 
 def _is_replicated(name: str, config: HiCacheStorageConfig) -> bool:
     """Whether every rank's pages hold the same. Not the state of linear attention: it is sharded also where the rest is MLA's."""
-    return config.is_mla_model and name != PoolName.MAMBA
+    return bool(config.is_mla_model) and name != PoolName.MAMBA.value
 
 
 def _heads_of(pool: Any, name: str, config: HiCacheStorageConfig) -> tuple[int, int] | None:

@@ -448,13 +448,14 @@ class BlockingEnvironment(Threads):
         return Subscriber(self._connect(address, seconds, bulk=False), topic, since, self._forget)
 
     def close(self) -> None:
-        """Ends workers and connections; what is under way in other threads fails."""
+        """Ends workers and connections; what is under way in other threads fails: at once, but for what servers move into memory of the
+        caller's own, which is his again when they say that they have stopped."""
         if self._closing.is_set():
             return
         self._say_closing()
         for connection in list(self._live):
             with suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+                connection.sock.shutdown(socket.SHUT_WR if self._fills_others(connection) else socket.SHUT_RDWR)
         self._join_workers()
         for idle in self._idle.values():
             while idle:
@@ -462,6 +463,15 @@ class BlockingEnvironment(Threads):
         self._close_inherited()
         choice.forget(self.pool.region, self._moves_in)
         self.pool.close()
+
+    def _fills_others(self, connection: Connection) -> bool:
+        """Whether the server moves bytes into memory that is not the pool's."""
+        if connection.link is not None:
+            return False
+        targets = [
+            slice_ for pending in list(connection.pendings.values()) if pending.shared for slice_ in pending.call.target
+        ]
+        return any(slice_.region is not self.pool.region for slice_ in targets)
 
     def _close_inherited(self) -> None:
         self._quarantine.close()

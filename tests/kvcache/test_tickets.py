@@ -14,7 +14,7 @@ import pytest
 
 from emberfs.kvcache import AsyncKVCache, tickets
 from emberfs.kvcache.core.batch import WINDOWS_IN_FLIGHT_MAX
-from emberfs.kvcache.tickets import SUBMITTED_MAX, WORKERS_MAX
+from emberfs.kvcache.tickets import PUTTERS_MAX, SUBMITTED_MAX, WORKERS_MAX
 from emberfs.proto.env import drive
 
 from .faces import PATIENCE_SECONDS, blocks_of, keys_of, opened, spec_of
@@ -113,6 +113,26 @@ def test_what_waits_for_a_thread_can_be_cancelled_and_is_limited(kv: Any) -> Non
     assert core.counters.misses >= 1
 
 
+def test_a_get_finds_a_thread_whatever_is_being_put(kv: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine stores much at once, and waits for what it loads."""
+    namespace, keys = kv.namespace(spec_of(BLOCK)), keys_of(1)
+    entered, leave = threading.Semaphore(0), threading.Event()
+
+    async def held(*args: Any, **how: Any) -> Any:
+        entered.release()
+        leave.wait(SECONDS_MAX)
+        return [BLOCK]
+
+    monkeypatch.setattr(kv.core, "put_from", held)
+    puts = [kv.submit_put(namespace, keys, [bytes(BLOCK)]) for _ in range(2 * WORKERS_MAX)]
+    for _ in range(PUTTERS_MAX):
+        assert entered.acquire(timeout=SECONDS_MAX)
+    assert kv.submit_get(namespace, keys, [bytearray(BLOCK)]).result(SECONDS_MAX).tolist() == [-errno.ENOENT]
+    assert not any(put.done() for put in puts)
+    leave.set()
+    assert {int(put.result(SECONDS_MAX)[0]) for put in puts} == {BLOCK}
+
+
 def test_a_cancelled_get_ends_between_windows(kv: Any) -> None:
     """What is on its way is waited for; what was not sent is -ECANCELED."""
     length = 8 << 20
@@ -129,6 +149,8 @@ def test_closing_ends_what_waits(kv: Any) -> None:
     for ticket in tickets:
         assert set(ticket.result(SECONDS_MAX).tolist()) <= {-errno.ENOENT, -errno.ECANCELED, -errno.EAGAIN}
     assert set(kv.submit_match(namespace, keys).result(0).statuses) == {-errno.ECANCELED}
+    assert not any(worker.is_alive() for worker in kv._submitter._workers)
+    kv.close()
 
 
 def test_events_tell_what_this_client_stores_and_deletes(kv: Any) -> None:

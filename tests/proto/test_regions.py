@@ -407,6 +407,28 @@ def test_a_registered_region_is_waited_for_and_then_dead(
     os.close(descriptor)
 
 
+def test_a_registered_region_is_the_callers_again_only_when_its_server_has_stopped(tmp_path: Path) -> None:
+    """Also where the environment is closed by another thread meanwhile."""
+    descriptor, view = memory(8192, seal=True)
+    with paired("shm", "blocking", tmp_path) as pair:
+        region, contexts = pair.client.env.register(view, descriptor), pair.service.contexts
+        pair.client.call(pair.address, READ, read((0, 8192)), target=[Slice(region, 0, 8192)])
+        failures: list[StatusError] = []
+        target = [Slice(region, 0, 8192)]
+        thread = threading.Thread(
+            target=lambda: failures.append(pair.failure(READ, read((0, 8192), late=True), timeout=60, target=target))
+        )
+        thread.start()
+        assert eventually(lambda: bool(contexts))
+        pair.client.env.close()
+        assert eventually(lambda: contexts[0].cancelled), "the server is told"
+        assert thread.is_alive() and not failures, "it has not stopped yet"
+        pair.service.gate.set()
+        thread.join()
+        assert len(failures) == 1
+    os.close(descriptor)
+
+
 def test_a_registered_region_lives_on_when_the_server_answers_within_the_wait(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
