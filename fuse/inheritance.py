@@ -57,6 +57,7 @@ async def _open(fs: FileSystem, file: OpenFile, waiting: asyncio.Semaphore) -> N
             flags = file.flags & (os.O_ACCMODE | os.O_APPEND)
             fs.handles[file.fh] = await fs.core.open(at(file.inode), Mode(flags, "", False))
             fs.inherited.add(file.fh)
+            fs.nodes.inherited(file.inode)
         except StatusError as failure:
             logger.error("inode %x cannot be opened again: %s", file.inode, failure)
 

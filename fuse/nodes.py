@@ -70,6 +70,10 @@ class Nodes:
         if known is not None:
             self._known[inode] = known | _PAGES
 
+    def inherited(self, inode: int) -> None:
+        """It was open under a process before this one: the kernel knows it, and may hold pages of any version."""
+        self._known.setdefault(inode, _PAGES)
+
     def invalidated(self, inode: int, change: int) -> None:
         """The kernel has dropped attributes and pages; what it asks for now is at least of this version, or of a newer one that it was told
         meanwhile."""

@@ -154,6 +154,7 @@ async def _reopen(fs: FileSystem, node: int, fh: int) -> Handle:
         handle = await fs.core.open(fs.place(node), Mode(access, "", False))
     except FileNotFoundError:
         raise error(Status.STALE_HANDLE, f"inode {fs.inode(node):x} is gone; open the path again") from None
+    fs.nodes.inherited(handle.file.id)
     if fs.journal is not None and fs.journal.has_lost(fh):
         note_loss(handle.file)
     return handle
@@ -202,10 +203,17 @@ async def release(fs: FileSystem, request: Request) -> bytes:
     """Nobody has this open file any more. The kernel waits for no answer, and its errors were told by FLUSH."""
     fh, _, flags, owner = RELEASE_IN.unpack_from(request.body)
     handle: Handle | None = fs.handles.pop(fh, None)
-    if fs.journal is not None:
-        fs.journal.closed(fh)
-    if handle is None:
-        return b""
+    try:
+        if handle is not None:
+            await _release(fs, handle, fh, flags, owner)
+    finally:
+        # Not before: a daemon after this one, to which the kernel sends this again, must know what is left to give back.
+        if fs.journal is not None:
+            fs.journal.closed(fh)
+    return b""
+
+
+async def _release(fs: FileSystem, handle: Handle, fh: int, flags: int, owner: int) -> None:
     file = handle.file
     for left in fs.lock_owners.pop(fh, ()):  # open file descriptions: a process that closed it is not among these
         if (POSIX, left) in file.locks or left in file.granted:
@@ -215,7 +223,6 @@ async def release(fs: FileSystem, request: Request) -> bytes:
     await _logged(handle.close(), file)
     followed(fs, file)
     fs.inherited.discard(fh)
-    return b""
 
 
 async def _logged(work: Coroutine[Any, Any, None], file: Inode) -> None:

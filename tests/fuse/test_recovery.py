@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from emberfs_mount import can_mount
 
 import emberfs
 from emberfs.deploy import mounts, processes
+from emberfs.deploy.local import STORAGE
 from emberfs.fuse import mounting
 from emberfs.fuse.journal import BYTES, HANDLES_MAX, Journal, new_memory
 from emberfs.fuse.protocol import RESEND
@@ -48,6 +50,11 @@ def fresh(cluster: LocalCluster) -> Iterator[Path]:
 def generation(path: Path) -> int:
     """Which daemon of this mount answers; waits for one that does."""
     return int((path / ".ember" / "stats").read_text().split("daemon_generation")[1])
+
+
+def open_handles(path: Path) -> int:
+    """As the daemon counts them."""
+    return int((path / ".ember" / "stats").read_text().split("open_handles")[1].split()[0])
 
 
 def kill_daemon(path: Path) -> None:
@@ -240,6 +247,51 @@ def test_locks_stay_and_can_be_given_back(fresh: Path, cluster: LocalCluster) ->
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         whole.close()
         fcntl.flock(other, fcntl.LOCK_EX)  # RELEASE comes after close(2) has returned
+
+
+def test_what_others_write_is_seen_by_who_has_it_open(fresh: Path, cluster: LocalCluster) -> None:
+    """The kernel holds pages of which a new daemon knows nothing."""
+    (fresh / "log").write_bytes(b"0" * 100)
+    with open(fresh / "log", "rb", buffering=0) as file:
+        assert file.read() == b"0" * 100
+        kill_daemon(fresh)
+        with emberfs.connect(cluster.url) as client, client.open("/log", "ab") as log:
+            log.write(b"1" * 100)
+        while os.fstat(file.fileno()).st_size == 100:  # attributes are believed for a second
+            os.sched_yield()
+        assert os.pread(file.fileno(), 200, 0) == b"0" * 100 + b"1" * 100
+
+
+def test_a_lock_is_given_back_whoever_dies_meanwhile(fresh: Path, cluster: LocalCluster) -> None:
+    """By a close whose locks wait for what was written before."""
+    (fresh / "locked").write_bytes(bytes(MEDIUM))
+    with mounted(cluster.url) as second, open(second / "locked", "r+b") as other:
+        file = open(fresh / "locked", "rb")  # noqa: SIM115 -- closed where that is looked at
+        fcntl.flock(file, fcntl.LOCK_EX)
+        before = generation(fresh)
+        storage = cluster.servers[STORAGE].pid()
+        assert storage is not None
+        with open(fresh / "locked", "r+b", buffering=0) as writer:
+            handles = open_handles(fresh)
+            os.kill(storage, signal.SIGSTOP)
+            try:
+                writer.write(bytes(LARGE))
+                file.close()
+                while open_handles(fresh) == handles:  # its RELEASE has come to the daemon
+                    os.sched_yield()
+                os.kill(daemon_of(details(fresh)["pid"]), signal.SIGKILL)
+            finally:
+                os.kill(storage, signal.SIGCONT)
+            assert generation(fresh) == before + 1
+            assert errno_of(lambda: os.fsync(writer.fileno())) == errno.EIO
+        deadline, pause = time.monotonic() + 60, threading.Event()
+        while True:
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                assert time.monotonic() < deadline, "nobody holds it"
+                pause.wait(0.05)
 
 
 def test_a_daemon_is_replaced_without_a_loss(fresh: Path) -> None:
