@@ -240,9 +240,10 @@ class Clone(_IntoCluster):
     title = "clone"
 
     def file(self, item: Item, progress: Progress) -> None:
-        from ..proto.env import drive  # not for `--help`
+        from ..client.core.whole import clone_file  # not for `--help`
+        from ..proto.env import drive
 
-        drive(self.client.core.clone(item.source, item.target, exclusive=self.exclusive, progress=progress.add))
+        drive(clone_file(self.client.core, item.source, item.target, exclusive=self.exclusive, progress=progress.add))
         self.finish(item)
 
 
@@ -290,7 +291,7 @@ class Get(Way):
 
 
 def carry_out(plan: Plan, way: Way, jobs: int = JOBS_DEFAULT, progress: Progress | None = None) -> list[str]:
-    """Do it; one sentence per thing that failed. What lies below a directory that could not be made fails quietly with it."""
+    """Do it; one sentence per thing that failed. What lies below directories that could not be made is only counted."""
     told = progress or Quiet()
     failures: list[str] = []
     lost = _attempt(failures, plan.directories, way.directory)
@@ -299,7 +300,10 @@ def carry_out(plan: Plan, way: Way, jobs: int = JOBS_DEFAULT, progress: Progress
         return [item for item in items if not lost or not item.target.startswith(tuple(f"{path}/" for path in lost))]
 
     in_vain = 0
-    with contextlib.closing(_in_parallel(way, wanted(plan.files), jobs, told)) as files:
+    within_reach = wanted(plan.files)
+    if without := len(plan.files) - len(within_reach):
+        failures.append(f"files that have no directory to go to: {without}")
+    with contextlib.closing(_in_parallel(way, within_reach, jobs, told)) as files:
         for item, failed in files:
             in_vain = in_vain + 1 if isinstance(failed, TimeoutError) else 0
             if failed is not None:

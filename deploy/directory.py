@@ -21,6 +21,7 @@ SOCKET_SUFFIX_MAX = ".metrics"  # the longest of the names that a server listens
 SECRET_BYTES = 32
 STORAGE_NAME = re.compile(r"storage-([1-9][0-9]*)")
 META_NAME = re.compile(r"meta(?:-([1-9][0-9]*))?")
+METADATA_STORE = Path("meta") / "kv"  # where an embedded store lies in a data directory
 _OURS = {CLUSTER_FILE, "secret", "meta", "run", "log"}
 
 
@@ -52,6 +53,16 @@ def _refuse_foreign(data: Path) -> None:
             f"{data} is not empty and holds no cluster ({min(names)!r} is there): choose another directory with --data"
         )
         raise error(Status.BAD_FORMAT, message)
+
+
+def require_metadata(data: Path, known: bool) -> None:
+    """Raise LOST_DATA where a cluster's embedded metadata are gone: a server would begin with empty ones. `known`: by cluster.json."""
+    if (known or storage_names(data)) and not (data / METADATA_STORE).is_dir():
+        raise error(
+            Status.LOST_DATA,
+            f"the cluster's metadata are not in {data / METADATA_STORE}: put them back there, or make them anew from a copy in the "
+            "storage targets, with 'emberfs meta restore'",
+        )
 
 
 def _make_secret(path: Path) -> None:

@@ -31,7 +31,7 @@ from ..proto.settings import CLUSTER_FILE, KV_CAPACITY_PART, data_url, default_d
 from . import mounts
 from .administration import Administration
 from .chains import make_first_chains
-from .directory import META_NAME, alone, meta_names, next_names, prepare, socket_dir, storage_names
+from .directory import META_NAME, alone, meta_names, next_names, prepare, require_metadata, socket_dir, storage_names
 from .options import CAPACITY_BYTES_MIN, DISK_PART, ClusterOptions, differences, merged
 from .processes import ServerProcess
 
@@ -200,6 +200,8 @@ class LocalCluster:
                 return False
             if META in idle:
                 _check_port(options)
+                if not options.kv:
+                    require_metadata(self.data, found is not None)
             started: list[str] = []
             try:
                 self._start(idle, options, found, started)

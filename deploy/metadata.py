@@ -13,6 +13,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar, cast
+from urllib.parse import unquote, urlsplit
 
 from crc32c import crc32c
 
@@ -33,10 +34,9 @@ from ..proto.settings import default_data_dir
 from ..storage.engine.engine import ChunkEngine
 from ..storage.engine.target import open_target, read_format
 from .administration import Administration
-from .directory import alone, storage_names
+from .directory import METADATA_STORE, alone, storage_names
 from .local import META, LocalCluster
 
-KV = "kv"  # the engine's directory in the metadata server's
 CHUNKS_PER_PAGE = 1000
 CHECKS = 3  # of a store that changes meanwhile
 
@@ -60,10 +60,18 @@ async def opened(url: str) -> AsyncIterator[Engine]:
 
 def own_engine(data: Path | None = None) -> str:
     """The URL of the embedded engine of the cluster in a data directory. Raises NOT_FOUND."""
-    place = (data or Path(default_data_dir()).absolute()) / META / KV
+    place = (data or Path(default_data_dir()).absolute()) / METADATA_STORE
     if not place.is_dir():
         raise error(Status.NOT_FOUND, f"there is no metadata in {place}: name a data directory, or an engine with --kv")
     return f"rocksdb://{place}"
+
+
+def existing(url: str) -> str:
+    """The URL of a store that is not to be made by opening it. Raises NOT_FOUND where an embedded one is not there."""
+    place = urlsplit(url).path if url.startswith("rocksdb://") else ""
+    if place and not Path(unquote(place)).is_dir():
+        raise error(Status.NOT_FOUND, f"there is no metadata store in {unquote(place)}")
+    return url
 
 
 @contextlib.contextmanager
@@ -73,7 +81,7 @@ def readable_engine(kv: str) -> Iterator[str]:
     Raises BUSY_RESOURCE when a named one is in use (as it is opened), NOT_FOUND where no cluster is, and the server's refusals."""
     cluster = LocalCluster()
     if kv or cluster.servers[META].pid() is None:
-        yield kv or own_engine()
+        yield existing(kv) if kv else own_engine()
         return
     with Administration(cluster.url) as connection:
         frozen = connection.freeze_metadata()
@@ -190,6 +198,12 @@ class Copy(NamedTuple):
     target: Path
 
 
+def copies_in(data: Path) -> list[Copy]:
+    """The copies that the targets of a stopped cluster hold, newest first. Raises BUSY_RESOURCE while its servers run."""
+    _require_stopped(LocalCluster(data))
+    return find_copies(targets_of(data))
+
+
 def targets_of(data: Path) -> list[Path]:
     """The targets below a data directory."""
     found = []
@@ -255,10 +269,8 @@ def restore(data: Path, number: int = 0, progress: Progress | None = None) -> Ma
     (data / "run").mkdir(exist_ok=True)
     with alone(data):
         cluster = LocalCluster(data)
-        running = [role for role in cluster.roles if cluster.servers[role].pid() is not None]
-        if running:
-            raise error(Status.BUSY_RESOURCE, f"{', '.join(running)} runs: stop the cluster with 'emberfs down' first")
-        place = data / META / KV
+        _require_stopped(cluster)
+        place = data / METADATA_STORE
         if place.exists():
             raise error(Status.EXISTS, f"there is metadata in {place}: move it away first, if it is of no use any more")
         targets = targets_of(data)
@@ -268,6 +280,11 @@ def restore(data: Path, number: int = 0, progress: Progress | None = None) -> Ma
             raise error(Status.NOT_FOUND, f"none of {len(targets)} targets in {data} holds {wanted}")
         _restore(copies[0], place, _newest_chunks(targets), progress)
         return copies[0].manifest
+
+
+def _require_stopped(cluster: LocalCluster) -> None:
+    if any(server.pid() is not None for server in cluster.servers.values()):
+        raise error(Status.BUSY_RESOURCE, f"the cluster in {cluster.data} runs: stop it with 'emberfs down' first")
 
 
 def _restore(copy: Copy, place: Path, newest: dict[int, int], progress: Progress | None) -> None:

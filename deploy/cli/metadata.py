@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .moving import administration
-from .output import Failed, console, human, name_out, say, write_json
+from .output import Failed, console, counted, human, name_out, say, write_json
 
 PROGRESS_ROWS = 10_000  # between two looks at the bar
 EXIT_DAMAGED = 4
@@ -78,9 +78,9 @@ def backup(as_json: Json = False) -> None:
 @meta.command("backups")
 def backups(as_json: Json = False) -> None:
     """List the copies of the metadata that the targets of this machine hold. The cluster must be stopped."""
-    from ..metadata import backup_name, find_copies, targets_of
+    from ..metadata import backup_name, copies_in
 
-    found = find_copies(targets_of(_data()))
+    found = copies_in(_data())
     rows: list[dict[str, Any]] = [
         {"number": copy.manifest.number, "bytes": copy.manifest.length, "target": str(copy.target)} for copy in found
     ]
@@ -118,7 +118,7 @@ def fsck(
     as_json: Json = False,
 ) -> None:
     """Check every invariant of the metadata, of a running cluster too. Exit code 4 when something is wrong (and was not mended)."""
-    from ..metadata import check_engine, own_engine, readable_engine, repair_engine
+    from ..metadata import check_engine, existing, own_engine, readable_engine, repair_engine
 
     if repair:
         mended: list[str] = []
@@ -128,7 +128,7 @@ def fsck(
             if not as_json:
                 say(f"mended: {problem}")
 
-        outcome = repair_engine(kv or own_engine(), report)
+        outcome = repair_engine(existing(kv) if kv else own_engine(), report)
         left = outcome.left
     else:
         mended = []
@@ -147,7 +147,7 @@ def fsck(
 def _verdict(left: int, mended: int, repaired: bool) -> str:
     if repaired:
         return f"{mended} mended, {left} left" if mended or left else "nothing to mend"
-    return f"{left} problems: stop the cluster and run 'emberfs fsck --repair'" if left else "no problems"
+    return f"{counted(left, 'problem')}: stop the cluster and run 'emberfs fsck --repair'" if left else "no problems"
 
 
 def _data() -> Path:

@@ -11,7 +11,7 @@ import typer
 
 from ...proto.errors import StatusError
 from .. import copying
-from .output import Failed, complain, progress, told, write_json
+from .output import Failed, complain, counted, progress, told, write_json
 from .paths import cluster_of, destination, expand, is_directory
 
 _Recursive = Annotated[bool, typer.Option("-r", "--recursive", help="Directories with all that is below them.")]
@@ -150,6 +150,4 @@ def _carry_out(plan: copying.Plan, way: copying.Way, jobs: int, as_json: bool = 
     for failure in failures:
         complain(failure)
     if failures:
-        raise Failed(
-            f"{len(failures)} of {len(plan.files) + len(plan.failures)} could not be copied" if plan.files else ""
-        )
+        raise Failed(f"not all was copied: {counted(len(failures), 'error')}" if plan.files else "")

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from ...proto.errors import Status, StatusError, error
 from .engine import Engine
 
+STORES = "rocksdb:///absolute/path, postgresql://user@host/database or fdb:///path/of/fdb.cluster"
 SHARED = frozenset({"fdb", "postgres", "postgresql"})  # schemes of engines that several servers may open
 
 
@@ -55,7 +56,7 @@ def open_engine(url: str, *, on_failure: Callable[[StatusError], None] | None = 
 
         prefix = parse_qs(parts.query).get("prefix", [""])[0]
         return FoundationEngine(path, time.monotonic, prefix.encode())
-    raise error(Status.INVALID, f"{url!r}: not the URL of a metadata store; one is rocksdb:///path")
+    raise error(Status.INVALID, f"{url!r}: not the URL of a metadata store: {STORES}")
 
 
 def _check_path(url: str, host: str, path: str, example: str) -> None:

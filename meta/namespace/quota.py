@@ -208,10 +208,10 @@ async def require(attempt: Attempt, owned: Owned, inodes: int, length: int, befo
 
 def _exceeded(scope: Scope, limit: str) -> Exception:
     kind, number = scope
-    name = f"{number:x}" if kind == DIRECTORY else str(number)
+    owner = "a directory above" if kind == DIRECTORY else f"{_NAMES[kind]} {number}"
     return error(
         Status.QUOTA_EXCEEDED,
-        f"the quota of {_NAMES[kind]} {name} is {limit}: remove something, or have the quota raised ('emberfs quota')",
+        f"the quota of {owner} is {limit}: remove something, or have it raised ('emberfs quota list' shows all)",
     )
 
 

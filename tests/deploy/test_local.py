@@ -210,10 +210,8 @@ class TestRefusals:
         assert raised.value.status is Status.WRONG_CLUSTER
         assert not any(pids(fresh_cluster).values())
         (fresh_cluster.data / "cluster.json").unlink()
-        shutil.rmtree(
-            fresh_cluster.data / "meta"
-        )  # a new metadata server: a new cluster, to which this storage does not belong
-        with pytest.raises(StatusError, match="cluster"):
+        shutil.rmtree(fresh_cluster.data / "meta")
+        with pytest.raises(StatusError, match="meta restore"):
             fresh_cluster.start()
         assert not any(pids(fresh_cluster).values())
 

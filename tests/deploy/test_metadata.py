@@ -50,6 +50,7 @@ def test_metadata_comes_back_from_the_chunks(
     number = run("meta", "backup", "--json").json["number"]
     run("put", "-", "/changed", data=b"newer")  # other bytes under another inode
     run("put", "-", "/lost", data=b"made after the copy")
+    assert "emberfs down" in run.fail(1, "meta", "backups")
     with pytest.raises(StatusError) as running:
         restore(cluster.data)
     assert running.value.status is Status.BUSY_RESOURCE
@@ -59,6 +60,8 @@ def test_metadata_comes_back_from_the_chunks(
     assert there.value.status is Status.EXISTS
     assert [copy.manifest.number for copy in find_copies(targets_of(cluster.data))] == [number]
     shutil.rmtree(cluster.data / "meta")
+    for _ in range(2):  # no empty metadata are made, which would only be in the way
+        assert "meta restore" in run.fail(4, "up")
     assert "holds copy 7" in run.fail(1, "meta", "restore", "7")
 
     assert run("meta", "restore", "--json").json["number"] == number
@@ -71,6 +74,13 @@ def test_metadata_comes_back_from_the_chunks(
     assert run("cat", "/new").out == content and before
     cluster.stop()
     assert run("fsck").lines == ["no problems"]
+
+
+def test_looking_at_a_store_makes_none(tmp_path: Path) -> None:
+    run, place = Command({"EMBERFS_DATA": str(tmp_path / "none"), "EMBERFS_URL": ""}), tmp_path / "a store"
+    for command in (["fsck"], ["fsck", "--repair"], ["meta", "dump", str(tmp_path / "dump")]):
+        assert "there is no metadata store" in run.fail(1, *command, "--kv", f"rocksdb://{tmp_path}/a%20store")
+    assert not place.exists() and "postgresql://" in run.fail(1, "fsck", "--kv", "mysql://host/database")
 
 
 def test_fsck_mends(make_cluster: Callable[..., LocalCluster], tmp_path: Path) -> None:
