@@ -94,8 +94,8 @@ class KVCache:
     def register(self, memory: Any) -> Buffer:
         """Make memory known, once: anything with the buffer protocol, a CPU tensor, or (address, bytes), which must stay there as long.
         Shared memory (see `allocate`; an engine's memfd or tmpfs file) is then reached by servers of this host without a copy:
-        `Buffer.shared`. A request that is not answered within its deadline and 5 seconds more leaves it dead (-EFAULT); registering it
-        again says that what may still be written there does no harm. Raises TypeError, ValueError."""
+        `Buffer.shared`. A get that is not answered within its deadline and 5 seconds more leaves it dead (-EFAULT) until its server goes
+        on or dies; registering it again says that what may still be written there does no harm. Raises TypeError, ValueError."""
         return self.core.registry.register(memory)
 
     def allocate(self, nbytes: int) -> Buffer:

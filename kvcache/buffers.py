@@ -5,7 +5,8 @@ this host move bytes to and from it themselves; other memory is reached by one c
 socket where the server is on another host. Buffers that were never registered work too: their memory is looked up among what was.
 
 A request that was never answered leaves shared memory in doubt: the server may still write there. Such a region is dead (DESIGN §4):
-everything in it is answered with -EFAULT until the memory is registered anew, which says that nothing of the old use matters.
+everything in it is answered with -EFAULT until the server has ended that request, or until the memory is registered anew, which says that
+nothing of the old use matters.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Buffer:
 
     @property
     def dead(self) -> bool:
-        """A request was never answered, so that its bytes may still arrive: register the memory anew."""
+        """A request was not answered, so that its bytes may still arrive."""
         return self.region.dead
 
     @property

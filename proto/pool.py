@@ -61,6 +61,11 @@ class Pool:
         with self._lock:
             return sum(PAGE << self._taken[offset] for offset in self._held)
 
+    def reclaim(self) -> None:
+        """Look whether servers have stopped moving into memory that is held, or dead."""
+        if self._reclaim is not None:
+            self._reclaim()
+
     def take(self, length: int) -> Slice:
         """`length` bytes, page-aligned, with undefined contents. Raises BUSY while the pool is used up, TOO_LARGE if it never fits."""
         if not 0 < length <= self.size:

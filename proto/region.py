@@ -24,7 +24,7 @@ class Region:
     fd: int = -1  # memfd, or -1
     sealed: bool = False  # cannot shrink
     id: int = field(default_factory=lambda: next(_ids))
-    dead: bool = False  # an unanswered request may still write here: register new memory
+    dead: bool = False  # an unanswered request may still write here: register new memory, or wait for its server
     kept: bool = False  # lives until it is unregistered, so that it is worth to be registered with a device; others are for one request
 
     @property

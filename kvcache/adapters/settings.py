@@ -85,7 +85,7 @@ _MEANINGS = {
     errno.EDQUOT: "the tenant's quota is used up",
     errno.EBADMSG: "damaged; the servers know",
     errno.EMSGSIZE: "of another length than the namespace's or the buffer's",
-    errno.EFAULT: "a server never answered, and may still write to this memory: attach the adapter anew",
+    errno.EFAULT: "a server has not answered, and may still write to this memory: until it goes on or dies",
 }
 _complained: dict[tuple[str, int], float] = {}
 

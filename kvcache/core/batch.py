@@ -187,7 +187,9 @@ class Batch:
             if len(rows) != self.count:
                 self.settle(range(self.count), WRONG_SIZE)
                 self.settle(rows, AGAIN)
-        dead = places.dead_rows(rows)
+        if dead := places.dead_rows(rows):
+            self.core.env.pool.reclaim()
+            dead = places.dead_rows(rows)
         if dead:
             self.settle(dead, DEAD)
             rows = [row for row in rows if self.statuses[row] != DEAD]

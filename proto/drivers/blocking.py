@@ -380,11 +380,12 @@ class BlockingEnvironment(Threads):
         elif not isinstance(raised, TimeoutError):
             failure = None
         moving = [slice_ for pending in pendings if pending.shared for slice_ in pending.slices]
+        filling = {slice_.region for pending in pendings if pending.shared for slice_ in pending.call.target}
         self._live.discard(connection)
         if ended or not moving or connection.link is not None:  # RDMA: with the queue pair goes the server's way in
             connection.close()
             return failure
-        self._keep_aside(connection, moving, wait=isinstance(raised, TimeoutError))
+        self._keep_aside(connection, moving, filling, wait=isinstance(raised, TimeoutError))
         return failure
 
     @staticmethod
@@ -395,16 +396,15 @@ class BlockingEnvironment(Threads):
             return pending.too_late()
         return error(Status.CANCELLED, "the caller gave up")
 
-    def _keep_aside(self, connection: Connection, slices: list[Slice], wait: bool) -> None:
-        """The server may still move into these slices: tell it to stop, and keep them until it has."""
+    def _keep_aside(self, connection: Connection, slices: list[Slice], filling: set[Region], *, wait: bool) -> None:
+        """The server may still move these slices: tell it to stop, and keep them until it has. What it reads of the caller's own memory it
+        compares with checksums; what it may fill of that is dead meanwhile, if it does not stop soon."""
         sock = connection.sock
         assert isinstance(sock, socket.socket)
         self._quarantine.add(connection.address, sock, self.pool.hold(slices))
-        own = self.pool.region
-        registered = {slice_.region for slice_ in slices if slice_.region is not own}
+        registered = {region for region in filling if region is not self.pool.region}
         if registered and not self._quarantine.resolved(sock, REGION_WAIT_SECONDS * time_scale() if wait else 0.0):
-            for region in registered:
-                region.dead = True
+            self._quarantine.condemn(sock, registered)
 
     def _reap(self) -> None:
         self._quarantine.reap()

@@ -2,16 +2,20 @@
 
 The connection of such a request is half closed, which tells the server to stop, and kept until the server closes its end. A server
 does that only when no request of the connection runs any more, and the kernel does it when the process has died: so the end of the
-connection releases the memory.
+connection releases the memory. A region of the caller's own is dead for as long.
 """
 
 from __future__ import annotations
 
 import socket
+import threading
 import time
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 
 from ..pool import Hold, Pool
+from ..region import Region
 
 
 class Quarantine:
@@ -20,6 +24,9 @@ class Quarantine:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._waiting: dict[socket.socket, tuple[str, Hold]] = {}
+        self._lock = threading.Lock()  # of what follows
+        self._condemned: dict[socket.socket, set[Region]] = {}
+        self._doubts: Counter[Region] = Counter()  # connections that may still move bytes into a region
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -49,6 +56,22 @@ class Quarantine:
                 return sock not in self._waiting
         return True
 
+    def condemn(self, sock: socket.socket, regions: Iterable[Region]) -> None:
+        """These regions are dead until this connection has ended."""
+        with self._lock:
+            if sock in self._waiting:
+                self._condemned[sock] = set(regions)
+                for region in self._condemned[sock]:
+                    self._doubts[region] += 1
+                    region.dead = True
+
+    def _acquit(self, sock: socket.socket) -> None:
+        for region in self._condemned.pop(sock, ()):
+            self._doubts[region] -= 1
+            if not self._doubts[region]:
+                del self._doubts[region]
+                region.dead = False
+
     def _look(self, sock: socket.socket, seconds: float) -> None:
         try:
             sock.settimeout(seconds)
@@ -58,13 +81,15 @@ class Quarantine:
             return
         except OSError:
             pass  # reset: the server has closed its end, too
-        found = self._waiting.pop(sock, None)
+        with self._lock:
+            found = self._waiting.pop(sock, None)
+            self._acquit(sock)
         if found is not None:
             self._pool.release(found[1])
             sock.close()
 
     def close(self) -> None:
-        """Forget everything; the memory is never used again."""
+        """Forget everything; the memory is never used again, what is dead stays dead."""
         for sock in list(self._waiting):
             sock.close()
         self._waiting.clear()

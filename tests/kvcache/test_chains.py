@@ -137,7 +137,7 @@ def test_blocks_are_found_where_an_older_table_places_them(make_cluster: Any) ->
 
 
 def test_a_server_that_does_not_answer(make_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was being moved into shared memory is waited for; then that memory is dead until it is registered anew."""
+    """What was being moved into shared memory is waited for; then that memory is dead until its server has ended that request."""
     cluster = make_cluster()
     with opened("blocking", cluster.url) as kv:
         namespace, keys = kv.namespace(spec_of(BLOCK)), keys_of(4)
@@ -164,6 +164,11 @@ def test_a_server_that_does_not_answer(make_cluster: Any, monkeypatch: pytest.Mo
         finally:
             monkeypatch.undo()
             os.kill(server, signal.SIGCONT)
+        deadline = time.monotonic() + SECONDS_MAX
+        while set(kv.get_into(namespace, keys, slots)) != {BLOCK}:
+            assert time.monotonic() < deadline
+        assert not pool.dead
+        pool.region.dead = True  # as long as its server does not end it
         anew = kv.register(pool.view)
         assert set(kv.get_into(namespace, keys, (anew, slots[1], BLOCK))) == {BLOCK}
         assert anew.view[:BLOCK] == blocks_of(keys, BLOCK)[0]

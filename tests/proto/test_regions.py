@@ -407,6 +407,41 @@ def test_a_registered_region_is_waited_for_and_then_dead(
     os.close(descriptor)
 
 
+def test_a_registered_region_lives_again_when_the_server_has_ended_the_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that a server only reads does no harm to whoever uses it: it is never dead."""
+    descriptor, view = memory(8192, seal=True)
+    with process(unix_address(tmp_path)) as server, face("blocking") as client:
+        address = server.addresses[0]
+        region = client.env.register(view, descriptor)
+        whole = [Slice(region, 0, 8192)]
+        client.call(address, READ, read((0, 8192)), target=whole)
+        monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.1")  # of the wait
+        server.signal(signal.SIGSTOP)
+        with pytest.raises(StatusError) as raised:
+            client.call(address, WRITE, write(0), timeout=0.2, source=whole)
+        assert raised.value.status is Status.DEADLINE and not region.dead
+        server.signal(signal.SIGCONT)
+        monkeypatch.undo()
+        client.call(address, READ, read((0, 8192)), timeout=60, target=whole)
+        monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.1")
+        server.signal(signal.SIGSTOP)
+        with pytest.raises(StatusError):
+            client.call(address, READ, read((0, 8192)), timeout=0.2, target=whole)
+        assert region.dead
+        server.signal(signal.SIGCONT)
+
+        def alive() -> bool:
+            client.env.pool.reclaim()
+            return not region.dead
+
+        assert eventually(alive)
+        monkeypatch.undo()
+        client.call(address, READ, read((0, 8192)), timeout=60, target=whole)
+    os.close(descriptor)
+
+
 def test_a_registered_region_is_the_callers_again_only_when_its_server_has_stopped(tmp_path: Path) -> None:
     """Also where the environment is closed by another thread meanwhile."""
     descriptor, view = memory(8192, seal=True)
