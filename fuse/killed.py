@@ -1,9 +1,13 @@
-"""Callers that were killed where the kernel cannot say so.
+"""Callers that were killed while they waited.
 
-An O_DIRECT read or write is asynchronous to the kernel (ASYNC_DIO: one read(2) of 8 MiB is eight READs at once; measured, without it such
-reads are 0.46 times as fast), and whoever waits for all its parts waits uninterruptibly: no INTERRUPT comes. So while such a request
-waits, /proc is asked from time to time whether its caller has been killed. A signal that ends a process (Ctrl-C, too, where it is not
-caught) shows as SIGKILL pending; one that is caught waits for the end of the read, as on a local disk.
+On a disk only a signal that kills ends a wait (locks apart): one that the program catches waits for the end of the read or fsync.
+INTERRUPT says that there was a signal, the first one, and not which. To end the wait for any would fail what fails on no disk: a page of
+a mapping that is not there is a SIGBUS, and what a database hears of its fsync it believes. So /proc is asked whether the caller was
+killed. A signal that ends a process (Ctrl-C, too, where it is not caught) shows as SIGKILL pending.
+
+Those that were not may be later, and of an O_DIRECT read or write the kernel tells nothing at all: these are asynchronous to it
+(ASYNC_DIO: one read(2) of 8 MiB is eight READs at once; measured, without it such reads are 0.46 times as fast), and whoever waits for
+all their parts waits uninterruptibly. While one of these waits, /proc is asked from time to time.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from .callers import status_of
-from .protocol import Opcode
+from .protocol import READ_LOCK_OWNER, Opcode
 from .structs import READ_IN, WRITE_IN
 
 if TYPE_CHECKING:
@@ -39,16 +43,14 @@ class Killed:
         self._looks = False
 
     def waits(self, request: Request) -> None:
-        """A READ or WRITE waits: is it one of those?"""
-        layout = READ_IN if request.opcode == Opcode.READ else WRITE_IN
-        if layout.unpack_from(request.body)[5] & os.O_DIRECT:
-            self._waiting.add(request.unique)
+        """This one waits, and INTERRUPT says no more of it."""
+        self._waiting.add(request.unique)
+        if not self._looks:
             self._look_later()
 
     def _look_later(self) -> None:
-        if not self._looks:
-            self._looks = True
-            self._loop.call_later(LOOK_SECONDS, self._look)
+        self._looks = True
+        self._loop.call_later(LOOK_SECONDS, self._look)
 
     def _look(self) -> None:
         self._looks = False
@@ -63,6 +65,18 @@ class Killed:
             self._look_later()
 
 
-def is_killed(thread: int) -> bool:
-    """Whether a thread ends as soon as it no longer waits. False for one of another PID namespace."""
-    return bool(int(status_of(thread, b"SigPnd") or b"0", 16) & KILLED)
+def is_direct(request: Request) -> bool:
+    """Whether a READ or WRITE is an O_DIRECT one."""
+    layout = READ_IN if request.opcode == Opcode.READ else WRITE_IN
+    return bool(layout.unpack_from(request.body)[5] & os.O_DIRECT)
+
+
+def is_for_pages(request: Request) -> bool:
+    """Whether a READ fills the kernel's pages: for a call that names no owner of locks."""
+    return request.opcode == Opcode.READ and not READ_IN.unpack_from(request.body)[3] & READ_LOCK_OWNER
+
+
+def is_killed(thread: int, *, unseen: bool = False) -> bool:
+    """Whether a thread ends as soon as it no longer waits; `unseen` for one of another PID namespace, of which nobody knows."""
+    pending = status_of(thread, b"SigPnd")
+    return bool(int(pending, 16) & KILLED) if pending else unseen

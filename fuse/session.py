@@ -7,8 +7,9 @@
 Limits: `REQUESTS_MAX` operations in flight, then nothing is read until one is done; so with `device.BUFFERS_MAX` WRITEs. Waits for
 locks may be many and long and end only by other requests, so they count apart, up to `LOCK_WAITS_MAX`.
 
-An INTERRUPT cancels what only waits (reads, locks), which then says EINTR. Anything else may have taken effect by then, so it goes on;
-after `INTERRUPT_SECONDS` its caller gets EINTR all the same, and what the operation opens later is closed again (`undo`).
+An INTERRUPT cancels what only waits (locks, reads past the page cache), which then says EINTR. For everything else a caller waits on, as on
+a disk, unless he was killed (`killed`): then reads are cancelled, too. What may have taken effect by then goes on; after
+`INTERRUPT_SECONDS` its caller gets EINTR all the same, and what the operation opens later is closed again (`undo`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 from ..proto.settings import time_scale
 from .device import Body, Device, Unmounted
 from .filesystem import FileSystem, batch_forget, forget
-from .killed import Killed
+from .killed import Killed, is_direct, is_for_pages, is_killed
 from .negotiation import WANTED, Agreement, Wanted, negotiate
 from .operation import Operation
 from .protocol import IN_HEADER_BYTES, NO_REPLY, ROOT_NODE, Init, Opcode, ProtocolError, check
@@ -49,7 +50,8 @@ VIRTUAL_NODE_MIN = 1 << 63  # nodes from here on are no inodes of the cluster
 DATA_START = IN_HEADER_BYTES + WRITE_IN.size  # of a WRITE's payload
 # What names no name: where its node is gone, the kernel came by an old name, and with ESTALE it looks that up again.
 OF_A_NODE = frozenset((Opcode.GETATTR, Opcode.SETATTR, Opcode.STATX, Opcode.READLINK, Opcode.OPEN, Opcode.OPENDIR))
-CANCELLED_BY_INTERRUPT = frozenset((Opcode.READ, Opcode.SETLKW))
+CANCELLED_BY_INTERRUPT = frozenset((Opcode.READ, Opcode.SETLKW))  # all else goes on
+
 OF_BYTES = frozenset((Opcode.READ, Opcode.WRITE))
 
 # What another process may have begun for somebody else: the page cache, closing.
@@ -294,7 +296,7 @@ class Session:
             return
         self.inflight[request.unique] = request
         self._lock_waits += waits_for_lock
-        if request.opcode in OF_BYTES:
+        if request.opcode in OF_BYTES and is_direct(request):
             self._killed.waits(request)
         if request.lends:
             request.buffer = self.device.lend()
@@ -397,7 +399,11 @@ class Session:
         """A caller has had a signal. One that was answered meanwhile needs nothing."""
         found = self.inflight.get(INTERRUPT_IN.unpack_from(request.body)[0])
         if found is not None and not found.interrupted:
-            self._interrupted(found)
+            only_waits = found.opcode in CANCELLED_BY_INTERRUPT and not is_for_pages(found)
+            if only_waits or is_killed(found.pid, unseen=found.opcode != Opcode.READ):
+                self._interrupted(found)
+            else:
+                self._killed.waits(found)
         return None
 
     def _interrupted(self, request: Request) -> None:

@@ -56,6 +56,7 @@ class Little:
             Opcode.WRITE: self.write,
             Opcode.RELEASE: lambda fs, request: b"",
             Opcode.FLUSH: lambda fs, request: b"",
+            Opcode.FSYNC: lambda fs, request: b"",
             Opcode.SETLKW: lambda fs, request: b"",
             Opcode.SETLK: lambda fs, request: b"",
         }
