@@ -359,7 +359,7 @@ def test_many_payloads_that_wait_hold_up_nothing_else(
     mount.soon(little.release)
     assert [one.result(SECONDS_MAX) for one in done] == [size] * count
     assert little.written == {number * size: 64 * number for number in range(count)}
-    assert mount.session.device._made <= device.BUFFERS_KEPT + 1
+    until(lambda: mount.session.device._made <= device.BUFFERS_KEPT + 1)  # the last are taken back after their replies
     for fd in fds:
         os.close(fd)
 
