@@ -8,7 +8,7 @@ from ..proto.blocks import TABLE_OF_BLOCKS, TABLE_OF_FILES
 from ..proto.errors import Status, error
 from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, Routing, Target
 from .administration import Administration
-from .placement import Disk, Domain, InfeasibleError, Request, plan
+from .placement import Disk, Domain, Request, plan
 from .placement.view import ClusterView, view_of
 
 PLAN_SECONDS = 1.0  # for improving the greedy answer, which is the best one for most small clusters
@@ -65,6 +65,6 @@ def plan_new_chains(
     ]
     try:
         found = plan(Request(disks, replicas, domain, chains=count), PLAN_SECONDS)
-    except InfeasibleError as impossible:
+    except ValueError as impossible:  # among them InfeasibleError
         raise error(Status.INVALID, f"no chain of {replicas} can be made: {impossible}") from impossible
     return [[int(name) for name in chain.members] for chain in found.chains]

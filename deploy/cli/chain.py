@@ -148,6 +148,7 @@ def apply(
     Members of chains of files move to targets for files, those of KV blocks to targets for KV blocks.
     """
     from ..placement.moves import Wish
+    from . import planning
 
     with administration() as connection:
         if keep:
@@ -155,7 +156,7 @@ def apply(
         for table in KINDS:
             decision = move(connection, Wish(balance=balance, domain=domain_of(domain)), at_once, rate, table)
             assert not decision.blocked
-        say("All members are where they should be.")
+        say(planning.settled(look_everywhere(connection)))
 
 
 def _keep(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +65,29 @@ def show_moves(view: ClusterView, wish: Wish, rows: int, as_json: bool) -> None:
     for moving in decision.moving:
         say(f"under way: target {moving.target} is copied to in chain {moving.chain}")
     if decision.is_done:
-        say("All members are where they should be.")
+        say(settled([view]))
     elif decision.moves or decision.retiring or decision.finish:
         say("'emberfs chain apply' does it. Nothing was changed.")
+
+
+def settled(views: Sequence[ClusterView]) -> str:
+    """What to say where nothing is left to move. A member that is away may come back, so its place is not given to another by itself."""
+    short = [
+        str(chain.id)
+        for view in views
+        if not view.is_cache
+        for chain in view.chains
+        if chain.serving < len(chain.members)
+    ]
+    if not short:
+        return "All members are where they should be."
+    which = (
+        f"chain {short[0]} lacks one that is" if len(short) == 1 else f"chains {', '.join(short)} lack some that are"
+    )
+    return (
+        f"All members are where they should be, but {which} away: start the node, or give the place to another "
+        "('emberfs target replace', or 'emberfs chain apply --keep')."
+    )
 
 
 def _members(view: ClusterView) -> list[dict[str, Any]]:

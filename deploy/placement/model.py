@@ -133,11 +133,15 @@ def _check(request: Request) -> None:
         if disk.capacity <= 0 and disk.standing is Standing.IN:
             raise ValueError(f"disk {disk.name}: its capacity must be given")
         if domain is Domain.RACK and not disk.rack:
-            raise ValueError(f"disk {disk.name}: without a rack, and racks are the failure domain")
-    racks: dict[str, str] = {}
+            raise ValueError(f"disk {disk.name}: without a rack (EMBERFS_RACK), and racks are the failure domain")
+    first: dict[str, Disk] = {}
     for disk in disks:
-        if racks.setdefault(disk.point(domain), disk.rack) != disk.rack:
-            raise ValueError(f"{disk.point(domain)} is in two racks: {racks[disk.point(domain)]!r} and {disk.rack!r}")
+        known = first.setdefault(disk.point(domain), disk)
+        if known.rack != disk.rack:
+            names = f"nodes {known.node} and {disk.node} are" if known.node != disk.node else f"node {disk.node} is"
+            raise ValueError(
+                f"{names} on one host, and it is said to be in two racks, {known.rack!r} and {disk.rack!r}: correct EMBERFS_RACK there"
+            )
     places = {disk.place(domain) for disk in disks if disk.standing is Standing.IN}
     if len(places) < request.replicas:
         raise InfeasibleError(

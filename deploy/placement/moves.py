@@ -21,11 +21,13 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from ...proto.errors import Status, error
 from .model import CHAINS_MAX, Chain, Disk, Domain, InfeasibleError, Plan, Request, Standing
 from .replan import replan
 from .seats import seats_of
@@ -103,14 +105,24 @@ class Decision:
 
 
 def decide(view: ClusterView, wish: Wish) -> Decision:
-    """The next steps. Raises ValueError for a cluster that cannot be (two members of a chain on one disk)."""
-    return _Round(view, wish).decide()
+    """The next steps. Raises INVALID for a cluster that cannot be planned with (two racks said of one host)."""
+    with _refused():
+        return _Round(view, wish).decide()
+
+
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as wrong:
+        raise error(Status.INVALID, str(wrong)) from wrong
 
 
 def plan_of(view: ClusterView, wish: Wish) -> Plan | None:
     """Where all members are to be in the end, with the moves that are left and figures; disks are called "node:folder". None when there
-    is nothing to move, or no such place."""
-    return _Round(view, wish).plan() if view.chains and view.targets and not view.is_cache else None
+    is nothing to move, or no such place. Raises INVALID as `decide` does."""
+    with _refused():
+        return _Round(view, wish).plan() if view.chains and view.targets and not view.is_cache else None
 
 
 class _Room(enum.Enum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from ...proto.errors import Status, error
+from ...proto.hello import NOBODY
 from . import acl as acls
 from .acl import Acl
 
@@ -72,10 +73,11 @@ _NAMES = {READ: "read", WRITE: "write", EXECUTE: "search", READ | WRITE: "read a
 def require(node: Owned, caller: Credentials, want: int, *, is_directory: bool = False, what: str = "") -> None:
     """Raise PERMISSION_DENIED unless the mode grants `want`. `what` names the thing for people."""
     if not permits(node, caller, want, is_directory=is_directory):
+        who = "nobody (as root is over TCP)" if caller.uid == NOBODY else f"user {caller.uid}"
         raise error(
             Status.PERMISSION_DENIED,
             f"permission denied: the mode {node.mode:04o} of {what or f'inode {node.id:x}'}, which belongs to {node.uid}:{node.gid}, "
-            f"does not let user {caller.uid} {_NAMES.get(want, 'use')} it",
+            f"does not let {who} {_NAMES.get(want, 'use')} it",
         )
 
 

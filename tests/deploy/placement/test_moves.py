@@ -11,9 +11,11 @@ from dataclasses import replace
 
 import pytest
 
+from emberfs.deploy.cli.planning import settled
 from emberfs.deploy.placement.model import Domain
-from emberfs.deploy.placement.moves import AddTarget, Decision, Drop, Join, Leave, Step, Wish, decide, text_of
+from emberfs.deploy.placement.moves import AddTarget, Decision, Drop, Join, Leave, Step, Wish, decide, plan_of, text_of
 from emberfs.deploy.placement.view import ChainView, ClusterView, MemberView, NodeView, TargetView
+from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen.common_pb2 import TARGET_STATE_OFFLINE, TARGET_STATE_SERVING, TARGET_STATE_SYNCING
 
 SERVING, SYNCING, OFFLINE = TARGET_STATE_SERVING, TARGET_STATE_SYNCING, TARGET_STATE_OFFLINE
@@ -304,3 +306,21 @@ def test_members_on_one_host_are_parted_when_hosts_come() -> None:
     model.run(Wish())
     for members in model.chains.values():
         assert {model.view().node_of(m.target).host for m in members} == {"h1", "h2"}
+
+
+def test_two_racks_of_one_host_are_told() -> None:
+    """A mistyped EMBERFS_RACK is the operator's to mend, not a bug of ours."""
+    model = Model(nodes=3, replicas=2, targets=2)
+    model.nodes = {n: replace(node, host="h", rack=f"r{n}") for n, node in model.nodes.items()}
+    for ask in (decide, plan_of):
+        with pytest.raises(StatusError, match="said to be in two racks") as refused:
+            ask(model.view(), Wish(balance=True, domain=Domain.HOST))
+        assert refused.value.status is Status.INVALID
+
+
+def test_nothing_to_move_is_not_called_well_where_a_member_is_away() -> None:
+    model = Model(nodes=3, replicas=3, targets=1)
+    assert settled([model.view()]) == "All members are where they should be."
+    (chain, members), *_ = model.chains.items()
+    members[-1] = replace(members[-1], state=TARGET_STATE_OFFLINE)
+    assert f"chain {chain} lacks" in settled([model.view()])
