@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from ..proto.env import drive
 from ..proto.errors import StatusError
+from ..proto.weakly import living
 
 
 class Tracked(Protocol):
@@ -59,7 +60,7 @@ def forget(core: Tracked) -> None:
 def _close_all() -> None:
     """At the end of the process: what was written to files that nobody closed is not lost, of any client. Raises the first error."""
     failure: BaseException | None = None
-    for core in list(_cores):
+    for core in living(_cores):
         forget(core)
         try:
             drive(core.close())
@@ -70,7 +71,7 @@ def _close_all() -> None:
 
 
 def _after_fork_in_child() -> None:
-    for core in list(_cores):
+    for core in living(_cores):
         core.after_fork_in_child()
 
 

@@ -23,6 +23,7 @@ from ...proto.gen.meta_pb2 import (
     TruncateRequest,
 )
 from ...proto.rpc import CLUSTER, META, Method
+from ...proto.weakly import living
 from . import kept
 from .acting import Acting
 from .append import Tokens
@@ -475,7 +476,7 @@ class Core(Namespace):
         failure: BaseException | None = None
         while self.orphans:
             await self.close_orphan()
-        for handle in list(self.handles):
+        for handle in living(self.handles):
             try:
                 await handle.close()
             except (StatusError, ValueError) as broken:
@@ -526,7 +527,7 @@ class Core(Namespace):
         written again. Handles find out by the epoch."""
         for inode in self.inodes.values():
             inode.error = None  # the parent's to report
-        for handle in list(self.handles):
+        for handle in living(self.handles):
             handle.locked = False  # the locks are the parent's
             handle.failures_told = handle.file.failures  # and so are the errors
         self.orphans.clear()

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..env import drive
 from ..errors import Status, StatusError, error
+from ..weakly import living
 from .waiting import BlockingLock, BlockingPromise
 
 JOIN_SECONDS = 2.0  # for workers to end at close
@@ -65,7 +66,7 @@ class Threads:
     def _say_closing(self) -> None:
         """Who sleeps or waits for a promise is told."""
         self._closing.set()
-        for promise in list(self._promises):
+        for promise in living(self._promises):
             promise.fail(error(Status.CANCELLED, "the client was closed"))
 
     def _join_workers(self) -> None:

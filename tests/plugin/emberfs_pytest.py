@@ -12,6 +12,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import signal
 import sys
 import tomllib
 from collections.abc import Collection, Sequence
@@ -95,6 +96,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if spec is None or Path(spec.origin or "/").resolve().parent != ROOT:
         found = spec.origin if spec else "nothing"
         raise pytest.UsageError(f"'import emberfs' finds {found}, not this checkout: pip install -e {ROOT}")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a shell's job in the background; tests send Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.pluginmanager.hasplugin("hypothesispytest"):  # its import takes a while
         _set_up_hypothesis(derandomize=not config.getoption("--soak"))
 

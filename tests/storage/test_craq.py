@@ -200,7 +200,9 @@ def test_a_dead_process_of_a_client_is_refused_and_its_successor_is_not() -> Non
     assert submit(machine, rows, write(10)) == [Status.SESSION_ENDED]
     assert submit(machine, rows, write(11)) == [Status.OK]
     assert submit(machine, rows, write(1, client=OTHER)) == [Status.OK]
-    assert submit(machine, rows, Update(Kind.REMOVE, b"a", 0, 0, 0, b"", 0, 0, ALWAYS, 0)) == [Status.OK], "a server's own"
+    assert submit(machine, rows, Update(Kind.REMOVE, b"a", 0, 0, 0, b"", 0, 0, ALWAYS, 0)) == [Status.OK], (
+        "a server's own"
+    )
     machine.step(0, FenceRequest("f", 1, CLIENT, 7))
     assert submit(machine, rows, write(10)) == [Status.SESSION_ENDED], "it does not go back"
     machine.step(0, ClientsEnded([CLIENT]))

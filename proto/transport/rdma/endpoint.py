@@ -20,6 +20,7 @@ from ...copying import address_of
 from ...errors import Status, StatusError, error
 from ...gen import rpc_pb2
 from ...settings import time_scale
+from ...weakly import living
 from .channel import close_channel, make_channel
 from .credits import Credits
 from .devices import Port, gid_text
@@ -455,11 +456,11 @@ _endpoints: weakref.WeakSet[Endpoint] = weakref.WeakSet()
 
 def endpoints() -> list[Endpoint]:
     """All of this process, for those who count and for those who look."""
-    return list(_endpoints)
+    return living(_endpoints)
 
 
 def _leave() -> None:
-    for endpoint in list(_endpoints):
+    for endpoint in living(_endpoints):
         endpoint.abandon()
 
 
