@@ -33,7 +33,7 @@ from .protocol import IN_HEADER_BYTES, NO_REPLY, ROOT_NODE, Init, Opcode, Protoc
 from .requests import InitIn
 from .statistics import LATER, OPCODES
 from .structs import INTERRUPT_IN, WRITE_IN
-from .undo import undo
+from .undo import distrust, undo
 from .wakeful import Wakeful
 
 REQUESTS_MAX = 512  # operations in flight, without those that wait for locks
@@ -311,6 +311,8 @@ class Session:
             self._answer(request, operation.result)
         else:
             self._failed(request, self._errno(request, failure))
+        if failure is not None or request.abandoned:
+            distrust(self.fs, request)
         if self.on_answered is not None:
             self.on_answered(request.unique)
         if self.inflight.pop(request.unique, None) is None:
