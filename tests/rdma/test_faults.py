@@ -41,15 +41,16 @@ pytestmark = pytest.mark.rdma
 MIB = 1 << 20
 DATA = bytes(range(256)) * (4 * MIB // 256)  # what a server process holds
 BROKEN = (Status.MAYBE_COMMITTED, Status.UNAVAILABLE, Status.DEADLINE)  # what a caller may try again
+NOWHERE_SECONDS = 10.0  # of a call that cannot get anywhere, before scaling
 SPACE_REQUEST = storage_pb2.SpaceRequest()
 
 
-def works(client: Face, address: str) -> bool:
-    """Whether a read brings the right bytes now."""
+def works(client: Face, address: str, seconds: float = 60.0) -> bool:
+    """Whether a read brings the right bytes within so many seconds (before scaling)."""
     pool = client.env.pool
     target = pool.take(300_001)
     try:
-        client.call(address, READ, read((7, 300_001)), target=[target])
+        client.call(address, READ, read((7, 300_001)), seconds, target=[target])
         return target.view == DATA[7:300_008]
     except StatusError as failure:
         assert failure.status in BROKEN, failure
@@ -111,7 +112,7 @@ def test_a_link_that_goes_down_in_the_middle_of_transfers(across: Across, how: s
     started = across.under_way(12)
     with cut(how):
         across.outcomes(started)
-        assert not works(across.client, across.address)
+        assert not works(across.client, across.address, NOWHERE_SECONDS)
     assert eventually(lambda: works(across.client, across.address), 90.0)
     assert across.outcomes(across.under_way(12)) == 0
 
@@ -154,7 +155,7 @@ def test_a_server_that_is_killed_in_the_middle_of_transfers(across: Across) -> N
     started = across.under_way(8)
     across.server.signal(signal.SIGKILL)
     across.outcomes(started)
-    assert not works(across.client, across.address)
+    assert not works(across.client, across.address, NOWHERE_SECONDS)
     with process(across.address):
         assert eventually(lambda: works(across.client, across.address), 60.0)
 
