@@ -118,6 +118,10 @@ class Slots(Places):
             return [Slice(region, start + first, sum([lengths[row] for row in rows]))]
         return [Slice(region, start + offsets[row], lengths[row]) for row in rows]
 
+    @property
+    def is_private(self) -> bool:
+        return self._base.region.fd < 0
+
     def dead_rows(self, rows: Sequence[int]) -> Sequence[int]:
         return rows if self._base.region.dead else ()
 

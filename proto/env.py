@@ -74,6 +74,9 @@ class Pool(Protocol):
 
     def release(self, hold: Any) -> None: ...
 
+    def reclaim(self) -> None:
+        """Look whether peers have stopped moving into memory that is held, or dead."""
+
 
 class Environment(Protocol):
     @property

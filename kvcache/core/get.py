@@ -80,6 +80,9 @@ class Get(Batch):
     def weight_of(self, rows: Sequence[int]) -> int:
         return sum(self.places.lengths_of(rows))
 
+    def window_bytes(self, replica: Replica) -> int:
+        return self.window_over(replica, self.places)
+
     def call(self, part: Part) -> Call:
         address, rows = self.address(part), part.rows
         request = GetRequest(**self.head(part))

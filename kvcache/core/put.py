@@ -14,6 +14,7 @@ from ...proto.blocks import BLOCK_BYTES_MAX
 from ...proto.env import Call
 from ...proto.errors import Status, error
 from ...proto.gen.kvcache_pb2 import PutReply, PutRequest
+from ...proto.routing import Replica
 from ...proto.rpc import KVCACHE
 from ..keys import Placement, key_columns
 from ..places import Places
@@ -71,6 +72,9 @@ class Put(Batch):
 
     def weight_of(self, rows: Sequence[int]) -> int:
         return sum(self.places.lengths_of(rows))
+
+    def window_bytes(self, replica: Replica) -> int:
+        return self.window_over(replica, self.places)
 
     def call(self, part: Part) -> Call:
         address, rows, places = self.address(part), part.rows, self.places
