@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,12 +61,14 @@ class EmberL2AdapterConfig(L2AdapterConfigBase):
         )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Held:
     """What one lookup locked: given back when all of its keys are unlocked."""
 
     lease: Lease
     keys: int
+    locked: list[ObjectKey]
+    until: float  # on the clock of the process: the lease ends by itself
 
 
 class _Tasks:
@@ -141,6 +145,7 @@ class EmberL2Adapter(L2AdapterInterface):
         self._loads = _Tasks("load", LOAD_THREADS)
         self._lock = threading.Lock()
         self._held: dict[ObjectKey, list[_Held]] = {}  # locked keys -> by which lookups
+        self._locks: deque[_Held] = deque()  # in the order in which they end
         self._sizes: dict[ObjectKey, int] = {}  # what we stored and have not seen gone, for LMCache's accounting
         self._closed = False
 
@@ -199,16 +204,32 @@ class EmberL2Adapter(L2AdapterInterface):
 
     def _lookup(self, keys: list[ObjectKey]) -> Bitmap:
         found = Bitmap(len(keys))
+        self._forget_ended()
+        until = time.monotonic() + LOCK_MS / 1000
         for namespace, rows, names in self._spaces.batches([_named(key) for key in keys]):
             match = self._kv.match(namespace, names, lease_ms=LOCK_MS, deadline_ms=self._settings.deadline_ms)
             here = [row for row, present in zip(rows, match.present, strict=True) if present]
             found.batched_set(here)
             if match.lease is not None and here:
-                held = _Held(match.lease, len(here))
+                held = _Held(match.lease, len(here), [keys[row] for row in here], until)
                 with self._lock:
-                    for row in here:
-                        self._held.setdefault(keys[row], []).append(held)
+                    self._locks.append(held)
+                    for key in held.locked:
+                        self._held.setdefault(key, []).append(held)
         return found
+
+    def _forget_ended(self) -> None:
+        """Locks that nobody gave back in time (an LMCache that stopped waiting for a lookup does not): their leases are over."""
+        now = time.monotonic()
+        with self._lock:
+            while self._locks and (self._locks[0].until < now or not self._locks[0].keys):
+                ended = self._locks.popleft()
+                for key in ended.locked if ended.keys else ():
+                    holders = self._held.get(key, [])
+                    if ended in holders:
+                        holders.remove(ended)
+                    if not holders:
+                        self._held.pop(key, None)
 
     def submit_unlock(self, keys: list[ObjectKey]) -> None:
         """Leases whose keys are all unlocked are given back, in the background; should that fail, they end by themselves."""
@@ -265,6 +286,7 @@ class EmberL2Adapter(L2AdapterInterface):
             self._lookups.aside(lambda: self._delete(keys)).result()
 
     def _delete(self, keys: list[ObjectKey]) -> None:
+        self._forget_ended()
         with self._lock:
             free = [key for key in keys if key not in self._held]
         try:

@@ -426,10 +426,11 @@ class KvCore:
                     blocks_max=LIST_BLOCKS,
                 )
                 reply = await self._ask(head.node, KVCACHE.ListBlocks, request)
-                if reply.chains:
-                    self.cluster.learn_chains(reply.chains)
-                    if not reply.keys and self.cluster.table.route(chain).version != route.version:
-                        continue
+                self.cluster.learn_chains(reply.chains)
+                if (
+                    reply.more and not reply.keys
+                ):  # no page: the server knows another version of the chain, newer or not yet ours
+                    raise error(Status.STALE_CHAIN_VERSION, f"chain {chain} is being changed")
             except StatusError as failure:
                 await patience.again(failure)
                 await self.cluster.recover(failure)

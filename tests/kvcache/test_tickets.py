@@ -16,6 +16,7 @@ from emberfs.kvcache import AsyncKVCache, tickets
 from emberfs.kvcache.core.batch import WINDOWS_IN_FLIGHT_MAX
 from emberfs.kvcache.tickets import PUTTERS_MAX, SUBMITTED_MAX, WORKERS_MAX
 from emberfs.proto.env import drive
+from emberfs.proto.gen.kvcache_pb2 import ListBlocksReply
 
 from .faces import PATIENCE_SECONDS, blocks_of, keys_of, opened, spec_of
 
@@ -193,6 +194,20 @@ def test_a_namespace_is_watched(kv: Any, cluster: Any) -> None:
             ("removed", (keys[0],), ()),
         ]
         assert {key for event in found[2:] for key in event.keys} == set(keys[1:]), "their time was over"
+
+
+def test_a_list_is_whole_while_a_chain_changes(kv: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that has not heard of the chain's version yet gives no page: that is not the end of the list."""
+    namespace, keys = kv.namespace(spec_of(BLOCK)), keys_of(3)
+    kv.put_from(namespace, keys, blocks_of(keys, BLOCK))
+    asked, ask = [], kv.core._ask
+
+    async def behind(node: int, method: Any, request: Any) -> Any:
+        asked.append(method)
+        return ListBlocksReply(more=True) if len(asked) < 3 else await ask(node, method, request)
+
+    monkeypatch.setattr(kv.core, "_ask", behind)
+    assert {block.key for block in kv.list(namespace)} == set(keys)
 
 
 def test_who_watches_too_late_is_told(kv: Any) -> None:

@@ -167,6 +167,21 @@ def test_a_lookup_locks(open_adapter: OpenAdapter) -> None:
         assert lookup(adapter, keys) == [False] * 3
 
 
+def test_locks_that_nobody_gives_back_end(open_adapter: OpenAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An LMCache that stops waiting for a lookup does not unlock what it found: that can be deleted all the same, later."""
+    monkeypatch.setattr("emberfs.kvcache.adapters.lmcache.LOCK_MS", 1)
+    arena = Arena(8 * LENGTH, shared=True)
+    keys = [key(number) for number in range(3)]
+    with open_adapter("plugin", arena) as adapter:
+        store(adapter, keys, [arena.object(LENGTH) for _ in keys])
+        assert lookup(adapter, keys) == [True] * 3
+        deadline = time.monotonic() + 60
+        while adapter.report_status()["objects_locked"]:
+            assert time.monotonic() < deadline
+            adapter.delete(keys)
+        assert lookup(adapter, keys) == [False] * 3
+
+
 def test_what_emberfs_evicted_leaves_the_accounts(open_adapter: OpenAdapter) -> None:
     arena = Arena(8 * LENGTH, shared=True)
     keys = [key(number) for number in range(3)]
