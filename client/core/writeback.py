@@ -66,6 +66,7 @@ class WriteBack:
         self._blocks: dict[int, Block] = {}  # by base, the oldest first
         self._full: dict[int, Block] = {}  # those of them that reach their end, by base
         self._batches: deque[WriteBatch] = deque()
+        self.abandoned = False
 
     # --- looking (no lock needed) -----------------------------------------------------------------------------------------------------
 
@@ -186,6 +187,7 @@ class WriteBack:
 
     def abandon(self) -> None:
         """Drop everything, also what is on its way: this client's session is over."""
+        self.abandoned = True
         self.discard()
         while self._batches:
             self._batches.popleft().abandon()
@@ -282,4 +284,5 @@ class WriteBack:
         batch = self._batches[0]
         await batch.settle()
         self.file.generation += 1  # what was read ahead of these bytes' arrival is old
-        self._batches.popleft()
+        if self._batches and self._batches[0] is batch:  # all may have been abandoned meanwhile
+            self._batches.popleft()

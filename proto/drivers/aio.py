@@ -211,7 +211,12 @@ class AioEnvironment:
         if ticket.failure is not None:
             raise ticket.failure
         if ticket.task is not None:
-            return await ticket.task
+            try:
+                return await ticket.task
+            except asyncio.CancelledError:
+                if ticket.failure is not None:  # somebody else has given it up: whoever waits is not cancelled himself
+                    raise ticket.failure from None
+                raise
         assert ticket.connection is not None and ticket.pending is not None
         return await self._wait(ticket.connection, ticket.pending)
 
@@ -227,6 +232,7 @@ class AioEnvironment:
 
     def abandon(self, ticket: Any) -> None:
         if ticket.task is not None:
+            ticket.failure = error(Status.CANCELLED, "the caller gave up")
             ticket.task.cancel()
         elif ticket.connection is not None and ticket.pending is not None:
             ticket.connection.give_up(ticket.pending, error(Status.CANCELLED, "the caller gave up"))

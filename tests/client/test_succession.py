@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ import pytest
 from emberfs.client import aio
 from emberfs.client.core.client import Core
 from emberfs.client.core.options import Mode, Options
+from emberfs.client.core.whole import read_bytes
+from emberfs.deploy.local import STORAGE
 from emberfs.proto.drivers.aio import AioEnvironment
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.ids import new_client_id
@@ -32,6 +35,34 @@ async def process(url: str, client: bytes, begin: int) -> Core:
     core.succeed(begin)
     await core.connect()
     return core
+
+
+def test_a_lease_that_ends_while_bytes_are_on_their_way_is_told_as_such(cluster: LocalCluster) -> None:
+    """To whoever waits for their arrival."""
+
+    async def run() -> None:
+        core = await process(cluster.url, new_client_id(), FIRST)
+        file = await core.open("/ends", WRITE)
+        storage = cluster.servers[STORAGE].pid()
+        assert storage is not None
+        os.kill(storage, signal.SIGSTOP)
+        try:
+            await file.pwrite(b"1" * BYTES, 0)
+            waiting = asyncio.ensure_future(file.flush())
+            while not core.write_budget.held or not file.file.write_back._batches:
+                await asyncio.sleep(0)
+            await core.lose_lease(core.lease)
+        finally:
+            os.kill(storage, signal.SIGCONT)
+        with pytest.raises(StatusError) as told:
+            await waiting
+        assert told.value.status is Status.SESSION_ENDED
+        await file.pwrite(b"2" * BYTES, 0)
+        await file.close()
+        assert await read_bytes(core, "/ends") == b"2" * BYTES
+        await core.close()
+
+    asyncio.run(run())
 
 
 def test_a_late_write_of_the_dead_is_refused(cluster: LocalCluster) -> None:
@@ -57,7 +88,7 @@ def test_a_late_write_of_the_dead_is_refused(cluster: LocalCluster) -> None:
         written = await alive.open("/late", WRITE)
         await written.pwrite(b"4" * BYTES, 0)
         await written.close()  # its own numbers are good
-        assert await alive.read_bytes("/late") == b"4" * BYTES
+        assert await read_bytes(alive, "/late") == b"4" * BYTES
         for core in (dead, alive):
             with suppress(StatusError):
                 await core.close()
