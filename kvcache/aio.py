@@ -21,7 +21,7 @@ from ..client import process
 from ..client.core.options import Options
 from ..proto.drivers.aio import AioEnvironment
 from ..proto.errors import Status, error
-from ..proto.settings import parse_url
+from ..proto.settings import parse_url, time_scale
 from .buffers import Buffer
 from .core.batch import Stop
 from .core.core import OPERATION_SECONDS, KvCore
@@ -29,6 +29,7 @@ from .core.results import BlockInfo, Counters, Lease, Match, Usage
 from .core.statuses import as_array
 from .events import WATCH_SECONDS, Event, Events, watched
 from .namespace import MODE_DEFAULT, Namespace, NamespaceSpec
+from .tickets import CLOSE_SECONDS
 
 _Result = TypeVar("_Result")
 
@@ -42,6 +43,7 @@ class AsyncKVCache:
         self._location = parse_url(url)
         self._options = Options.of({"name": process.name(), "timeout": OPERATION_SECONDS, **options})
         self._core: KvCore | None = None
+        self._running: dict[asyncio.Future[Any], Stop] = {}  # what moves blocks
 
     async def connect(self) -> AsyncKVCache:
         """Connect, once; returns the cache itself. Raises UNAVAILABLE, WRONG_CLUSTER, UNAUTHENTICATED."""
@@ -94,21 +96,21 @@ class AsyncKVCache:
 
     async def match(self, namespace: Namespace, keys: Any, **how: Any) -> Match:
         stop = Stop()
-        return await _to_its_end(self.core.match(namespace, keys, stop=stop, **how), stop)
+        return await self._to_its_end(self.core.match(namespace, keys, stop=stop, **how), stop)
 
     async def exists(self, namespace: Namespace, keys: Any, **how: Any) -> Any:
         return (await self.match(namespace, keys, **how)).present
 
     async def get_into(self, namespace: Namespace, keys: Any, dsts: Any, **how: Any) -> Statuses:
         stop = Stop()
-        return as_array(await _to_its_end(self.core.get_into(namespace, keys, dsts, stop=stop, **how), stop))
+        return as_array(await self._to_its_end(self.core.get_into(namespace, keys, dsts, stop=stop, **how), stop))
 
     async def put_from(self, namespace: Namespace, keys: Any, srcs: Any, **how: Any) -> Statuses:
         stop = Stop()
-        return as_array(await _to_its_end(self.core.put_from(namespace, keys, srcs, stop=stop, **how), stop))
+        return as_array(await self._to_its_end(self.core.put_from(namespace, keys, srcs, stop=stop, **how), stop))
 
     async def get(self, namespace: Namespace, key: Any, *, deadline_ms: float | None = None) -> bytes | None:
-        return await _to_its_end(self.core.get(namespace, key, deadline_ms=deadline_ms), Stop())
+        return await self._to_its_end(self.core.get(namespace, key, deadline_ms=deadline_ms), Stop())
 
     async def put(self, namespace: Namespace, key: Any, data: Any, **how: Any) -> int:
         return int((await self.put_from(namespace, [key], [data], **how))[0])
@@ -174,8 +176,27 @@ class AsyncKVCache:
                 await self.core.env.sleep(min(WATCH_SECONDS, wait))
 
     async def close(self) -> None:
+        """As `KVCache.close`: of what is under way nothing more is sent, and what is on its way ends first."""
+        for stop in self._running.values():
+            stop.wanted = True
+        if self._running:
+            await asyncio.wait(list(self._running), timeout=CLOSE_SECONDS * time_scale())
         if self._core is not None:
             await self._core.close()
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, _Result], stop: Stop) -> _Result:
+        """Wait for it, also when we are cancelled: then nothing more is sent, and what is on its way ends first."""
+        task = asyncio.ensure_future(work)
+        self._running[task] = stop
+        task.add_done_callback(self._running.pop)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            stop.wanted = True
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # seen
+            raise
 
     async def __aenter__(self) -> AsyncKVCache:
         return await self.connect()
@@ -184,16 +205,3 @@ class AsyncKVCache:
         self, kind: type[BaseException] | None, failure: BaseException | None, where: TracebackType | None
     ) -> None:
         await self.close()
-
-
-async def _to_its_end(work: Coroutine[Any, Any, _Result], stop: Stop) -> _Result:
-    """Wait for it, also when we are cancelled: then nothing more is sent, and what is on its way ends first."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        stop.wanted = True
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # seen
-        raise

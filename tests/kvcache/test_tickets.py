@@ -248,6 +248,22 @@ async def test_a_cancelled_task_leaves_memory_alive(cluster: Any) -> None:
         assert set(await kv.get_into(namespace, keys, slots)) == {length}
 
 
+async def test_closing_waits_for_what_is_on_its_way(cluster: Any) -> None:
+    """What is in its caller's memory afterwards stays as it is."""
+    length = 4 << 20
+    kv = await AsyncKVCache(cluster.url, timeout=PATIENCE_SECONDS).connect()
+    namespace, keys = await kv.namespace(spec_of(length)), keys_of(6)
+    pool = kv.allocate(6 * length)
+    slots = (pool, [row * length for row in range(6)], length)
+    assert set(await kv.put_from(namespace, keys, slots)) == {length}
+    tasks = [asyncio.ensure_future(kv.get_into(namespace, keys, slots)) for _ in range(4)]
+    await asyncio.sleep(0)
+    await kv.close()
+    assert not kv._running
+    for statuses in await asyncio.gather(*tasks):
+        assert set(statuses.tolist()) <= {length, -errno.ECANCELED, -errno.EAGAIN}
+
+
 async def test_many_batches_at_once_on_a_loop(cluster: Any) -> None:
     async with AsyncKVCache(cluster.url, timeout=PATIENCE_SECONDS) as kv:
         namespace, keys = await kv.namespace(spec_of(BLOCK)), keys_of(32)
