@@ -30,7 +30,9 @@ from .core.keeping import LOST, Event, Quota, TrashEntry
 from .core.locks import THIS_PROCESS, LockInfo
 from .core.options import Options, parse_mode
 from .core.paths import PathLike, text
+from .core.ranges import read_ranges
 from .core.shared import SharedMemory
+from .core.whole import clone_file, copy_file, read_bytes, write_bytes
 
 
 async def connect(url: str = "ember:///", **options: Any) -> Client:
@@ -224,13 +226,13 @@ class Client:
         return File(handle, text(path), parsed.binary)
 
     async def read_bytes(self, path: PathLike, start: int | None = None, end: int | None = None) -> bytes:
-        return await self.core.read_bytes(path, start, end)
+        return await read_bytes(self.core, path, start, end)
 
     async def write_bytes(self, path: PathLike, data: Any, *, exclusive: bool = False) -> Stat:
-        return await self.core.write_bytes(path, data, exclusive=exclusive)
+        return await write_bytes(self.core, path, data, exclusive=exclusive)
 
     async def read_ranges(self, ranges: Iterable[tuple[PathLike, int | None, int | None]]) -> list[bytes | StatusError]:
-        return await self.core.read_ranges(ranges)
+        return await read_ranges(self.core, list(ranges))
 
     async def read_many(self, ranges: Sequence[tuple[File, int, int]], buffer: Any = None) -> list[memoryview]:
         total = sum(length for _, _, length in ranges)
@@ -246,10 +248,10 @@ class Client:
         return BulkRead(await CoreBulkRead(self.core, [one.handle for one in files], file, offsets, lengths).start())
 
     async def copy_file(self, source: PathLike, target: PathLike) -> Stat:
-        return await self.core.copy_file(source, target)
+        return await copy_file(self.core, source, target)
 
     async def clone(self, source: PathLike, target: PathLike, *, exclusive: bool = False) -> Stat:
-        return await self.core.clone(source, target, exclusive=exclusive)
+        return await clone_file(self.core, source, target, exclusive=exclusive)
 
     # --- the whole --------------------------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,9 @@ from .core.client import Core
 from .core.keeping import LOST, Event, Quota, TrashEntry
 from .core.options import Options, parse_mode
 from .core.paths import PathLike, text
+from .core.ranges import read_ranges
 from .core.shared import SharedMemory
+from .core.whole import clone_file, copy_file, read_bytes, write_bytes
 
 
 def connect(url: str = "ember:///", **options: Any) -> Client:
@@ -277,15 +279,15 @@ class Client:
 
     def read_bytes(self, path: PathLike, start: int | None = None, end: int | None = None) -> bytes:
         """The content of a file, or of its range [start, end); negative positions count from the end."""
-        return drive(self.core.read_bytes(path, start, end))
+        return drive(read_bytes(self.core, path, start, end))
 
     def write_bytes(self, path: PathLike, data: Any, *, exclusive: bool = False) -> Stat:
         """Make the buffer `data` the content of a file, which is created or emptied; with `exclusive` it must not exist yet."""
-        return drive(self.core.write_bytes(path, data, exclusive=exclusive))
+        return drive(write_bytes(self.core, path, data, exclusive=exclusive))
 
     def read_ranges(self, ranges: Iterable[tuple[PathLike, int | None, int | None]]) -> list[bytes | StatusError]:
         """Per (path, start, end) the bytes or the error, in order: one plan over all files and chains, one request per server."""
-        return drive(self.core.read_ranges(ranges))
+        return drive(read_ranges(self.core, list(ranges)))
 
     def read_many(self, ranges: Sequence[tuple[File, int, int]], buffer: Any = None) -> list[memoryview]:
         """Per (open file, offset, length) a view of its bytes, in `buffer` (writable, for all of them one after the other) or a new one.
@@ -311,12 +313,12 @@ class Client:
 
     def copy_file(self, source: PathLike, target: PathLike) -> Stat:
         """Copy the content of a file to `target`, which is created or emptied."""
-        return drive(self.core.copy_file(source, target))
+        return drive(copy_file(self.core, source, target))
 
     def clone(self, source: PathLike, target: PathLike, *, exclusive: bool = False) -> Stat:
         """Make `target` a file with the content of `source` without moving data: both share it until one of them is written. An existing
         target is replaced in one step, or refused with `exclusive`."""
-        return drive(self.core.clone(source, target, exclusive=exclusive))
+        return drive(clone_file(self.core, source, target, exclusive=exclusive))
 
     # --- the whole --------------------------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from fsspec.utils import isfilelike, stringify_path, tokenize
 from ..proto.env import drive
 from ..proto.errors import Status, error
 from . import operations as ops
+from .core.whole import read_bytes
 from .filesystem_files import EmberAsyncFile, EmberFile, EmberTransaction
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ class EmberFileSystem(AsyncFileSystem):  # type: ignore[misc]
     # --- contents ---------------------------------------------------------------------------------------------------
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
-        return await (await self._core()).read_bytes(self._strip_protocol(path), start, end)
+        return await read_bytes(await self._core(), self._strip_protocol(path), start, end)
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         return self.client.read_bytes(self._strip_protocol(path), start, end)

@@ -16,6 +16,8 @@ from .core.attributes import Stat
 from .core.client import Core
 from .core.file import Handle
 from .core.options import parse_mode
+from .core.ranges import read_ranges
+from .core.whole import copy_file, write_bytes
 
 COPY_BYTES = 8 << 20  # moved at once between a local file and the cluster
 _TYPE_BITS = {"file": 0o100000, "directory": 0o040000, "symlink": 0o120000}
@@ -135,7 +137,7 @@ async def with_parents(core: Core, path: str, auto_mkdir: bool, attempt: Callabl
 
 async def pipe_file(core: Core, path: str, value: Any, exclusive: bool, auto_mkdir: bool) -> None:
     """Write a whole file; `exclusive` fails with FileExistsError, decided by the server at once."""
-    await with_parents(core, path, auto_mkdir, lambda: core.write_bytes(path, value, exclusive=exclusive))
+    await with_parents(core, path, auto_mkdir, lambda: write_bytes(core, path, value, exclusive=exclusive))
 
 
 async def cat_ranges(core: Core, paths: list[str], starts: Any, ends: Any, on_error: str) -> list[bytes | StatusError]:
@@ -146,7 +148,7 @@ async def cat_ranges(core: Core, paths: list[str], starts: Any, ends: Any, on_er
     last = list(ends) if isinstance(ends, Iterable) else [ends] * len(paths)
     if len(first) != len(paths) or len(last) != len(paths):
         raise ValueError("paths, starts and ends differ in length")
-    out = await core.read_ranges(list(zip(paths, first, last, strict=True)))
+    out = await read_ranges(core, list(zip(paths, first, last, strict=True)))
     if on_error != "return":
         for result in out:
             if isinstance(result, StatusError):
@@ -176,7 +178,7 @@ async def rm(core: Core, paths: Sequence[str], recursive: bool) -> None:
 async def cp_file(core: Core, source: str, target: str, auto_mkdir: bool) -> None:
     """Copy one file; a directory is made anew, as fsspec's recursive copy expects."""
     try:
-        await with_parents(core, target, auto_mkdir, lambda: core.copy_file(source, target))
+        await with_parents(core, target, auto_mkdir, lambda: copy_file(core, source, target))
     except IsADirectoryError:
         if not await type_is(core, source, "directory"):
             raise  # it is the target that is one

@@ -11,7 +11,7 @@ import os
 import posixpath
 import stat as bits
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -186,6 +186,21 @@ class Way:
         raise NotImplementedError
 
 
+@contextlib.contextmanager
+def whole_or_gone(client: Client, path: str, create: Callable[[], Any]) -> Iterator[Any]:
+    """A file of the cluster to be filled, and removed when that fails: half a file looks like a whole one, and takes space. (Not where
+    the cluster does not answer, and would not then either.)"""
+    file = create()
+    try:
+        with file:
+            yield file
+    except BaseException as failed:
+        if not isinstance(failed, TimeoutError):
+            with contextlib.suppress(OSError):
+                client.unlink(path, forever=True)
+        raise
+
+
 class _IntoCluster(Way):
     def directory(self, item: Item) -> None:
         self.client.mkdir(item.target, exist_ok=True)
@@ -215,7 +230,10 @@ class Put(_IntoCluster):
 
     def file(self, item: Item, progress: Progress) -> None:
         block = self.buffer()
-        with open(item.source, "rb", buffering=0) as source, self.create(item) as target:
+        with (
+            open(item.source, "rb", buffering=0) as source,
+            whole_or_gone(self.client, item.target, lambda: self.create(item)) as target,
+        ):
             while count := source.readinto(block):
                 target.write(block[:count])
                 progress.add(count)
@@ -329,14 +347,35 @@ def _attempt(failures: list[str], items: list[Item], act: Any) -> list[str]:
     return lost
 
 
+class _StoppedError(Exception):
+    """Nobody waits for this copy any more."""
+
+
+class _Until:
+    """A progress that ends what tells it, once it is over."""
+
+    def __init__(self, told: Progress) -> None:
+        self.told = told
+        self.over = False
+
+    def add(self, size: int) -> None:
+        if self.over:
+            raise _StoppedError
+        self.told.add(size)
+
+    def file_done(self) -> None:
+        self.told.file_done()
+
+
 def _in_parallel(
     way: Way, items: list[Item], jobs: int, progress: Progress
 ) -> Generator[tuple[Item, OSError | None], None, None]:
-    """Copy files with several threads; each as it ends, with what it failed with. Ctrl-C lets running ones end and starts no more."""
+    """Copy files with several threads; each as it ends, with what it failed with. Ctrl-C ends the running ones at their next block."""
+    until = _Until(progress)
 
     def one(item: Item) -> None:
-        way.file(item, progress)
-        progress.file_done()
+        way.file(item, until)
+        until.file_done()
 
     pool = ThreadPoolExecutor(max(1, min(jobs, len(items))), thread_name_prefix="copy")
     try:
@@ -349,6 +388,7 @@ def _in_parallel(
             else:
                 yield running[done], None
     finally:
+        until.over = True
         pool.shutdown(cancel_futures=True)
 
 

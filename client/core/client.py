@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
@@ -31,7 +31,6 @@ from .atimes import ReadTimes
 from .attributes import Stat, stat_of
 from .budget import Budget
 from .channels import Channels
-from .clone import Progress, clone_file, copy_range
 from .cluster import Cluster
 from .ended import Ended
 from .file import Handle
@@ -41,9 +40,8 @@ from .keeper import Keeper
 from .lease import Lease
 from .leases import Kept, Leases
 from .namespace import Namespace, with_path
-from .options import O_APPEND, O_CREAT, O_ONCE, O_RDONLY, O_TRUNC, Mode, Options, parse_mode
+from .options import O_APPEND, O_CREAT, O_ONCE, O_RDONLY, O_TRUNC, Mode, Options
 from .paths import PathLike, at, place, text
-from .ranges import read_ranges
 from .reading import Reader
 from .shared import SharedMemories
 from .succession import chains_of_files, settle_predecessor
@@ -361,53 +359,7 @@ class Core(Namespace):
             return None  # there is no such file, and the operation itself will say what it thinks of that
         return inode if inode is not None and (inode.unsettled or inode.sessions) else None
 
-    # --- whole files --------------------------------------------------------------------------------------------------------------
-
-    async def read_bytes(self, path: PathLike, start: int | None = None, end: int | None = None) -> bytes:
-        handle = await self.open(path, READ)
-        try:
-            first, last, _ = slice(start, end).indices(handle.size)
-            return await handle.pread(max(0, last - first), first)
-        finally:
-            await handle.close()
-
-    async def write_bytes(self, path: PathLike, data: Any, *, exclusive: bool = False) -> Stat:
-        handle = await self.open(path, CREATE if exclusive else WRITE)
-        try:
-            await handle.write(data)
-        except BaseException:
-            await handle.discard()
-            raise
-        return await handle.close_with_stat()
-
-    async def read_ranges(self, ranges: Iterable[tuple[PathLike, int | None, int | None]]) -> list[bytes | StatusError]:
-        return await read_ranges(self, list(ranges))
-
-    async def copy_file(self, source: PathLike, target: PathLike) -> Stat:
-        reader = await self.open(source, READ)
-        try:
-            # Emptying the target would destroy the source if they were one file.
-            writer = await self.open(target, Mode(WRITE.flags & ~O_TRUNC, "wb", False), permissions=0o666)
-            try:
-                if writer.file.id == reader.file.id:
-                    raise error(Status.INVALID, f"{text(source)} and {text(target)} are the same file", text(target))
-                if writer.size:
-                    await writer.truncate(0)
-                await copy_range(reader, 0, writer, 0, reader.size)
-            except BaseException:
-                await writer.discard()
-                raise
-            return await writer.close_with_stat()
-        finally:
-            await reader.close()
-
-    async def clone(
-        self, source: PathLike, target: PathLike, *, exclusive: bool = False, progress: Progress | None = None
-    ) -> Stat:
-        try:
-            return await clone_file(self, source, target, exclusive=exclusive, progress=progress)
-        except StatusError as failure:
-            raise failure if failure.filename else with_path(failure, target) from None
+    # --- by path --------------------------------------------------------------------------------------------------------------
 
     async def truncate(self, path: PathLike, length: int, *, acting: Acting | None = None) -> Stat:
         """Cut or extend a file; its attributes."""
@@ -537,8 +489,3 @@ class Core(Namespace):
         self.cluster.after_fork_in_child()
         self.losing = self.env.lock()
         self._begin_epoch()
-
-
-READ = parse_mode("rb")
-WRITE = parse_mode("wb")
-CREATE = parse_mode("xb")

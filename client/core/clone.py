@@ -1,4 +1,4 @@
-"""Clones: ranges of files that share chunks instead of being copied, and whole files.
+"""Clones: ranges of files that share chunks instead of being copied. Those of whole files are in whole.py.
 
 Chunks can be shared where both files have the same layout and the range starts at the same place of a stripe in both: then chunk k of the
 one lies on the chain of chunk j of the other. An empty file takes the layout of the source. What does not fall on chunk boundaries at
@@ -16,15 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...proto.env import Call
 from ...proto.errors import Status, StatusError, error
-from ...proto.gen.meta_pb2 import CloneFileRequest, Place, SetAttributesRequest
+from ...proto.gen.meta_pb2 import CloneFileRequest
 from ...proto.gen.storage_pb2 import CloneRequest
 from ...proto.rpc import META, STORAGE
-from .attributes import Stat
 from .batches import ChunkUpdate, Part, UpdateBatch
 from .extents import chunks_of
 from .inode import Inode
-from .options import O_WRONLY, Mode, parse_mode
-from .paths import PathLike, encode, text
 
 if TYPE_CHECKING:
     from .client import Core
@@ -37,9 +34,6 @@ WINDOW_CHUNKS = 4096  # are listed, and then cloned, at a time
 COPY_BYTES = 4 << 20  # moved at once where nothing can be shared
 
 Progress = Callable[[int], None]  # told how many bytes more are there
-
-_READ = parse_mode("rb")
-_NEW = Mode(O_WRONLY, "wb", False)
 
 
 @dataclass(slots=True)
@@ -341,49 +335,3 @@ async def _move(source: Reader, start: int, target: Handle, begin: int, count: i
         done += got
         tell(got)
     return done
-
-
-# --- whole files ----------------------------------------------------------------------------------------------------------------------
-
-
-async def clone_file(
-    core: Core, source: PathLike, target: PathLike, *, exclusive: bool = False, progress: Progress | None = None
-) -> Stat:
-    """Make `target` a file with the content of `source`, which shares its chunks, in one step: an old target stays until the new one is
-    complete, and gives it its permission bits; otherwise these are the source's. Raises EXISTS (`exclusive`), INVALID (one file),
-    StatusError."""
-    reader = await core.open(source, _READ)
-    try:
-        found = await reader.stat()
-        there = await _existing(core, target)
-        if there is not None and exclusive:
-            raise error(Status.EXISTS, "", text(target))
-        if there is not None and there.inode == found.inode:
-            raise error(Status.INVALID, f"{text(source)} and {text(target)} are the same file", text(target))
-        mode = (there or found).mode & 0o777
-        writer = await core.open(_directory_of(target), _NEW, permissions=mode, unnamed=True)
-        try:
-            await copy_range(reader, 0, writer, 0, reader.size, progress, any_layout=True)
-            if there is not None and mode & core.umask:
-                request = SetAttributesRequest(place=Place(parent=writer.file.id), mode=mode)
-                await core.cluster.change(META.SetAttributes, request)
-            await core.publish([writer], [target], exclusive=exclusive)
-        except BaseException:
-            await writer.discard()
-            raise
-        return await core.stat(target, follow=False)
-    finally:
-        await reader.close()
-
-
-async def _existing(core: Core, target: PathLike) -> Stat | None:
-    """The file that would be replaced; None where there is none, or a symlink, which is replaced itself."""
-    try:
-        found = await core.stat(target, follow=False)
-    except FileNotFoundError:
-        return None
-    return None if found.is_symlink else found
-
-
-def _directory_of(path: PathLike) -> bytes:
-    return encode(path).rpartition(b"/")[0] or b"/"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import emberfs
+from emberfs.client.core.whole import clone_file
 from emberfs.proto.env import Call, drive
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen.storage_pb2 import SpaceRequest
@@ -214,7 +215,7 @@ def test_many_chunks_move_no_data(client: Any, folder: str) -> None:
     client.write_bytes(f"{folder}/a", data)
     before, moved = space(client)
     done: list[int] = []
-    drive(client.core.clone(f"{folder}/a", f"{folder}/b", progress=done.append))
+    drive(clone_file(client.core, f"{folder}/a", f"{folder}/b", progress=done.append))
     assert sum(done) == len(data)
     used, since = space(client)
     assert since == moved

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from emberfs.client.core.client import Core
 from emberfs.client.core.options import Options
+from emberfs.client.core.whole import read_bytes, write_bytes
 from emberfs.meta.chunks import StorageChunks
 from emberfs.meta.cluster.manager import Manager
 from emberfs.meta.cluster.service import ClusterService
@@ -176,7 +177,7 @@ async def _change_names(simulation: Simulation, core: Core, name: str) -> Names:
         gone, made = {old} if kind in ("rename", "unlink") else set(), {new} if kind != "unlink" else set()
         try:
             if kind == "create":
-                await core.write_bytes(f"/{name}/{new}", b"", exclusive=True)
+                await write_bytes(core, f"/{name}/{new}", b"", exclusive=True)
             elif kind == "mkdir":
                 await core.mkdir(f"/{name}/{new}")
             elif kind == "rename":
@@ -211,7 +212,7 @@ async def _change_common(simulation: Simulation, core: Core) -> None:
             case 2:
                 await core.rename(first, second + "/" + chance.choice("xyz"))
             case 3:
-                await core.write_bytes(first, b"")
+                await write_bytes(core, first, b"")
             case _:
                 await core.remove_tree(first)
     except StatusError as failure:
@@ -230,7 +231,7 @@ async def files_under_faults(simulation: Simulation) -> None:
     async def write(core: Core, name: str) -> None:
         for version in range(1, 9):
             try:
-                await core.write_bytes(f"/{name}.new", content(name, version))
+                await write_bytes(core, f"/{name}.new", content(name, version))
                 await core.rename(f"/{name}.new", f"/{name}")
             except StatusError as failure:
                 simulation.loop.trace(f"{name} writes {version}: {failure.status.name}")
@@ -246,7 +247,7 @@ async def files_under_faults(simulation: Simulation) -> None:
             name = simulation.random.choice(names)
             known = closed[name]
             try:
-                found = await core.read_bytes(f"/{name}")
+                found = await read_bytes(core, f"/{name}")
             except StatusError as failure:
                 # A file that was replaced stays for its readers, however slow they are and whatever happens to the server.
                 assert failure.status in _AMBIGUOUS or not known, failure
@@ -262,7 +263,7 @@ async def files_under_faults(simulation: Simulation) -> None:
     simulation.network.weather = CALM
     for core in cores:
         for name in names:
-            found = await core.read_bytes(f"/{name}")
+            found = await read_bytes(core, f"/{name}")
             assert found == content(name, int.from_bytes(found[:2], "big"))
             assert int.from_bytes(found[:2], "big") >= closed[name]
         await core.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from emberfs.client.core.options import parse_mode
+from emberfs.client.core.whole import read_bytes, write_bytes
 from emberfs.proto.env import Call
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2
@@ -56,7 +57,7 @@ def test_a_lease_outlives_a_long_outage_of_storage() -> None:
         cluster.disk.thaw()
         await file.close()
         assert core.env.client == identity  # type: ignore[attr-defined]
-        assert await core.read_bytes("/f") == b"written before the outage"
+        assert await read_bytes(core, "/f") == b"written before the outage"
 
     simulation.run(story())
 
@@ -68,8 +69,8 @@ def test_who_opens_right_after_a_renewal_is_waited_for() -> None:
     async def story() -> None:
         cluster = await Cluster(simulation).start()
         reader, other = await cluster.client("ann"), await cluster.client("bob")
-        await other.write_bytes("/first", b"")
-        await other.write_bytes("/f", b"still here")
+        await write_bytes(other, "/first", b"")
+        await write_bytes(other, "/f", b"still here")
         await reader.open("/first", parse_mode("rb"))
         await reader.env.sleep(0.1)
         file = await reader.open("/f", parse_mode("rb"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from emberfs.client.core.options import parse_mode
+from emberfs.client.core.whole import read_bytes
 from emberfs.proto.errors import Status, StatusError
 
 from .environment import Simulation
@@ -38,6 +39,6 @@ def test_a_change_is_not_repeated_under_another_identity() -> None:
             await core.mkdir(f"/{i}")
         await file.write(b"under the new one")  # nothing was unwritten, so the handle was opened anew
         await file.close()
-        assert await core.read_bytes("/f") == b"under the new one"
+        assert await read_bytes(core, "/f") == b"under the new one"
 
     simulation.run(story())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from emberfs.client.core.client import Core
 from emberfs.client.core.options import parse_mode
+from emberfs.client.core.whole import write_bytes
 from emberfs.proto.errors import Status, StatusError
 
 from .environment import Simulation, run_seeds
@@ -27,7 +28,7 @@ async def unlinked_under_faults(simulation: Simulation) -> None:
     async def write(core: Core, name: str) -> None:
         for version in range(1, VERSIONS + 1):
             try:
-                await core.write_bytes(f"/{name}.new", content(name, version))
+                await write_bytes(core, f"/{name}.new", content(name, version))
                 await core.rename(f"/{name}.new", f"/{name}")
                 if chance.random() < 0.2:
                     await core.unlink(f"/{name}")
