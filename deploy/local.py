@@ -149,7 +149,7 @@ class LocalCluster:
     def record(self) -> dict[str, Any]:
         """cluster.json. Raises NOT_FOUND where no cluster is, BAD_FORMAT when it is damaged or of another version."""
         try:
-            record = read_json(self.data / CLUSTER_FILE)
+            record = read_json(self.data / CLUSTER_FILE, cure="'emberfs up' writes it anew")
         except FileNotFoundError as missing:
             message = f"no cluster in {self.data}: start one with 'emberfs up', or name its directory with --data or EMBERFS_DATA"
             raise error(Status.NOT_FOUND, message) from missing

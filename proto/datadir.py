@@ -138,8 +138,8 @@ def _unusable(directory: Path, bad: OSError) -> StatusError:
     return error(status.get(bad.errno or 0, Status.IO_ERROR), message)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A small JSON object. Raises FileNotFoundError, or BAD_FORMAT naming the file."""
+def read_json(file: Path, cure: str = "restore it from a backup") -> dict[str, Any]:
+    """A small JSON object. Raises FileNotFoundError, or BAD_FORMAT naming the file, and the cure for its damage."""
     with file.open("rb") as opened:
         data = opened.read(FILE_BYTES_MAX + 1)
     try:
@@ -147,7 +147,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise error(Status.BAD_FORMAT, f"{file} is damaged: it is not a JSON object; restore it from a backup")
+        raise error(Status.BAD_FORMAT, f"{file} is damaged: it is not a JSON object; {cure}")
     return record
 
 

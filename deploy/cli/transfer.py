@@ -51,10 +51,10 @@ def put(
     keep: _Keep = False,
     jobs: _Jobs = copying.JOBS_DEFAULT,
 ) -> None:
-    """Copy local files into the cluster."""
+    """Copy local files into the cluster. One that cannot be copied to its end leaves nothing under its name."""
     with cluster_of([target]) as (client, [goal]):
         if sources == ["-"]:
-            with client.open(goal, "xb" if keep else "wb") as file:
+            with copying.whole_or_gone(client, goal, lambda: client.open(goal, "xb" if keep else "wb")) as file:
                 shutil.copyfileobj(sys.stdin.buffer, file, STREAM_BYTES)
             return
         local = [os.path.abspath(source) if source.rstrip("/") in {".", "..", ""} else source for source in sources]

@@ -75,7 +75,10 @@ def format_target(path: str, cluster: str, capacity: int, table: int = TABLE_OF_
     """Begin a target in an empty or missing directory. Raises BAD_FORMAT when something lies there, INVALID for a capacity under
     CAPACITY_MIN."""
     if capacity < CAPACITY_MIN:
-        raise error(Status.INVALID, f"capacity {capacity}: a target needs at least {CAPACITY_MIN} bytes")
+        raise error(
+            Status.INVALID,
+            f"room for {capacity} bytes: a target needs at least {CAPACITY_MIN} (free some on its disk, or give it another)",
+        )
     os.makedirs(path, mode=0o700, exist_ok=True)
     others = sorted(set(os.listdir(path)) - {LOCK_FILE, FORMAT_FILE + ".new", "lost+found"})
     if others:

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+
+import pytest
+
 import emberfs
-from emberfs.deploy.copying import IN_VAIN_MAX, Item, Plan, Progress, Put, carry_out
+from emberfs.deploy.copying import (
+    IN_VAIN_MAX,
+    Item,
+    Plan,
+    Progress,
+    Put,
+    Quiet,
+    carry_out,
+    whole_or_gone,
+)
 from emberfs.deploy.local import LocalCluster
 from emberfs.proto.errors import Status, error
 
@@ -41,3 +54,43 @@ def test_where_some_get_an_answer_all_are_tried(cluster: LocalCluster) -> None:
         way.answered = 2
         failures = carry_out(files(), way, jobs=1)
     assert way.tried == FILES and len(failures) == FILES // 2
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt, which pytest keeps for itself."""
+
+
+def test_who_is_interrupted_waits_for_no_file_and_leaves_no_half_ones(cluster: LocalCluster) -> None:
+    """Two files without an end are on their way when Ctrl-C comes: both end at their next block."""
+    plan = Plan(files=[Item("/dev/zero", f"/half-{name}") for name in ("a", "b", "failing")])
+    begun, resumed = threading.Barrier(3), threading.Event()
+
+    class Slow(Quiet):
+        def add(self, size: int) -> None:
+            if not resumed.is_set():
+                begun.wait()
+                assert resumed.wait(60)
+
+    class Failing(Put):
+        def file(self, item: Item, progress: Progress) -> None:
+            if not item.target.endswith("failing"):
+                return super().file(item, progress)
+            begun.wait()  # the others have written a block each
+            resumed.set()
+            raise Interrupted
+
+    with emberfs.connect(cluster.url) as client:
+        with pytest.raises(Interrupted):
+            carry_out(plan, Failing(client), progress=Slow())
+        assert [name for name in client.listdir("/") if name.startswith("half-")] == []
+
+
+def test_what_cannot_be_written_to_its_end_is_removed(cluster: LocalCluster) -> None:
+    with emberfs.connect(cluster.url) as client:
+        with (
+            pytest.raises(ZeroDivisionError),
+            whole_or_gone(client, "/half", lambda: client.open("/half", "wb")) as file,
+        ):
+            file.write(bytes(1 << 20))
+            _ = 1 // 0
+        assert not client.exists("/half")
