@@ -76,11 +76,11 @@ class Across:
         self.client: Face = stack.enter_context(face(kind))
         self.address = self.server.addresses[0]
 
-    def under_way(self, count: int) -> list[tuple[Any, Any]]:
-        """So many reads of 1 MiB that were started, and where to."""
+    def under_way(self, count: int, seconds: float = 60.0) -> list[tuple[Any, Any]]:
+        """So many reads of 1 MiB that were started, and where to; with so many seconds each (before scaling)."""
         targets = [self.client.env.pool.take(MIB) for _ in range(count)]
         return [
-            (self.client.start(self.address, READ, read((number, MIB)), target=[target]), target)
+            (self.client.start(self.address, READ, read((number, MIB)), seconds, target=[target]), target)
             for number, target in enumerate(targets)
         ]
 
@@ -109,7 +109,7 @@ def across(kind: str) -> Iterator[Across]:
 @pytest.mark.parametrize("how", ["down", "silent"])
 def test_a_link_that_goes_down_in_the_middle_of_transfers(across: Across, how: str) -> None:
     assert works(across.client, across.address)
-    started = across.under_way(12)
+    started = across.under_way(12, NOWHERE_SECONDS)  # a client that waits for replies hears nothing of a silent link
     with cut(how):
         across.outcomes(started)
         assert not works(across.client, across.address, NOWHERE_SECONDS)
