@@ -124,6 +124,7 @@ async def run_clones(core: Core, file: Inode, updates: Sequence[ChunkClone]) -> 
         raise
     finally:
         file.generation += 1  # what was read ahead is old
+        file.synced = False
     if (failure := file.take_error()) is not None:
         raise failure
 

@@ -188,6 +188,7 @@ class Inode:
         self.content = _content_of(attributes) if self.content is None else self.content
         if attributes.truncate_version != self.truncate_version:
             self.truncate_version = attributes.truncate_version
+            self.synced = False  # storage has cut chunks since
             # What was settled or sent before the truncate is cut; what came after it stays.
             self.written_end = self.write_back.dirty_end() if self.write_back else 0
             self.arrived_end = 0

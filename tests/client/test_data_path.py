@@ -132,6 +132,26 @@ def test_fsync_makes_durable_what_was_closed_before(world: World, mode: str) -> 
         assert world.storage.requests.count("sync") == 1
 
 
+@pytest.mark.parametrize("how", ["cut", "cut by name", "hole"])
+def test_fsync_makes_durable_that_chunks_were_cut_or_taken_away(world: World, how: str) -> None:
+    """Else the old bytes come back with the power, where the file grows again."""
+    client = world.quiet()
+    with client.open("/file", "wb+") as file:
+        file.write(bytes(range(256)) * (file.handle.file.chunk_size // 128))
+        file.fsync()
+        before = world.storage.requests.count("sync")
+        if how == "cut":
+            file.truncate(1)
+        elif how == "cut by name":
+            client.truncate("/file", 1)
+        else:
+            file.punch(0, file.handle.file.chunk_size)
+        file.fsync()
+        assert world.storage.requests.count("sync") == before + 1
+        file.fsync()
+        assert world.storage.requests.count("sync") == before + 1
+
+
 def test_at_the_end_of_the_process_one_clients_failure_is_not_another_ones_loss(world: World) -> None:
     clients = [world.client() for _ in range(4)]
     files = [client.open(f"/file-{i}", "wb") for i, client in enumerate(clients)]
