@@ -11,8 +11,9 @@ file may be cut here and written anew.
 from __future__ import annotations
 
 from ...proto.errors import Status, error
+from .damage import report_damage
 from .inode import Inode, name_of
-from .reads import Fetch, report_damage
+from .reads import Fetch
 
 
 async def check_holes(fetch: Fetch) -> None:

@@ -20,18 +20,18 @@ from dataclasses import dataclass, field
 
 from ...proto.env import Call, Ticket
 from ...proto.errors import Status, StatusError, error, status_of
-from ...proto.gen.storage_pb2 import ReadReply, ReportCorruptionRequest
+from ...proto.gen.storage_pb2 import ReadReply
 from ...proto.region import Slice
 from ...proto.routing import Replica
 from ...proto.rpc import STORAGE
 from .cluster import Cluster
 from .columns import Columns, Home, Output, cut
+from .damage import report_damage
 from .plan import Attempts, assign, portions, request_of
 from .replicas import ELSEWHERE
 from .retry import Patience
-from .verify import crc32c, matches
+from .verify import are_units, crc32c, matches
 
-REPORT_SECONDS = 2.0  # a report of corruption waits at most so long; the error that follows matters more
 PATIENT_ROWS_MIN = 64  # of a request of a batch: what takes a server 0.2 ms and more, while the batch before it is used
 LOOK_SECONDS = 0.5  # without an answer for so long, and nobody else to ask: look for news of the routing
 
@@ -289,7 +289,9 @@ class Fetch:
         if len(reply.checksum) == count and reply.checksums == [1] * count:
             if list(map(crc32c, pieces)) != list(reply.checksum):
                 return False
-        elif not self._are_units(part, reply, lengths):
+        elif len(part.target) > 1 or not are_units(
+            part.target[0].view, reply, map(self.columns.offset.__getitem__, rows), lengths
+        ):
             return False
         if count == len(all_lengths):
             self.views = pieces
@@ -298,19 +300,6 @@ class Fetch:
             for row, piece in zip(rows, pieces, strict=True):
                 self.views[row] = piece
         return True
-
-    def _are_units(self, part: _Part, reply: ReadReply, lengths: Sequence[int]) -> bool:
-        """Whether the reply is nothing but whole units of one size, in one piece of memory, and all of them are right."""
-        unit = reply.unit[0] if reply.unit else 0
-        offset, total = self.columns.offset, sum(lengths)
-        if not unit or len(part.target) > 1 or len(reply.checksum) * unit != total or any(set(reply.unit) - {unit}):
-            return False
-        if any(offset[row] % unit for row in part.rows) or any(length % unit for length in lengths):
-            return False
-        if reply.checksums != [length // unit for length in lengths]:
-            return False
-        units = cut(part.target[0].view, [unit] * len(reply.checksum))
-        return list(map(crc32c, units)) == list(reply.checksum)
 
     async def _take_mixed(self, part: _Part, reply: ReadReply) -> None:
         """As `_take_simple`, operation by operation."""
@@ -501,15 +490,3 @@ class Fetch:
         tickets = [part.ticket for part in runners if part.ticket is not None]
         ticket = await self.cluster.env.collect_any(tickets, seconds)
         return next((part for part in runners if part.ticket is ticket), None) if ticket is not None else None
-
-
-async def report_damage(cluster: Cluster, columns: Columns, row: int, target: int) -> None:
-    """Tell a target's server that a chunk there is damaged or missing, so that the scrubber looks at it. Best effort."""
-    request = ReportCorruptionRequest(
-        chain=[columns.chain(row)], target=[target], inode=[columns.inode(row).id], index=[columns.index[row]]
-    )
-    nodes = [r.node for r in cluster.table.route(columns.chain(row)).serving if r.target == target]
-    with suppress(StatusError):
-        for node in nodes:
-            timeout = cluster.options.scaled(REPORT_SECONDS)
-            await cluster.env.call(Call(cluster.node_address(node), STORAGE.ReportCorruption, request, timeout))
