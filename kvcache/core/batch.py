@@ -306,6 +306,7 @@ class Batch:
 
     def _windows(self, rows: Sequence[int], window: int) -> list[Sequence[int]]:
         total = self.weight_of(rows)
+        window = min(window, max(WINDOW_BYTES, -(-total // WINDOWS_IN_FLIGHT_MAX)))  # there is work for all in flight
         if self.reading:
             window = min(window, max(WINDOW_BYTES_MIN, -(-total // WINDOWS_READ_MIN)))
         if len(rows) <= KEYS_MAX and total <= window:
