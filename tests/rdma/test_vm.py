@@ -93,7 +93,7 @@ def test_everything_marked_rdma(tmp_path: Path) -> None:
 
 SUITES = {
     "connections": (["tests/proto/test_connections.py"], 30),
-    "files": (["tests/client/fsspec/test_filesystem.py"], 40),
+    "files": (["tests/client/fsspec/test_filesystem.py"], 35),
     "blocks": (["tests/kvcache/test_contract.py"], 90),
 }
 
