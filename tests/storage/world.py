@@ -39,6 +39,11 @@ def memory(data: bytes | int) -> Slice:
     return Slice(Region(memoryview(buffer)), 0, len(buffer))
 
 
+def pattern(length: int, seed: int = 0) -> bytes:
+    """Bytes that differ from those beside them, and from those of another seed."""
+    return bytes((i * 7 + i // 251 + seed) & 0xFF for i in range(length))
+
+
 @dataclass
 class World:
     """Targets 1, 2, … of node 1, target i alone in chain i."""
@@ -188,6 +193,16 @@ class World:
         assert reply.status[0] == Status.OK, Status(reply.status[0]).name
         verify(reply, 0, offset, data)
         return data[: reply.returned[0]]
+
+    async def remove(self, first: int, last: int, *, limit: int = 0, version: int | None = None) -> tuple[int, bool]:
+        """Remove chunks [first, last) of inode 5 in chain 1: how many went, and whether there are more."""
+        request = storage_pb2.RemoveChunksRequest(
+            chain=[1], chain_version=[1], inode=[5], first=[first], last=[last], chunks_max=limit,
+            truncate_version=None if version is None else [version],
+        )  # fmt: skip
+        reply = await self.call(STORAGE.Remove, request)
+        assert list(reply.status) == [Status.OK]
+        return reply.removed[0], reply.more[0]
 
 
 def verify(reply: Any, operation: int, offset: int, data: bytes) -> None:
