@@ -159,10 +159,10 @@ def _check_changes(before: ClusterOptions, nodes: int, asked: Mapping[str, Any],
 
 
 def differences(before: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """What of the options asked for a running server cannot take over, as "name value, …" of the values it runs with."""
+    """What of the options asked for a running server cannot take over, as "--name value, …" of the values it runs with."""
     kept = {**asdict(ClusterOptions()), **before}
     return ", ".join(
-        f"{name} {kept[name]}"
+        f"--{name.replace('_', '-')} {'not set' if kept[name] in (None, '') else kept[name]}"
         for name, value in asked.items()
         if name not in {"nodes", "metas"} and kept[name] != value
     )

@@ -102,7 +102,8 @@ def _print(result: dict[str, Any]) -> None:
     table = Table("what", "measured", "spread", "bare machine", "ratio", "aim", box=None)
     for row in result["rows"]:
         table.add_row(*cells(row))
-    console().print(table)
+    if result["rows"]:
+        console().print(table)
     if result.get("left_out"):
         say(result["left_out"])
 

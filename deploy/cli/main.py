@@ -198,8 +198,16 @@ def _root(
         os.environ["EMBERFS_URL"] = url
 
 
+def _fill_closed_streams() -> None:
+    """/dev/null for a standard stream that was closed before we began: the next file to be opened would get its number, and our output."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 -- for the life of the process
+
+
 def main() -> None:
     """Entry point of the console script and of `python -m emberfs`."""
+    _fill_closed_streams()
     try:
         app(prog_name="emberfs")
     except Exception as bug:

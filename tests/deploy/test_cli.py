@@ -315,6 +315,15 @@ class TestBadInput:
             process.stdout.close()
             assert process.stderr.read() == b""
             assert process.wait(30) == 1
+        # Nor one that is closed from the beginning.
+        for closed in (">&-", "2>&-", "<&- >&- 2>&-"):
+            shell = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *command[:-2], "ls", "/"]
+            assert (
+                subprocess.run(
+                    shell, check=False, capture_output=True, env={**os.environ, **run.environment}
+                ).returncode
+                == 0
+            )
 
 
 def test_another_url(cluster: LocalCluster, run: Command) -> None:

@@ -68,7 +68,8 @@ def test_more_replicas_than_nodes() -> None:
 
 def test_what_a_running_cluster_cannot_take_over() -> None:
     kept = asdict(ClusterOptions(port=1))
-    assert differences(kept, {"port": 2, "nodes": 9, "direct": False}) == "port 1"
+    assert differences(kept, {"port": 2, "nodes": 9, "direct": False}) == "--port 1"
+    assert differences(kept, {"grpc": "127.0.0.1:1", "kv_memory": 1}) == "--grpc not set, --kv-memory not set"
     del kept["nodes"], kept["replicas"]  # of a cluster made before there were any
     assert differences(kept, {"replicas": 1}) == ""
 
