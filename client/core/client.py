@@ -411,9 +411,8 @@ class Core(Namespace):
             async with inode.lock:
                 await self.flush_inode(inode)
                 failure = failure or inode.error
-                if not inode.synced:
+                if not inode.synced:  # nor is it afterwards, for `fsync`: this may fail, and somebody may write meanwhile
                     chains.update(inode.chains)
-                    inode.synced = True
         # What was closed before lies on chains that we do not remember: all of those that files may use.
         chains.update(chains_of_files(self.cluster))
         await sync_chains(self.cluster, sorted(chains))

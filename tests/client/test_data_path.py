@@ -11,7 +11,7 @@ from emberfs.client.core.columns import columns_of
 from emberfs.client.core.holes import check_holes
 from emberfs.client.core.reads import Fetch
 from emberfs.proto.env import drive
-from emberfs.proto.errors import Status
+from emberfs.proto.errors import Status, error
 
 from .world import World
 
@@ -130,6 +130,19 @@ def test_fsync_makes_durable_what_was_closed_before(world: World, mode: str) -> 
         assert world.storage.requests.count("sync") == 1
         file.fsync()
         assert world.storage.requests.count("sync") == 1
+
+
+def test_a_sync_of_everything_that_failed_leaves_each_file_to_its_fsync(world: World) -> None:
+    client = world.quiet()
+    with client.open("/file", "wb") as file:
+        file.write(b"kept" * file.handle.file.chunk_size)
+        file.flush()
+        world.storage.raises.append(error(Status.IO_ERROR, "the disk is gone"))
+        with pytest.raises(OSError, match="the disk is gone"):
+            client.sync()
+        before = world.storage.requests.count("sync")
+        file.fsync()
+        assert world.storage.requests.count("sync") == before + 1
 
 
 @pytest.mark.parametrize("how", ["cut", "cut by name", "hole"])
