@@ -411,7 +411,7 @@ class Core(Namespace):
             async with inode.lock:
                 await self.flush_inode(inode)
                 failure = failure or inode.error
-                if not inode.synced:  # nor is it afterwards, for `fsync`: this may fail, and somebody may write meanwhile
+                if not inode.synced:  # nor afterwards, for `fsync`: this may fail, or somebody write meanwhile
                     chains.update(inode.chains)
         # What was closed before lies on chains that we do not remember: all of those that files may use.
         chains.update(chains_of_files(self.cluster))
