@@ -51,13 +51,19 @@ def note_loss(file: Inode) -> None:
     file.failures += 1
 
 
+def know_little(fs: FileSystem, file: Inode) -> None:
+    """It was open before this process was there: the kernel may hold any pages of it, and the server any locks."""
+    fs.nodes.inherited(file.id)
+    file.keeps_no_locks = True
+
+
 async def _open(fs: FileSystem, file: OpenFile, waiting: asyncio.Semaphore) -> None:
     async with waiting:
         try:
             flags = file.flags & (os.O_ACCMODE | os.O_APPEND)
             fs.handles[file.fh] = await fs.core.open(at(file.inode), Mode(flags, "", False))
             fs.inherited.add(file.fh)
-            fs.nodes.inherited(file.inode)
+            know_little(fs, fs.handles[file.fh].file)
         except StatusError as failure:
             logger.error("inode %x cannot be opened again: %s", file.inode, failure)
 

@@ -71,6 +71,7 @@ class Inode:
         "inline_max",
         "inlined",
         "inlining",
+        "keeps_no_locks",
         "layout",
         "length",
         "length_max",
@@ -152,6 +153,7 @@ class Inode:
         self.giving = cluster.env.lock()  # what is kept is being given back
         self.taking = 0  # requests for locks that are on their way
         self.exact_until = 0.0  # nothing is kept before then, on the environment's clock
+        self.keeps_no_locks = False  # a process before this one may have taken some, which are in none of these tables
 
     @property
     def chains(self) -> Sequence[int]:

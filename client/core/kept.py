@@ -35,7 +35,9 @@ _POSIX, _EXCLUSIVE, _UNLOCK = int(LOCK_KIND_POSIX), int(LOCK_TYPE_EXCLUSIVE), in
 def may_keep(core: Core, file: Inode) -> bool:
     """Whether a lock of this file that is given back may be kept."""
     leases = core.cluster.leases
-    return leases is not None and leases.remaining() > 0 and core.env.now() >= file.exact_until and not file.taking
+    if file.keeps_no_locks or file.taking:
+        return False
+    return leases is not None and leases.remaining() > 0 and core.env.now() >= file.exact_until
 
 
 def covers(granted: Sequence[Piece[int]], start: int, end: int, type_: int) -> bool:

@@ -22,7 +22,7 @@ from ...client.core.paths import at
 from ...proto.errors import Status, StatusError, error
 from ..entries import entry
 from ..filesystem import ACCESS_BITS
-from ..inheritance import note_loss
+from ..inheritance import know_little, note_loss
 from ..protocol import FSYNC_DATASYNC, OPEN_KILL_SUIDGID, RELEASE_FLOCK_UNLOCK, Opcode, OpenReply
 from ..requests import name
 from ..structs import CREATE_IN, FLUSH_IN, FSYNC_IN, OPEN_IN, OPEN_OUT, RELEASE_IN
@@ -154,7 +154,7 @@ async def _reopen(fs: FileSystem, node: int, fh: int) -> Handle:
         handle = await fs.core.open(fs.place(node), Mode(access, "", False))
     except FileNotFoundError:
         raise error(Status.STALE_HANDLE, f"inode {fs.inode(node):x} is gone; open the path again") from None
-    fs.nodes.inherited(handle.file.id)
+    know_little(fs, handle.file)
     if fs.journal is not None and fs.journal.has_lost(fh):
         note_loss(handle.file)
     return handle

@@ -262,6 +262,18 @@ def test_what_others_write_is_seen_by_who_has_it_open(fresh: Path, cluster: Loca
         assert os.pread(file.fileno(), 200, 0) == b"0" * 100 + b"1" * 100
 
 
+def test_of_a_lock_that_the_dead_one_took_nothing_is_kept(fresh: Path, cluster: LocalCluster) -> None:
+    """A daemon knows nothing of it, so it could not give it back when somebody else wants it."""
+    (fresh / "kept").write_bytes(bytes(100))
+    with mounted(cluster.url) as second, open(second / "kept", "r+b") as other, open(fresh / "kept", "r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX, 10, 5)
+        kill_daemon(fresh)
+        for _ in range(3):
+            os.stat(fresh / "kept")  # leases, without which nothing is kept
+        fcntl.lockf(file, fcntl.LOCK_UN, 10, 5)
+        fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB, 10, 5)
+
+
 def test_a_lock_is_given_back_whoever_dies_meanwhile(fresh: Path, cluster: LocalCluster) -> None:
     """By a close whose locks wait for what was written before."""
     (fresh / "locked").write_bytes(bytes(MEDIUM))
