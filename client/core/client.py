@@ -405,11 +405,17 @@ class Core(Namespace):
     # --- the whole ----------------------------------------------------------------------------------------------------------------
 
     async def sync(self) -> None:
+        """Write out and make durable all that can be. Raises the first of what went wrong; at once where nobody answers."""
         chains: set[int] = set()
         failure: StatusError | None = None
         for inode in list(self.inodes.values()):
             async with inode.lock:
-                await self.flush_inode(inode)
+                try:
+                    await self.flush_inode(inode)
+                except StatusError as failed:
+                    if failed.retryable or failed.status is Status.DEADLINE:
+                        raise
+                    failure = failure or failed
                 failure = failure or inode.error
                 if not inode.synced:  # nor afterwards, for `fsync`: this may fail, or somebody write meanwhile
                     chains.update(inode.chains)

@@ -11,7 +11,8 @@ from emberfs.client.core.columns import columns_of
 from emberfs.client.core.holes import check_holes
 from emberfs.client.core.reads import Fetch
 from emberfs.proto.env import drive
-from emberfs.proto.errors import Status, error
+from emberfs.proto.errors import Status, StatusError, error
+from emberfs.proto.rpc import META
 
 from .world import World
 
@@ -143,6 +144,33 @@ def test_a_sync_of_everything_that_failed_leaves_each_file_to_its_fsync(world: W
         before = world.storage.requests.count("sync")
         file.fsync()
         assert world.storage.requests.count("sync") == before + 1
+
+
+def test_a_sync_of_everything_goes_on_behind_a_file_that_fails(world: World) -> None:
+    client, other = world.quiet(), world.client()
+    with client.open("/one", "wb") as one, client.open("/two", "wb") as two:
+        one.write(b"1" * one.handle.file.chunk_size)
+        two.write(b"2" * two.handle.file.chunk_size)
+        refuse_next_settlement(client.core.env)
+        with pytest.raises(StatusError) as told:
+            client.sync()
+        assert told.value.status is Status.NO_SPACE
+        assert sorted([other.stat("/one").size, other.stat("/two").size]) == [0, two.size]
+        assert "sync" in world.storage.requests
+        client.sync()
+        assert other.stat("/one").size == other.stat("/two").size == two.size
+
+
+def refuse_next_settlement(env: Any) -> None:
+    call = env.call
+
+    async def refused(made: Any) -> Any:
+        if made.method is META.SyncFile:
+            env.call = call
+            raise error(Status.NO_SPACE, "no room for one record more")
+        return await call(made)
+
+    env.call = refused
 
 
 @pytest.mark.parametrize("how", ["cut", "cut by name", "hole"])
