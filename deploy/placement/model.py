@@ -145,7 +145,8 @@ def _check(request: Request) -> None:
     places = {disk.place(domain) for disk in disks if disk.standing is Standing.IN}
     if len(places) < request.replicas:
         raise InfeasibleError(
-            f"{request.replicas} replicas need as many failure domains ({domain.value}s), and there are {len(places)}; "
+            f"{'1 replica needs' if request.replicas == 1 else f'{request.replicas} replicas need'} as many failure domains "
+            f"({domain.value}s), and {'there is' if len(places) == 1 else 'there are'} {len(places)}; "
             "add some, or take a smaller domain or fewer replicas"
         )
     if len({disk.point(domain) for disk in disks}) > POINTS_MAX:
