@@ -1,3 +1,5 @@
+"""Weak sets of which several threads are at work, and what relies on them."""
+
 from __future__ import annotations
 
 import sys
