@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from emberfs.client import aio
+from emberfs.client.core import keeper, succession
 from emberfs.client.core.client import Core
 from emberfs.client.core.options import Mode, Options
 from emberfs.client.core.whole import read_bytes
@@ -28,6 +29,21 @@ FIRST, SECOND = 0, 1 << 40  # where the two processes begin to count
 WRITE = Mode(os.O_RDWR | os.O_CREAT, "", False)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent in the background, however long a test takes."""
+    monkeypatch.setattr(keeper, "DIRTY_SECONDS_MAX", 10_000.0)
+    monkeypatch.setattr(succession, "FENCE_SECONDS", 60.0)
+
+
+async def content(core: Core, path: str) -> bytes:
+    file = await core.open(path, Mode(os.O_RDONLY, "", False))
+    try:
+        return await file.pread(BYTES + 1, 0)
+    finally:
+        await file.close()
+
+
 async def process(url: str, client: bytes, begin: int) -> Core:
     """One of the processes that are this client."""
     location = parse_url(url)
@@ -35,6 +51,39 @@ async def process(url: str, client: bytes, begin: int) -> Core:
     core.succeed(begin)
     await core.connect()
     return core
+
+
+def test_storage_that_stands_still_hears_of_it_when_it_goes_on(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(succession, "FENCE_SECONDS", 0.2)
+
+    async def run() -> None:
+        client = new_client_id()
+        dead = await process(cluster.url, client, FIRST)
+        late = await dead.open("/still", WRITE)
+        await late.pwrite(b"1" * BYTES, 0)
+        await late.fsync()
+        await late.pwrite(b"2" * BYTES, 0)
+        alive = await process(cluster.url, client, SECOND)
+        storage = cluster.servers[STORAGE].pid()
+        assert storage is not None
+        os.kill(storage, signal.SIGSTOP)
+        try:
+            with pytest.raises(StatusError):
+                await alive.settle_predecessor()
+        finally:
+            os.kill(storage, signal.SIGCONT)
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "emberfs-fence"))
+        with pytest.raises(StatusError) as told:
+            await late.flush()
+        assert told.value.status is Status.SESSION_ENDED
+        assert await content(alive, "/still") == b"1" * BYTES
+        for core in (dead, alive):
+            with suppress(StatusError):
+                await core.close()
+
+    asyncio.run(run())
 
 
 def test_a_lease_that_ends_while_bytes_are_on_their_way_is_told_as_such(cluster: LocalCluster) -> None:
