@@ -14,7 +14,10 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from ..proto.errors import Status, StatusError, error
 
 if TYPE_CHECKING:
     from ..client.blocking import Client
@@ -186,6 +189,21 @@ class Way:
         raise NotImplementedError
 
 
+def mounted_devices() -> set[int]:
+    """The device numbers of the mounts of clusters on this machine, which are not asked (one that hangs would not answer)."""
+    found = set()
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        if after.startswith("fuse.emberfs "):
+            major, minor = map(int, before.split()[2].split(":"))
+            found.add(os.makedev(major, minor))
+    return found
+
+
+def _same_file() -> StatusError:
+    return error(Status.INVALID, "both are the same file")
+
+
 @contextlib.contextmanager
 def whole_or_gone(client: Client, path: str, create: Callable[[], Any]) -> Iterator[Any]:
     """A file of the cluster to be filled, and removed when that fails: half a file looks like a whole one, and takes space. (Not where
@@ -228,10 +246,25 @@ class Put(_IntoCluster):
 
     title = "put"
 
+    def __init__(self, client: Client, **ways: bool) -> None:
+        super().__init__(client, **ways)
+        self._mounts = mounted_devices()
+
+    @contextlib.contextmanager
+    def _another(self, source: Any, item: Item) -> Iterator[None]:
+        """Raises INVALID where source and target are one file: a mount shows the numbers that the cluster's files have."""
+        if (found := os.fstat(source.fileno())).st_dev in self._mounts:
+            with contextlib.suppress(FileNotFoundError):
+                there = self.client.stat(item.target)
+                if (there.inode, there.mtime_ns) == (found.st_ino, found.st_mtime_ns):
+                    raise _same_file()
+        yield
+
     def file(self, item: Item, progress: Progress) -> None:
         block = self.buffer()
         with (
             open(item.source, "rb", buffering=0) as source,
+            self._another(source, item),
             whole_or_gone(self.client, item.target, lambda: self.create(item)) as target,
         ):
             while count := source.readinto(block):
@@ -246,8 +279,14 @@ class Copy(_IntoCluster):
     title = "cp"
 
     def file(self, item: Item, progress: Progress) -> None:
-        self.create(item).close()  # with the source's mode; copy_file alone would give the default one
-        self.client.copy_file(item.source, item.target)
+        both = [
+            found.inode for found in self.client.stat_many([item.source, item.target]) if not isinstance(found, OSError)
+        ]
+        if len(set(both)) < len(both):  # perhaps under another name: to create the target would cut the source
+            raise _same_file()
+        with whole_or_gone(self.client, item.target, lambda: self.create(item)) as made:
+            made.close()  # with the source's mode; copy_file alone would give the default one
+            self.client.copy_file(item.source, item.target)
         progress.add(item.size)
         self.finish(item)
 

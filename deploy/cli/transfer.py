@@ -1,8 +1,9 @@
-"""Moving bytes: cat, put, get, cp, clone. The work is done by deploy/transfer.py; here is what the user typed."""
+"""Moving bytes: cat, put, get, cp, clone. The work is done by deploy/copying.py; here is what the user typed."""
 
 from __future__ import annotations
 
 import os
+import posixpath
 import shutil
 import sys
 from typing import Annotated
@@ -100,6 +101,7 @@ def cp(
     with cluster_of([*sources, target]) as (client, [*typed, goal]):
         wanted = expand(client, typed)
         goals = destination(wanted, goal, is_directory(client, goal))
+        _refuse_into_itself(wanted, goals)
         plan = copying.Plan()
         for source, given, path in zip(wanted, [*sources, *wanted][: len(wanted)], goals, strict=True):
             if not client.exists(source) and os.path.exists(given):
@@ -128,10 +130,17 @@ def clone(
     with cluster_of([*sources, target]) as (client, [*typed, goal]):
         wanted = expand(client, typed)
         goals = destination(wanted, goal, is_directory(client, goal))
+        _refuse_into_itself(wanted, goals)
         plan = copying.Plan()
         for source, path in zip(wanted, goals, strict=True):
             copying.plan_remote(plan, client, source, path, recursive)
         _carry_out(plan, copying.Clone(client, preserve=preserve, exclusive=keep), jobs, as_json)
+
+
+def _refuse_into_itself(sources: list[str], goals: list[str]) -> None:
+    for source, goal in zip(sources, goals, strict=True):
+        if f"{posixpath.normpath(goal)}/".startswith(f"{posixpath.normpath(source).rstrip('/')}/"):
+            raise Failed(f"{source} cannot be copied to {goal}: that is the same, or inside of it")
 
 
 def _carry_out(plan: copying.Plan, way: copying.Way, jobs: int, as_json: bool = False) -> None:

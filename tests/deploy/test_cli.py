@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+import emberfs
 import emberfs.deploy
 from emberfs.deploy.cli.output import LOG_LEVELS
 from emberfs.deploy.local import LocalCluster
 from emberfs.proto import process
+from emberfs.proto.settings import data_url
 
 from .command import Command
 
@@ -91,6 +93,24 @@ class TestCopying:
         run("cp", "-r", f"{home}/tree", f"{home}/copy")
         run("get", "-r", f"{home}/copy", str(tmp_path / "back"))
         same(tree, tmp_path / "back")
+
+    def test_a_file_is_not_copied_over_itself(self, run: Command, home: str) -> None:
+        """Under its own name, by a link or through the directory: nothing of it is lost."""
+        run("put", "-", f"{home}/file", data=b"content")
+        with emberfs.connect(data_url(run.environment["EMBERFS_DATA"])) as client:
+            client.symlink("file", f"{home}/symlink")
+            client.link(f"{home}/file", f"{home}/link")
+        for source, target in (
+            ("file", "file"),
+            ("file", ""),
+            ("file", "link"),
+            ("link", "file"),
+            ("symlink", "file"),
+            ("file", "symlink"),
+        ):
+            assert "same" in run.fail(1, "cp", f"{home}/{source}", f"{home}/{target}")
+        assert "inside" in run.fail(1, "cp", "-r", home, f"{home}/below")
+        assert run("cat", f"{home}/file", f"{home}/link").out == b"contentcontent"
 
     def test_clones(self, run: Command, home: str, tree: Path, tmp_path: Path) -> None:
         run("put", "-r", str(tree), home)
