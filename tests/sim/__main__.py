@@ -9,15 +9,13 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import select
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 
 from .planted import PLANTS
-from .soak import STORIES, Outcome, fresh_seed, run_one
+from .soak import STORIES, Outcome, end_with, fresh_seed, run_one
 from .told import FOLDER, play
 
 REPORT_SECONDS = 30.0
@@ -64,20 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return bool(failures) != bool(wanted.plant)  # a planted fault has to be found
 
 
-def _end_with(parent: int) -> None:
-    """A process of the pool does not outlive who wants its outcomes."""
-    descriptor = os.pidfd_open(parent)
-
-    def watch() -> None:
-        select.select([descriptor], [], [])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _outcomes(wanted: argparse.Namespace, first: int, until: float) -> Iterator[Outcome]:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(wanted.jobs, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(wanted.jobs, context, initializer=end_with, initargs=(os.getpid(),)) as pool:
         waiting: set[Future[Outcome]] = set()
         number = 0
         try:

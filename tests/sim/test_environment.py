@@ -325,6 +325,13 @@ def test_same_seed_same_trace_in_other_processes() -> None:
     assert len(digests) == 1
 
 
+def test_the_soak_is_a_command() -> None:
+    command = [sys.executable, "-P", "-m", "emberfs.tests.sim", "--story", "cuts", "--first", "1", "--seeds", "2"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 runs of 'cuts' from seed 1 on, 0 failed" in done.stdout
+
+
 def test_the_namespace_keeps_its_promises_under_faults() -> None:
     run_seeds(stories.namespace_under_faults, 20)
 
