@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from ..proto.env import Environment, Promise
 from ..proto.errors import Status, StatusError, error
@@ -60,10 +61,8 @@ class Checkpoints:
         """Background: a checkpoint each second."""
         while not self._engine.failed:
             await self._env.sleep(CHECKPOINT_SECONDS)
-            try:
+            with suppress(StatusError):  # told already, if the target is out; otherwise it is tried again
                 await self.reach()
-            except StatusError:
-                return  # told already; the target is out
 
     def _begin(self) -> Promise[None]:
         """The end of the checkpoint that is under way, or of a new one."""

@@ -10,13 +10,13 @@ fdatasync or index takes it offline, for nobody knows any more what is on the di
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..proto.blocks import TABLE_OF_FILES
 from ..proto.env import Environment, Promise
-from ..proto.errors import Status, StatusError
+from ..proto.errors import Status, StatusError, error
 from ..proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE, LOCAL_STATE_ONLINE, LOCAL_STATE_UPTODATE, LocalState
 from ..proto.gen.cluster_pb2 import Target as TargetEntry
 from ..proto.gen.common_pb2 import Chain
@@ -120,6 +120,7 @@ class Target:
         self._under_way = 0  # effects that are carried out in the background
         self._quiet: Promise[None] | None = None  # told when there are none
         self._offline_told = False
+        self._not_run: Begun | None = None  # a checkpoint that found no thread: it is taken next
         self.fullness = Fullness(self.engine)
         self.directory = Directory(self.engine)
 
@@ -485,12 +486,16 @@ class Target:
         await self.checkpoints.reach()
 
     def _write_checkpoint(self) -> Awaitable[None]:
-        """Begin a checkpoint at once; to be awaited, which raises TARGET_OFFLINE."""
+        """Begin a checkpoint at once; to be awaited, which raises TARGET_OFFLINE, or BUSY where there is no thread for it."""
         try:
-            begun = self.engine.begin_checkpoint()
-            running = self.blocking(begun.run, self.beside)
+            begun = self._not_run = self._not_run or self.engine.begin_checkpoint()
         except Exception as failed:
             return self._finish_checkpoint(failed)
+        try:
+            running = self.blocking(begun.run, self.beside)
+        except Exception as failed:
+            return self._finish_checkpoint(error(Status.BUSY, f"a checkpoint has to wait: {failed}"))
+        self._not_run = None
         return self._finish_checkpoint(begun, running)
 
     async def _finish_checkpoint(self, begun: Begun | Exception, running: Awaitable[None] | None = None) -> None:
@@ -558,6 +563,9 @@ class Target:
 
     async def close(self) -> None:
         """Let effects finish, then a last checkpoint and the mark of a clean end."""
+        if self._not_run is not None:
+            with suppress(StatusError):
+                await self.checkpoint()
         while self._under_way:
             self._quiet = self.env.promise()
             await self._quiet

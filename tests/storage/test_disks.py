@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -205,4 +206,22 @@ async def test_concurrent_syncs_share_checkpoints(world: World) -> None:
     reply = await world.call(STORAGE.Sync, request)
     assert list(reply.status) == [Status.OK] * 50
     assert target.engine.checkpointed <= before + 2
+    assert not target.engine.is_dirty
+
+
+async def test_a_checkpoint_that_finds_no_thread_is_taken_when_there_is_one(world: World) -> None:
+    target = world.open[0]
+    blocking = target.blocking
+
+    def exhausted(*asked: object) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    assert await world.write(b"x") is Status.OK
+    request = storage_pb2.SyncRequest(chain=[1], chain_version=[1])
+    target.blocking = exhausted
+    reply = await world.call(STORAGE.Sync, request)
+    assert list(reply.status) == [Status.BUSY]
+    target.blocking = blocking
+    reply = await world.call(STORAGE.Sync, request)
+    assert list(reply.status) == [Status.OK]
     assert not target.engine.is_dirty
