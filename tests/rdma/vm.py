@@ -50,7 +50,9 @@ BOOT_SECONDS = 12  # until the script runs, where nothing else does
 BOOT_SECONDS_MAX = 240.0  # then this machine is too busy for another
 EMULATED = "tcg,thread=multi"
 COUNTED = ("-accel", "tcg,thread=single", "-icount", "shift=0")
-COMMAND_LINE = "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off random.trust_cpu=on cryptomgr.notests=1"
+# A kernel that does nothing else for two minutes says where it is, and ends.
+STUCK = "softlockup_panic=1 watchdog_thresh=60 loglevel=5"
+COMMAND_LINE = f"console=ttyS0 {STUCK} panic=-1 rdinit=/init mitigations=off random.trust_cpu=on cryptomgr.notests=1"
 NICE = -5  # of qemu
 LOOK_SECONDS = 0.05  # between two looks at what a guest has printed
 

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from emberfs.proto.errors import Status
+
 from .vm import GUEST
 
+BROKEN = (Status.MAYBE_COMMITTED, Status.UNAVAILABLE, Status.DEADLINE)  # what a caller may try again
 CLIENT, SERVER = "rxe0", "rxe1"  # the devices of a client and a server between which the wire lies: see guest/network
 
 
