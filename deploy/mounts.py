@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import select
+import shlex
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -83,8 +84,9 @@ def start(
     return {**report, "log": str(process.log_file)}
 
 
-def stop(path: str, *, lazy: bool = False, force: bool = False) -> None:
-    """Unmount, and wait until everything is flushed; with `lazy` it goes when its last user does, and nobody waits.
+def stop(path: str, *, lazy: bool = False, force: bool = False) -> str:
+    """Unmount, and wait until everything is flushed; with `lazy` it goes when its last user does, and nobody waits. A sentence where it is
+    unmounted and not known to be flushed, else "".
 
     Raises BUSY_RESOURCE naming who uses it, NOT_FOUND where nothing of ours is mounted.
     """
@@ -92,9 +94,15 @@ def stop(path: str, *, lazy: bool = False, force: bool = False) -> None:
     process = _process(place)
     with _pidfd(process) as pidfd:
         mounting.unmount(place, lazy=lazy, force=force)
-        if not lazy:
-            _await_end(pidfd)
-            _forget(place, process)
+        if lazy:
+            return ""
+        if not _await_end(pidfd):
+            return (
+                f"{place} is unmounted here, and pid {process.pid()} still serves it: other mount namespaces, as of containers, have it "
+                f"(grep -l {shlex.quote(place)} /proc/*/mountinfo), or its cluster does not answer"
+            )
+        _forget(place, process)
+        return ""
 
 
 def end(path: str) -> bool:

@@ -99,7 +99,8 @@ def umount(
     from .. import mounts
 
     mounts.forget(path)
-    mounts.stop(path, lazy=lazy, force=force)
+    if unsure := mounts.stop(path, lazy=lazy, force=force):
+        complain(unsure)
 
 
 def helper() -> None:

@@ -69,6 +69,26 @@ def test_mount_list_and_umount(run: Command, cluster: LocalCluster, place: Path)
     assert "no emberfs is mounted" in run.fail(1, "umount", str(place))
 
 
+def test_one_that_goes_on_in_another_mount_namespace_is_not_called_ended(
+    run: Command, cluster: LocalCluster, place: Path
+) -> None:
+    """What a container holds is not flushed when umount has to return."""
+    run("mount", str(place))
+    [pid] = [row["pid"] for row in run("mount", "--json").json if row["path"] == str(place)]
+    keep = 'mount --make-private "$1" && echo && read end'
+    hold = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", keep, "sh", str(place)]
+    with (
+        os.fdopen(os.pidfd_open(pid)) as supervisor,
+        subprocess.Popen(hold, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as container,
+    ):
+        assert container.stdin and container.stdout and container.stdout.readline() == b"\n"
+        hasty = Command({**cluster.environment, "EMBERFS_TIME_SCALE": "0.001"})
+        assert "other mount namespaces" in hasty("umount", str(place)).err
+        assert mounting.find(str(place)) is None
+        container.stdin.close()
+        assert select.select([supervisor], [], [], 100)[0], "ends with its last user"
+
+
 def test_a_directory_and_options(run: Command, cluster: LocalCluster, place: Path) -> None:
     with emberfs.connect(cluster.url) as client:
         client.mkdir("/sets/one", parents=True, exist_ok=True)
