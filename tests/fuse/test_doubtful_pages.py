@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import os
 import subprocess
@@ -34,10 +35,13 @@ if TYPE_CHECKING:
 SECONDS_MAX = 60.0
 OLD, ZEROS = b"old " * 25_000, bytes(100_000)
 
-PUNCH = """
+LIBC = ctypes.CDLL(None)  # its calls let the thread go on that serves the mount
+PUNCH_HOLE = 0x02 | 0x01  # with FALLOC_FL_KEEP_SIZE
+PUNCH = f"""
 import ctypes, os, sys
+sys.stdin.readline()
 fd = os.open(sys.argv[1], os.O_RDWR)
-ctypes.CDLL(None).fallocate(fd, 3, ctypes.c_long(0), ctypes.c_long(100_000))
+ctypes.CDLL(None).fallocate(fd, {PUNCH_HOLE}, ctypes.c_long(0), ctypes.c_long({len(OLD)}))
 """
 
 
@@ -63,7 +67,8 @@ async def fails_half_way(fs: FileSystem, request: Request) -> bytes:
 
 
 def punch(path: Path) -> None:
-    subprocess.run([sys.executable, "-c", PUNCH, str(path)], check=True)
+    with open(path, "r+b", buffering=0) as file:
+        assert LIBC.fallocate(file.fileno(), PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(len(OLD))) == -1
 
 
 def copy(path: Path) -> None:
@@ -94,8 +99,11 @@ def test_what_goes_on_without_its_caller(
         return await fallocate(fs, request)
 
     mount = make_mount(cluster.url, handlers={**handlers(), Opcode.FALLOCATE: slowly})
-    fd = opened(mount.path / "without")
-    with subprocess.Popen([sys.executable, "-c", PUNCH, str(mount.path / "without")]) as process:
+    # Begun before this process has files open there: where a child closes those, it waits for the mount, and this process for the child.
+    command = [sys.executable, "-c", PUNCH, str(mount.path / "without")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
+        fd = opened(mount.path / "without")
+        print(file=process.stdin, flush=True)
         assert begun.wait(SECONDS_MAX)
         process.kill()
     assert os.pread(fd, len(OLD), 0) == OLD
