@@ -13,6 +13,7 @@ import pytest
 from emberfs.client import aio
 from emberfs.client.core import keeper, succession
 from emberfs.client.core.client import Core
+from emberfs.client.core.file import Handle
 from emberfs.client.core.options import Mode, Options
 from emberfs.client.core.whole import read_bytes
 from emberfs.deploy.local import STORAGE
@@ -53,6 +54,16 @@ async def process(url: str, client: bytes, begin: int) -> Core:
     return core
 
 
+async def on_its_way(url: str, client: bytes, path: str) -> tuple[Core, Handle]:
+    """The process that is to die, and its file: of ones where they are durable, of twos that storage has not got."""
+    dead = await process(url, client, FIRST)
+    late = await dead.open(path, WRITE)
+    await late.pwrite(b"1" * BYTES, 0)
+    await late.fsync()
+    await late.pwrite(b"2" * BYTES, 0)
+    return dead, late
+
+
 def test_storage_that_stands_still_hears_of_it_when_it_goes_on(
     cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,11 +71,7 @@ def test_storage_that_stands_still_hears_of_it_when_it_goes_on(
 
     async def run() -> None:
         client = new_client_id()
-        dead = await process(cluster.url, client, FIRST)
-        late = await dead.open("/still", WRITE)
-        await late.pwrite(b"1" * BYTES, 0)
-        await late.fsync()
-        await late.pwrite(b"2" * BYTES, 0)
+        dead, late = await on_its_way(cluster.url, client, "/still")
         alive = await process(cluster.url, client, SECOND)
         storage = cluster.servers[STORAGE].pid()
         assert storage is not None
@@ -119,11 +126,7 @@ def test_a_late_write_of_the_dead_is_refused(cluster: LocalCluster) -> None:
 
     async def run() -> None:
         client = new_client_id()
-        dead = await process(cluster.url, client, FIRST)
-        late = await dead.open("/late", WRITE)
-        await late.pwrite(b"1" * BYTES, 0)
-        await late.fsync()
-        await late.pwrite(b"2" * BYTES, 0)  # on its way, and not there
+        dead, late = await on_its_way(cluster.url, client, "/late")
         alive = await process(cluster.url, client, SECOND)
         await alive.settle_predecessor()
         async with await aio.connect(cluster.url) as other:

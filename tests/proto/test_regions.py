@@ -28,7 +28,21 @@ from emberfs.proto.region import Region, Slice, joined
 from emberfs.proto.transport.buffers import POOLED_BYTES_MIN, Buffers
 from emberfs.proto.transport.shm import F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_WRITE, is_sealed, sealed_memory
 
-from .pieces import READ, SPACE, WRITE, Face, Pair, eventually, face, paired, process, read, unix_address, write
+from .pieces import (
+    READ,
+    SPACE,
+    WRITE,
+    Face,
+    Pair,
+    Process,
+    eventually,
+    face,
+    paired,
+    process,
+    read,
+    unix_address,
+    write,
+)
 
 SPACE_REQUEST = storage_pb2.SpaceRequest()
 DATA = bytes(range(256)) * 32  # what a server process holds at 0
@@ -386,15 +400,21 @@ def _taken(pool: Pool) -> bool:
     return True
 
 
+def used(server: Process, client: Face, view: memoryview, descriptor: int) -> tuple[str, Region, list[Slice]]:
+    """Memory that was registered and read into once: with whom it is spoken, what it is, and all of it."""
+    address = server.addresses[0]
+    region = client.env.register(view, descriptor)
+    whole = [Slice(region, 0, len(view))]
+    client.call(address, READ, read((0, len(view))), target=whole)
+    return address, region, whole
+
+
 def test_a_registered_region_is_waited_for_and_then_dead(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     descriptor, view = memory(8192, seal=True)
     with process(unix_address(tmp_path)) as server, face(kind) as client:
-        address = server.addresses[0]
-        region = client.env.register(view, descriptor)
-        whole = [Slice(region, 0, 8192)]
-        client.call(address, READ, read((0, 8192)), target=whole)
+        address, region, whole = used(server, client, view, descriptor)
         monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.1")  # of the wait
         server.signal(signal.SIGSTOP)
         with pytest.raises(StatusError) as raised:
@@ -413,10 +433,7 @@ def test_a_registered_region_lives_again_when_the_server_has_ended_the_request(
     """And one that a server only reads does no harm to whoever uses it: it is never dead."""
     descriptor, view = memory(8192, seal=True)
     with process(unix_address(tmp_path)) as server, face("blocking") as client:
-        address = server.addresses[0]
-        region = client.env.register(view, descriptor)
-        whole = [Slice(region, 0, 8192)]
-        client.call(address, READ, read((0, 8192)), target=whole)
+        address, region, whole = used(server, client, view, descriptor)
         monkeypatch.setenv("EMBERFS_TIME_SCALE", "0.1")  # of the wait
         server.signal(signal.SIGSTOP)
         with pytest.raises(StatusError) as raised:
