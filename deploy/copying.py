@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ..proto.errors import Status, StatusError, error
@@ -191,13 +190,9 @@ class Way:
 
 def mounted_devices() -> set[int]:
     """The device numbers of the mounts of clusters on this machine, which are not asked (one that hangs would not answer)."""
-    found = set()
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
-        if after.startswith("fuse.emberfs "):
-            major, minor = map(int, before.split()[2].split(":"))
-            found.add(os.makedev(major, minor))
-    return found
+    from ..fuse.mounting import our_mounts  # not for `--help`
+
+    return {os.makedev(*map(int, mount.device.split(":"))) for mount in our_mounts()}
 
 
 def _same_file() -> StatusError:

@@ -28,11 +28,8 @@ from .places import places_of
 WORKERS_MAX = 4  # threads
 PUTTERS_MAX = WORKERS_MAX - 1  # of them that put: a get finds a thread also while as many puts wait as there are
 SUBMITTED_MAX = 1024  # tickets that wait for a thread; beyond, they are answered with -EAGAIN at once
+CLOSE_SECONDS = 10.0  # that closing waits for what is on its way: a stopped server may never be done with it. Scaled
 _EVENT_FLAGS = os.EFD_CLOEXEC | os.EFD_NONBLOCK
-
-CLOSE_SECONDS = (
-    10.0  # that closing waits for what is on its way: a server that is stopped may never be done with it. Scaled
-)
 
 Operation = Callable[..., Coroutine[Any, Any, Any]]
 _Entry = tuple["Ticket", Callable[[], Any], bool]  # what to do, and whether it is a put

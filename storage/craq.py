@@ -82,9 +82,7 @@ from .sessions import Receiving, Sending
 
 UPDATES_MAX = 4096  # of one request
 BATCHES_MAX = 4096  # admitted and not yet answered, per replica
-FENCES_MAX = (
-    65_536  # clients whose process was replaced and who have not ended since; the one of longest ago is forgotten
-)
+FENCES_MAX = 65_536  # clients of a replaced process that have not ended since; the one of longest ago is forgotten
 FORWARD_RETRY_S = 0.1  # after a forward that failed
 
 # With these a forward is refused before its number was looked at.

@@ -162,9 +162,7 @@ class EmberConnector(RemoteConnector):
         try:
             header = RemoteMetadata.deserialize(bytes(data[: self.remote_metadata_bytes]))
             target = self._pool.allocate(header.shapes, header.dtypes, header.fmt)
-        except (
-            Exception
-        ) as strange:  # written by an LMCache of another version: a miss, and none for the rest of the batch
+        except Exception as strange:  # of another version of LMCache: a miss, and none for the rest of the batch
             logger.warning("an object of LMCache has a header that cannot be read: %s", strange)
             return None
         if target is None:

@@ -158,7 +158,7 @@ async def _walk(attempt: Attempt, start: Directory, path: bytes, *, follow: bool
             attempt.view.trim()
             attempt.view.walks[attempt.caller, start.id, head] = current.id
         if creating and slash and not stack:
-            raise error(Status.IS_DIRECTORY, f"{name!r} with a '/' behind it cannot be created as a file")
+            raise error(Status.IS_DIRECTORY, f"{shown(name)} with a '/' behind it cannot be created as a file")
         entry = await child(attempt, current, name)
         if entry is not None and entry.type == inodes.SYMLINK and (stack or follow):
             links += 1

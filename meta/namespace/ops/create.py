@@ -205,4 +205,4 @@ async def _create_one(attempt: Attempt, entry: NewEntry, request: meta_pb2.Creat
         there = await path.lookup(attempt, entry.place, follow=kind == inodes.DIRECTORY)
         if there.type == kind:
             return there
-    raise error(Status.EXISTS, f"{(found.name or b'/').decode('utf-8', 'backslashreplace')!r} exists")
+    raise error(Status.EXISTS, f"{path.shown(found.name or b'/')} exists")

@@ -24,7 +24,7 @@ async def link(attempt: Attempt, request: meta_pb2.LinkRequest) -> meta_pb2.Link
     inode = await path.lookup(attempt, request.source, follow=request.follow)
     target = await path.locate(attempt, request.target)
     if target.entry is not None:
-        raise error(Status.EXISTS, f"{(target.name or b'/').decode('utf-8', 'backslashreplace')!r} exists")
+        raise error(Status.EXISTS, f"{path.shown(target.name or b'/')} exists")
     if target.slash:
         raise path.missing(target.name)
     require_linkable(inode, attempt.caller, is_regular=inode.layout is not None)
@@ -87,13 +87,12 @@ async def publish(attempt: Attempt, request: meta_pb2.PublishRequest) -> meta_pb
 
 
 async def _replace(attempt: Attempt, target: Found, entry: Dentry, inode: Inode, *, exclusive: bool) -> None:
-    shown = target.name.decode("utf-8", "backslashreplace")
     if exclusive:
-        raise error(Status.EXISTS, f"{shown!r} exists")
+        raise error(Status.EXISTS, f"{path.shown(target.name)} exists")
     old = await attempt.inode(entry.inode)
     require_removable(target.parent, old.uid, attempt.caller, target.name)
     if old.is_directory:
-        raise error(Status.IS_DIRECTORY, f"{shown!r} is a directory; a file cannot replace it")
+        raise error(Status.IS_DIRECTORY, f"{path.shown(target.name)} is a directory; a file cannot replace it")
     dentries.substitute(attempt.txn, target.parent.id, target.name, entry, Dentry(inode.type, inode.id), attempt.now_ns)
     attempt.tell(LINKED, inode.id, target.parent.id, target.name)
     drop_name(attempt, old, target)

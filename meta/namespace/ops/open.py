@@ -62,7 +62,7 @@ async def _open_or_create(attempt: Attempt, request: meta_pb2.OpenRequest) -> me
     found = await path.locate(attempt, request.place, follow=not (exclusive or flags & os.O_NOFOLLOW), creating=True)
     if found.entry is not None:
         if exclusive:
-            raise error(Status.EXISTS, f"{found.name.decode('utf-8', 'backslashreplace')!r} exists")
+            raise error(Status.EXISTS, f"{path.shown(found.name)} exists")
         return await _open_existing(attempt, await attempt.inode(found.entry.inode), flags)
     inode = await make(attempt, found.parent, found.name, _recipe(request))
     # Whoever makes a file may use it as he asked, whatever mode he gave it.

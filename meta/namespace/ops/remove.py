@@ -62,7 +62,7 @@ async def unlink(attempt: Attempt, found: Found) -> Inode | None:
     if not found.slash:  # or else it is wrong, whoever asks
         require_removable(found.parent, inode.uid, attempt.caller, found.name)
     if inode.is_directory:
-        raise error(Status.IS_DIRECTORY, f"{found.name!r} is a directory: use rmdir")
+        raise error(Status.IS_DIRECTORY, f"{path.shown(found.name)} is a directory: use rmdir")
     dentries.remove(attempt.txn, found.parent.id, found.name, entry, attempt.now_ns)
     attempt.tell(REMOVED, inode.id, found.parent.id, found.name)
     drop_name(attempt, inode, found)

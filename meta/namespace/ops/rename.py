@@ -113,7 +113,7 @@ async def _check_target(attempt: Attempt, target: Found, moved: Inode, replaced:
             Status.NOT_DIRECTORY, f"{path.shown(target.name)} is not a directory; a directory cannot replace it"
         )
     if replaced.is_directory and not moved.is_directory:
-        raise error(Status.IS_DIRECTORY, f"{target.name!r} is a directory; a file cannot replace it")
+        raise error(Status.IS_DIRECTORY, f"{path.shown(target.name)} is a directory; a file cannot replace it")
 
 
 async def _carry_out(attempt: Attempt, source: Found, target: Found, moved: Inode, replaced: Inode | None) -> None:

@@ -67,8 +67,7 @@ async def restore_trash(attempt: Attempt, request: meta_pb2.RestoreTrashRequest)
     else:
         target = await _where_it_was(attempt, removed)
     if not target.name or target.entry is not None:
-        shown = (target.name or b"/").decode("utf-8", "backslashreplace")
-        raise error(Status.EXISTS, f"{shown!r} exists: restore it under another name")
+        raise error(Status.EXISTS, f"{path.shown(target.name or b'/')} exists: restore it under another name")
     if target.slash and not inode.is_directory:
         raise path.missing(target.name)
     require(target.parent, attempt.caller, WRITE | EXECUTE, is_directory=True)
