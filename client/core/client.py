@@ -206,8 +206,10 @@ class Core(Namespace):
                         raise
                     await self.lose_lease(lease)  # refused, so nothing was opened: again, as somebody else
                     continue
-                if epoch == self.epoch:
-                    return await self._hold(reply, request.flags, sent), reply
+                await self.know_table(reply.attributes.layout)
+                inode = await self._hold(reply, request.flags, sent, epoch)
+                if inode is not None:
+                    return inode, reply
             if reply.session:
                 raise Lease.ended_error()  # the session is the old identity's, which is gone
 
@@ -241,14 +243,15 @@ class Core(Namespace):
             with suppress(StatusError):
                 await self.changing(META.Close, CloseRequest())
 
-    async def _hold(self, reply: OpenReply, flags: int, sent: float) -> Inode:
-        """The shared state of an inode that was opened, with one handle more."""
+    async def _hold(self, reply: OpenReply, flags: int, sent: float, epoch: int) -> Inode | None:
+        """The shared state of an inode that was opened in this epoch, with one handle more. None where another one has begun."""
         attributes = reply.attributes
-        await self.know_table(attributes.layout)
         async with self.table_lock:
+            if epoch != self.epoch:
+                return None
             inode = self.inodes.get(attributes.inode)
             if inode is None:
-                inode = self.inodes[attributes.inode] = Inode(self.cluster, attributes)
+                inode = self.inodes[attributes.inode] = Inode(self.cluster, attributes, epoch)
             truncated = attributes.truncate_version != inode.truncate_version
             inode.take_open(reply, flags)
             inode.handles += 1

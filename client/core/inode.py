@@ -58,6 +58,7 @@ class Inode:
         "content",
         "ctime_ns",
         "durable_length",
+        "epoch",
         "error",
         "exact_until",
         "failed",
@@ -98,8 +99,9 @@ class Inode:
         "written_ns",
     )
 
-    def __init__(self, cluster: Cluster, attributes: Attributes) -> None:
+    def __init__(self, cluster: Cluster, attributes: Attributes, epoch: int) -> None:
         self.cluster = cluster
+        self.epoch = epoch  # of the client, in which it was opened
         self.id = attributes.inode
         self.layout: Layout = attributes.layout
         self.chunk_size = attributes.layout.chunk_size

@@ -108,7 +108,7 @@ async def _opened(core: Core, path: PathLike, reply: object) -> Inode | StatusEr
                 await core.flush_inode(shared)
             attributes = await shared.ask()
         await core.know_table(attributes.layout)
-        inode = Inode(core.cluster, attributes)
+        inode = Inode(core.cluster, attributes, core.epoch)
         inode.capability_read = reply.capability  # type: ignore[attr-defined]
         return inode
     except StatusError as failure:

@@ -56,7 +56,7 @@ class Reader:
         self.closed = False
         self.ending = False  # the session's end was asked for, and whether that was heard is not known
         self.unwanted = False  # what is not sent yet is to be discarded
-        self.epoch = core.epoch
+        self.epoch = file.epoch  # of the client; a lease may have ended since
         self.failures_told = file.failures  # of the inode's
         self.number = next(core.numbers)  # as the owner of its flock
         self.locked = False  # took a lock under this identity of the client
@@ -341,14 +341,14 @@ class Reader:
         return self.position
 
     def adopt(self, file: Inode, session: int) -> None:
-        """Go on in the client's present epoch, with nothing but the position from before."""
+        """Go on in the epoch of this inode, with nothing but the position from before."""
         self.file.cluster.forget_lookahead(self.stream)
         self.file = file
         self.session = session
         self.is_reader = not session
         self.lock = self.core.env.lock()
         self.stream = Stream(file, self.core.options.readahead if self.buffered else 0)
-        self.epoch = self.core.epoch
+        self.epoch = file.epoch
         self.failures_told = file.failures
         self.ending = False
 
