@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 TENSOR_BYTES = 64 * MIB
 SHARD_BYTES = 1 << 30
 AIM_SAVE, AIM_LOAD = 0.7, 0.8
-CAPACITY_SAVES = 5  # of the target: a checkpoint, the one that replaces it, and room for what is not freed yet
-FREED_SECONDS_MAX = 120.0  # what a save replaces is freed in the background: the next one waits for it
+CAPACITY_SAVES = 5  # of the target: a checkpoint, the one that replaces it, and room to spare
+FREED_SECONDS_MAX = 120.0  # what a save replaces is freed in the background: the next measurement waits for it
+FREED_PART = 15 / 16  # of what is not in use; the rest are headers
 
 
 def run(quick: bool = False, mib: int = 0) -> dict[str, Any]:
@@ -53,16 +54,17 @@ def run(quick: bool = False, mib: int = 0) -> dict[str, Any]:
             kind = make(mib)
             places = [f"{cluster.url.rstrip('/')}/{kind.name}", str(local / kind.name)]
             with connect(cluster.url) as client:
-                rows += _rows(name, kind, places, mib, rounds, partial(_wait_for_room, client, 2 * mib * MIB))
+                rows += _rows(name, kind, places, mib, rounds, partial(_wait_for_room, client, mib, CAPACITY_SAVES - 1))
                 for place in places:
                     folder_of(place).remove_all(forever=True)
-                _wait_for_room(client, 3 * mib * MIB)
+                _wait_for_room(client, mib, CAPACITY_SAVES)
     return {"rows": rows, "mib": mib, "left_out": left_out}
 
 
-def _wait_for_room(client: Client, wanted: int) -> None:
-    """Wait until so many bytes are free. Raises NO_SPACE if that takes too long."""
+def _wait_for_room(client: Client, mib: int, saves: int) -> None:
+    """Wait until what so many saves take is free. Raises NO_SPACE if that takes too long."""
     end = time.monotonic() + FREED_SECONDS_MAX
+    wanted = int(saves * mib * MIB * FREED_PART)
     while (free := client.statfs().free) < wanted:
         if time.monotonic() > end:
             raise error(
