@@ -40,7 +40,7 @@ _TOO_LARGE = frozenset({2101, 2102, 2103})  # transaction, key, value
 def _binding() -> Any:
     """The module `fdb`. Raises UNSUPPORTED with what to install."""
     try:
-        import fdb  # type: ignore[import-untyped, unused-ignore]
+        import fdb
 
         fdb.api_version(API_VERSION)
     except Exception as missing:  # the binding raises bare exceptions where its C library is missing or too old
