@@ -41,7 +41,7 @@ UNITS = {"list with attributes": "entries/s"}
 
 
 def run(quick: bool = False) -> dict[str, Any]:
-    """Measure; takes some minutes, or one with `quick`, which lists and removes less."""
+    """Measure; takes some minutes, or 25 s with `quick`, which lists and removes less."""
     count, single, rounds = (2_048, 200, 3) if quick else (8_192, 1_000, 5)
     measured: list[Rates] = []
     costs: list[Costs] = []

@@ -116,7 +116,7 @@ def contention(quick: bool) -> list[dict[str, Any]]:
     by themselves."""
     from ...client.blocking import connect
 
-    count, rounds = (100, 3) if quick else (500, 5)
+    count, rounds = (100, 1) if quick else (500, 5)
     shared: list[float] = []
     apart: list[float] = []
     with temporary_cluster(metrics=True) as (cluster, _):
@@ -167,7 +167,7 @@ def _shared_store() -> Iterator[Callable[[], str] | None]:
 
 def servers(quick: bool) -> tuple[list[dict[str, Any]], str]:
     """Two metadata servers over one PostgreSQL, against one; a sentence instead where there is no PostgreSQL."""
-    count, rounds = (100, 2) if quick else (500, 3)
+    count, rounds = (100, 1) if quick else (500, 3)
     measured: dict[int, list[Rates]] = {1: [], 2: []}
     with ExitStack() as stack:
         database = stack.enter_context(_shared_store())

@@ -55,7 +55,7 @@ def bench(
     path: Annotated[
         str, typer.Argument(help="A directory on a mount, to measure beside the local disk (fs).", show_default=False)
     ] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="A few seconds, rough figures.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes, rough figures.")] = False,
     mib: Annotated[
         int, typer.Option(help="MiB to copy (resync).", show_default="10240, or what the disk has room for")
     ] = 0,
