@@ -34,7 +34,8 @@ from .tensor_format import BITS, LENGTH, Header, Planned, TensorInfo, arranged, 
 
 INDEX = "model.safetensors.index.json"
 SUFFIX = ".safetensors"
-ONE_OF_SEVERAL = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]{8})?\.safetensors$")  # only an index says that all are there
+ONE_OF_SEVERAL = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")  # only an index says that all are there
+OF_A_SAVE = re.compile(r"-\d{5}-of-\d{5}-[0-9a-f]{8}\.safetensors$")  # as `save_folder` calls them: nothing until an index names them
 SHARD_BYTES = 5 << 30
 FIRST_BYTES = 64 << 10  # read before anything is known: most headers lie in it
 RUN_BYTES_MIN = (
@@ -228,8 +229,8 @@ def _opened(folder: Folder, names: Iterable[str], stack: ExitStack) -> list[tupl
 
 
 def tensor_file_names(folder: Folder) -> list[str]:
-    """The files of a directory that count: those that the index names, or all where nobody has written one. Raises NOT_FOUND if there are
-    none, BAD_FORMAT for a broken index."""
+    """The files of a directory that count: those that the index names, or all where nobody has written one, but for those of a save that
+    has not ended. Raises NOT_FOUND if there are none, BAD_FORMAT for a broken index."""
     entries = folder.entries()
     if INDEX in entries:
         try:
@@ -240,11 +241,12 @@ def tensor_file_names(folder: Folder) -> list[str]:
             raise error(Status.BAD_FORMAT, f"{folder.url}/{INDEX} names files outside its directory")
         return sorted(names)
     found = sorted(name for name in entries if name.endswith(SUFFIX))
-    if any(ONE_OF_SEVERAL.search(name) for name in found):
+    settled = [name for name in found if not OF_A_SAVE.search(name)]
+    if any(ONE_OF_SEVERAL.search(name) for name in settled) or (found and not settled):
         raise error(Status.NOT_FOUND, f"{folder.url}: parts of a set, but no {INDEX}: its save has not ended")
     if not found:
         raise error(Status.NOT_FOUND, f"{folder.url}: no {SUFFIX} files")
-    return found
+    return settled
 
 
 class _Wanted(NamedTuple):

@@ -31,11 +31,16 @@ def open_parquet(store: Store, paths: Sequence[str], columns: Sequence[str] | No
 
 
 def _span(group: Any, columns: Sequence[str] | None, path: str) -> tuple[int, int]:
-    """Offset and length of the wanted columns of a row group."""
-    chunks = [group.column(i) for i in range(group.num_columns)]
-    wanted = [one for one in chunks if columns is None or one.path_in_schema.split(".")[0] in columns]
+    """Offset and length of the wanted columns of a row group: whole ones, or fields of nested ones as "a.b". (Dots also stand in names.)"""
+    wanted = [group.column(i) for i in range(group.num_columns)]
+    if columns is not None:
+        paths = [f"{one.path_in_schema}." for one in wanted]
+        if missing := [name for name in columns if not any(each.startswith(f"{name}.") for each in paths)]:
+            raise KeyError(f"{path} has no column {', '.join(missing)}")
+        begins = tuple(f"{name}." for name in columns)
+        wanted = [one for one, each in zip(wanted, paths, strict=True) if each.startswith(begins)]
     if not wanted:
-        raise KeyError(f"{path} has no column {', '.join(columns or ())}")
+        raise KeyError(f"{path}: no columns")
     begins = [
         one.dictionary_page_offset if one.has_dictionary_page and one.dictionary_page_offset else one.data_page_offset
         for one in wanted

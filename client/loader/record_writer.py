@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from crc32c import crc32c
 
+from ...proto.errors import Status, error
 from .records import (
     COMMIT,
     COMMITS_MAX,
@@ -58,21 +59,24 @@ class _Writer(ABC):
 
 class RecordWriter(_Writer):
     """Appends to one shard. What was committed stays, whatever happens to the writer; `close` commits. `durable`: a commit survives a loss
-    of power, too. `chunk_size`: of a new shard in a cluster (0: as its directory says). One writer a shard at a time."""
+    of power, too. `chunk_size`: of a new shard in a cluster (0: as its directory says). One writer a shard at a time. One that has failed
+    to write stays failed, as nobody knows what arrived: whoever opens the shard again goes on behind the last commit."""
 
     def __init__(
         self, store: Store, path: str, *, append: bool = False, durable: bool = False, chunk_size: int = 0
     ) -> None:
         self._store = store
+        self._path = path
         self._durable = durable
         self._buffer = bytearray()
         self._entries: list[tuple[int, int, int]] = []  # not committed
         self._commits = np.empty(0, COMMIT)
         self._samples = 0  # committed
         self._bytes = 0  # of payload that is not committed
+        self._failure: BaseException | None = None
         self._file = store.open(path, "rb+") if append else store.open(path, "wb", chunk_size)
         try:
-            self._position = self._resume(path) if append else self._begin()
+            self._position = self._resume() if append else self._begin()
         except BaseException:
             self._file.close()
             raise
@@ -82,10 +86,10 @@ class RecordWriter(_Writer):
         self._buffer += header_of(self._id)
         return len(self._buffer)
 
-    def _resume(self, path: str) -> int:
+    def _resume(self) -> int:
         """Behind what was committed: the rest is somebody's who died."""
         size = self._file.seek(0, os.SEEK_END)
-        shard = read_shard(self._read_at, size, path)
+        shard = read_shard(self._read_at, size, self._path)
         if not shard.id:
             self._file.seek(0)
             return self._begin()
@@ -111,6 +115,7 @@ class RecordWriter(_Writer):
 
     def write(self, payload: Any) -> int:
         """Add a sample: any buffer. Its number in the shard. Raises ValueError for one that is too large."""
+        self._require_whole()
         view = memoryview(payload).cast("B")
         if len(view) > SAMPLE_BYTES_MAX:
             raise ValueError(f"a sample of {len(view)} bytes: at most {SAMPLE_BYTES_MAX}")
@@ -124,6 +129,7 @@ class RecordWriter(_Writer):
 
     def commit(self) -> None:
         """What was written so far is there, for readers and after a crash. Raises BadRecords when a shard has had too many of them."""
+        self._require_whole()
         if not self._entries:
             return
         if len(self._commits) >= COMMITS_MAX:
@@ -165,14 +171,29 @@ class RecordWriter(_Writer):
     def _flush(self) -> None:
         buffer, self._buffer = self._buffer, bytearray()
         if buffer:
-            self._file.write(buffer)
+            self._tried(self._file.write, buffer)
 
     def _arrive(self) -> None:
         self._flush()
         if self._durable:
-            self._store.sync(self._file)
+            self._tried(self._store.sync, self._file)
         else:
-            self._file.flush()
+            self._tried(self._file.flush)
+
+    def _tried(self, step: Callable[..., object], *arguments: Any) -> None:
+        try:
+            step(*arguments)
+        except BaseException as failure:
+            self._failure = failure
+            raise
+
+    def _require_whole(self) -> None:
+        if self._failure is not None:
+            raise error(
+                Status.IO_ERROR,
+                f"{self._path} could not be written before ({self._failure}): open it again with append=True, which goes on behind the "
+                "last commit",
+            ) from self._failure
 
 
 class ShardedWriter(_Writer):
@@ -208,9 +229,9 @@ class ShardedWriter(_Writer):
 
     def close(self) -> None:
         """Commit what is open."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
+        if self._writer is not None:
+            self._writer.close()  # one that has failed stays: the samples of a shard are not left out
+            self._writer = None
 
     def discard(self) -> None:
         """Close without what was not committed; shards that were full before stay."""

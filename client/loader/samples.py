@@ -98,14 +98,14 @@ class Reading:
         if self._pending is None and self._lookup is not None:
             places, self._lookup = self._lookup.finish(), None
             self._places = places
-            if getattr(self._samples.index, "whole", False):
-                self._pending = _WholeFiles(self._samples, places)
-                return
             if (size := int(places.length.sum())) > BATCH_BYTES_MAX:
                 raise error(
                     Status.TOO_LARGE,
                     f"a batch of {size} bytes: at most {BATCH_BYTES_MAX}; ask for fewer samples at once",
                 )
+            if getattr(self._samples.index, "whole", False):
+                self._pending = _WholeFiles(self._samples, places)
+                return
             columns = places.file.tolist(), places.offset.tolist(), places.length.tolist()
             self._pending = self._samples.store.read(self._samples.index.paths, *columns)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from emberfs.client.loader import samples as module_of_samples
 from emberfs.client.loader.ffrecord import BadFFRecord, write_ffrecord
 from emberfs.client.loader.samples import open_samples
 from emberfs.client.loader.store import ClusterStore, DirectoryStore, Store
@@ -104,11 +105,26 @@ def test_parquet_row_groups(store: Store) -> None:
     assert texts is not None
     only = open_samples(store, columns=["text"], decode=lambda table: table.to_pydict())
     assert only[1] == {"text": [f"row {i % 7}" for i in range(300, 600)]}
-    with pytest.raises(KeyError):
-        open_samples(store, columns=["missing"])
+    for columns in (["missing"], ["text", "missing"], []):
+        with pytest.raises(KeyError):
+            open_samples(store, columns=columns)
 
 
-def test_files_as_samples(store: Store) -> None:
+def test_columns_of_parquet_with_dots(store: Store) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    nested = [{"a": i, "b": f"b{i}"} for i in range(50)]
+    table = pa.table({"photo.bytes": [b"x" * i for i in range(50)], "image": nested, "more": range(50)})
+    sink = io.BytesIO()
+    parquet.write_table(table, sink)
+    write(store, "a.parquet", sink.getvalue())
+    assert open_samples(store, columns=["photo.bytes"])[0].equals(table.select(["photo.bytes"]))
+    both = open_samples(store, columns=["more", "image"])[0]
+    assert both.to_pylist() == table.select(["image", "more"]).to_pylist()
+    part = open_samples(store, columns=["image.b"])[0]
+    assert part.to_pylist() == [{"image": {"b": one["b"]}} for one in nested]
+
+
+def test_files_as_samples(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {f"class{i % 3}/{i}.bin": data for i, data in enumerate(payloads(30))}
     for path, data in wanted.items():
         write(store, path, data)
@@ -118,6 +134,9 @@ def test_files_as_samples(store: Store) -> None:
     write(store, "class0/0.bin", b"longer now" * 1000)
     at = list(samples.index.paths).index("class0/0.bin")
     assert [bytes(sample) for sample in samples.read([at])] == [b"longer now" * 1000]
+    monkeypatch.setattr(module_of_samples, "BATCH_BYTES_MAX", 1000)
+    with pytest.raises(StatusError, match="fewer samples"):
+        samples.read(range(30))
 
 
 def test_what_is_not_there_is_told(store: Store) -> None:

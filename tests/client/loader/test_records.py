@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import random
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from emberfs.client.loader import records
+from emberfs.client.loader import record_writer, records
 from emberfs.client.loader.index import RecordIndex, open_shard
 from emberfs.client.loader.record_writer import RecordWriter, ShardedWriter
 from emberfs.client.loader.records import ALIGN, ALIGN_FROM, BadRecords
@@ -114,6 +117,81 @@ def test_a_writer_that_dies_at_any_byte_leaves_what_was_committed(tmp_path: Path
     with RecordWriter(store, "a.records", append=True) as writer:
         writer.write(b"more")
     assert read_all(store) == [*commits[0], *commits[1], b"more"]
+
+
+class FullForAWhile:
+    """A store whose disk is full at one of its steps: a write (of which a half arrives), a flush or a sync."""
+
+    def __init__(self, store: Store, at: int) -> None:
+        self.store, self.left = store, at
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def _step(self) -> None:
+        self.left -= 1
+        if self.left == -1:
+            raise OSError(errno.ENOSPC, "full")
+
+    def open(self, *arguments: Any) -> Any:
+        file = self.store.open(*arguments)
+        really, full = file.write, self
+
+        class Wrapped:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(file, name)
+
+            def write(self, data: Any) -> int:
+                if full.left == 0:
+                    really(bytes(data[: len(data) // 2]))
+                full._step()
+                return int(really(data))
+
+            def flush(self) -> None:
+                full._step()
+                file.flush()
+
+        self.file = file
+        return Wrapped()
+
+    def sync(self, _: Any) -> None:
+        self._step()
+        self.store.sync(self.file)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_writer_that_failed_commits_nothing_more(
+    store: Store, durable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_writer, "WRITE_BYTES", 5000)
+    for at in range(100):
+        full = FullForAWhile(store, at)
+        committed: list[bytes] = []
+        pending: list[bytes] = []
+        writer = RecordWriter(full, f"{at}.records", durable=durable)  # type: ignore[arg-type]
+        for number in range(12):
+            payload = bytes([number]) * 3000
+            try:
+                writer.write(payload)
+                pending.append(payload)
+                if number % 3 == 2:
+                    writer.commit()
+                    committed, pending = committed + pending, []
+            except OSError:
+                pass  # somebody hopes that there is room again
+        with suppress(OSError):
+            writer.close()
+        samples = open_samples(store, "records", paths=[f"{at}.records"], verify=True)
+        found = [bytes(sample) for sample in samples.read(range(len(samples)))]
+        assert found[: len(committed)] == committed, f"step {at}"
+        assert len(found) - len(committed) in (0, 3), "more than the commit that failed when it had been written"
+        with RecordWriter(store, f"{at}.records", append=True) as again:
+            again.write(b"goes on")
+        samples = open_samples(store, "records", paths=[f"{at}.records"], verify=True)
+        assert [bytes(sample) for sample in samples.read(range(len(samples)))] == [*found, b"goes on"]
+        if full.left >= 0:
+            break  # there were not so many steps
+    assert at > 15 and len(committed) == 12
 
 
 def test_the_last_footer_is_found_behind_much_that_was_not_committed(
