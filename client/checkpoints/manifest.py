@@ -93,6 +93,11 @@ def decode(data: bytes, path: str) -> Manifest:
         if any(shard.name != posixpath.basename(shard.name) for shard in shards):
             raise ValueError("it names files outside its directory")
         metadata = content["metadata"]
+        numbers = [
+            number for shard in shards for number in (shard.size, *(n for item in shard.items for n in item[1:]))
+        ]
+        if not all(type(number) is int and number >= 0 for number in (*numbers, metadata["size"], metadata["crc32c"])):
+            raise ValueError("sizes, offsets and checksums must be natural numbers")
         return Manifest(content["save_id"], metadata["size"], metadata["crc32c"], tuple(shards))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as bad:
         raise error(Status.BAD_FORMAT, f"{path} is damaged: {bad}") from bad

@@ -35,7 +35,7 @@ from .tensor_format import BITS, LENGTH, Header, Planned, TensorInfo, arranged, 
 INDEX = "model.safetensors.index.json"
 SUFFIX = ".safetensors"
 ONE_OF_SEVERAL = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")  # only an index says that all are there
-OF_A_SAVE = re.compile(r"-\d{5}-of-\d{5}-[0-9a-f]{8}\.safetensors$")  # as `save_folder` calls them: nothing until an index names them
+OF_A_SAVE = re.compile(r"-\d{5}-of-\d{5}-[0-9a-f]{8}\.safetensors$")  # nothing until an index names them
 SHARD_BYTES = 5 << 30
 FIRST_BYTES = 64 << 10  # read before anything is known: most headers lie in it
 RUN_BYTES_MIN = (

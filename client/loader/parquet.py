@@ -37,8 +37,8 @@ def _span(group: Any, columns: Sequence[str] | None, path: str) -> tuple[int, in
         paths = [f"{one.path_in_schema}." for one in wanted]
         if missing := [name for name in columns if not any(each.startswith(f"{name}.") for each in paths)]:
             raise KeyError(f"{path} has no column {', '.join(missing)}")
-        begins = tuple(f"{name}." for name in columns)
-        wanted = [one for one, each in zip(wanted, paths, strict=True) if each.startswith(begins)]
+        prefixes = tuple(f"{name}." for name in columns)
+        wanted = [one for one, each in zip(wanted, paths, strict=True) if each.startswith(prefixes)]
     if not wanted:
         raise KeyError(f"{path}: no columns")
     begins = [

@@ -45,7 +45,7 @@ def _group() -> None:
 def _place(path: str) -> str:
     """What names the place for the library."""
     if path.startswith("file://"):
-        return path.removeprefix("file://")
+        return path
     url, inside = split_url(path)
     return ((url or "ember:///") + inside.lstrip("/")).rstrip("/")
 

@@ -68,6 +68,7 @@ def test_tar_shards_become_records_that_stay_whole(run: Command, tmp_path: Path)
                 info = tarfile.TarInfo(f"{number:03d}.{ending}")
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
-    run("data", "convert", f"file://{tmp_path}/in", f"file://{tmp_path}/out")
-    sample = open_samples(tmp_path / "out", decode=members)[7]
+    run("data", "convert", f"file://{tmp_path}/in", f"file://{tmp_path}/o%20t")
+    assert run("data", "verify", f"file://{tmp_path}/o%20t", "--json").json["samples"] and (tmp_path / "o t").is_dir()
+    sample = open_samples(tmp_path / "o t", decode=members)[7]
     assert bytes(sample["txt"]) == payload(7) and bytes(sample["cls"]) == b"7"

@@ -106,7 +106,10 @@ def test_lists_that_lead_elsewhere(folder: Folder) -> None:
     encoded = manifest.encode(Manifest("1", 1, crc32c(b"m"), (shard,)))
     with pytest.raises(StatusError, match="outside its directory"):
         manifest.decode(encoded, "somewhere")
+    strange = Shard("a", 5, (Item("x", 0, "5", 1),))  # type: ignore[arg-type]
     for damaged in (
+        manifest.encode(Manifest("1", 1, 1, (strange,))),
+        manifest.encode(Manifest("1", -1, 1, ())),
         encoded[:-9],
         encoded.replace(b"secret", b"Secret"),
         b"[" * 100_000,
