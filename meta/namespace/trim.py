@@ -3,7 +3,9 @@
 Either order alone would lose: chunks first and a crash leaves zeros where committed data lies; metadata first and a crash brings old
 bytes back when the file grows again. While the record exists the length does not grow, and every server may finish the trim: the
 chunks refuse older truncate versions, so doing it twice is harmless. The cut is synced before a chunk is touched; otherwise a
-power failure could take back the cut and not the loss of the bytes.
+power failure could take back the cut and not the loss of the bytes. The chunks' loss is not synced: that would wait for everything else
+that is being written there. So a power failure of all replicas may bring bytes back that nobody has synced away, behind the end; an fsync
+of the file, or of anything on those chains, covers them.
 """
 
 from __future__ import annotations
