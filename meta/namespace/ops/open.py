@@ -122,7 +122,9 @@ async def _open_existing(attempt: Attempt, inode: Inode, flags: int) -> meta_pb2
     if flags & os.O_DIRECTORY:
         raise error(Status.NOT_DIRECTORY, f"inode {inode.id:x} is not a directory")
     if not attempt.task.has_open(inode.id, GRANTED[flags & os.O_ACCMODE]):
-        require(inode, attempt.caller, _RIGHTS[flags & os.O_ACCMODE] | (WRITE if cutting else 0))
+        require(inode, attempt.caller, _RIGHTS[flags & os.O_ACCMODE])
+    if cutting and not attempt.task.has_open(inode.id, GRANTED[os.O_WRONLY]):
+        require(inode, attempt.caller, WRITE)  # who may go on reading may not cut
     _check_noatime(attempt, inode, flags)
     if inode.layout is None:
         raise error(Status.NO_DEVICE, f"inode {inode.id:x} is a device, FIFO or socket: only a mount can open it")

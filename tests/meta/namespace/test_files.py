@@ -56,6 +56,22 @@ async def test_a_right_that_was_granted_is_granted_again(world: World) -> None:
     assert (await again(R, reading.capability)).capability == reading.capability
 
 
+async def test_who_may_only_read_does_not_cut(world: World) -> None:
+    """O_RDONLY | O_TRUNC takes the right to write, which a capability for reading does not grant."""
+    await furnish(world)
+    number = (await world.stat("/f")).inode
+    reading = await world.open("/f", R, ALICE)
+    cut = meta_pb2.OpenRequest(place=place("", number), flags=R | os.O_TRUNC, capability=reading.capability)
+    with pytest.raises(StatusError) as refused:
+        await world.ask("open", cut, ALICE)
+    assert refused.value.status is Status.PERMISSION_DENIED
+    assert (await world.stat("/f")).length == 100
+    writing = await world.open("/f", W)
+    await world.set("/f", mode=0)
+    cut = meta_pb2.OpenRequest(place=place("", number), flags=W | os.O_TRUNC, capability=writing.capability)
+    assert (await world.ask("open", cut, ALICE)).attributes.length == 0
+
+
 async def furnish(world: World) -> None:
     await world.mkdir("/d")
     opened = await world.open("/f", CREATE | W)
