@@ -37,6 +37,7 @@ from .cluster.store import STATE
 from .kv import retry
 from .kv.engine import KEYS_END, Engine, Transaction
 from .kv.open import open_engine
+from .namespace import readers
 
 FORMAT = 1
 PAGE_ROWS = 1000
@@ -275,7 +276,7 @@ def _put(txn: Transaction, key: bytes, value: bytes) -> None:
     if letters is not None:
         txn.put_versionstamped(letters, key[len(letters) + keys.VERSIONSTAMP_BYTES :], value)
     else:
-        txn.put(key, b"" if key.startswith(keys.READER) else value)
+        txn.put(key, readers.pack(b"") if key.startswith(keys.READER) else value)
 
 
 async def require_whole(engine: Engine) -> None:

@@ -53,8 +53,9 @@ def pack(mark: bytes) -> bytes:
 
 
 def unpack(data: bytes) -> bytes:
-    """The mark of a READ record. Raises BAD_FORMAT for one of a newer version."""
-    if data[0] > RECORD_VERSION:
+    """The mark of a READ record; an empty record, as loads of dumps once wrote them, has none. Raises BAD_FORMAT for one of a newer
+    version."""
+    if data[:1] > bytes([RECORD_VERSION]):
         raise keys.refused("the record of a reading client", data[0])
     return data[1:]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,36 @@ async def test_who_watches_looks_at_everything_anew() -> None:
 async def watch(world: World, cookie: bytes) -> meta_pb2.ReadEventsReply:
     reply: meta_pb2.ReadEventsReply = await world.ask("read_events", meta_pb2.ReadEventsRequest(cookie=cookie))
     return reply
+
+
+async def test_readers_are_waited_for_anew() -> None:
+    """What they have reported names places in queues that are stamped anew. They have their files open all the same."""
+    world = await World().start()
+    number = (await world.touch("/f")).inode
+    await world.open("/f", os.O_RDONLY)
+    target = MemoryEngine(world.clock.now)
+    await dump.load(target, lines(await dumped(world.engine)))
+    moved = await World(target, world.clock).start()
+    assert await moved.namespace.session_clients() == [world.client]
+    moved.client = b"client-000000002"
+    await moved.unlink("/f")
+    await moved.collect()
+    assert moved.chunks.removed == []
+    moved.namespace.client_ended(world.client)
+    await moved.namespace.clients.step()
+    await moved.collect()
+    assert moved.chunks.removed == [number]
+
+
+@pytest.mark.parametrize("value", [b"", b"\x01"])
+async def test_a_server_starts_with_a_reader_that_has_reported_nothing(value: bytes) -> None:
+    """Loads once wrote an empty record."""
+    world = await World().start()
+    txn = world.engine.begin()
+    txn.put(keys.reader_key(world.client), value)
+    await txn.commit()
+    again = await World(world.engine, world.clock).start()
+    assert await again.namespace.session_clients() == [world.client]
 
 
 async def test_an_interrupted_load_goes_on(target: Engine) -> None:
