@@ -123,9 +123,8 @@ class Readers:
     async def hold(self, client: bytes, inode: int) -> None:
         """A client has opened an inode without a name by its number: that needs a record at once. Raises STALE_HANDLE if the inode is
         gone."""
-        if inode in self._holds.get(client, ()):
-            return
 
+        # Whatever is in memory: another server may have taken a report since that took the record away.
         async def work(txn: Transaction) -> None:
             record, ended = await txn.get_many([keys.inode_key(inode), keys.ended_client_key(client)])
             if ended is not None:

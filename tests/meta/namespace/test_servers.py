@@ -19,7 +19,7 @@ from emberfs.meta.kv.memory import MemoryEngine
 from emberfs.meta.namespace.check import check
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen.cluster_pb2 import RenewClientRequest
-from emberfs.proto.gen.meta_pb2 import CreateRequest, NewEntry
+from emberfs.proto.gen.meta_pb2 import CreateRequest, NewEntry, OpenRequest
 
 from .test_races import ACTIONS, YieldingEngine, outcome, serial, tree
 from .world import ManualClock, MemoryChunks, World, place
@@ -259,6 +259,41 @@ async def test_what_was_opened_without_a_name_is_let_go_by_whoever_takes_the_rep
     assert await engine.begin().scan(*keys.prefix_range(keys.HELD), 9) == []
     assert await engine.begin().scan(*keys.prefix_range(keys.HOLD), 9) == []
     assert await check(engine) == []
+
+
+async def test_what_is_opened_again_without_a_name_is_held_again(engine: Engine, clock: ManualClock) -> None:
+    """The follower remembers that its client held the file; the leader has heard since that it does not."""
+    leader, follower = await servers(engine, clock)
+    reader, mark, renewal = follower.client, b"", 0
+    number = (await leader.touch("/f")).inode
+    writing = await leader.open("/f", W)  # keeps the file until it is closed
+    await follower.open("/f", READ)
+    await leader.unlink("/f")
+    by_number = OpenRequest(place=place("", number), flags=READ)
+    await follower.ask("open", by_number)
+
+    async def renew(*held: int) -> None:
+        nonlocal mark, renewal
+        for _ in range(2):  # with the second one it says that it has heard of the first one's reply
+            renewal += 1
+            report = RenewClientRequest(open_inodes=held, reported=mark, renewal=renewal)
+            mark = (await leader.namespace.renewed(reader, report)).mark or mark
+
+    async def is_gone() -> bool:
+        clock.time += 30
+        for _ in range(3):
+            await leader.namespace.collector.step()
+        return number in leader.chunks.removed
+
+    await renew(number)
+    assert not await is_gone()
+    await renew()
+    assert await engine.begin().scan(*keys.prefix_range(keys.HOLD), 9) == []
+    await follower.ask("open", by_number)
+    await leader.close(writing, 0)
+    assert not await is_gone()
+    await renew()
+    assert await is_gone()
 
 
 async def test_a_reader_of_another_server_that_never_reported_is_found(engine: Engine, clock: ManualClock) -> None:
