@@ -37,11 +37,16 @@ class Recounter:
 
     async def step(self) -> bool:
         """Count for every quota that needs it; whether there was one."""
-        limits = await quota.read_limits(self._namespace.engine.begin())
-        unfinished = [(scope[1], found) for scope, found in limits.items() if scope[0] == DIRECTORY and found.counting]
-        for project, found in unfinished:
-            await _Walk(self._namespace, project, found).run()
-        return bool(unfinished)
+        worked = False
+        for kind, project in await quota.read_limits(self._namespace.engine.begin()):
+            if kind != DIRECTORY:
+                continue
+            # As it is by now: the walk before may have put another project around this one.
+            record = await self._namespace.engine.begin().get(keys.quota_key(kind, project), snapshot=True)
+            if record is not None and (found := quota.unpack(record)).counting:
+                worked = True
+                await _Walk(self._namespace, project, found).run()
+        return worked
 
 
 class _Walk:

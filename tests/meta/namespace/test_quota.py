@@ -126,6 +126,22 @@ async def test_what_was_there_is_counted(world: World) -> None:
     assert await usage(world) == {"/d/e": (3007, 303)}
 
 
+async def test_a_quota_goes_while_one_around_it_comes(world: World) -> None:
+    """What it has counted comes to the quota that is around it by then."""
+    await world.mkdir("/d/e/f", parents=True)
+    await write(world, "/d/e/1", 10)
+    await limit(world, "/d/e", inodes_max=1000)
+    while await world.namespace.recounter.step():
+        pass
+    await limit(world, "/d", bytes_max=4000)
+    await limit(world, "/d/e", remove=True)
+    while await world.namespace.recounter.step():
+        pass
+    assert await usage(world) == {"/d": (10, 4)}
+    await world.mkdir("/d/g")
+    await world.rename("/d/e/f", "/d/g/f")  # no boundary lies between any more
+
+
 async def test_boundaries(world: World) -> None:
     for name in ("/d/sub", "/e"):
         await world.mkdir(name, parents=True)
