@@ -84,13 +84,26 @@ async def survey(engine: Engine) -> Facts:
     return facts
 
 
-def _read(facts: Facts, key: bytes, unpack: Callable[[bytes], _Record], value: bytes) -> _Record | None:
-    """What a record says; None, and a problem, where it is damaged. Raises BAD_FORMAT for one of a newer version."""
+def _read(
+    facts: Facts,
+    key: bytes,
+    unpack: Callable[[bytes], _Record],
+    value: bytes,
+    version: int,
+    kind: str = "damaged record",
+) -> _Record | None:
+    """What a record says; None, and a problem of this kind, where it is damaged. Raises BAD_FORMAT for one of a newer version than this
+    one: whoever does not know what is there must mend nothing."""
+    letters = key[:4].decode()
+    if value[:1] > bytes([version]):
+        raise keys.refused(f"a record {letters}", value[0])
     try:
         return unpack(value)
+    except StatusError as damage:
+        facts.report(kind, key, f"{letters}: {damage.strerror}")
     except (struct.error, IndexError, ValueError) as damage:
-        facts.report("damaged record", key, f"{key[:4].decode()}: {damage}")
-        return None
+        facts.report(kind, key, f"{letters}: {damage}")
+    return None
 
 
 async def _rows(engine: Engine, letters: bytes) -> AsyncIterator[Pair]:
@@ -124,7 +137,7 @@ async def _read_queues(engine: Engine, facts: Facts) -> None:
         if number not in facts.inodes:
             facts.report("dead tree without inode", key, f"directory {number:x} does not exist")
     async for key, value in _rows(engine, keys.DEAD_CHUNKS):
-        _read(facts, key, gc.unpack_layout, value)
+        _read(facts, key, gc.unpack_layout, value, gc.CHUNKS_VERSION)
         if keys.dead_inode(key) in facts.inodes:
             facts.report("chunks of a live inode are going", key, f"inode {keys.dead_inode(key):x} exists")
 
@@ -132,7 +145,7 @@ async def _read_queues(engine: Engine, facts: Facts) -> None:
 async def _read_trash(engine: Engine, facts: Facts) -> None:
     marked = {number for number, inode in facts.inodes.items() if inode.flags & inodes.TRASH}
     async for key, value in _rows(engine, keys.TRASH):
-        if _read(facts, key, trash.unpack, value) is None:
+        if _read(facts, key, trash.unpack, value, trash.VERSION) is None:
             continue
         number = keys.dead_inode(key)
         inode = facts.inodes.get(number)
@@ -150,7 +163,7 @@ async def _read_trash(engine: Engine, facts: Facts) -> None:
 async def _read_names(engine: Engine, facts: Facts) -> None:
     async for key, value in _rows(engine, keys.DENTRY):
         directory, name = keys.inode_of(key), key[keys.DENTRY_NAME_AT :]
-        entry = _read(facts, key, dentries.unpack, value)
+        entry = _read(facts, key, dentries.unpack, value, dentries.VERSION)
         if entry is None:
             continue
         inode, parent = facts.inodes.get(entry.inode), facts.inodes.get(directory)
@@ -264,7 +277,7 @@ async def _check_inlined(engine: Engine, facts: Facts) -> None:
 async def _check_quotas(engine: Engine, facts: Facts) -> None:
     async for key, value in _rows(engine, keys.QUOTA):
         kind, number = keys.split_quota_key(key)
-        _read(facts, key, quota.unpack, value)
+        _read(facts, key, quota.unpack, value, quota.VERSION)
         if kind == quota.DIRECTORY and (number not in facts.inodes or facts.inodes[number].project != number):
             facts.report(
                 "quota without directory",
@@ -290,18 +303,18 @@ async def _check_quotas(engine: Engine, facts: Facts) -> None:
 
 async def _check_sessions(engine: Engine, facts: Facts) -> None:
     async for key, value in _rows(engine, keys.SESSION):
-        _read(facts, key, session.unpack, value)
+        _read(facts, key, session.unpack, value, session.VERSION)
         number, _ = keys.split_session_key(key)
         if number not in facts.inodes:
             facts.report("session without inode", key, f"inode {number:x} does not exist")
     async for key, value in _rows(engine, keys.IDEMPOTENCY):
-        _read(facts, key, idempotency.unpack, value)
+        _read(facts, key, idempotency.unpack, value, idempotency.VERSION)
 
 
 async def _check_trims(engine: Engine, facts: Facts) -> None:
     trimming = {number for number, inode in facts.inodes.items() if inode.flags & inodes.TRIMMING}
     async for key, value in _rows(engine, keys.TRIM):
-        if _read(facts, key, trim.unpack, value) is None:
+        if _read(facts, key, trim.unpack, value, trim.VERSION) is None:
             continue
         number = keys.inode_of(key)
         if number not in trimming:
@@ -315,7 +328,7 @@ async def _check_trims(engine: Engine, facts: Facts) -> None:
 
 async def _check_locks(engine: Engine, facts: Facts) -> None:
     async for key, value in _rows(engine, keys.LOCK):
-        number, table = keys.inode_of(key), _read(facts, key, locks.unpack, value)
+        number, table = keys.inode_of(key), _read(facts, key, locks.unpack, value, locks.VERSION)
         if table is None:
             continue
         if number not in facts.inodes:
@@ -325,9 +338,9 @@ async def _check_locks(engine: Engine, facts: Facts) -> None:
         if wrong := locks.faults(table):
             facts.report("locks in conflict", key, f"inode {number:x}: {wrong}")
     async for key, value in _rows(engine, keys.LOCK_WAIT):
-        _read(facts, key, partial(deadlock.unpack, key), value)
+        _read(facts, key, partial(deadlock.unpack, key), value, deadlock.VERSION)
     async for key, value in _rows(engine, keys.APPEND_TOKEN):
-        _read(facts, key, append.unpack, value)
+        _read(facts, key, append.unpack, value, append.VERSION)
         if keys.inode_of(key) not in facts.inodes:
             facts.report("append token without inode", key, f"inode {keys.inode_of(key):x} does not exist")
 
@@ -350,12 +363,8 @@ async def _check_acls(engine: Engine, facts: Facts) -> None:
         if (number, flag) not in flagged:
             facts.report("ACL without flag", key, f"inode {number:x} does not exist or does not say that it has an ACL")
         flagged.discard((number, flag))
-        try:
-            found = acls.unpack(value)
-        except StatusError as damage:
-            facts.report("damaged ACL", key, f"inode {number:x}: {damage}")
-            continue
-        if flag == inodes.ACL and not found.says_more_than_mode:
+        found = _read(facts, key, acls.unpack, value, acls.VERSION, "damaged ACL")
+        if found is not None and flag == inodes.ACL and not found.says_more_than_mode:
             facts.report("ACL without mask", key, f"the mode of inode {number:x} says the same")
     for number, flag in sorted(flagged):
         facts.report("flag without ACL", _ACL_KEYS[flag](number), f"inode {number:x} says that it has an ACL")

@@ -98,6 +98,7 @@ DAMAGES: list[tuple[str, Damage, set[str]]] = [
     ("a damaged trim", put(lambda at: keys.trim_key(at["/f"]), b"\x01"), {"damaged record"}),
     ("a damaged session", put(lambda at: keys.session_key(at["/f"], 1), b""), {"damaged record"}),
     ("a damaged table of locks", put(lambda at: keys.lock_key(at["/f"]), b"\x01"), {"damaged record"}),
+    ("a table of locks that is cut off", put(lambda at: keys.lock_key(at["/f"]), b"\x01\0\0\0\1"), {"damaged record"}),
     ("a damaged token", put(lambda at: keys.append_key(at["/f"]), b"\x01"), {"damaged record"}),
     ("a damaged entry of the trash", put(lambda at: keys.trash_key(9, at["/f"]), b"\x01"), {"damaged record"}),
     ("a damaged quota", put(lambda at: keys.quota_key(2, 7), b""), {"damaged record"}),
@@ -159,6 +160,31 @@ async def test_newer_records_are_refused(world: World) -> None:
     with pytest.raises(StatusError, match="upgrade") as caught:
         await World(world.engine).start()
     assert caught.value.status is Status.BAD_FORMAT
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        keys.acl_key,
+        keys.lock_key,
+        keys.trim_key,
+        keys.append_key,
+        lambda number: keys.dentry_key(1, b"f"),
+        lambda number: keys.session_key(number, 1),
+        lambda number: keys.trash_key(9, number),
+        lambda number: keys.quota_key(1, number),
+    ],
+)
+async def test_newer_records_are_not_taken_for_damaged_ones(key: Callable[[int], bytes]) -> None:
+    """Those may be dropped, and with them what a newer emberfs has written."""
+    world = await World().start()
+    number = (await world.touch("/f")).inode
+    txn = world.engine.begin()
+    txn.put(key(number), b"\x07" * 100)
+    await txn.commit()
+    with pytest.raises(StatusError, match="newer") as refused:
+        await check(world.engine)
+    assert refused.value.status is Status.BAD_FORMAT
 
 
 async def test_who_may_act_for_whom(world: World) -> None:
