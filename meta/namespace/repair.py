@@ -7,6 +7,7 @@ own that looks at the newest state, so that an interrupted run loses nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
@@ -102,10 +103,14 @@ class Repair:
         txn.put(keys.dentry_key(lost, b"%x" % inode.id), dentries.pack(Dentry(inode.type, inode.id)))
 
     async def _lost_and_found(self, txn: Transaction) -> int:
-        """The directory's number; it is made where it is missing."""
+        """The directory's number; it is made where it is missing, under another name where something else has this one."""
         key = keys.dentry_key(ROOT_INODE, LOST_AND_FOUND)
-        if (found := await txn.get(key)) is not None:
-            return dentries.unpack(found).inode
+        for other in itertools.count(1):
+            if (found := await txn.get(key)) is None:
+                break
+            if (entry := dentries.unpack(found)).is_directory:
+                return entry.inode
+            key = keys.dentry_key(ROOT_INODE, b"%s.%d" % (LOST_AND_FOUND, other))
         number = max(keys.counter(await txn.get(keys.NEXT_INODE)), FIRST_INODE, max(self._facts.inodes, default=0) + 1)
         txn.put(keys.NEXT_INODE, keys.counter_value(number + INODES_PER_RANGE))
         txn.put(keys.inode_key(number), self._directory(number, ROOT_INODE, LOST_MODE).pack())

@@ -52,6 +52,22 @@ async def test_every_damage_is_mended(damage: Damage) -> None:
     assert records <= reachable
 
 
+async def test_what_is_called_lost_and_found_may_be_no_directory() -> None:
+    world = await World().start()
+    await world.touch("/lost+found")
+    await world.symlink("/lost+found.1", "elsewhere")
+    number = (await world.touch("/f")).inode
+    txn = world.engine.begin()
+    txn.delete(keys.dentry_key(1, b"f"))
+    await txn.commit()
+    assert (await repair(world.engine, world.clock.wall_ns())).left == []
+    assert await check(world.engine) == []
+    again = await World(world.engine).start()
+    again.client = b"client-000000002"
+    assert await again.listdir("/lost+found.2") == [f"{number:x}"]
+    assert (await again.stat("/lost+found")).type == inodes.REGULAR
+
+
 async def _is_whole(world: World, number: int) -> bool:
     return await world.engine.begin().get(keys.inode_key(number)) is not None
 
