@@ -20,7 +20,7 @@ NAME_BYTES_MAX = 255  # with the namespace
 VALUE_BYTES_MAX = 1 << 16
 NAMES_BYTES_MAX = 1 << 16  # all names of an inode, each with a NUL, as listxattr(2) gives them
 INODE_BYTES_MAX = 1 << 20  # all names and values of an inode: what one change reads
-COUNT_MAX = NAMES_BYTES_MAX // 8  # no name is shorter
+COUNT_MAX = NAMES_BYTES_MAX // 7  # no name is shorter: "user.", a byte and a NUL
 
 CREATE = 1  # flags of setxattr(2)
 REPLACE = 2

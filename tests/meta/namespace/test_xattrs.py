@@ -103,6 +103,25 @@ async def test_what_fits_on_one_inode(world: World) -> None:
     assert caught.value.status is Status.NO_SPACE
 
 
+async def test_all_of_the_shortest_names_are_seen(world: World) -> None:
+    """255 names of six bytes, and as many of seven as fit beside them."""
+    number = (await world.touch("/f")).inode
+    await put(world, "/f", b"user.\x01", b"")
+    many = [b"user." + bytes([one]) for one in range(1, 256)]
+    many += [b"user." + bytes([one, two]) for one in range(1, 256) for two in range(1, 256)]
+    many = many[:8222]
+    txn = world.engine.begin()
+    for name in many:
+        txn.put(keys.xattr_key(number, name), b"")
+    await txn.commit()
+    assert sorted(await names(world, "/f")) == sorted(many)
+    await put(world, "/f", b"user.\xff\xff", b"")  # the last one that fits
+    with pytest.raises(StatusError) as refused:
+        await put(world, "/f", b"user.\xff\xfe", b"")
+    assert refused.value.status is Status.NO_SPACE
+    await drop(world, "/f", b"user.\xff\xff")
+
+
 async def test_the_flag_follows(world: World) -> None:
     made = await world.touch("/f")
     assert not made.extended
