@@ -17,6 +17,7 @@ from ..directories import Directory
 from ..happenings import REMOVED
 from ..inode import Inode
 from ..path import Found
+from .attributes import begin_change, end_change
 from .stat import check_batch, status_of_entry
 
 TREE_DIRECTORIES_MAX = (
@@ -155,11 +156,11 @@ async def remove_tree(attempt: Attempt, found: Found) -> None:
         await _check_tree(attempt, victim)
     inode = await attempt.inode(victim.id)
     take_out(attempt, found, victim)
+    await begin_change(attempt, inode)  # out of the trash it comes with its times
     inode.parent = 0
-    inode.touched(attempt.now_ns)
     if not trash.put(attempt, inode, found.parent, found.name):
         attempt.queue(keys.DEAD_TREE, inode.id)
-    attempt.put(inode)
+    end_change(attempt, inode)
 
 
 async def _check_tree(attempt: Attempt, top: Directory) -> None:

@@ -78,10 +78,12 @@ async def test_a_tree_comes_back_whole(world: World) -> None:
     await world.mkdir("/d/e", parents=True)
     await world.touch("/d/e/f")
     await world.symlink("/d/link", "e/f")
+    changed_ns = (await world.stat("/d")).mtime_ns
     await world.remove_tree("/d")
     await world.collect()
     entry = (await entries(world))["d"]
     await restore(world, entry, "/other")
+    assert (await world.stat("/other")).mtime_ns == changed_ns
     assert await world.listdir("/other") == ["e", "link"] and await world.exists("/other/link")
     await world.touch("/other/e/new")
 
