@@ -41,6 +41,7 @@ class Clients:
         self._store = store
         self._owners = owners
         self._epochs: dict[bytes, int] = {}  # client -> capability epoch in which its lease began
+        self._ending: set[bytes] = set()  # whose end is on its way to the disk
         self._sessions: Sessions | None = None
 
     async def load(self, sessions: Sessions, now: float) -> None:
@@ -66,7 +67,7 @@ class Clients:
         than last time means that the lease was lost in between. Raises SESSION_ENDED for a client whose lease ran out (it takes a new
         identity), BUSY over CLIENTS_MAX."""
         ended = self._writer.book.ended
-        if client in ended:
+        if client in ended or client in self._ending:
             raise error(Status.SESSION_ENDED, "this client's lease ran out; connect again under a new client id")
         if client not in self._epochs:
             if len(self._epochs) + len(ended) >= CLIENTS_MAX:
@@ -92,7 +93,11 @@ class Clients:
     async def end(self, client: bytes) -> None:
         """It said goodbye, or its lease ran out: storage refuses its writes from now on, then its sessions are settled."""
         if client in self.leases:
-            await self._writer.change(lambda book: _end(book, client))
+            self._ending.add(client)  # nobody is told any more that it lives
+            try:
+                await self._writer.change(lambda book: _end(book, client))
+            finally:
+                self._ending.discard(client)
             self.leases.forget(client)
             self._epochs.pop(client, None)
             self._owners.ended(client)

@@ -28,6 +28,10 @@ class Leases:
     def forget(self, client: bytes) -> None:
         self._ends.pop(client, None)
 
+    def is_over(self, client: bytes, now: float) -> bool:
+        """Whether a client's lease has run out, or there is none."""
+        return self._ends.get(client, now) <= now
+
     def expired(self, now: float) -> list[bytes]:
         """Clients whose lease has run out, longest ago first."""
         found = []

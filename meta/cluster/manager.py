@@ -462,6 +462,8 @@ class Manager(Grants):
             for _ in range(CHECKS_PER_LEASE):
                 await self._clock.sleep(self.leases.seconds / CHECKS_PER_LEASE)
                 for client in self.leases.expired(self._clock.now()):
+                    if not self.leases.is_over(client, self._clock.now()):
+                        continue  # it was heard of while others were ended, and told that it lives
                     _log.warning("a client's lease ran out", client=client.hex())
                     await self._survive(self._clients.end(client), "ending a client")
             await self._survive(self._clients.adopt(self._clock.now()), "looking for sessions")

@@ -336,6 +336,33 @@ async def test_a_client_lives_as_long_as_it_renews(cluster: Cluster) -> None:
         await renew(cluster)
 
 
+@pytest.mark.parametrize("whose", ["another one", "its own"])
+async def test_who_is_told_that_he_lives_does_not_end(cluster: Cluster, whose: str) -> None:
+    """A renewal comes late, while an end is on its way to the disk: it counts, or it is refused."""
+    first, second = Peer(ALICE), Peer(BOB)
+    for peer in (first, second):
+        await renew(cluster, peer)
+    memory: MemoryEngine = cluster.engine.engine  # type: ignore[assignment]
+    told: list[object] = []
+
+    async def late() -> None:
+        if not told:
+            told.append(None)
+            try:
+                told[0] = (await renew(cluster, second if whose == "another one" else first)).epoch
+            except StatusError as refused:
+                told[0] = refused.status
+
+    await cluster.clock.pass_time(CLIENT_LEASE_SECONDS * 0.98)
+    memory.pause = late
+    await cluster.clock.pass_time(CLIENT_LEASE_SECONDS * 0.12)
+    if whose == "another one":
+        assert told == [1] and cluster.namespace.ended == [ALICE]
+        await renew(cluster, second)
+    else:
+        assert told == [Status.SESSION_ENDED] and cluster.namespace.ended == [ALICE, BOB]
+
+
 async def test_a_lease_is_its_users_also_after_a_restart(cluster: Cluster) -> None:
     await renew(cluster)
     stranger, root = Peer(uid=2001), Peer(uid=0, trusted=True)
