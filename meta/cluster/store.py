@@ -14,7 +14,7 @@ CLUS l client:16 → epoch u32, 0 u8, uid u32, name   a client with a lease, and
     The capability epoch in which the lease began tells the client whether it is still the same lease. (Older records: epoch, name.)
 
 CLUS v version:u64 → JSON: the keys that this change of the routing wrote (hex)   the newest LOG_MAX: so a metadata server that follows
-    another one reads what changed, and not everything.
+    another one reads what changed, and not everything. Absent where they are too many for a value.
 CLUS u → JSON: capacity, used, free_part_min   how full storage is, for metadata servers that no storage server reports to; a few
     seconds old, and absent with an embedded engine.
 CLUS p → format u8, term u64, holder u64, addresses (JSON)   which of several managers leads, and CLUS r → counter u64, which it raises
@@ -34,7 +34,7 @@ from typing import NamedTuple
 from ...proto.capability import KEY_BYTES
 from ...proto.errors import Status, error
 from ..kv import retry
-from ..kv.engine import Engine, Transaction
+from ..kv.engine import VALUE_BYTES_MAX, Engine, Transaction
 from .routing import MESSAGES, Draft, Key, Kind, News, Row, State
 
 PREFIX = b"CLUS"
@@ -204,8 +204,9 @@ class Store:
             for client in draft.ended_leases:
                 txn.delete(LEASE + client)
             version = draft.state.version
-            changed = [_key(key).hex() for key in (*draft.rows, *draft.dropped)]
-            txn.put(LOG + _VERSION.pack(version), json.dumps(changed).encode())
+            changed = json.dumps([_key(key).hex() for key in (*draft.rows, *draft.dropped)]).encode()
+            if len(changed) <= VALUE_BYTES_MAX:  # else it is missing, and whoever follows reads everything
+                txn.put(LOG + _VERSION.pack(version), changed)
             if version > LOG_MAX:
                 txn.delete(LOG + _VERSION.pack(version - LOG_MAX))
 

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from emberfs.meta.cluster.manager import NODE_LEASE_SECONDS, Manager
+from emberfs.meta.cluster.routing import Book, Draft, Kind
 from emberfs.meta.cluster.service import ClusterService
+from emberfs.meta.cluster.store import Store
 from emberfs.meta.kv.engine import Engine
 from emberfs.meta.kv.memory import MemoryEngine
 from emberfs.proto import capability
-from emberfs.proto.capability import EPOCH_SECONDS, Rights
+from emberfs.proto.capability import EPOCH_SECONDS, VALID_EPOCHS, Rights
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen.cluster_pb2 import (
     LOCAL_STATE_OFFLINE,
@@ -433,6 +435,36 @@ async def test_an_ended_client_with_sessions_is_told_again_after_a_crash(cluster
     cluster.namespace.sessions = [ALICE]
     await cluster.restart()
     assert set(cluster.namespace.ended) == {ALICE}
+
+
+async def test_many_clients_that_ended_in_one_epoch_are_forgotten(cluster: Cluster) -> None:
+    """The names of so many keys do not fit the record that tells followers what changed."""
+    clients = [b"%016d" % i for i in range(5000)]
+
+    def end(book: Book) -> Draft:
+        draft = Draft(book)
+        for client in clients:
+            draft.end_client(client)
+        return draft
+
+    version = cluster.manager.book.state.version
+    await cluster.manager._writer.change(end)
+    assert len(cluster.manager.book.ended) == 5000
+    assert await Store(cluster.engine).news(version) is None  # too much: whoever follows reads everything
+    epoch = cluster.manager.book.state.capability_epoch
+    await cluster.clock.pass_time((VALID_EPOCHS + 2) * EPOCH_SECONDS)
+    assert cluster.manager.book.state.capability_epoch == epoch + VALID_EPOCHS + 2
+    assert not cluster.manager.book.ended
+    version = cluster.manager.book.state.version
+    await cluster.manager._writer.change(_one_more)
+    news = await Store(cluster.engine).news(version)
+    assert news is not None and list(news.rows) == [(Kind.ENDED, ALICE)]
+
+
+def _one_more(book: Book) -> Draft:
+    draft = Draft(book)
+    draft.end_client(ALICE)
+    return draft
 
 
 async def test_capabilities_outlive_an_epoch_and_ended_clients_are_forgotten_later(cluster: Cluster) -> None:
