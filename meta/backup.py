@@ -185,11 +185,13 @@ class Backups:
     async def _tidy(self) -> None:
         """Remove old copies, and what is left of those that were not finished."""
         oldest = self._clock.wall_ns() // 10**9 - KEPT_SECONDS
+        making = self._making.locked()  # one that may be whole before it is looked at here
         records = await self._records()
+        making = making or self._making.locked()
         whole = [number for number, record in records if record["whole"]]
         for number, record in records:
             late = bool(whole) and number != whole[-1]  # the newest whole one stays, however old it is
-            if (record["whole"] and number < oldest and late) or (not record["whole"] and not self._making.locked()):
+            if (record["whole"] and number < oldest and late) or (not record["whole"] and not making):
                 try:
                     await self._pieces.remove_pieces(number, record["chain"])
                 except StatusError as failed:  # that chain is down: it holds up no others

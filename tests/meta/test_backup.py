@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from emberfs.meta import keys
-from emberfs.meta.backup import KEPT_SECONDS, Backups
+from emberfs.meta.backup import KEPT_SECONDS, Backups, Manifest
 from emberfs.meta.kv.rocksdb import RocksEngine
 from emberfs.proto.errors import Status, error
 
@@ -76,6 +77,42 @@ async def test_a_copy_that_is_due(tmp_path: Path) -> None:
     chains = Chains()
     assert await tidied(tmp_path, chains, {NOW - 3601: 1}) == [NOW - 3601, NOW]
     assert list(chains.pieces) and not list(tmp_path.glob("backup-*"))
+
+
+async def test_a_copy_that_becomes_whole_meanwhile_stays(tmp_path: Path) -> None:
+    """Somebody asks for one while an old one is removed, which takes a while."""
+
+    class Slow(Chains):
+        def __init__(self) -> None:
+            super().__init__()
+            self.writing, self.go_on = asyncio.Event(), asyncio.Event()
+            self.made: asyncio.Task[Manifest] | None = None
+
+        async def write_piece(self, number: int, index: int, chain: int, data: bytes) -> None:
+            await super().write_piece(number, index, chain, data)
+            self.writing.set()
+            await self.go_on.wait()
+
+        async def remove_pieces(self, number: int, chain: int) -> None:
+            self.go_on.set()
+            if self.made is not None:
+                await self.made
+            await super().remove_pieces(number, chain)
+
+    engine, chains = RocksEngine(str(tmp_path / "kv"), lambda: 0.0), Slow()
+    txn = engine.begin()
+    for number in (NOW - int(KEPT_SECONDS) - 1, NOW - 60):
+        txn.put(keys.backup_key(number), json.dumps({"chain": 1, "whole": True}).encode())
+    await txn.commit()
+    backups = Backups(engine, chains, lambda: [1, 2, 3], Clock(), tmp_path, "cluster")
+    chains.made = asyncio.create_task(backups.make())
+    await chains.writing.wait()
+    await backups._tidy()
+    manifest = await chains.made
+    rows = await engine.begin().scan(*keys.prefix_range(keys.BACKUP), 100)
+    await engine.close()
+    assert [keys.inode_of(key) for key, _ in rows] == [NOW - 60, manifest.number]
+    assert len(chains.pieces[manifest.number, manifest.chain]) == manifest.pieces + 1
 
 
 async def test_no_more_chains_are_tried_than_a_few(tmp_path: Path) -> None:
