@@ -75,6 +75,8 @@ class Committer:
         """Commit, or say to each why not."""
         failure: Exception
         for _ in range(ATTEMPTS):
+            if not batch:
+                return
             try:
                 await self._commit_batch(batch)
                 return
@@ -82,6 +84,8 @@ class Committer:
                 failure = self._connections.explained(failed)
                 if not (is_conflict(failed) or is_lost(failed)):
                     break
+                # Who was refused has been told so, and may not be let in because the one that was before him is not any more.
+                batch = [waiting for waiting in batch if not waiting[1].done()]
             except Exception as failed:
                 failure = failed
                 break

@@ -315,6 +315,33 @@ async def test_a_cancelled_task_leaves_the_engine_in_order(another: Open) -> Non
     assert (await everything(engine))[b"a"] == b"2"  # nobody heard of it
 
 
+async def test_who_was_refused_is_not_committed_when_the_server_undoes_the_batch(another: Open) -> None:
+    """The one that it conflicted with, in the same batch, is overtaken by somebody else before the batch is done again."""
+    from psycopg import errors
+
+    engine, faster = another(), another()
+    await store(engine, a=b"1", x=b"1")
+    await store(faster, y=b"1")
+    first, second = await reading(engine), await reading(engine)
+    await first.get(b"x")
+    await second.get(b"a")
+    first.put(b"a", b"2")
+    second.put(b"b", b"2")
+    committer = await engine.committer()
+    write = committer._write
+
+    async def undone(writer: Any, *_: Any) -> None:
+        committer._write = write  # type: ignore[method-assign]
+        await writer.run([("ROLLBACK", ())])
+        await store(faster, x=b"2")
+        raise errors.SerializationFailure
+
+    committer._write = undone  # type: ignore[method-assign,assignment]
+    results = await asyncio.gather(first.commit(), second.commit(), return_exceptions=True)
+    assert [getattr(result, "status", None) for result in results] == [Status.CONFLICT, Status.CONFLICT]
+    assert await everything(engine) == {b"a": b"1", b"x": b"2", b"y": b"1"}
+
+
 async def test_a_key_that_its_index_cannot_hold_fails_alone(another: Open) -> None:
     import random
 
