@@ -21,7 +21,8 @@ class Ways:
         self._names_left = NAMES_OF_REQUEST
 
     async def to(self, number: int) -> bytes:
-        """The path of a directory. Where a name is not found within the limits, its number stands for it."""
+        """The path of a directory. Where a name is not found within the limits, its number stands for it, and so does that of a directory
+        whose path would be too long for a request."""
         names: list[tuple[int, bytes]] = []
         while number not in self._known:
             try:
@@ -34,7 +35,8 @@ class Ways:
             names.append((number, await self._name_of(number, parent)))
             number = parent
         for below, name in reversed(names):
-            self._known[below] = self._known[number] + b"/" + name
+            way = self._known[number] + b"/" + name
+            self._known[below] = way if len(way) <= path.PATH_BYTES_MAX else b"(%x)" % below
             number = below
         return self._known[number] or b"/"
 

@@ -14,6 +14,7 @@ from ..inode import Inode
 
 ENTRIES_MAX = 8192  # of one page
 ENTRIES_DEFAULT = 1024
+TARGETS_BYTES_MAX = 8 << 20  # of symlinks, in one page with attributes: with the rest it has to fit a message
 
 
 async def read_directory(attempt: Attempt, request: meta_pb2.ReadDirectoryRequest) -> meta_pb2.ReadDirectoryReply:
@@ -30,22 +31,38 @@ async def read_directory(attempt: Attempt, request: meta_pb2.ReadDirectoryReques
     if request.cookie:
         begin = keys.dentry_key(node.id, request.cookie) + b"\0"
     rows = await attempt.txn.scan(begin, end, limit, snapshot=True)
+    end_reached = len(rows) < limit
     names = [key[keys.DENTRY_NAME_AT :] for key, _ in rows]
     entries = [dentries.unpack(value) for _, value in rows]
+    found: list[Inode] = []
+    if request.attributes:
+        found = await load_many(attempt, [entry.inode for entry in entries])
+        if (count := fitting(found)) < len(found):
+            names, entries, found, end_reached = names[:count], entries[:count], found[:count], False
     reply = meta_pb2.ReadDirectoryReply(
         names=names,
         inodes=[entry.inode for entry in entries],
         types=[entry.type for entry in entries],  # type: ignore[misc]
         cookie=names[-1] if names else request.cookie,
-        end=len(rows) < limit,
+        end=end_reached,
     )
-    if request.attributes:
-        found = await load_many(attempt, [entry.inode for entry in entries])
-        for inode in found:
-            inodes.fill(reply.attributes.add(), inode)
+    for inode in found:
+        inodes.fill(reply.attributes.add(), inode)
     if not request.cookie:
         reply.directory.CopyFrom(await attempt.visible_attributes(node))
     return reply
+
+
+def fitting(found: list[Inode]) -> int:
+    """How many of these a reply holds: as many as the targets of symlinks let in, and one at least."""
+    if sum([len(inode.target) for inode in found]) <= TARGETS_BYTES_MAX:
+        return len(found)
+    room = TARGETS_BYTES_MAX
+    for place, inode in enumerate(found):
+        room -= len(inode.target)
+        if room < 0:
+            return max(place, 1)
+    return len(found)
 
 
 async def load_many(attempt: Attempt, numbers: list[int]) -> list[Inode]:

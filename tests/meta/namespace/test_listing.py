@@ -6,8 +6,9 @@ import pytest
 
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2
-from emberfs.proto.gen.common_pb2 import FILE_TYPE_DIRECTORY, FILE_TYPE_REGULAR
+from emberfs.proto.gen.common_pb2 import FILE_TYPE_DIRECTORY, FILE_TYPE_REGULAR, FILE_TYPE_SYMLINK
 from emberfs.proto.gen.meta_pb2 import FindRequest, NewEntry, ReadDirectoryRequest
+from emberfs.proto.rpc import MESSAGE_BYTES_MAX
 
 from .world import ALICE, World, place
 
@@ -117,6 +118,54 @@ async def test_a_cookie_opens_no_closed_directory(world: World, cookie: bytes) -
     await world.set("/t/b", mode=0o700)
     reply = await world.ask("find", FindRequest(place=place("/t"), cookie=cookie), ALICE)
     assert (list(reply.paths), reply.end) == ([b"c"], True)
+
+
+async def test_pages_of_long_symlinks_fit_a_message(world: World) -> None:
+    targets = ["x" * 4094 + str(i % 10) for i in range(4200)]
+    for start in range(0, len(targets), 600):
+        entries = [
+            NewEntry(place=place(f"/d/{i:04}"), type=FILE_TYPE_SYMLINK, target=targets[i].encode())
+            for i in range(start, start + 600)
+        ]
+        await world.ask("create", meta_pb2.CreateRequest(entries=entries, parents=True))
+    seen: list[str] = []
+    cookie, end = b"", False
+    while not end:
+        request = ReadDirectoryRequest(place=place("/d"), cookie=cookie, entries_max=8192, attributes=True)
+        listed = await world.ask("read_directory", request)
+        assert listed.ByteSize() < MESSAGE_BYTES_MAX and len(listed.names) == len(listed.inodes) == len(listed.types)
+        seen += [attributes.target.decode() for attributes in listed.attributes]
+        cookie, end = listed.cookie, listed.end
+    assert seen == targets
+    seen, cookie, end = [], b"", False
+    while not end:
+        found = await world.ask("find", FindRequest(place=place("/"), cookie=cookie, entries_max=8192))
+        assert found.ByteSize() < MESSAGE_BYTES_MAX and len(found.paths) == len(found.attributes)
+        seen += [attributes.target.decode() for attributes in found.attributes if attributes.target]
+        cookie, end = found.cookie, found.end
+    assert seen == targets
+
+
+async def test_pages_of_a_deep_tree_fit_a_message(world: World) -> None:
+    number = 1
+    for _ in range(100):
+        entry = NewEntry(place=place("d" * 255, number), type=FILE_TYPE_DIRECTORY, mode=0o755)
+        number = (await world.ask("create", meta_pb2.CreateRequest(entries=[entry]))).attributes[0].inode
+    names = [f"{i:03}" for i in range(700)]
+    entries = [NewEntry(place=place(name, number), type=FILE_TYPE_REGULAR, mode=0o644) for name in names]
+    await world.ask("create", meta_pb2.CreateRequest(entries=entries))
+    seen: list[bytes] = []
+    cookie, end = b"", False
+    while not end:
+        reply = await world.ask("find", FindRequest(place=place("/"), cookie=cookie, entries_max=8192))
+        assert reply.ByteSize() < MESSAGE_BYTES_MAX
+        seen += reply.paths
+        cookie, end = reply.cookie, reply.end
+    way = b"d" * 255
+    assert seen == [
+        *(b"/".join([way] * depth) for depth in range(1, 101)),
+        *(b"/".join([way] * 100) + b"/" + name.encode() for name in names),
+    ]
 
 
 async def test_find_goes_on_where_the_tree_changed(world: World) -> None:

@@ -13,7 +13,9 @@ from emberfs.meta.namespace.check import check
 from emberfs.meta.namespace.seams import Space
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2
+from emberfs.proto.gen.common_pb2 import FILE_TYPE_DIRECTORY, FILE_TYPE_REGULAR
 from emberfs.proto.gen.meta_pb2 import TrashEntry
+from emberfs.proto.rpc import MESSAGE_BYTES_MAX
 
 from .world import ALICE, BOB, MemoryChunks, World, place, raise_status
 
@@ -166,6 +168,19 @@ async def test_whose_it_is(world: World) -> None:
     await purge(world, (await entries(world, ALICE))["g"], ALICE)
     await world.collect()
     assert world.chunks.removed == [entry.inode]
+
+
+async def test_pages_of_what_lay_deep_down_fit_a_message(world: World) -> None:
+    number = 1
+    for _ in range(80):
+        entry = meta_pb2.NewEntry(place=place("d" * 255, number), type=FILE_TYPE_DIRECTORY, mode=0o755)
+        number = (await world.ask("create", meta_pb2.CreateRequest(entries=[entry]))).attributes[0].inode
+    places = [place(f"{i}", number) for i in range(1000)]
+    files = [meta_pb2.NewEntry(place=each, type=FILE_TYPE_REGULAR, mode=0o644) for each in places]
+    await world.ask("create", meta_pb2.CreateRequest(entries=files))
+    await world.ask("remove", meta_pb2.RemoveRequest(places=places, kind=meta_pb2.REMOVE_KIND_UNLINK))
+    reply = await world.ask("list_trash", meta_pb2.ListTrashRequest())
+    assert len(reply.entries) == 1000 and reply.ByteSize() < MESSAGE_BYTES_MAX
 
 
 async def test_its_directory_is_gone(world: World) -> None:
