@@ -174,7 +174,7 @@ class _Messages:
     def __init__(self, attempt: Attempt, root: int) -> None:
         self._attempt = attempt
         self._root = root
-        self._inside: dict[int, bool] = {}
+        self._inside = {0: False, path.ROOT: False, root: True}
         self._ways = Ways(attempt)
 
     async def message(self, event: Event) -> meta_pb2.Event | None:
@@ -192,18 +192,20 @@ class _Messages:
         return made
 
     async def _is_inside(self, number: int) -> bool:
-        known = self._inside.get(number)
-        if known is None:
-            known = self._root in (number, path.ROOT) or await self._is_above(number)
-            self._inside[number] = known
-        return known
+        if self._root == path.ROOT:
+            return True
+        way: list[int] = []
+        while (inside := self._inside.get(number)) is None:  # a loop: trees may be deeper than the interpreter's stack
+            way.append(number)
+            number = await self._above(number)
+        self._inside.update(dict.fromkeys(way, inside))
+        return inside
 
-    async def _is_above(self, number: int) -> bool:
+    async def _above(self, number: int) -> int:
         try:
-            current = await path.directory(self._attempt, number)
+            return (await path.directory(self._attempt, number)).parent
         except StatusError:
-            return False  # it is gone
-        return current.id != path.ROOT and await self._is_inside(current.parent)
+            return 0  # it is gone
 
     async def _path(self, directory: int, name: bytes) -> bytes:
         return (await self._ways.to(directory)).rstrip(b"/") + b"/" + name

@@ -11,6 +11,7 @@ from emberfs.meta import keys
 from emberfs.meta.namespace.events import KEPT_SECONDS, WATCHED_SECONDS
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2
+from emberfs.proto.gen.common_pb2 import FILE_TYPE_DIRECTORY
 from emberfs.proto.gen.meta_pb2 import EventKind, ReadEventsReply
 
 from .world import ALICE, World, place
@@ -83,6 +84,23 @@ async def test_only_below_a_directory(world: World) -> None:
     assert told(reply) == [("created", "/a/b/x"), ("renamed", "/c/x", "/a/x"), ("renamed", "/a/b/x", "/c/x")]
     with pytest.raises(NotADirectoryError):
         await watch(world, path="/c/x")
+
+
+async def test_what_happens_deep_down(world: World) -> None:
+    """Deeper than the interpreter's stack; paths that are too long for a request begin with a number."""
+    await world.mkdir("/here")
+    begin = [(await watch(world, path=path)).cookie for path in ("/", "/here")]
+    number = (await world.mkdir("/there")).inode
+    for _ in range(1200):
+        entry = meta_pb2.NewEntry(place=place("deep", number), type=FILE_TYPE_DIRECTORY, mode=0o755)
+        number = (await world.ask("create", meta_pb2.CreateRequest(entries=[entry]))).attributes[0].inode
+    await world.touch("/here/f")
+    assert told(await watch(world, begin[1], "/here")) == []
+    reply = await watch(world, begin[0])
+    last = (await watch(world, reply.cookie)).events[-2]
+    assert last.path.startswith(b"(") and last.path.endswith(b"/deep") and len(last.path) < 4200
+    reply = await watch(world, (await watch(world, begin[1], "/here")).cookie, "/here")
+    assert told(reply) == [("created", "/here/f")]
 
 
 async def test_what_failed_is_not_told(world: World) -> None:
