@@ -24,7 +24,8 @@ TREE_DIRECTORIES_MAX = (
     50_000  # whose permissions one recursive removal checks (root's are not checked): 1.3 s of the 5 of a transaction
 )
 DIRECTORIES_PER_TURN = 256  # about 6 ms, then other requests come in between
-PAGE = 1024  # names per read
+PAGE = 1024  # names per read; then other requests come in between, too
+TREE_NAMES_MAX = 2_000_000  # that one recursive removal looks through for subdirectories and foreign entries: most of a transaction's time
 
 
 async def remove(attempt: Attempt, request: meta_pb2.RemoveRequest) -> meta_pb2.RemoveReply:
@@ -168,7 +169,7 @@ async def _check_tree(attempt: Attempt, top: Directory) -> None:
     # tell where no further directory is: a directory of a million files costs two reads. A change of a directory's permissions
     # meanwhile is a conflict (DIRV); new directories that somebody else makes meanwhile go with the tree.
     stack = [top]
-    seen = 0
+    seen, names_left = 0, TREE_NAMES_MAX
     while stack:
         current = stack.pop()
         seen += 1
@@ -187,14 +188,30 @@ async def _check_tree(attempt: Attempt, top: Directory) -> None:
         require(current, attempt.caller, READ | WRITE | EXECUTE, is_directory=True)
         foreign = current.mode & STICKY and attempt.caller.uid != current.uid
         if subdirectories > 0 or foreign:
-            stack.extend(await _subdirectories(attempt, current, subdirectories, check_owners=bool(foreign)))
+            found, names = await _subdirectories(
+                attempt, current, subdirectories, names_left, check_owners=bool(foreign)
+            )
+            stack.extend(found)
+            names_left -= names
 
 
-async def _subdirectories(attempt: Attempt, current: Directory, count: int, *, check_owners: bool) -> list[Directory]:
+async def _subdirectories(
+    attempt: Attempt, current: Directory, count: int, names_max: int, *, check_owners: bool
+) -> tuple[list[Directory], int]:
+    """Its subdirectories, and how many names were looked through for them. Raises TOO_LARGE over `names_max`."""
     found: list[Directory] = []
+    names = 0
     begin, end = keys.dentry_range(current.id)
     while check_owners or len(found) < count:
+        if names:
+            await attempt.namespace.clock.sleep(0)
+        if names >= names_max:
+            raise error(
+                Status.TOO_LARGE,
+                f"more than {TREE_NAMES_MAX} names beside subdirectories: remove those first, or the parts one by one",
+            )
         page = await attempt.txn.scan(begin, end, PAGE, snapshot=True)
+        names += len(page)
         entries = [dentries.unpack(value) for _, value in page]
         wanted = entries if check_owners else [entry for entry in entries if entry.is_directory]
         for entry in wanted:
@@ -206,7 +223,7 @@ async def _subdirectories(attempt: Attempt, current: Directory, count: int, *, c
         if len(page) < PAGE:
             break
         begin = page[-1][0] + b"\0"
-    return found
+    return found, names
 
 
 _KINDS: dict[int, Callable[[Attempt, Found], Awaitable[Inode | None]]] = {

@@ -9,6 +9,7 @@ import pytest
 
 from emberfs.meta.namespace.access import Credentials
 from emberfs.meta.namespace.clients import settle_session
+from emberfs.meta.namespace.ops import remove
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import meta_pb2
 from emberfs.proto.gen.cluster_pb2 import RenewClientRequest
@@ -484,3 +485,33 @@ async def test_batches_have_a_status_each(world: World) -> None:
     reply = await world.ask("remove", request)
     assert list(reply.statuses) == [0, Status.NOT_FOUND, Status.IS_DIRECTORY, 0]
     assert await world.listdir("/") == ["c"]
+
+
+async def test_a_removal_looks_through_so_many_names_and_lets_others_in_between(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks for the one subdirectory among millions of files must not stop the server."""
+    monkeypatch.setattr(remove, "PAGE", 10)
+    monkeypatch.setattr(remove, "TREE_NAMES_MAX", 40)
+    turns: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        turns.append(seconds)
+
+    monkeypatch.setattr(world.clock, "sleep", sleep)
+    await world.mkdir("/t", mode=0o777)
+    for i in range(30):
+        await world.touch(f"/t/{i:02}", ALICE)
+    await world.mkdir("/t/sub", ALICE)
+    await world.set("/", mode=0o777)
+    turns.clear()
+    await world.remove_tree("/t", ALICE)
+    assert len(turns) >= 3
+    await world.mkdir("/t", ALICE)
+    for i in range(50):
+        await world.touch(f"/t/{i:02}", ALICE)
+    await world.mkdir("/t/sub", ALICE)
+    with pytest.raises(StatusError) as refused:
+        await world.remove_tree("/t", ALICE)
+    assert refused.value.status is Status.TOO_LARGE
+    await world.remove_tree("/t")  # root's are not looked through
