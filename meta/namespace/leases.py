@@ -227,7 +227,9 @@ class Leases:
             elif session.heard < silent:
                 self._end(session)
         while self._ended:
-            await self._forget(self._ended.pop())
+            session = self._ended[-1]
+            await self._forget(session)
+            self._ended.remove(session)  # only now: `_forget_all` takes what is left of it, too
         if not self._sessions and self.watching and self._engine is not None:
             self.watching = False
             self._engine.watchers.remove(self._committed)

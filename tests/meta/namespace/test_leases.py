@@ -278,6 +278,33 @@ async def test_the_oldest_leases_of_a_session_go_first(world: World) -> None:
     assert table.count == leases.LEASES_MAX - gone + 1
 
 
+async def test_a_tree_is_detached_while_a_session_is_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All leases end with that, also those that are being let go, slice by slice."""
+    monkeypatch.setattr(leases, "SLICE", 2)
+    await world.mkdir("/d")
+    for i in range(8):
+        await world.touch(f"/{i}")
+    holder, table = await Holder(world).begin(), world.namespace.leases
+    for i in range(8):
+        await holder.look(place(f"/{i}"))
+    other = await Holder(world, OTHER).begin()
+    session = session_of(holder.context.peer)
+    assert session is not None and len(session.held) == 16
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 1:
+            await world.remove_tree("/d")
+
+    table._end(session)
+    monkeypatch.setattr(world.clock, "sleep", sleep)
+    await table.beat()
+    assert table.count == 0 and not session.held
+    await other.look(place("/1"))
+    assert table.count == 2
+
+
 async def test_who_does_not_listen_is_told_to_forget_everything(world: World) -> None:
     holder = await Holder(world).begin()
     session = session_of(holder.context.peer)
