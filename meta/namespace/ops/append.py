@@ -30,9 +30,8 @@ async def _take(attempt: Attempt, request: meta_pb2.AppendRequest) -> meta_pb2.A
     session.own(own, request.inode, attempt.client)
     if found is not None and (token := tokens.unpack(found)).client != attempt.client:
         raise Held(token)
-    # Not in the read set: whoever had the token before settled the length when it gave it back, so it is in this snapshot.
-    record = await attempt.txn.get(keys.inode_key(request.inode), snapshot=True)
-    inode = inodes.existing(request.inode, record)
+    # In the read set: who cuts the file has read that nobody holds the token, and does not conflict with us by that.
+    inode = inodes.existing(request.inode, await attempt.txn.get(keys.inode_key(request.inode)))
     layout_of(inode)
     if inode.flags & inodes.TRIMMING:
         raise FinishTrim(inode.id)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from emberfs.meta import keys
+from emberfs.meta.kv.memory import MemoryEngine
 from emberfs.meta.namespace import append
 from emberfs.meta.namespace.check import check
 from emberfs.proto.drivers.aio import AioEnvironment
@@ -192,3 +193,29 @@ async def test_who_cuts_waits_for_who_appends(log: Log) -> None:
     assert (await asyncio.wait_for(cutting, WOKEN_SECONDS)).length == 4
     assert log.world.chunks.ends[log.inode] == 4
     await log.close_all()
+
+
+async def test_a_cut_at_any_moment_of_a_grant_is_known_to_the_holder() -> None:
+    """Where transactions wait for a database: the cut finds no token, and is over before the token is granted."""
+    for moment in range(1, 5):  # as many steps as a grant has
+        world = await World().start()
+        log = Log(world)
+        await log.open(A)
+        world.chunks.write(log.inode, 100)
+        await log.take(A)
+        await log.give(A, 100)
+        steps, memory = 0, cast(MemoryEngine, world.engine)
+        calm = memory.pause
+
+        async def cut(world: World = world, moment: int = moment) -> None:
+            nonlocal steps
+            steps += 1
+            if steps == moment:
+                await world.truncate("/log", 0)
+
+        memory.pause = cut
+        reply = await log.take(A)
+        memory.pause = calm
+        assert steps >= moment and reply.attributes.length == 0
+        await log.close_all()
+        assert await check(world.engine) == []
