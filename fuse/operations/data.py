@@ -38,6 +38,8 @@ async def write(fs: FileSystem, request: Request) -> bytes:
     appends go to the end, wherever that is."""
     fh, offset, size, about, _, flags = WRITE_IN.unpack_from(request.body)
     handle: Handle = fs.handles.get(fh) or await handle_of(fs, request.node, fh)
+    if not about & WRITE_CACHE:
+        handle.append = bool(flags & os.O_APPEND)  # not as it was opened: fcntl(F_SETFL) changes that
     if about & WRITE_KILL_SUIDGID and handle.file.id in fs.set_ids:
         await lose_set_ids(fs, request, handle.file.id)
     end = await handle.write_at(request.data, offset, exact=bool(about & WRITE_CACHE))
@@ -79,6 +81,7 @@ async def copy_file_range(fs: FileSystem, request: Request) -> bytes:
     asked = CopyFileRange.parse(request.body)
     source: Handle = fs.handles.get(asked.fh_in) or await handle_of(fs, request.node, asked.fh_in)
     target: Handle = fs.handles.get(asked.fh_out) or await handle_of(fs, asked.node_out, asked.fh_out)
+    target.append = False  # any more: the kernel has looked, and the next WRITE says anew
     length = min(asked.length, COPY_BYTES_MAX)
     count = await target.copy_from(source, asked.offset_in, asked.offset_out, length)
     followed(fs, target.file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -126,6 +127,41 @@ def test_append_goes_to_the_end_whoever_else_writes(both: Path) -> None:
     os.close(first)
     os.close(second)
     assert path.stat().st_size == 60
+
+
+def test_a_descriptor_that_appends_no_more_writes_where_it_is_told(both: Path) -> None:
+    path = both / "log"
+    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND)
+    os.write(fd, b"0123456789")
+    _append(fd, False)
+    assert os.pwrite(fd, b"AB", 2) == 2
+    os.lseek(fd, 5, os.SEEK_SET)
+    os.write(fd, b"CD")
+    assert os.pread(fd, 20, 0) == path.read_bytes() == b"01AB4CD789"
+    _append(fd, True)
+    os.pwrite(fd, b"E", 0)
+    _append(fd, False)
+    assert os.copy_file_range(fd, fd, 2, 0, 4) == 2
+    assert path.read_bytes() == b"01AB01D789E"
+    os.close(fd)
+
+
+def test_a_descriptor_that_is_told_later_to_append(both: Path) -> None:
+    path = both / "log"
+    fd, other = (os.open(path, os.O_CREAT | os.O_RDWR) for _ in range(2))
+    _append(fd, True)
+    os.write(other, b"0123456789")
+    os.write(fd, b"AB")
+    os.write(other, b"CDE")
+    os.pwrite(fd, b"F", 0)
+    assert path.read_bytes() == b"0123456789CDEF"
+    os.close(fd)
+    os.close(other)
+
+
+def _append(fd: int, on: bool) -> None:
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_APPEND if on else flags & ~os.O_APPEND)
 
 
 def test_synchronous_and_direct_descriptors(both: Path) -> None:
