@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
@@ -185,7 +186,7 @@ class AsyncKVCache:
             await self._core.close()
 
     async def _to_its_end(self, work: Coroutine[Any, Any, _Result], stop: Stop) -> _Result:
-        """Wait for it, also when we are cancelled: then nothing more is sent, and what is on its way ends first."""
+        """Wait for it, also when we are cancelled, however often: then nothing more is sent, and what is on its way ends first."""
         task = asyncio.ensure_future(work)
         self._running[task] = stop
         task.add_done_callback(self._running.pop)
@@ -193,7 +194,9 @@ class AsyncKVCache:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             stop.wanted = True
-            await asyncio.wait([task])
+            while not task.done():
+                with suppress(asyncio.CancelledError):  # again, as by a time-out and by whoever set it
+                    await asyncio.wait([task])
             if not task.cancelled():
                 task.exception()  # seen
             raise

@@ -248,6 +248,31 @@ async def test_a_cancelled_task_leaves_memory_alive(cluster: Any) -> None:
         assert set(await kv.get_into(namespace, keys, slots)) == {length}
 
 
+async def test_a_task_that_is_cancelled_again_still_leaves_memory_alone(cluster: Any, monkeypatch: Any) -> None:
+    """A time-out cancels it, and so does a loop that ends: until bytes no longer arrive, its memory is not its own."""
+    async with AsyncKVCache(cluster.url, timeout=PATIENCE_SECONDS) as kv:
+        namespace, keys, memory = await kv.namespace(spec_of(BLOCK)), keys_of(1), bytearray(BLOCK)
+        arrive, get_into = asyncio.Event(), kv.core.get_into
+
+        async def late(*args: Any, **how: Any) -> list[int]:
+            await arrive.wait()
+            return await get_into(*args, **how)
+
+        (block,) = blocks_of(keys, BLOCK)
+        assert await kv.put(namespace, keys[0], block) == BLOCK
+        monkeypatch.setattr(kv.core, "get_into", late)
+        task = asyncio.ensure_future(kv.get_into(namespace, keys, [memory]))
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+            task.cancel()
+        await asyncio.sleep(0.01)
+        assert not task.done(), "what it asked for is still to come"
+        arrive.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not kv._running
+
+
 async def test_closing_waits_for_what_is_on_its_way(cluster: Any) -> None:
     """What is in its caller's memory afterwards stays as it is."""
     length = 4 << 20
