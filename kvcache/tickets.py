@@ -126,14 +126,14 @@ class Submitter:
 
         with self._lock:
             waiting = len(self._reads) + len(self._puts)
-            full = waiting >= SUBMITTED_MAX
-            if not full and not self._closed:
+            refused = CANCELLED if self._closed else AGAIN if waiting >= SUBMITTED_MAX else 0
+            if not refused:
                 (self._puts if is_put else self._reads).append((ticket, work, is_put))
                 if self._idle <= waiting and len(self._workers) < WORKERS_MAX:  # idle ones have those before to do
                     self._start()
                 self._more.notify()
-        if full or self._closed:
-            ticket.settle(_nothing(ticket, CANCELLED if self._closed else AGAIN))
+        if refused:  # decided above: closed a moment later, it may be under way
+            ticket.settle(_nothing(ticket, refused))
         return ticket
 
     def completed(self) -> list[Ticket]:

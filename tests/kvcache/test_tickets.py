@@ -154,6 +154,41 @@ def test_closing_ends_what_waits(kv: Any) -> None:
     kv.close()
 
 
+def test_a_ticket_is_not_done_while_it_is_under_way_whoever_closes(kv: Any) -> None:
+    """Its memory is the cache's until then. Here the cache is closed right after the ticket was taken in."""
+    submitter, namespace = kv._submitter, kv.namespace(spec_of(BLOCK))
+    entered, leave, caller = threading.Event(), threading.Event(), threading.current_thread()
+
+    async def held(*args: Any, **how: Any) -> Any:
+        entered.set()
+        leave.wait(SECONDS_MAX)
+        return [BLOCK]
+
+    class ClosedBehind:
+        """The submitter's lock; when this thread gives it back for the first time, the cache is closed."""
+
+        def __init__(self, lock: Any) -> None:
+            self.lock = lock
+
+        def __enter__(self) -> None:
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+            if threading.current_thread() is not caller or submitter._lock is self.lock:
+                return
+            submitter._lock = self.lock
+            assert entered.wait(SECONDS_MAX)
+            submitter.stop()
+
+    submitter._lock = ClosedBehind(submitter._lock)
+    ticket = submitter.submit(held, namespace, keys_of(1), {})
+    assert not ticket.done(), "it is at work"
+    leave.set()
+    assert ticket.result(SECONDS_MAX).tolist() == [BLOCK]
+    assert kv.submit_match(namespace, keys_of(1)).result(0).statuses == [-errno.ECANCELED]
+
+
 def test_events_tell_what_this_client_stores_and_deletes(kv: Any) -> None:
     namespace, keys = kv.namespace(spec_of(BLOCK)), keys_of(4)
     blocks = blocks_of(keys, BLOCK)
