@@ -172,10 +172,13 @@ class Registry:
             if buffer not in self._buffers:
                 return
             self._set([known for known in self._buffers if known is not buffer])
-            region = buffer.region
-            if not any(known.region is region for known in self._buffers):
-                self._files = {file: known for file, known in self._files.items() if known is not region}
-                self._unregister(region)
+            self._let_go(buffer.region)
+
+    def _let_go(self, region: Region) -> None:
+        """Unless other memory lies in it."""
+        if not any(known.region is region for known in self._buffers):
+            self._files = {file: known for file, known in self._files.items() if known is not region}
+            self._unregister(region)
 
     def find(self, address: int, length: int) -> Buffer | None:
         """The registered memory that holds all of these bytes."""
@@ -215,8 +218,12 @@ class Registry:
         return region, backing.offset
 
     def _add(self, buffer: Buffer) -> None:
-        """Of two over the same address the newer counts."""
+        """Of two over the same address the newer counts. What was dead is let go then: servers know only so many regions of a client."""
+        older = [known.region for known in self._buffers if known.address == buffer.address]
         self._set([*(known for known in self._buffers if known.address != buffer.address), buffer])
+        for region in older:
+            if region.dead:
+                self._let_go(region)
 
     def _set(self, buffers: list[Buffer]) -> None:
         buffers.sort(key=lambda buffer: buffer.address)

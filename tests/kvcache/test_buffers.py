@@ -181,6 +181,24 @@ def test_dead_memory_lives_again_when_it_is_registered_anew(registry: Registry) 
     os.close(descriptor)
 
 
+def test_dead_memory_is_let_go_when_all_of_it_is_registered_anew(registry: Registry) -> None:
+    descriptor, memory = memfd()
+    halves = memoryview(memory)[: 2 * PAGE], memoryview(memory)[2 * PAGE :]
+    first, second = map(registry.register, halves)
+    for _ in range(5):
+        old = first.region
+        old.dead = True
+        first = registry.register(halves[0])
+        assert old.fd >= 0, "the other half is still in it"
+        second = registry.register(halves[1])
+        assert old.fd < 0
+        assert first.region is second.region and first.shared and not first.dead
+    registry.unregister(first)
+    registry.unregister(second)
+    assert not first.shared
+    os.close(descriptor)
+
+
 @pytest.mark.parametrize(
     ("bad", "failure"),
     [(b"bytes", ValueError), (3, TypeError), ("text", TypeError), ((0, 5), ValueError), (bytearray(), ValueError)],

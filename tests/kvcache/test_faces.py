@@ -15,6 +15,7 @@ import pytest
 from emberfs.kvcache import NamespaceSpec
 from emberfs.proto.blocks import TABLE_OF_BLOCKS
 from emberfs.proto.errors import StatusError
+from emberfs.proto.transport.shm import REGIONS_PER_CLIENT_MAX
 
 from .faces import blocks_of, keys_of, opened, spec_of, usage_of_all
 
@@ -339,6 +340,18 @@ def test_an_engines_own_pool_is_reached_without_a_copy(kv: Any) -> None:
     assert set(kv.put_from(namespace, new, (buffer, np.array(slots), BLOCK))) == {BLOCK}
     assert [kv.get(namespace, key) for key in new] == blocks
     os.close(descriptor)
+
+
+def test_memory_may_be_registered_anew_without_end(kv: Any) -> None:
+    """As an engine does each time that a server has not answered. Servers know so many regions of a client, and no more."""
+    namespace, keys = kv.namespace(spec_of(BLOCK)), keys_of(1)
+    assert set(kv.put_from(namespace, keys, blocks_of(keys, BLOCK))) == {BLOCK}
+    pool = kv.allocate(BLOCK)
+    for _ in range(REGIONS_PER_CLIENT_MAX + 1):
+        assert set(kv.get_into(namespace, keys, (pool, [0], BLOCK))) == {BLOCK}
+        pool.region.dead = True
+        pool = kv.register(pool.view)
+        assert pool.shared
 
 
 def test_over_tcp(make_cluster: Any) -> None:
