@@ -13,6 +13,7 @@ import asyncio
 import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from lmcache.utils import CacheEngineKey
@@ -206,8 +207,17 @@ class EmberConnector(RemoteConnector):
     # --- the rest -------------------------------------------------------------------------------------------------------------------
 
     async def _aside(self, work: Callable[[], Any]) -> Any:
-        """In a thread, to its end even if nobody waits any more: LMCache may not have its memory back earlier."""
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, work))
+        """In a thread, and to its end also when whoever waits is cancelled: LMCache has its memory back as soon as this ends."""
+        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            while not running.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([running])
+            if not running.cancelled():
+                running.exception()  # seen
+            raise
 
     def remove_sync(self, key: CacheEngineKey) -> bool:
         names = [key_of(key.to_string())]

@@ -486,6 +486,45 @@ def test_an_object_that_cannot_be_read_costs_only_itself(cluster: LocalCluster) 
     subject.end()
 
 
+def test_a_put_that_is_cancelled_ends_with_its_bytes(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LMCache has its memory back as soon as the put ends, and fills it with something else. The block is what it was meant to be."""
+    subject = ConnectorSubject(cluster.url, f"{time.time_ns()}", small=False, identity={})
+    connector, begun, go_on = subject.connector, threading.Event(), threading.Event()
+    (named,) = subject._keys([bytes([1]) * 32])
+    block = subject.pool.allocate(connector.meta_shapes, connector.meta_dtypes, connector.meta_fmt)
+    memory = memoryview(block.byte_array).cast("B")
+    meant = bytes([7]) * subject.block_bytes
+    memory[:] = meant
+    put_from = connector._kv.put_from
+
+    def late(*args: Any, **how: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return put_from(*args, **how)
+
+    monkeypatch.setattr(connector._kv, "put_from", late)
+
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(connector.batched_put([named], [block]))
+        await asyncio.to_thread(begun.wait, 60)
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0.05)
+        asyncio.get_running_loop().call_later(0.1, go_on.set)
+        await asyncio.wait([task])
+        assert task.cancelled()
+        memory[:] = bytes(len(memory))
+
+    subject._run(cancelled())
+    go_on.set()
+    subject.close()  # behind all that is on its way
+    again = ConnectorSubject(cluster.url, connector._settings.salt, small=False, identity={})
+    assert content(again._run(again.connector.get(named))) == meant
+    again.close()
+    for one in (subject, again):
+        one.end()
+
+
 class TestContract(Contract):
     @pytest.fixture(params=["plugin", "native_plugin"])
     def open_subject(self, request: pytest.FixtureRequest, cluster: LocalCluster) -> Open:
