@@ -13,6 +13,7 @@ Written for SGLang 0.5.23; needs its package. Configuration: README.md beside th
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -155,7 +156,7 @@ class _Traffic:
 
 class EmberStorage(HiCacheStorage):
     """The backend that SGLang's factory makes, once for each rank. Thread-safe. Raises only while it is attached: a cluster that is not
-    there, a namespace that this user may not use, settings that nobody knows."""
+    there, a namespace that this user may not use, settings that nobody knows; and where it was not cleared."""
 
     def __init__(self, storage_config: HiCacheStorageConfig, options: dict[str, Any] | None = None) -> None:
         self.config = storage_config
@@ -388,15 +389,16 @@ class EmberStorage(HiCacheStorage):
         return taken
 
     def clear(self) -> bool:
-        """Delete all blocks of this deployment's namespaces, for everybody who shares them. The namespaces stay: others go on with them."""
-        try:
-            for pool in self._pools.values():
-                keys = [block.key for block in self.kv.list(pool.namespace)]
-                for i in range(0, len(keys), KEYS_MAX):
-                    self.kv.delete(pool.namespace, keys[i : i + KEYS_MAX])
-        except OSError as failure:
-            logger.warning("the cache was not cleared: %s", failure)
-            return False
+        """Delete all blocks of this deployment's namespaces, for everybody who shares them. The namespaces stay: others go on with them.
+        Raises OSError when some may be left: the engine takes every answer for success."""
+        left = 0
+        for pool in self._pools.values():
+            keys = [block.key for block in self.kv.list(pool.namespace)]
+            for i in range(0, len(keys), KEYS_MAX):
+                statuses = self.kv.delete(pool.namespace, keys[i : i + KEYS_MAX], deadline_ms=self.settings.deadline_ms)
+                left += sum(1 for status in statuses if status < 0 and status != -errno.ENOENT)
+        if left:
+            raise OSError(errno.EBUSY, f"{left} blocks could not be deleted: the cache is not clear")
         return True
 
     def close(self) -> None:

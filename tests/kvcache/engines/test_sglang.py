@@ -361,6 +361,28 @@ def test_clear_and_close(attached: Attach) -> None:
     backend.close()
 
 
+def test_a_cache_that_was_not_cleared_is_not_said_to_be(
+    fresh_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine takes every answer for success, and forgets which pages are stored: only an exception tells it better."""
+    monkeypatch.setattr("emberfs.kvcache.blocking.OPERATION_SECONDS", 3.0)
+    pool = HostPool(8, mla=True)
+    backend = attach("dynamic", pool, extra={**DYNAMIC, "url": fresh_cluster.url, "deadline_ms": 500})
+    keys = some_keys(4)
+    assert all(backend.batch_set_v1(keys, slots([0, 1, 2, 3])))
+    (anchor,) = backend._pools.values()
+    lease = backend.kv.match(anchor.namespace, keys[1:3], lease_ms=60_000).lease
+    with pytest.raises(OSError, match="2 blocks"):
+        backend.clear()
+    backend.kv.release(lease)
+    assert backend.clear()
+    assert backend.batch_exists(keys) == 0
+    fresh_cluster.kill("storage-1")
+    with pytest.raises(OSError, match="storage"):
+        backend.clear()
+    backend.close()
+
+
 def test_attaching_fails_loudly(cluster: LocalCluster) -> None:
     pool = HostPool(4, mla=True)
     with pytest.raises(ValueError, match="revison"):
