@@ -151,8 +151,11 @@ class Listed(Places):
         return not self._registry
 
     def slices(self, row: int, shared: bool) -> Sequence[Slice] | None:
-        if not shared:
-            return [Slice(Region(part), 0, part.nbytes) for part in self._rows[row]]
+        if not shared:  # each a region of its own, and as dead as what was registered there
+            doubtful = any(buffer.dead for buffer in self._registry.buffers)
+            return [
+                Slice(Region(part, dead=doubtful and self._is_dead(part)), 0, part.nbytes) for part in self._rows[row]
+            ]
         found = []
         for part in self._rows[row]:
             buffer = self._buffer_of(part)

@@ -14,7 +14,8 @@ import pytest
 
 from emberfs.kvcache import NamespaceSpec
 from emberfs.proto.blocks import TABLE_OF_BLOCKS
-from emberfs.proto.errors import StatusError
+from emberfs.proto.drivers.waiting import Ticket
+from emberfs.proto.errors import Status, StatusError, error
 from emberfs.proto.transport.shm import REGIONS_PER_CLIENT_MAX
 
 from .faces import blocks_of, keys_of, opened, spec_of, usage_of_all
@@ -366,6 +367,28 @@ def test_over_tcp(make_cluster: Any) -> None:
         offsets = [row * 700_000 for row in range(12)]
         assert set(kv.get_into(namespace, keys[::-1], (pool, offsets, 700_000))) == {700_000}
         assert pool.view == b"".join(blocks[::-1])
+
+
+def test_memory_that_dies_in_the_middle_of_a_batch_is_dead_over_tcp_too(
+    make_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of this host has not answered, and may still write there. What another host's would bring now could be lost again."""
+    with opened("blocking", make_cluster(tcp_only=True, port=0).url) as kv:
+        namespace, keys, _ = stored(kv, 1, mode=0o666)
+        start = kv.core.env.start
+        for whole in (True, False):
+            pool = kv.allocate(BLOCK)
+
+            def silent(call: Any, pool: Any = pool) -> Ticket:
+                monkeypatch.undo()
+                pool.region.dead = True
+                return Ticket(None, None, error(Status.UNAVAILABLE, "it did not answer"))
+
+            monkeypatch.setattr(kv.core.env, "start", silent)
+            into = (pool, [0], BLOCK) if whole else [pool.view]
+            assert kv.get_into(namespace, keys, into).tolist() == [-errno.EFAULT]
+            assert kv.core.env.start == start
+        assert kv.get_into(namespace, keys, [bytearray(BLOCK)]).tolist() == [BLOCK]
 
 
 def test_nothing_is_deleted_by_halves(kv: Any) -> None:
