@@ -15,6 +15,7 @@ import mmap
 import os
 import threading
 from bisect import bisect_right
+from itertools import accumulate
 from typing import Any
 
 from ..proto.copying import address_of
@@ -124,14 +125,14 @@ class Registry:
     def __init__(self, unregister: Any) -> None:
         self._unregister = unregister  # of the environment: no server may use a region any more
         self._lock = threading.Lock()
-        self._buffers: tuple[Buffer, ...] = ()  # by address; replaced, never changed
-        self._starts: tuple[int, ...] = ()
+        # By address: where each begins, where the last of those up to it ends, and they themselves. Replaced, never changed.
+        self._index: tuple[tuple[int, ...], tuple[int, ...], tuple[Buffer, ...]] = ((), (), ())
         self._files: dict[
             tuple[int, int], Region
         ] = {}  # device and inode of shared memory -> the newest region over it
 
     def __bool__(self) -> bool:
-        return bool(self._buffers)
+        return bool(self.buffers)
 
     def register(self, obj: Any) -> Buffer:
         """Make memory known; what is registered again gets a new life if it was dead. Raises TypeError, ValueError."""
@@ -160,42 +161,46 @@ class Registry:
             if self._shared >= REGIONS_MAX:
                 os.close(descriptor)
                 descriptor = -1
-            buffer = Buffer(
-                view, address_of(view), Region(view, descriptor, sealed=descriptor >= 0, kept=True), 0, memory
-            )
+            region = Region(view, descriptor, sealed=descriptor >= 0, kept=True)
+            if descriptor >= 0:  # parts of it that are registered, too, are in this region, and as dead as it is
+                status = os.fstat(descriptor)
+                self._files[status.st_dev, status.st_ino] = region
+            buffer = Buffer(view, address_of(view), region, 0, memory)
             self._add(buffer)
         return buffer
 
     def unregister(self, buffer: Buffer) -> None:
         """No server may reach this memory any more. Doing it twice is no harm."""
         with self._lock:
-            if buffer not in self._buffers:
+            if buffer not in self.buffers:
                 return
-            self._set([known for known in self._buffers if known is not buffer])
+            self._set([known for known in self.buffers if known is not buffer])
             self._let_go(buffer.region)
 
     def _let_go(self, region: Region) -> None:
         """Unless other memory lies in it."""
-        if not any(known.region is region for known in self._buffers):
+        if not any(known.region is region for known in self.buffers):
             self._files = {file: known for file, known in self._files.items() if known is not region}
             self._unregister(region)
 
     def find(self, address: int, length: int) -> Buffer | None:
-        """The registered memory that holds all of these bytes."""
-        starts, buffers = self._starts, self._buffers
+        """The registered memory that holds all of these bytes; of several the one that begins last, be it a part of another."""
+        starts, reaches, buffers = self._index
+        end = address + length
         at = bisect_right(starts, address) - 1
-        if at < 0 or at >= len(buffers):
-            return None
-        buffer = buffers[at]
-        return buffer if buffer.address <= address and address + length <= buffer.address + buffer.nbytes else None
+        while at >= 0 and reaches[at] >= end:
+            if buffers[at].address + buffers[at].nbytes >= end:
+                return buffers[at]
+            at -= 1
+        return None
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:
-        return self._buffers
+        return self._index[2]
 
     @property
     def _shared(self) -> int:
-        return len({buffer.region.id for buffer in self._buffers if buffer.shared})
+        return len({buffer.region.id for buffer in self.buffers if buffer.shared})
 
     def _region_over(self, view: memoryview, backing: Backing | None) -> tuple[Region, int]:
         """The region that this memory is part of: of the whole file, up to the end of the memory at least, and the same for all memory in
@@ -219,28 +224,27 @@ class Registry:
 
     def _add(self, buffer: Buffer) -> None:
         """Of two over the same address the newer counts. What was dead is let go then: servers know only so many regions of a client."""
-        older = [known.region for known in self._buffers if known.address == buffer.address]
-        self._set([*(known for known in self._buffers if known.address != buffer.address), buffer])
+        older = [known.region for known in self.buffers if known.address == buffer.address]
+        self._set([*(known for known in self.buffers if known.address != buffer.address), buffer])
         for region in older:
             if region.dead:
                 self._let_go(region)
 
     def _set(self, buffers: list[Buffer]) -> None:
         buffers.sort(key=lambda buffer: buffer.address)
-        # A reader may see one of them older than the other: it then finds nothing, and the bytes are copied.
-        self._starts, self._buffers = (), tuple(buffers)
-        self._starts = tuple(buffer.address for buffer in buffers)
+        reaches = accumulate([buffer.address + buffer.nbytes for buffer in buffers], max)
+        self._index = tuple(buffer.address for buffer in buffers), tuple(reaches), tuple(buffers)
 
     def after_fork_in_child(self) -> None:
         """What was shared is the parent's: here the same memory is copied to and from until it is registered."""
         self._lock = threading.Lock()
         self._files = {}
-        for buffer in self._buffers:
+        for buffer in self.buffers:
             if buffer.region.fd >= 0:
                 os.close(buffer.region.fd)
                 buffer.region.fd = -1
             buffer.region, buffer.start = Region(buffer.view, dead=buffer.region.dead), 0
 
     def close(self) -> None:
-        for buffer in self._buffers:
+        for buffer in self.buffers:
             self.unregister(buffer)

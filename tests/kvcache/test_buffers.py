@@ -236,6 +236,23 @@ def test_places_find_registered_memory_by_its_address(registry: Registry) -> Non
     assert places.dead_rows([0, 1, 2]) == [0, 1]
 
 
+def test_a_part_that_is_registered_hides_nothing_of_the_whole(registry: Registry) -> None:
+    """Neither that servers reach it, nor that it is dead."""
+    whole = registry.allocate(10 * PAGE)
+    part, last = registry.register(whole.view[PAGE : 3 * PAGE]), registry.register(whole.view[9 * PAGE :])
+    for first, end, found in ((0, 1, whole), (1, 2, part), (1, 3, part), (2, 4, whole), (5, 6, whole), (9, 10, last)):
+        assert registry.find(whole.address + first * PAGE, (end - first) * PAGE) is found
+    assert registry.find(whole.address + 9 * PAGE, 2 * PAGE) is None
+    places = places_of([whole.view[5 * PAGE : 6 * PAGE]], 1, registry, writable=True)
+    assert places.slices(0, True) == [(whole.region, 5 * PAGE, PAGE)]
+    whole.region.dead = True
+    assert places.dead_rows([0]) == [0]
+    assert part.dead, "it is the same memory"
+    registry.unregister(whole)
+    assert registry.find(whole.address, PAGE) is None
+    assert registry.find(whole.address + PAGE, PAGE) is part
+
+
 @pytest.mark.parametrize(
     ("memory", "failure"),
     [
