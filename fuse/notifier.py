@@ -61,6 +61,8 @@ class Notifier:
         self._closed = False
         self.sent = 0
         self.refused = 0  # by the kernel, or at the limit
+        self.awaited = 0  # by somebody, and not sent yet
+        self.on_awaited: Callable[[], None] | None = None  # is told that it is one more
 
     # --- what can be said -----------------------------------------------------------------------------------------------------------
 
@@ -92,9 +94,16 @@ class Notifier:
         waiter: Waiter = self._loop.create_future()
         if self._closed:
             waiter.set_result(None)
-        else:
-            self._append(frame, waiter)
+            return waiter
+        self.awaited += 1
+        waiter.add_done_callback(self._came)
+        self._append(frame, waiter)
+        if self.on_awaited is not None:
+            self.on_awaited()
         return waiter
+
+    def _came(self, _: Waiter) -> None:
+        self.awaited -= 1
 
     def _line(self, frame: bytes) -> _Line:
         return self._names if frame[_CODE] in _OF_NAMES else self._inodes

@@ -5,7 +5,8 @@
                                           -> raises       errno of a StatusError or OSError, EIO and a line in the log for all else
 
 Limits: `REQUESTS_MAX` operations in flight, then nothing is read until one is done; so with `device.BUFFERS_MAX` WRITEs. Waits for
-locks may be many and long and end only by other requests, so they count apart, up to `LOCK_WAITS_MAX`.
+locks may be many and long and end only by other requests, so they count apart, up to `LOCK_WAITS_MAX`. So do waits for the kernel to drop
+pages, which it does when a READ of them is answered that we have perhaps not read yet, up to `INVALIDATIONS_MAX`.
 
 An INTERRUPT cancels what only waits (locks, reads past the page cache), which then says EINTR. For everything else a caller waits on, as on
 a disk, unless he was killed (`killed`): then reads are cancelled, too. What may have taken effect by then goes on; after
@@ -38,6 +39,7 @@ from .wakeful import Wakeful
 
 REQUESTS_MAX = 512  # operations in flight, without those that wait for locks
 LOCK_WAITS_MAX = 4096
+INVALIDATIONS_MAX = 4096
 READS_PER_TURN = 64  # requests that are read before the loop's other work has its turn
 INTERRUPT_SECONDS = 5.0  # before scaling: after which an interrupted operation is answered although it goes on
 DRAIN_SECONDS = (
@@ -156,6 +158,7 @@ class Session:
         self._wakeful = Wakeful(self._loop)
         self._killed = Killed(self._loop, self.inflight, self._interrupted)
         self._ended = self._loop.create_future()
+        self.fs.notifier.on_awaited = self._look_for_room
         self._resume()
         try:
             await self._ended
@@ -325,13 +328,17 @@ class Session:
             request.data = None
             self.device.take_back(request.buffer)
             request.buffer = None
-        if not self._reading and self._has_room():
-            self._resume()
+        self._look_for_room()
         if self._idle is not None and not self.inflight:
             self._idle.set()
 
+    def _look_for_room(self) -> None:
+        if not self._reading and self._has_room():
+            self._resume()
+
     def _has_room(self) -> bool:
-        return len(self.inflight) - self._lock_waits < REQUESTS_MAX and self.device.can_lend
+        waits = self._lock_waits + min(self.fs.notifier.awaited, INVALIDATIONS_MAX)
+        return len(self.inflight) - waits < REQUESTS_MAX and self.device.can_lend
 
     @staticmethod
     def _errno(request: Request, failure: BaseException) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -17,12 +18,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from emberfs.fuse import device, session
+from emberfs.fuse.entries import attr
 from emberfs.fuse.protocol import Opcode, OpenReply
 from emberfs.proto.errors import Status, error
 
-from .little import INODES, Little
+from .little import INODES, Little, stat_of
 
 if TYPE_CHECKING:
+    from emberfs.fuse.filesystem import FileSystem
+    from emberfs.fuse.session import Request
+
     from ..plugin.emberfs_mount import MakeMount, MountThread
 
 SECONDS_MAX = 60.0
@@ -319,6 +324,37 @@ def test_waits_for_locks_do_not_use_up_the_limit(
     mount.soon(little.release)
     until(lambda: not mount.session.inflight)
     assert mount.session._lock_waits == 0
+
+
+def test_waits_for_the_kernel_do_not_use_up_the_limit(
+    mount: MountThread, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It drops a page when the READ of it is answered: who waits for that must not keep the READ from being read."""
+    gate, waiting = asyncio.Event(), []
+
+    async def after_invalidation(fs: FileSystem, request: Request) -> bytes:
+        waiting.append(request)
+        await gate.wait()
+        await fs.notifier.inode(INODES[b"one"])
+        return attr(fs, stat_of(request.node))
+
+    fd = os.open(mount.path / "one", os.O_RDONLY)
+    monkeypatch.setattr(session, "REQUESTS_MAX", 2)
+    mount.session._handlers[Opcode.SETATTR] = after_invalidation
+    try:
+        changed = [pool.submit((mount.path / name).chmod, 0o600) for name in ("two", "three")]
+        until(lambda: len(waiting) == 2)
+        read = pool.submit(os.pread, fd, 10, 0)
+        time.sleep(0.3)  # it has locked its page by then, and nobody has read its request
+        assert not read.done()
+        mount.soon(gate.set)
+        assert read.result(SECONDS_MAX / 4) == bytes([INODES[b"one"]]) * 10
+        assert [one.result(SECONDS_MAX) for one in changed] == [None, None]
+    finally:
+        monkeypatch.undo()
+        mount.soon(mount.session._resume)
+        os.close(fd)
+    until(lambda: not mount.session.inflight)
 
 
 def test_payloads_are_lent_until_they_are_answered(
