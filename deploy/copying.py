@@ -7,6 +7,7 @@ files are copied by threads over one client, and with `preserve` directories get
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import posixpath
 import stat as bits
@@ -195,6 +196,12 @@ def mounted_devices() -> set[int]:
     return {os.makedev(*map(int, mount.device.split(":"))) for mount in our_mounts()}
 
 
+def _write_all(file: io.FileIO, block: memoryview) -> None:
+    """A full disk takes a part of a block without a word, and says so only when it is given the rest. Raises OSError."""
+    while block:
+        block = block[file.write(block) :]
+
+
 def _same_file() -> StatusError:
     return error(Status.INVALID, "both are the same file")
 
@@ -317,7 +324,7 @@ class Get(Way):
             with open(fd, "wb", buffering=0) as target, self.client.open(item.source) as source:
                 block = self.buffer()
                 while count := source.readinto(block):
-                    target.write(block[:count])
+                    _write_all(target, block[:count])
                     progress.add(count)
             if self.preserve:
                 self._preserve(item, temporary)

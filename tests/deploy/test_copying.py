@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 import emberfs
 from emberfs.deploy.copying import (
     IN_VAIN_MAX,
+    Get,
     Item,
     Plan,
     Progress,
@@ -94,3 +99,26 @@ def test_what_cannot_be_written_to_its_end_is_removed(cluster: LocalCluster) -> 
             file.write(bytes(1 << 20))
             _ = 1 // 0
         assert not client.exists("/half")
+
+
+@contextmanager
+def at_most(size: int) -> Iterator[None]:
+    """A file of this process takes so many bytes, as on a disk that is nearly full: a write gets a part of it done, the next one fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_before_the_end_gets_nothing(cluster: LocalCluster, tmp_path: Path) -> None:
+    """Also where it is full within the last block, of which the kernel takes a part without an error."""
+    with emberfs.connect(cluster.url) as client:
+        with client.open("/too-large", "wb") as file:
+            file.write(bytes(3 << 20))
+        plan = Plan(files=[Item("/too-large", str(tmp_path / "here"), 3 << 20)])
+        with at_most(1 << 20):
+            [failure] = carry_out(plan, Get(client))
+        assert "File too large" in failure
+        assert list(tmp_path.iterdir()) == []
