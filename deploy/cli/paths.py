@@ -6,6 +6,7 @@ import contextlib
 import fnmatch
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -126,11 +127,14 @@ def is_directory(client: Client, path: str) -> bool:
 
 
 def destination(sources: Sequence[str], target: str, target_is_directory: bool) -> list[str]:
-    """Per source where it goes: into `target` if that is a directory (or ends in "/"), else under that very name."""
+    """Per source where it goes: into `target` if that is a directory (or ends in "/"), else under that very name. Raises Failed where two
+    would go under one name: what came first would be lost."""
     if target_is_directory or target.endswith("/"):
         names = [posixpath.basename(posixpath.normpath(source)) for source in sources]
         if "" in names or ".." in names or "." in names:
             raise Failed(f"{sources[0]} has no name of its own to go under in {target}: name the target in full", 2)
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise Failed(f"{len(sources)} sources, and more than one would be {posixpath.join(target, twice[0])}", 2)
         return [posixpath.join(target, name) for name in names]
     if len(sources) > 1:
         raise Failed(f"{target} is not a directory, and {len(sources)} sources cannot all go there", 2)

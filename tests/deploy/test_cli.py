@@ -112,6 +112,25 @@ class TestCopying:
         assert "inside" in run.fail(1, "cp", "-r", home, f"{home}/below")
         assert run("cat", f"{home}/file", f"{home}/link").out == b"contentcontent"
 
+    def test_two_files_of_one_name_do_not_go_into_one_directory(self, run: Command, home: str, tmp_path: Path) -> None:
+        """Neither is written over by the other, and none is moved."""
+        for name in ("one", "other"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "file").write_text(name)
+            run("put", "-r", str(tmp_path / name), home)
+        run("mkdir", f"{home}/all")
+        sources = [f"{home}/one/file", f"{home}/other/file"]
+        for command in ("cp", "clone", "mv"):
+            assert "more than one" in run.fail(2, command, *sources, f"{home}/all")
+        assert "more than one" in run.fail(2, "mv", f"{home}/*/file", f"{home}/all")
+        (tmp_path / "all").mkdir()
+        assert "more than one" in run.fail(2, "get", *sources, str(tmp_path / "all"))
+        assert "more than one" in run.fail(
+            2, "put", *(str(tmp_path / name / "file") for name in ("one", "other")), home
+        )
+        assert run("cat", *sources).out == b"oneother"
+        assert run("ls", f"{home}/all").lines == []
+
     def test_clones(self, run: Command, home: str, tree: Path, tmp_path: Path) -> None:
         run("put", "-r", str(tree), home)
         told = json.loads(run("clone", "-r", "--json", f"{home}/tree", f"{home}/copy").out)
