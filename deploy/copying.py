@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 JOBS_DEFAULT = 4
 IN_VAIN_MAX = 8  # files in a row that got no answer in time: each further one would only wait as long
+TEMPORARY_CHARACTERS_MAX = 50  # of a file's name in that of what is written beside it, which may have 255 bytes
 BLOCK_BYTES = 4 << 20  # moved at a time; each thread has one buffer of this size
 
 
@@ -202,6 +203,15 @@ def _write_all(file: io.FileIO, block: memoryview) -> None:
         block = block[file.write(block) :]
 
 
+def _is_special(path: str) -> bool:
+    """Whether a device, a pipe or a socket is there, as /dev/null or /dev/stdout."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (bits.S_ISREG(mode) or bits.S_ISDIR(mode))
+
+
 def _same_file() -> StatusError:
     return error(Status.INVALID, "both are the same file")
 
@@ -307,7 +317,8 @@ class Clone(_IntoCluster):
 
 
 class Get(Way):
-    """From the cluster to this machine. A file is written beside its target and renamed when it is complete."""
+    """From the cluster to this machine. A file is written beside its target and renamed when it is complete; a device or a pipe that is
+    there stays what it is, and is written to."""
 
     title = "get"
 
@@ -317,15 +328,14 @@ class Get(Way):
     def file(self, item: Item, progress: Progress) -> None:
         if self.exclusive and os.path.lexists(item.target):
             raise FileExistsError(17, "the file exists", item.target)
+        if _is_special(item.target):
+            self._fill(item, os.open(item.target, os.O_WRONLY | os.O_CLOEXEC), progress)
+            return
         folder, name = os.path.split(item.target)
-        temporary = os.path.join(folder, f".{name[:200]}.{os.getpid()}.{threading.get_ident()}")
+        temporary = os.path.join(folder, f".{name[:TEMPORARY_CHARACTERS_MAX]}.{os.getpid()}.{threading.get_ident()}")
         try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, item.mode & 0o777)
-            with open(fd, "wb", buffering=0) as target, self.client.open(item.source) as source:
-                block = self.buffer()
-                while count := source.readinto(block):
-                    _write_all(target, block[:count])
-                    progress.add(count)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._fill(item, os.open(temporary, flags, item.mode & 0o777), progress)
             if self.preserve:
                 self._preserve(item, temporary)
             os.replace(temporary, item.target)
@@ -333,6 +343,14 @@ class Get(Way):
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+
+    def _fill(self, item: Item, descriptor: int, progress: Progress) -> None:
+        """Write the file's bytes, and close the descriptor."""
+        with open(descriptor, "wb", buffering=0) as target, self.client.open(item.source) as source:
+            block = self.buffer()
+            while count := source.readinto(block):
+                _write_all(target, block[:count])
+                progress.add(count)
 
     def symlink(self, item: Item) -> None:
         if not self.exclusive:

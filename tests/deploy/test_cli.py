@@ -171,6 +171,28 @@ class TestCopying:
         assert (tmp_path / "kept").read_bytes() == b"precious"
         assert os.listdir(tmp_path) == ["kept"]
 
+    def test_get_writes_to_a_device_or_a_pipe(self, run: Command, home: str, tmp_path: Path) -> None:
+        """It does not take its place, which would make a file of /dev/null."""
+        run("put", "-", f"{home}/file", data=b"content")
+        os.mkfifo(tmp_path / "pipe")
+        reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            run("get", f"{home}/file", str(tmp_path / "pipe"))
+            assert (tmp_path / "pipe").is_fifo()
+            assert os.read(reader, 100) == b"content"
+        finally:
+            os.close(reader)
+        (tmp_path / "link").symlink_to("/dev/null")
+        run("get", "-p", f"{home}/file", str(tmp_path / "link"))
+        assert (tmp_path / "link").is_symlink()
+        assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+    def test_get_of_the_longest_names(self, run: Command, home: str, tmp_path: Path) -> None:
+        for name in ("字" * 85, "n" * 255):  # 255 bytes
+            run("put", "-", f"{home}/{name}", data=b"content")
+        run("get", "-r", home, str(tmp_path / "back"))
+        assert sorted(os.listdir(tmp_path / "back")) == ["n" * 255, "字" * 85]
+
     def test_cp_of_a_local_file_says_put(self, run: Command, home: str, tree: Path) -> None:
         assert "emberfs put" in run.fail(1, "cp", str(tree / "empty"), home)
 
