@@ -296,7 +296,12 @@ class Copy(_IntoCluster):
         ]
         if len(set(both)) < len(both):  # perhaps under another name: to create the target would cut the source
             raise _same_file()
-        with whole_or_gone(self.client, item.target, lambda: self.create(item)) as made:
+        with (
+            self.client.open(
+                item.source
+            ),  # before the target is cut: what may not be read, or is gone, replaces nothing
+            whole_or_gone(self.client, item.target, lambda: self.create(item)) as made,
+        ):
             made.close()  # with the source's mode; copy_file alone would give the default one
             self.client.copy_file(item.source, item.target)
         progress.add(item.size)

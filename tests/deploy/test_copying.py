@@ -13,6 +13,7 @@ import pytest
 import emberfs
 from emberfs.deploy.copying import (
     IN_VAIN_MAX,
+    Copy,
     Get,
     Item,
     Plan,
@@ -122,3 +123,14 @@ def test_a_disk_that_is_full_before_the_end_gets_nothing(cluster: LocalCluster, 
             [failure] = carry_out(plan, Get(client))
         assert "File too large" in failure
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_of_what_cannot_be_read_leaves_its_target_alone(cluster: LocalCluster) -> None:
+    """As of a file that somebody removes while others are copied."""
+    plan = Plan(files=[Item("/removed-meanwhile", "/precious")])
+    with emberfs.connect(cluster.url) as client:
+        with client.open("/precious", "wb") as file:
+            file.write(b"content")
+        assert len(carry_out(plan, Copy(client))) == 1
+        with client.open("/precious") as file:
+            assert file.read() == b"content"
