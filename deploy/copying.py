@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 JOBS_DEFAULT = 4
 IN_VAIN_MAX = 8  # files in a row that got no answer in time: each further one would only wait as long
 TEMPORARY_CHARACTERS_MAX = 50  # of a file's name in that of what is written beside it, which may have 255 bytes
+SYMLINKS_MAX = 40  # followed from one to the next, as servers do
 BLOCK_BYTES = 4 << 20  # moved at a time; each thread has one buffer of this size
 
 
@@ -227,8 +228,18 @@ def whole_or_gone(client: Client, path: str, create: Callable[[], Any]) -> Itera
     except BaseException as failed:
         if not isinstance(failed, TimeoutError):
             with contextlib.suppress(OSError):
-                client.unlink(path, forever=True)
+                client.unlink(_led_to(client, path), forever=True)
         raise
+
+
+def _led_to(client: Client, path: str) -> str:
+    """The name of the file that a path of symlinks leads to. Raises OSError."""
+    for _ in range(SYMLINKS_MAX):
+        found = client.stat(path, follow=False)
+        if not found.is_symlink:
+            break
+        path = posixpath.join(posixpath.dirname(path), found.target)
+    return path
 
 
 class _IntoCluster(Way):

@@ -102,6 +102,22 @@ def test_what_cannot_be_written_to_its_end_is_removed(cluster: LocalCluster) -> 
         assert not client.exists("/half")
 
 
+def test_half_a_file_is_removed_where_a_symlink_led_to_it(cluster: LocalCluster) -> None:
+    """The file, and not the symlink, which would leave the half of it under its own name."""
+    with emberfs.connect(cluster.url) as client:
+        client.mkdir("/behind")
+        client.symlink("behind/second", "/first")
+        client.symlink("../behind/half", "/behind/second")
+        with (
+            pytest.raises(ZeroDivisionError),
+            whole_or_gone(client, "/first", lambda: client.open("/first", "wb")) as file,
+        ):
+            file.write(bytes(1 << 20))
+            _ = 1 // 0
+        assert client.listdir("/behind") == ["second"]
+        assert client.stat("/first", follow=False).is_symlink
+
+
 @contextmanager
 def at_most(size: int) -> Iterator[None]:
     """A file of this process takes so many bytes, as on a disk that is nearly full: a write gets a part of it done, the next one fails."""
