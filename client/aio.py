@@ -11,7 +11,7 @@ not survive `os.fork()`: a child connects anew. What each method does and raises
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -76,10 +76,12 @@ class Client:
             for entry in page:
                 yield entry
 
-    async def find(self, path: PathLike = "/", max_depth: int | None = None) -> AsyncIterator[tuple[str, Stat]]:
+    async def find(
+        self, path: PathLike = "/", max_depth: int | None = None, *, denied: Callable[[str], object] | None = None
+    ) -> AsyncIterator[tuple[str, Stat]]:
         cookie: bytes | None = b""
         while cookie is not None:
-            page, cookie = await self.core.find_page(path, max_depth, cookie)
+            page, cookie = await self.core.find_page(path, max_depth, cookie, denied)
             for entry in page:
                 yield entry
 

@@ -11,7 +11,8 @@ class that the standard library would use: `FileNotFoundError`, `PermissionError
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -84,10 +85,12 @@ class Client:
         """The entries of a directory with their attributes, in byte order of the names, page by page."""
         return _pages(self.core.scandir_page, path)
 
-    def find(self, path: PathLike = "/", max_depth: int | None = None) -> Iterator[tuple[str, Stat]]:
+    def find(
+        self, path: PathLike = "/", max_depth: int | None = None, *, denied: Callable[[str], object] | None = None
+    ) -> Iterator[tuple[str, Stat]]:
         """Everything below a directory as (path relative to it, attributes), depth first, page by page. `max_depth` 1 is the
-        directory's own entries. Directories that may not be read are listed but not entered."""
-        return _pages(self.core.find_page, path, max_depth)
+        directory's own entries. Directories that may not be read are listed but not entered; `denied` is told of their paths."""
+        return _pages(partial(self.core.find_page, denied=denied), path, max_depth)
 
     def readlink(self, path: PathLike) -> str:
         """Where a symlink points. Raises INVALID for anything else."""

@@ -138,7 +138,11 @@ def plan_remote(plan: Plan, client: Client, source: str, target: str, recursive:
         plan.failures.append(f"{source} is a directory: add -r to copy it and all that is in it")
         return
     plan.directories.append(_remote_item(source, target, top))
-    for name, found in client.find(source):
+
+    def denied(name: str) -> None:
+        plan.failures.append(f"{posixpath.join(source, name)}: permission denied: what is in it was left out")
+
+    for name, found in client.find(source, denied=denied):
         paths = posixpath.join(source, name), posixpath.join(target, name)
         if found.is_dir:
             plan.directories.append(_remote_item(*paths, found))

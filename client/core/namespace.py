@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypedDict, Unpack
 
 from ...proto.errors import Status, StatusError, error, status_of
@@ -146,13 +146,16 @@ class Namespace(Keeping):
         return self._page(reply.names, reply)
 
     async def find_page(
-        self, path: PathLike, max_depth: int | None, cookie: bytes
+        self, path: PathLike, max_depth: int | None, cookie: bytes, denied: Callable[[str], object] | None = None
     ) -> tuple[list[tuple[str, Stat]], bytes | None]:
-        """A page of what lies below a directory, and the cookie of the next one."""
+        """A page of what lies below a directory, and the cookie of the next one. `denied` is told of directories that may not be read."""
         if max_depth is not None and max_depth < 1:
             raise error(Status.INVALID, f"max_depth {max_depth}: must be at least 1")
         request = FindRequest(place=place(path), depth_max=max_depth or 0, cookie=cookie, entries_max=PAGE_ENTRIES)
         reply = await self._named(META.Find, request, path)
+        if denied is not None:
+            for name in reply.denied:
+                denied(name.decode("utf-8", "surrogateescape"))
         return self._page(reply.paths, reply)
 
     def _page(self, names: Sequence[bytes], reply: Any) -> tuple[list[tuple[str, Stat]], bytes | None]:

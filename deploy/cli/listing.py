@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,12 +47,13 @@ def ls(
 ) -> None:
     """List files and directories (names with a leading dot too)."""
     failures = 0
+    denied = _Denied()
     with cluster_of(paths or ["/"]) as (client, wanted):
         shown = expand(client, wanted)
         listed: list[dict[str, Any]] = []
         for path in shown:
             try:
-                entries = _entries(client, path, recursive, directory)
+                entries = _entries(client, path, recursive, directory, denied.below(path))
             except StatusError as failed:
                 complain(told(path, failed))
                 failures += 1
@@ -65,16 +66,34 @@ def ls(
             _print_entries([(name or path, stat) for name, stat in entries], long, human_sizes)
         if as_json:
             write_json(listed)
-    if failures:
+    if failures or denied.paths:
         raise Failed()
 
 
-def _entries(client: Client, path: str, recursive: bool, directory: bool) -> Iterable[tuple[str, Stat]]:
+class _Denied:
+    """Directories that the caller may not read: told as they are met, and what is in them is not shown."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+
+    def below(self, top: str) -> Callable[[str], object]:
+        """Hears of paths relative to this one."""
+
+        def denied(name: str) -> None:
+            self.paths.append(posixpath.join(top, name))
+            complain(f"{self.paths[-1]}: permission denied")
+
+        return denied
+
+
+def _entries(
+    client: Client, path: str, recursive: bool, directory: bool, denied: Callable[[str], object]
+) -> Iterable[tuple[str, Stat]]:
     """(name relative to the path, attributes); the empty name is the path itself."""
     stat = client.stat(path, follow=not directory)
     if directory or not stat.is_dir:
         return [("", client.stat(path, follow=False))]
-    return client.find(path) if recursive else client.scandir(path)
+    return client.find(path, denied=denied) if recursive else client.scandir(path)
 
 
 def _print_entries(entries: list[tuple[str, Stat]], long: bool, human_sizes: bool) -> None:
@@ -111,20 +130,28 @@ def tree(
     as_json: _Json = False,
 ) -> None:
     """Show a directory as a tree."""
+    denied = _Denied()
     with cluster_of([path]) as (client, [top]):
         if not client.stat(top).is_dir:
             raise Failed(f"{top}: not a directory")
-        found = [(name, stat) for name, stat in client.find(top, level) if stat.is_dir or not directories]
+        below = client.find(top, level, denied=denied.below(top))
+        found = [(name, stat) for name, stat in below if stat.is_dir or not directories]
     if as_json:
         write_json([stat_json(posixpath.join(top, name), stat) for name, stat in found])
-        return
+    else:
+        _print_tree(top, found)
+    if denied.paths:
+        raise Failed()
+
+
+def _print_tree(top: str, found: list[tuple[str, Stat]]) -> None:
     say(name_out(top))
-    _print_tree(found)
+    _print_branches(found)
     count = sum(stat.is_dir for _, stat in found)
     say(f"\n{count} {'directory' if count == 1 else 'directories'}, {counted(len(found) - count, 'file')}")
 
 
-def _print_tree(found: list[tuple[str, Stat]]) -> None:
+def _print_branches(found: list[tuple[str, Stat]]) -> None:
     children: dict[str, list[tuple[str, Stat]]] = {}
     for name, stat in found:
         children.setdefault(posixpath.dirname(name), []).append((name, stat))
@@ -195,9 +222,10 @@ def du(
     """Sum up the sizes of files, per directory."""
     documents: list[dict[str, Any]] = []
     deepest = 0 if summary else depth
+    denied = _Denied()
     with cluster_of(paths or ["/"]) as (client, wanted):
         for path in expand(client, wanted):
-            for directory, (size, files) in _usage(client, path).items():
+            for directory, (size, files) in _usage(client, path, denied.below(path)).items():
                 level = directory.count("/") + 1 if directory else 0
                 if deepest is not None and deepest < level:
                     continue
@@ -207,9 +235,11 @@ def du(
                     say(f"{size if exact else human(size)}\t{name_out(full)}")
     if as_json:
         write_json(documents)
+    if denied.paths:
+        raise Failed()
 
 
-def _usage(client: Client, path: str) -> dict[str, tuple[int, int]]:
+def _usage(client: Client, path: str, denied: Callable[[str], object]) -> dict[str, tuple[int, int]]:
     """Directory relative to the path -> (bytes, files) of all that is below; the path itself ("") comes last. A file with several
     names counts once."""
     top = client.stat(path, follow=False)
@@ -217,7 +247,7 @@ def _usage(client: Client, path: str) -> dict[str, tuple[int, int]]:
         return {"": (top.size, 1)}
     sums: dict[str, list[int]] = {"": [0, 0]}
     seen: set[int] = set()
-    for name, stat in client.find(path):
+    for name, stat in client.find(path, denied=denied):
         if stat.is_dir:
             sums.setdefault(name, [0, 0])
             continue

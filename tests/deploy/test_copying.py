@@ -7,10 +7,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import emberfs
+from emberfs.client.blocking import Client
+from emberfs.client.core.client import Core
+from emberfs.client.core.options import Options
+from emberfs.deploy.cli.listing import _usage
 from emberfs.deploy.copying import (
     IN_VAIN_MAX,
     Copy,
@@ -21,10 +26,14 @@ from emberfs.deploy.copying import (
     Put,
     Quiet,
     carry_out,
+    plan_remote,
     whole_or_gone,
 )
 from emberfs.deploy.local import LocalCluster
+from emberfs.proto.drivers.blocking import BlockingEnvironment
+from emberfs.proto.env import drive
 from emberfs.proto.errors import Status, error
+from emberfs.proto.settings import parse_url
 
 FILES = 100
 
@@ -150,3 +159,35 @@ def test_a_copy_of_what_cannot_be_read_leaves_its_target_alone(cluster: LocalClu
         assert len(carry_out(plan, Copy(client))) == 1
         with client.open("/precious") as file:
             assert file.read() == b"content"
+
+
+@contextmanager
+def somebody(cluster: LocalCluster) -> Iterator[Client]:
+    """A client whose calls are those of a user who is neither root nor owns anything."""
+    location = parse_url(cluster.url)
+    env = BlockingEnvironment(cluster=location.cluster, secret_file=location.secret_file, acts_for_others=True)
+    core = Core(env, location.addresses, Options(name="test"), 0o22)
+    drive(core.connect())
+    view: Any = core.acting_for(4321, 4321)
+    yield Client(view)
+    Client(core).close()
+
+
+def test_a_directory_that_may_not_be_read_is_not_left_out_in_silence(cluster: LocalCluster) -> None:
+    """All of it looks copied, and counted, otherwise."""
+    with emberfs.connect(cluster.url) as client:
+        for name in ("/mixed/open", "/mixed/private/below"):
+            client.mkdir(name, parents=True)
+        for name in ("/mixed/open/file", "/mixed/private/file"):
+            with client.open(name, "wb") as file:
+                file.write(b"content")
+        client.chmod("/mixed/private", 0o700)
+    with somebody(cluster) as client:
+        plan = Plan()
+        plan_remote(plan, client, "/mixed", "/there", True)
+        assert [item.source for item in plan.files] == ["/mixed/open/file"]
+        [failure] = plan.failures
+        assert failure.startswith("/mixed/private: permission denied")
+        denied: list[str] = []
+        assert _usage(client, "/mixed", denied.append)[""] == (7, 1)
+        assert denied == ["private"]
