@@ -279,6 +279,8 @@ class LocalFolder:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
                     seen = entry.stat()
+                    if entry.is_symlink() and stat.S_ISDIR(seen.st_mode):
+                        continue  # as "latest": another name of a directory, and no second one
                     found[entry.name] = Entry(seen.st_size, seen.st_mtime_ns, stat.S_ISDIR(seen.st_mode))
         return found
 

@@ -153,3 +153,14 @@ def test_what_a_killed_removal_left_goes_with_the_next(tmp_path: Path) -> None:
         (made / "file").write_bytes(b"x")
     LocalFolder(str(tmp_path / "two")).remove_all()
     assert sorted(os.listdir(tmp_path)) == [kept.name]
+
+
+def test_a_symlink_to_a_checkpoint_is_not_another_one(tmp_path: Path) -> None:
+    """As "latest": it would take the place of one that is to be kept, and cannot be removed as one."""
+    for number in range(3):
+        distributed(LocalFolder(str(tmp_path / f"step-{number}")))
+        os.utime(tmp_path / f"step-{number}" / manifest.METADATA, (number, number))
+    (tmp_path / "latest").symlink_to("step-2")
+    found = catalog.checkpoints(LocalFolder(str(tmp_path)))
+    assert [each.name for each in found] == ["step-0", "step-1", "step-2"]
+    assert [each.name for each in catalog.may_go(found, 2)] == ["step-0"]
