@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ...proto.errors import Status, error
 from .batch import Batch
 from .ffrecord import write_ffrecord
 from .formats import ENDINGS
@@ -108,8 +110,15 @@ def convert(
     progress: Progress = lambda more: None,
 ) -> list[str]:
     """Write the samples, as bytes and in their order, to shards of packed records (or one FFRecord file, through memory) in `store`; the
-    paths. Checksums of the source are verified. A sample of a tar shard becomes a record that `tar.members` takes apart."""
+    paths. Checksums of the source are verified. A sample of a tar shard becomes a record that `tar.members` takes apart. Raises EXISTS
+    where files of these names are: they may be the source, and what is left of longer ones would be read as part of the data set."""
     samples.verify = True
+    ours = r"\.ffr" if to == "ffrecord" else rf"-\d{{5,}}{re.escape(SUFFIX)}"
+    if left := _in_the_way(store, re.compile(re.escape(name) + ours)):
+        raise error(
+            Status.EXISTS,
+            f"{store.url}: {left} is there already: remove the files of that name first, or choose another directory or name",
+        )
     if to == "ffrecord":
         path = name + ".ffr"
         write_ffrecord(store, path, (bytes(sample) for batch in _checked(samples, progress) for sample in batch))
@@ -118,6 +127,15 @@ def convert(
         for batch in _checked(samples, progress):
             writer.write_all(batch)
     return writer.paths
+
+
+def _in_the_way(store: Store, ours: re.Pattern[str]) -> str:
+    """A file that one of these names would replace, or stand beside; "" where there is none."""
+    try:
+        there = [path for path, _ in store.find()]
+    except FileNotFoundError:
+        return ""  # not even the directory
+    return next((path for path in there if ours.fullmatch(path)), "")
 
 
 def _checked(samples: Samples, progress: Progress) -> Iterator[Batch]:

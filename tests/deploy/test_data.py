@@ -72,3 +72,22 @@ def test_tar_shards_become_records_that_stay_whole(run: Command, tmp_path: Path)
     assert run("data", "verify", f"file://{tmp_path}/o%20t", "--json").json["samples"] and (tmp_path / "o t").is_dir()
     sample = open_samples(tmp_path / "o t", decode=members)[7]
     assert bytes(sample["txt"]) == payload(7) and bytes(sample["cls"]) == b"7"
+
+
+def test_shards_of_another_conversion_do_not_stay_among_the_new_ones(run: Command, tmp_path: Path) -> None:
+    """Nor is a data set converted over itself, while it is read."""
+    with ShardedWriter(open_store(tmp_path / "in"), shard_bytes=20_000) as writer:
+        writer.write_all(map(payload, range(COUNT)))
+    source, target = f"file://{tmp_path}/in", f"file://{tmp_path}/out"
+    run("data", "convert", source, target, "--shard-size", "16KiB")
+    assert "is there already" in run.fail(1, "data", "convert", source, target, "--shard-size", "1MiB")
+    assert "is there already" in run.fail(1, "data", "convert", source, source, "--shard-size", "1MiB")
+    for place in (source, target):
+        assert run("data", "verify", place, "--json").json == {
+            "samples": COUNT,
+            "bytes": sum(4 * (1 + n) for n in range(COUNT)),
+            "damaged": [],
+        }
+    run("data", "convert", source, target, "--name", "other")
+    run("data", "convert", source, target, "--to", "ffrecord")
+    assert "is there already" in run.fail(1, "data", "convert", source, target, "--to", "ffrecord")
