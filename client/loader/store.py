@@ -40,7 +40,8 @@ class Store(Protocol):
     verifies: bool  # whether every byte that is read has been checked already
 
     def find(self, suffix: str = "") -> list[tuple[str, int]]:
-        """Path and size in bytes of all files whose name ends so, in order."""
+        """Path and size in bytes of all files whose name ends so, in order. Raises PermissionError for a directory that may not be read:
+        without what is in it, it would be a smaller data set."""
 
     def read(
         self, paths: Sequence[str], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
@@ -128,7 +129,11 @@ class ClusterStore:
         stat = self.client.stat(self.root)
         if not stat.is_dir:
             return [("", stat.size)]
-        found = [(path, entry.size) for path, entry in self.client.find(self.root) if entry.is_file]
+        denied: list[str] = []
+        entries = self.client.find(self.root, denied=denied.append)
+        found = [(path, entry.size) for path, entry in entries if entry.is_file]
+        if denied:
+            raise error(Status.PERMISSION_DENIED, f"{self.url}: the directory {denied[0]} may not be read")
         return sorted((path, size) for path, size in found if path.endswith(suffix))
 
     def read(
@@ -297,8 +302,11 @@ class DirectoryStore:
     def find(self, suffix: str = "") -> list[tuple[str, int]]:
         if not os.path.isdir(self.root):
             return [("", os.stat(self.root).st_size)]
-        found = [path for path in Path(self.root).rglob("*") if path.name.endswith(suffix) and path.is_file()]
-        return sorted((str(path.relative_to(self.root)), path.stat().st_size) for path in found)
+        walk = os.walk(self.root, onerror=_raise)
+        paths = [os.path.join(folder, name) for folder, _, names in walk for name in names if name.endswith(suffix)]
+        return sorted(
+            (os.path.relpath(path, self.root), os.stat(path).st_size) for path in paths if os.path.isfile(path)
+        )
 
     def read(
         self, paths: Sequence[str], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
@@ -355,6 +363,10 @@ class DirectoryStore:
         if len(self._files) > FILES_OPEN_MAX:
             self._files.popitem(last=False)
         return descriptor
+
+
+def _raise(failure: OSError) -> None:
+    raise failure
 
 
 def _identity(descriptor: int) -> tuple[int, int]:

@@ -8,12 +8,15 @@ import pickle
 import random
 import struct
 import tarfile
+import tempfile
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from emberfs.client.blocking import Client
 from emberfs.client.loader import samples as module_of_samples
 from emberfs.client.loader.ffrecord import BadFFRecord, write_ffrecord
 from emberfs.client.loader.samples import open_samples
@@ -196,3 +199,32 @@ def test_batches_are_views_of_one_piece_of_memory(store: Store) -> None:
         writer.write(b"odd")
     with pytest.raises(ValueError, match="differ in size"):
         open_samples(store).read([0, 6]).stacked()
+
+
+def test_a_directory_of_a_cluster_that_may_not_be_read_is_told(store: Store) -> None:
+    """Without the samples in it, epochs would be shorter and nobody would know."""
+    if not isinstance(store, ClusterStore):
+        return
+    write(store, "open/1", b"sample")
+    write(store, "private/2", b"sample")
+    store.client.chmod("/data/private", 0o700)
+    somebody: Any = store.client.core.acting_for(4321, 4321)
+    with pytest.raises(PermissionError, match="private"):
+        open_samples(ClusterStore("ember:///data", client=Client(somebody)), "files")
+
+
+def test_a_local_directory_that_may_not_be_read_is_told() -> None:
+    with tempfile.TemporaryDirectory() as root:  # others may enter it, as they may not enter pytest's
+        os.chmod(root, 0o755)
+        for name in ("open", "private"):
+            os.mkdir(os.path.join(root, name))
+            Path(root, name, "1").write_bytes(b"sample")
+        os.chmod(os.path.join(root, "private"), 0o000)
+        me = os.geteuid()
+        os.seteuid(me or 4321)
+        try:
+            with pytest.raises(PermissionError, match="private"):
+                open_samples(root, "files")
+        finally:
+            os.seteuid(me)
+            os.chmod(os.path.join(root, "private"), 0o700)
