@@ -169,7 +169,9 @@ def chains_of(reply: StatusReply) -> list[dict[str, Any]]:
     """Chains with their members, head first; `sync` is how far a member that is copied to has come, 0 to 1. Without those that have lost
     their last member for ever."""
     from ...proto.gen.common_pb2 import TargetState
+    from ..placement.view import view_of
 
+    wanted = {kind: view_of(reply, table).replicas for table, kind in KINDS.items()}
     names = {node.id: node.name for node in reply.routing.nodes}
     targets = {target.id: target for target in reply.routing.targets}
     found = []
@@ -185,7 +187,8 @@ def chains_of(reply: StatusReply) -> list[dict[str, Any]]:
                 row["sync"] = round(before.sync_done / before.sync_total, 4)  # told by the one that copies to it
             members.append(row)
         kind = next((_kind(targets[m.target]) for m in chain.members if m.target in targets), KINDS[TABLE_OF_FILES])
-        found.append({"chain": chain.id, "version": chain.version, "for": kind, "members": members})
+        row = {"chain": chain.id, "version": chain.version, "for": kind, "wanted": wanted[kind], "members": members}
+        found.append(row)
     return found
 
 
@@ -241,7 +244,7 @@ def _health(chains: list[dict[str, Any]]) -> Text:
 def health_of(chain: dict[str, Any]) -> str:
     """A key of `HEALTH`."""
     states = [member["state"] for member in chain["members"]]
-    if all(state == "SERVING" for state in states):
+    if all(state == "SERVING" for state in states) and len(states) >= chain["wanted"]:
         return WELL
     if "SERVING" not in states:
         return "not served"

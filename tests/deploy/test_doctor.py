@@ -7,9 +7,9 @@ from typing import Any
 from emberfs.deploy.cli.doctor import cluster_findings
 
 
-def chain(number: int, *states: str, kind: str = "files") -> dict[str, Any]:
+def chain(number: int, *states: str, kind: str = "files", wanted: int = 0) -> dict[str, Any]:
     members = [{"target": 10 * number + i, "node": i, "name": "", "state": s} for i, s in enumerate(states)]
-    return {"chain": number, "version": 1, "for": kind, "members": members}
+    return {"chain": number, "version": 1, "for": kind, "wanted": wanted or len(states), "members": members}
 
 
 def target(number: int, state: str = "UPTODATE", *marks: str) -> dict[str, Any]:
@@ -100,3 +100,9 @@ def test_targets_nodes_servers_and_space() -> None:
 def test_a_cluster_that_does_not_answer() -> None:
     found = told(status(error="nobody answers", nodes=[], targets=[], chains=[]))
     assert found["cluster: nobody answers"][0] == "error" and len(found) == 2
+
+
+def test_a_chain_that_gave_up_a_member_and_got_no_other_is_not_well() -> None:
+    """As where 'target replace' was interrupted between the two: each member that it has serves, and there is one copy less."""
+    found = told(status(chains=[chain(1, "SERVING", "SERVING"), chain(2, "SERVING", wanted=2)]))
+    assert found["chains: 1 of 2 short of a member: 2"][0] == "warning"
