@@ -26,8 +26,11 @@ TABLES = (TABLE_OF_FILES, TABLE_OF_BLOCKS)
 def append_to_table(
     book: Book, draft: Draft, chains: Sequence[int], replicas: int = 1, table: int = TABLE_OF_FILES
 ) -> None:
-    """A new version with more chains at its end, of so many members each."""
+    """A new version with more chains at its end, of so many members each. The number that all are meant to have never gets less by
+    that: the next 'chain apply' would take copies from the others."""
     newest = book.tables.get(table)
+    if newest is not None:  # one from before it said so goes on saying nothing
+        replicas = max(replicas, newest.replicas) if newest.replicas else 0
     _put(book, draft, table, [*(newest.chains if newest else ()), *chains], replicas)
 
 

@@ -109,6 +109,20 @@ def test_chains_are_made_of_targets_of_one_kind() -> None:
         change_chain(world.book, world.nodes, request, world.now)
 
 
+def test_a_chain_with_fewer_members_does_not_cost_the_others_theirs() -> None:
+    """As that of a server that was started without --spare: it is the one that is short, and not the others that have too many."""
+    world = World(3, spare=(TABLE_OF_FILES, BLOCKS))
+    members = [ChainMembers(targets=[world.told[node][0].id for node in (1, 2)])]
+    world.book.apply(create_chains(world.book, world.nodes, members, world.now)[0])
+    alone = [ChainMembers(targets=[world.told[3][0].id])]
+    world.book.apply(create_chains(world.book, world.nodes, alone, world.now)[0])
+    assert world.book.tables[TABLE_OF_FILES].replicas == 2
+    node = Node(kind=NODE_KIND_STORAGE, process=4, name="s4", addresses=["unix:/s"])
+    world.book.apply(register(world.book, node, [Target(incarnation=44, path="/4", table=TABLE_OF_FILES)]).draft)
+    assert len(world.table(TABLE_OF_FILES)) == 3
+    assert world.book.tables[TABLE_OF_FILES].replicas == 2
+
+
 def test_keys_go_around_a_chain_that_is_down_for_a_minute_and_come_back() -> None:
     world = World(3)
     lost, files = world.chain_of(2, BLOCKS), world.chain_of(2, TABLE_OF_FILES)
