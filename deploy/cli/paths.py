@@ -61,7 +61,7 @@ def expand(client: Client, paths: Sequence[str]) -> list[str]:
     """Patterns replaced by what they match, in order. One that matches nothing is an error; a name that exists literally is itself."""
     found: list[str] = []
     for path in paths:
-        if not _MAGIC.search(path) or client.exists(path):
+        if not _MAGIC.search(path) or _there(client, path):
             found.append(path)
             continue
         matches = sorted(glob(client, path))

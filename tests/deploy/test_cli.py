@@ -296,6 +296,14 @@ class TestChanging:
         run("rm", "-f", f"{home}/a.txt", f"{home}/*.txt")
         assert "refusing" in run.fail(1, "rm", "-r", "/")
 
+    def test_rm_of_a_symlink_to_nowhere_whose_name_looks_like_a_pattern(self, run: Command, home: str) -> None:
+        """It is meant itself, and not what the pattern would match."""
+        run("put", "-", f"{home}/a1", data=b"precious")
+        with emberfs.connect(data_url(run.environment["EMBERFS_DATA"])) as client:
+            client.symlink("nowhere", f"{home}/a[1]")
+        run("rm", f"{home}/a[1]")
+        assert run("ls", home).lines == ["a1"]
+
 
 class TestBadInput:
     def test_a_name_over_255_bytes(self, run: Command, home: str) -> None:
