@@ -39,6 +39,7 @@ from .inode import Inode
 from .keeping import Keeping
 from .paths import PathLike, at, encode, place, text
 
+TIME_NS_END = 1 << 63  # of a file's times, and as far back before 1970
 BATCH_MAX = 1000  # names of one request: a transaction of the smallest engine holds them
 PAGE_ENTRIES = 4096  # of a listing
 FIRST_PAGE_ENTRIES = 1024  # of a listing that begins: who asks sees something soon
@@ -286,6 +287,11 @@ class Namespace(Keeping):
     async def utime(
         self, path: PathLike, *, atime_ns: int | None = None, mtime_ns: int | None = None, follow: bool = True
     ) -> None:
+        for name, ns in (("atime_ns", atime_ns), ("mtime_ns", mtime_ns)):
+            if ns is not None and not -TIME_NS_END <= ns < TIME_NS_END:  # local file systems may have others
+                raise error(
+                    Status.INVALID, f"{name} {ns} is outside -2**63 … 2**63 - 1, the years 1677 to 2262", text(path)
+                )
         now = atime_ns is None and mtime_ns is None
         request = SetAttributesRequest(
             follow=follow, atime_ns=atime_ns, mtime_ns=mtime_ns, atime_now=now, mtime_now=now

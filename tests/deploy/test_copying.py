@@ -191,3 +191,15 @@ def test_a_directory_that_may_not_be_read_is_not_left_out_in_silence(cluster: Lo
         denied: list[str] = []
         assert _usage(client, "/mixed", denied.append)[""] == (7, 1)
         assert denied == ["private"]
+
+
+def test_a_time_that_the_cluster_cannot_keep_costs_no_other_file(cluster: LocalCluster, tmp_path: Path) -> None:
+    """As local file systems have it of a file from the year 2400."""
+    for name in ("future", "present"):
+        (tmp_path / name).write_text(name)
+    items = [Item(str(tmp_path / "future"), "/future", mtime_ns=1 << 63), Item(str(tmp_path / "present"), "/present")]
+    with emberfs.connect(cluster.url) as client:
+        [failure] = carry_out(Plan(files=items), Put(client, preserve=True), jobs=1)
+        assert "/future" in failure and "2262" in failure
+        with client.open("/present") as file:
+            assert file.read() == b"present"
