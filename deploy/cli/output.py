@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ...client.core.attributes import Stat
 
+SIZE_END = 1 << 63  # bytes, of what servers count
 SIX_MONTHS_S = 182 * 86400
 PIPE_COLUMNS = 10_000  # of a table that goes to no terminal: nothing in it is cut
 LOG_LEVELS = ("debug", "info", "warning", "error")  # as servers know them; a test compares
@@ -125,7 +126,10 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGTPE]?)(i?B)?\s*", text, re.IGNORECASE)
     if not match:
         raise Failed(f"{text!r} is no size: write it like 4096, 64M or 1.5GiB", 2)
-    return int(float(match[1]) * 1024 ** " KMGTPE".index(match[2].upper() or " "))
+    size = float(match[1]) * 1024 ** " KMGTPE".index(match[2].upper() or " ")
+    if size >= SIZE_END:
+        raise Failed(f"{text!r} is more than can be counted: sizes are below {human(SIZE_END)}", 2)
+    return int(size)
 
 
 def parse_duration(text: str) -> int:

@@ -94,8 +94,8 @@ def _whose(path: str, user: str, group: str) -> dict[str, Any]:
         return {"path": path}
     try:
         if user:
-            return {"user": int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid}
-        return {"group": int(group) if group.isdigit() else grp.getgrnam(group).gr_gid}
+            return {"user": int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid}
+        return {"group": int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid}
     except KeyError as unknown:
         raise Failed(
             f"there is no {'user' if user else 'group'} {user or group} on this machine: give its number"

@@ -345,6 +345,8 @@ class TestBadInput:
         assert "only ember://" in run.fail(2, "ls", "s3://bucket/x")
         assert "in one cluster" in run.fail(2, "cp", "ember://one/x", "ember://two/y")
         run.fail(2, "ls", "ember://host:notaport/")
+        assert "more than can be counted" in run.fail(2, "kv", "quota", "tenant", "9999E")
+        assert "no user" in run.fail(1, "quota", "set", "--user", "²", "--size", "1G")
 
     def test_a_name_is_told_once_and_no_number_of_an_inode(self, run: Command, home: str) -> None:
         for command in ("cat", "rm", "ls"):
