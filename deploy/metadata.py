@@ -215,11 +215,16 @@ def targets_of(data: Path) -> list[Path]:
 def find_copies(targets: Sequence[Path]) -> list[Copy]:
     """The copies that targets hold, newest first, one of each. Nobody may serve the targets. Raises BUSY_RESOURCE, BAD_FORMAT."""
     found: dict[int, Copy] = {}
+    for copy in _every_copy(targets):
+        found.setdefault(copy.manifest.number, copy)
+    return [found[number] for number in sorted(found, reverse=True)]
+
+
+def _every_copy(targets: Sequence[Path]) -> Iterator[Copy]:
+    """Of each as many as there are members of its chain among the targets."""
     for target in targets:
         with _chunks_of(target) as chunks:
-            for manifest in _manifests(chunks):
-                found.setdefault(manifest.number, Copy(manifest, target))
-    return [found[number] for number in sorted(found, reverse=True)]
+            yield from [Copy(manifest, target) for manifest in _manifests(chunks)]
 
 
 @contextlib.contextmanager
@@ -264,7 +269,8 @@ def backup_name(number: int) -> str:
 def restore(data: Path, number: int = 0, progress: Progress | None = None) -> Manifest:
     """Make the metadata of a cluster anew from the newest copy (or the one of this number) that its targets on this machine hold.
 
-    Raises BUSY_RESOURCE while its servers run, EXISTS where metadata lies, NOT_FOUND without a copy, CHECKSUM for a damaged one.
+    Raises BUSY_RESOURCE while its servers run, EXISTS where metadata lies, NOT_FOUND without a copy, or where no target has all
+    of it, CHECKSUM where it is damaged in every one.
     """
     (data / "run").mkdir(exist_ok=True)
     with alone(data):
@@ -274,12 +280,13 @@ def restore(data: Path, number: int = 0, progress: Progress | None = None) -> Ma
         if place.exists():
             raise error(Status.EXISTS, f"there is metadata in {place}: move it away first, if it is of no use any more")
         targets = targets_of(data)
-        copies = [copy for copy in find_copies(targets) if number in (0, copy.manifest.number)]
+        copies = [copy for copy in _every_copy(targets) if number in (0, copy.manifest.number)]
+        newest = max((copy.manifest.number for copy in copies), default=0)
         if not copies:
             wanted = f"copy {number}" if number else "a copy of the metadata"
             raise error(Status.NOT_FOUND, f"none of {len(targets)} targets in {data} holds {wanted}")
-        _restore(copies[0], place, _newest_chunks(targets), progress)
-        return copies[0].manifest
+        copies = [copy for copy in copies if copy.manifest.number == newest]
+        return _restore(copies, place, _newest_chunks(targets), progress)
 
 
 def _require_stopped(cluster: LocalCluster) -> None:
@@ -287,14 +294,14 @@ def _require_stopped(cluster: LocalCluster) -> None:
         raise error(Status.BUSY_RESOURCE, f"the cluster in {cluster.data} runs: stop it with 'emberfs down' first")
 
 
-def _restore(copy: Copy, place: Path, newest: dict[int, int], progress: Progress | None) -> None:
+def _restore(copies: Sequence[Copy], place: Path, newest: dict[int, int], progress: Progress | None) -> Manifest:
+    """From the first of these copies of one moment that is whole."""
     open_data_directory(place.parent, META, DATA_FORMAT, SOFTWARE).close()
     unfinished = place.with_suffix(".restoring")
     shutil.rmtree(unfinished, ignore_errors=True)
     packed = place.with_suffix(".copy.gz")
     try:
-        with open(packed, "wb") as out:
-            extract(copy, out)
+        manifest = _extract_whole(copies, packed)
         load_from(f"rocksdb://{unfinished}", str(packed), progress)
     finally:
         packed.unlink(missing_ok=True)
@@ -305,6 +312,20 @@ def _restore(copy: Copy, place: Path, newest: dict[int, int], progress: Progress
 
     run(take_up())
     os.rename(unfinished, place)
+    return manifest
+
+
+def _extract_whole(copies: Sequence[Copy], packed: Path) -> Manifest:
+    """The first copy that is whole, written to a file. Raises what is wrong with the first one where none is."""
+    failures: list[StatusError] = []
+    for copy in copies:
+        try:
+            with open(packed, "wb") as out:
+                extract(copy, out)
+            return copy.manifest
+        except StatusError as damaged:
+            failures.append(damaged)
+    raise failures[0]
 
 
 def _newest_chunks(targets: Sequence[Path]) -> dict[int, int]:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from emberfs.deploy.local import LocalCluster
-from emberfs.deploy.metadata import dump_to, find_copies, own_engine, restore, targets_of
+from emberfs.deploy.metadata import _chunks_of, dump_to, find_copies, own_engine, restore, targets_of
 from emberfs.proto.errors import Status, StatusError
+from emberfs.proto.ids import SYSTEM_TENANT, chunk_key
 
 from .command import Command
 
@@ -63,6 +64,9 @@ def test_metadata_comes_back_from_the_chunks(
     for _ in range(2):  # no empty metadata are made, which would only be in the way
         assert "meta restore" in run.fail(4, "up")
     assert "holds copy 7" in run.fail(1, "meta", "restore", "7")
+    if shape:  # a member of the chain that lost a piece of it does not cost the copy that the others have
+        with _chunks_of(find_copies(targets_of(cluster.data))[0].target) as chunks:
+            assert chunks.remove_range(*(chunk_key(number, index, SYSTEM_TENANT) for index in (0, 1)), 1)[0] == 1
 
     assert run("meta", "restore", "--json").json["number"] == number
     assert run("fsck").lines == ["no problems"]
