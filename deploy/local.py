@@ -38,6 +38,7 @@ from .processes import ServerProcess
 FORMAT = 1  # of cluster.json and the data directory's shape
 META = "meta"
 STORAGE = "storage-1"  # the first storage node
+REMOVED_SUFFIX = ".removed"  # of a server's directory that is being deleted
 CAPACITY_UNIT = 4096  # bytes; a target's capacity is a multiple
 
 
@@ -193,6 +194,7 @@ class LocalCluster:
         """
         prepare(self.data)
         with alone(self.data):
+            self._remove_forgotten()
             found = self._existing()
             options = self._options(found)
             idle = [role for role in only or self.roles if self.servers[role].pid() is None]
@@ -264,9 +266,18 @@ class LocalCluster:
             server.stop()
             for left in (server.pid_file, socket_dir(self.data, self.roles) / f"{role}.sock"):
                 left.unlink(missing_ok=True)
+            # In one step: what takes a while may be interrupted, and a directory that is there belongs to a server that is to be started.
+            self._remove_forgotten()
+            with contextlib.suppress(FileNotFoundError):
+                (self.data / role).rename(self.data / f"{role}{REMOVED_SUFFIX}")
             record["servers"].pop(role, None)
             write_json(self.data / CLUSTER_FILE, record)
-            shutil.rmtree(self.data / role)
+            self._remove_forgotten()
+
+    def _remove_forgotten(self) -> None:
+        """The directories of servers that the cluster does without."""
+        for left in self.data.glob(f"storage-*{REMOVED_SUFFIX}"):
+            shutil.rmtree(left)
 
     def _launch(self, role: str, options: ClusterOptions, record: dict[str, Any]) -> None:
         path = socket_dir(self.data, self.roles) / f"{role}.sock"

@@ -246,3 +246,32 @@ def test_moves_go_on_where_they_were_interrupted(make_cluster: MakeCluster) -> N
     assert sorted(target.node for target in view.targets.values()).count(_node(cluster, 3)) == 0
     assert len(view.targets) == 3, "one of the others has two now"
     check(cluster, content)
+
+
+def test_a_removal_that_was_interrupted_does_not_keep_the_others_from_starting(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manager knows the node no more, and half of its directory is left."""
+    cluster = make_cluster(nodes=2, replicas=1, targets=1, kv_capacity=0)
+    with Administration(cluster.url) as administration:
+        administration.set_node(_node(cluster, 2), draining=True)
+        assert Mover(administration, Limits()).run(Wish()).is_done
+        number = _node(cluster, 2)
+        cluster.servers["storage-2"].stop()
+        administration.remove_node(number)
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", interrupted)
+        with pytest.raises(Interrupted):
+            cluster.forget("storage-2")
+    assert (cluster.data / "storage-2").exists() or list(cluster.data.glob("storage-2.*"))
+    cluster.stop()
+    again = LocalCluster(cluster.data)
+    assert again.start() is True and again.nodes == ["storage-1"]
+    assert not list(cluster.data.glob("storage-2*"))
