@@ -208,6 +208,11 @@ def _write_all(file: io.FileIO, block: memoryview) -> None:
         block = block[file.write(block) :]
 
 
+def _while_filled(item: Item) -> int:
+    """The mode of a new directory: its source's, as a private one is to stay private, but we may write to it."""
+    return item.mode & 0o777 | 0o700
+
+
 def _is_special(path: str) -> bool:
     """Whether a device, a pipe or a socket is there, as /dev/null or /dev/stdout."""
     try:
@@ -248,7 +253,7 @@ def _led_to(client: Client, path: str) -> str:
 
 class _IntoCluster(Way):
     def directory(self, item: Item) -> None:
-        self.client.mkdir(item.target, exist_ok=True)
+        self.client.mkdir(item.target, _while_filled(item), exist_ok=True)
 
     def symlink(self, item: Item) -> None:
         try:
@@ -343,7 +348,7 @@ class Get(Way):
     title = "get"
 
     def directory(self, item: Item) -> None:
-        os.makedirs(item.target, exist_ok=True)
+        os.makedirs(item.target, _while_filled(item), exist_ok=True)
 
     def file(self, item: Item, progress: Progress) -> None:
         if self.exclusive and os.path.lexists(item.target):
@@ -383,7 +388,7 @@ class Get(Way):
             self._preserve(item, item.target)
 
     def _preserve(self, item: Item, path: str) -> None:
-        os.chmod(path, item.mode & 0o777)
+        os.chmod(path, item.mode & 0o1777)  # set-id bits would be another owner's
         os.utime(path, ns=(item.atime_ns, item.mtime_ns))
 
 

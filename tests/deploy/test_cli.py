@@ -88,6 +88,19 @@ class TestCopying:
         run("get", "-p", f"{home}/small", str(tmp_path / "back"))
         assert (tmp_path / "back").stat().st_mtime_ns == 10**18 + 1
 
+    def test_a_private_directory_stays_private(self, run: Command, home: str, tree: Path, tmp_path: Path) -> None:
+        (tree / "a").chmod(0o700)
+        (tree / "a" / "b").chmod(0o1777)
+        run("put", "-r", "-p", str(tree), f"{home}/kept")
+        run("cp", "-r", f"{home}/kept", f"{home}/copy")
+        assert [entry["mode"] for entry in run("stat", "--json", f"{home}/kept/a", f"{home}/copy/a").json] == [
+            0o700
+        ] * 2
+        run("get", "-r", f"{home}/copy", str(tmp_path / "back"))
+        assert bits.S_IMODE((tmp_path / "back" / "a").stat().st_mode) == 0o700
+        run("get", "-r", "-p", f"{home}/kept", str(tmp_path / "same"))
+        assert bits.S_IMODE((tmp_path / "same" / "a" / "b").stat().st_mode) == 0o1777
+
     def test_within_the_cluster(self, run: Command, home: str, tree: Path, tmp_path: Path) -> None:
         run("put", "-r", str(tree), home)
         run("cp", "-r", f"{home}/tree", f"{home}/copy")
