@@ -39,6 +39,7 @@ from .inode import Inode
 from .keeping import Keeping
 from .paths import PathLike, at, encode, place, text
 
+DEPTH_MAX = (1 << 32) - 1  # levels of a walk that can be told
 TIME_NS_END = 1 << 63  # of a file's times, and as far back before 1970
 BATCH_MAX = 1000  # names of one request: a transaction of the smallest engine holds them
 PAGE_ENTRIES = 4096  # of a listing
@@ -152,7 +153,8 @@ class Namespace(Keeping):
         """A page of what lies below a directory, and the cookie of the next one. `denied` is told of directories that may not be read."""
         if max_depth is not None and max_depth < 1:
             raise error(Status.INVALID, f"max_depth {max_depth}: must be at least 1")
-        request = FindRequest(place=place(path), depth_max=max_depth or 0, cookie=cookie, entries_max=PAGE_ENTRIES)
+        depth_max = min(max_depth or 0, DEPTH_MAX)
+        request = FindRequest(place=place(path), depth_max=depth_max, cookie=cookie, entries_max=PAGE_ENTRIES)
         reply = await self._named(META.Find, request, path)
         if denied is not None:
             for name in reply.denied:

@@ -24,8 +24,10 @@ def mkdir(
     """Make directories."""
     try:
         bits = int(mode, 8) if mode else 0o777
-    except ValueError as bad:
-        raise Failed(f"--mode {mode}: write it in octal, as 750", 2) from bad
+    except ValueError:
+        bits = -1
+    if not 0 <= bits <= 0o7777:
+        raise Failed(f"--mode {mode}: write it in octal, as 750", 2)
     failures = 0
     with cluster_of(paths) as (client, wanted):
         for path in wanted:

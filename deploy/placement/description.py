@@ -36,7 +36,7 @@ _KEYS = {
 def read_description(document: Mapping[str, Any]) -> tuple[Request, list[Chain]]:
     """The request, and the chains that exist. Raises ValueError, InfeasibleError."""
     _check_keys("", document)
-    disks = [disk for number, node in enumerate(document.get("node", ())) for disk in _disks(node, number)]
+    disks = [disk for number, node in enumerate(_list(document, "node")) for disk in _disks(node, number)]
     request = Request(
         disks=disks,
         replicas=_number(document, "replicas", 3),
@@ -45,13 +45,13 @@ def read_description(document: Mapping[str, Any]) -> tuple[Request, list[Chain]]
         chains=_number(document, "chains", 0),
         seed=_number(document, "seed", 1),
     )
-    return request, [_chain(entry) for entry in document.get("chain", ())]
+    return request, [_chain(entry) for entry in _list(document, "chain")]
 
 
 def _disks(node: Mapping[str, Any], number: int) -> list[Disk]:
     _check_keys("node", node)
     name = str(node.get("name") or f"n{number + 1}")
-    entries: Sequence[Mapping[str, Any]] = node.get("disk", ())
+    entries: Sequence[Mapping[str, Any]] = _list(node, "disk")
     if not entries:
         entries = [{"name": f"{name}/{i + 1}"} for i in range(_number(node, "disks", 1))]
     found = []
@@ -74,7 +74,7 @@ def _disks(node: Mapping[str, Any], number: int) -> list[Disk]:
 
 def _chain(entry: Mapping[str, Any]) -> Chain:
     _check_keys("chain", entry)
-    return Chain(tuple(map(str, entry.get("members", ()))), _number(entry, "id", 0), size_of(entry.get("size", 0)))
+    return Chain(tuple(map(str, _list(entry, "members"))), _number(entry, "id", 0), size_of(entry.get("size", 0)))
 
 
 def _check_keys(what: str, entry: Mapping[str, Any]) -> None:
@@ -84,6 +84,13 @@ def _check_keys(what: str, entry: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{what or 'the description'}: {unknown[0]!r} is not known; there are {', '.join(sorted(_KEYS[what]))}"
         )
+
+
+def _list(entry: Mapping[str, Any], name: str) -> Sequence[Any]:
+    value = entry.get(name, ())
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} = {value!r}: expected a list")
+    return value
 
 
 def _number(entry: Mapping[str, Any], name: str, default: int) -> int:

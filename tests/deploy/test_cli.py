@@ -283,7 +283,8 @@ class TestChanging:
         run("mkdir", "-p", f"{home}/x/y/z", f"{home}/one")
         run("mkdir", "-m", "700", f"{home}/private")
         assert run("stat", "--json", f"{home}/private").json[0]["mode"] == bits.S_IMODE(0o700)
-        assert "octal" in run.fail(2, "mkdir", "-m", "rwx", f"{home}/bad")
+        for mode in ("rwx", "-1", "77777"):
+            assert "octal" in run.fail(2, "mkdir", "-m", mode, f"{home}/bad")
 
     def test_mv(self, run: Command, home: str) -> None:
         for name in ("a", "b"):
@@ -354,6 +355,7 @@ class TestBadInput:
         assert "--help" in run.fail(2, "nonsense")
         assert "'status'" in run.fail(2, "statsu")
         run.fail(2, "ls", "--nonsense")
+        run("tree", "-L", str(1 << 40), "/")
         assert "info" in run.fail(2, "up", "--log-level", "loud")
         assert "only ember://" in run.fail(2, "ls", "s3://bucket/x")
         assert "in one cluster" in run.fail(2, "cp", "ember://one/x", "ember://two/y")

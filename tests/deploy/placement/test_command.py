@@ -103,6 +103,9 @@ def test_sizes_that_are_none(text: str) -> None:
         ({"node": [{"colour": "red"}]}, "'colour' is not known"),
         ({"node": [{"standing": "lost", "capacity": 1}]}, "one of in, draining, gone"),
         ({"replicas": "3"}, "whole number"),
+        ({"node": 5}, "expected a list"),
+        ({"node": [{"disk": 5}]}, "expected a list"),
+        ({"replicas": 1, "node": [{"capacity": 1}], "chain": [{"members": "n1/1"}]}, "expected a list"),
     ],
 )
 def test_descriptions_that_are_wrong(document: dict, message: str) -> None:
