@@ -14,6 +14,7 @@ metadata, which `emberfs ckpt verify` compares.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import posixpath
@@ -36,6 +37,8 @@ INDEX = "model.safetensors.index.json"
 SUFFIX = ".safetensors"
 ONE_OF_SEVERAL = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")  # only an index says that all are there
 OF_A_SAVE = re.compile(r"-\d{5}-of-\d{5}-[0-9a-f]{8}\.safetensors$")  # nothing until an index names them
+# Of a set under our names, or transformers' (which reads model.safetensors rather than an index).
+OUTDATED = re.compile(r"model(-\d{5}-of-\d{5}(-[0-9a-f]{8})?)?\.safetensors")
 SHARD_BYTES = 5 << 30
 FIRST_BYTES = 64 << 10  # read before anything is known: most headers lie in it
 RUN_BYTES_MIN = (
@@ -81,10 +84,11 @@ def save_folder(
     threads: int = THREADS,
 ) -> None:
     """Write a directory of files of at most `shard_bytes` (or one tensor), several at once, and the index that names them. The index is
-    replaced in one step when they are durable, so at any moment the old or the new set is there, whole; only then the old files go."""
+    replaced in one step when they are durable, so at any moment the old or the new set is there, whole; only then the files of the old set
+    go."""
     folder = folder_of(path)
     folder.make()
-    before = set(folder.entries())
+    before = _outdated(folder)
     shards = _shards(_planned(tensors), shard_bytes)
     save = secrets.token_hex(4)
     names = [f"model-{i + 1:05}-of-{len(shards):05}-{save}{SUFFIX}" for i in range(len(shards))]
@@ -103,7 +107,19 @@ def save_folder(
         "weight_map": {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard},
     }
     write_all(folder, INDEX, json.dumps(index, indent=1).encode(), naming=names)
-    folder.remove([name for name in before if name.endswith((SUFFIX, PART_SUFFIX)) and name not in names])
+    folder.remove(sorted(before.difference(names)))
+
+
+def _outdated(folder: Folder) -> set[str]:
+    """What another set takes the place of, and what a save that was broken off has left. Other files are nobody's to remove here: an
+    optimizer's may lie beside the model's."""
+    entries = folder.entries()
+    indexed: set[str] = set()
+    if INDEX in entries:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged
+            indexed = set(json.loads(read_all(folder, INDEX))["weight_map"].values())
+    named = {name for name in indexed.intersection(entries) if name.endswith(SUFFIX)}
+    return named | {name for name in entries if OUTDATED.fullmatch(name) or name.endswith(PART_SUFFIX)}
 
 
 def _planned(tensors: Mapping[str, Any]) -> list[Planned]:

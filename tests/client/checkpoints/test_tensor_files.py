@@ -167,6 +167,23 @@ def test_a_save_that_is_killed_leaves_the_old_or_the_new_files(where: str) -> No
     assert set(folder.entries()) == {tensor_files.INDEX, *tensor_files.tensor_file_names(folder)}, "leftovers"
 
 
+def test_files_beside_a_set_stay(where: str) -> None:
+    """As an optimizer's, or an adapter's: only the set itself is replaced, under whatever names its index has."""
+    folder = folder_of(where)
+    save_folder(some(1), folder, shard_bytes=4000)
+    save_file({"step": np.array(7)}, f"{folder.url}/optimizer.safetensors")
+    save_file(some(1), f"{folder.url}/model.safetensors")
+    save_folder(some(2), folder)
+    save_folder(some(3), folder)
+    same(load_folder(where), some(3))
+    assert int(load_file(f"{folder.url}/optimizer.safetensors")["step"]) == 7
+    assert set(folder.entries()) == {
+        tensor_files.INDEX,
+        "optimizer.safetensors",
+        *tensor_files.tensor_file_names(folder),
+    }
+
+
 def test_a_clean_name() -> None:
     with pytest.raises(StatusError, match="names no file"):
         save_file({}, "/tmp/")
