@@ -69,14 +69,17 @@ def _make_secret(path: Path) -> None:
     if path.exists():
         return
     temporary = path.with_suffix(f".{os.getpid()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(secrets.token_hex(SECRET_BYTES) + "\n")
-        file.flush()
-        os.fsync(fd)
-    with contextlib.suppress(FileExistsError):  # another `up` was faster: its secret is the cluster's
-        os.link(temporary, path)
-    temporary.unlink()
+    try:
+        # One may be left of a program that was killed: in a container each has the same number.
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(secrets.token_hex(SECRET_BYTES) + "\n")
+            file.flush()
+            os.fsync(fd)
+        with contextlib.suppress(FileExistsError):  # another `up` was faster: its secret is the cluster's
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _fits(folder: Path, names: Iterable[str]) -> bool:

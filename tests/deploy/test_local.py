@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import emberfs
+from emberfs.deploy.directory import prepare
 from emberfs.deploy.local import META, STORAGE, LocalCluster
 from emberfs.proto.errors import Status, StatusError
 
@@ -268,3 +270,21 @@ class TestCommands:
         assert "emberfs up" in run.fail(3, "down")
         with socket.create_server(("127.0.0.1", 0)) as taken:
             assert "choose another with --port" in run.fail(1, "up", "--port", str(taken.getsockname()[1]))
+
+
+def test_a_secret_that_was_not_finished_is_in_nobodys_way(tmp_path: Path) -> None:
+    """Its maker was killed, or the disk was full; and the next one has the same process id, as in a container."""
+    left = tmp_path / f"secret.{os.getpid()}"
+    (tmp_path / "run").mkdir()
+    left.write_bytes(b"half")
+    prepare(tmp_path)
+    assert len((tmp_path / "secret").read_bytes()) == 65 and not left.exists()
+    (tmp_path / "secret").unlink()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(StatusError):
+            prepare(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.glob("secret*"))
