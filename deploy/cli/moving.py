@@ -78,6 +78,11 @@ def domain_of(text: str) -> Any:
         raise Failed(f"{text!r} is no failure domain: one of {', '.join(d.value for d in Domain)}", 2) from None
 
 
+def limit_of(rate: str) -> int:
+    """Bytes a second, 0 for no limit. Raises Failed."""
+    return parse_size(rate) if rate else 0
+
+
 def node_named(view: ClusterView, name: str) -> NodeView:
     """A storage node by its name or number. Raises Failed for none, and for a name that several have."""
     found = [node for node in view.nodes.values() if name in (node.name, str(node.id))]
@@ -115,7 +120,7 @@ def watched(connection: Administration, at_once: int, rate: str) -> Iterator[Mov
     """A mover that shows what it does."""
     from ..mover import Limits, Mover
 
-    limits = Limits(at_once, parse_size(rate) if rate else 0)
+    limits = Limits(at_once, limit_of(rate))
     with _shown() as shown:
         try:
             yield Mover(connection, limits, shown.told, shown.taken)

@@ -17,6 +17,7 @@ from .moving import (
     administration,
     confirm,
     domain_of,
+    limit_of,
     look,
     look_everywhere,
     move,
@@ -125,13 +126,15 @@ def drain(names: _Names, at_once: AtOnce = AT_ONCE, rate: Rate = "", domain: Dom
     """
     from ..placement.moves import Wish
 
+    wish = Wish(domain=domain_of(domain))  # wrong usage is told before a node is marked
+    limit_of(rate)
     with administration() as connection:
         view = look(connection)
         found = [node_named(view, name) for name in names]
         for entry in found:
             connection.set_node(entry.id, draining=True)
         for table in (TABLE_OF_FILES, TABLE_OF_BLOCKS):
-            move(connection, Wish(domain=domain_of(domain)), at_once, rate, table)
+            move(connection, wish, at_once, rate, table)
         empty = ", ".join(entry.name or str(entry.id) for entry in found)
         say(
             f"{empty}: empty. 'emberfs node remove' takes it out of the cluster, 'emberfs node undrain' into use again."

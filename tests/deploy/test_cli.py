@@ -451,3 +451,9 @@ def test_status_says_what_is_documented_and_nothing_else(run: Command, cluster: 
     for rows in (found["servers"], found["nodes"], found["targets"], chains, chains[0]["members"], transports):
         said |= set(rows[0])
     assert documented == said | {"sync"} | {"path", "source", "options"}  # of a chain that recovers, and of mounts
+
+
+def test_a_drain_that_is_wrong_usage_marks_no_node(run: Command) -> None:
+    for option in ("--rate", "--domain"):
+        run.fail(2, "node", "drain", "storage-1", option, "nonsense")
+        assert [node["state"] for node in run("node", "list", "--json").json] == ["up"]
