@@ -42,7 +42,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..proto.errors import Status
+from ..proto.errors import Status, StatusError
 from ..proto.gen.common_pb2 import TARGET_STATE_SERVING, TARGET_STATE_SYNCING, Chain
 from .decisions import decide, decide_forwarded, named
 from .events import (
@@ -254,7 +254,11 @@ class Replica:
 
     def _adopt(self) -> None:
         """What is pending on disk holds its chunk until it is resolved."""
-        for update in self._rows.pending():
+        try:
+            pending = self._rows.pending()
+        except StatusError:
+            return  # the target is out: the others resolve it, or the next process here
+        for update in pending:
             first = self._lines.first(update.chunk)
             if first is not None and first.stage is Stage.COMMITTING:
                 continue  # that is about to be carried out
@@ -375,15 +379,23 @@ class Replica:
                 # A retry must not be recognised by a receipt that is in memory alone.
                 self._fail(batch, Status.TARGET_OFFLINE)
                 begun = None
-            elif batch.work is Work.UPDATES:
-                begun = self._prepare(batch)
             else:
-                begun = self._prepare_copy(batch) if batch.work is Work.COPY else self._prepare_repair(batch)
+                begun = self._begin(batch)
             if begun is not None:
                 effects.append(begun)
             else:
                 ready += self._finish(batch, effects)
         return effects
+
+    def _begin(self, batch: Batch) -> Effect | None:
+        """None when nothing is left to do but answer. Also where the index cannot be read: nobody may wait behind this batch for ever."""
+        try:
+            if batch.work is Work.UPDATES:
+                return self._prepare(batch)
+            return self._prepare_copy(batch) if batch.work is Work.COPY else self._prepare_repair(batch)
+        except StatusError as failed:
+            self._fail(batch, failed.status)
+            return None
 
     def _prepare(self, batch: Batch) -> Effect | None:
         """Decide each update; None when nothing is left to do but answer."""

@@ -86,10 +86,11 @@ class ChannelRow(NamedTuple):
 
 
 class Rows(Protocol):
-    """Synchronous look-ups in the target's index."""
+    """Synchronous look-ups in the target's index. Where it cannot be read they raise StatusError."""
 
     def usable(self) -> bool:
-        """False when a write of the index has failed: what is looked up then may be what should have been written, and was not."""
+        """False when a write of the index has failed (what is looked up then may be what should have been written, and was not), or a
+        look-up."""
 
     def chunk(self, key: bytes) -> ChunkRow | None: ...
 

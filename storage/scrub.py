@@ -59,25 +59,26 @@ class Scrubber:
         scale = time_scale()
         await self._target.env.sleep(FIRST_SECONDS * scale)
         while not self._target.engine.failed:
-            report = await self.walk()
-            log = (
-                self._target.log.warning
-                if report.damaged or report.missing or report.orphans
-                else self._target.log.info
-            )
-            log(
-                "scrubbed",
-                target=self._target.id,
-                chunks=report.chunks,
-                content=report.content,
-                damaged=[chunk_name(chunk) for chunk in report.damaged[:10]],
-                missing=report.missing,
-                orphans=len(report.orphans),
-            )
+            try:
+                self._tell(await self.walk())
+            except StatusError as failed:  # the target went out under way: the process and its other targets go on
+                self._target.log.warning("scrubbing broke off", target=self._target.id, error=failed.strerror)
             await self._target.env.sleep(PAUSE_SECONDS * scale)
 
+    def _tell(self, report: Report) -> None:
+        log = self._target.log.warning if report.damaged or report.missing or report.orphans else self._target.log.info
+        log(
+            "scrubbed",
+            target=self._target.id,
+            chunks=report.chunks,
+            content=report.content,
+            damaged=[chunk_name(chunk) for chunk in report.damaged[:10]],
+            missing=report.missing,
+            orphans=len(report.orphans),
+        )
+
     async def walk(self) -> Report:
-        """Verify every chunk that is there when its turn comes."""
+        """Verify every chunk that is there when its turn comes. Raises TARGET_OFFLINE."""
         report = Report()
         first = bytes(CHUNK_ID_BYTES)
         target = self._target

@@ -10,8 +10,8 @@ Rules:
 3. No byte that any state refers to is overwritten (job.py); no slot is used again before a checkpoint passed and readers left (space.py).
 4. A checkpoint syncs the block files and the log of the index (checkpoint.py). Until the next one, rows keep the state that the last
    one covered (row.py, recovery.py).
-5. A failed fdatasync or index write takes the target out for good: nobody knows any more what is on the disk. Every call then raises
-   TARGET_OFFLINE; the process goes on.
+5. A failed fdatasync or index write takes the target out for good: nobody knows any more what is on the disk. So does an index that cannot
+   be read. Every call then raises TARGET_OFFLINE; the process goes on.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from ...proto.errors import Status, error
 from .checkpoint import Checkpoint
 from .disk import Disk
-from .index import Change, Index
+from .index import Change, Index, Lookups
 from .job import Job, Kind, Shape, Update
 from .planner import Planner, ReadBatch, Units
 from .reads import ReadPlan, verify
@@ -80,10 +80,11 @@ class ChunkEngine:
         self._version_floor = self.found.version_floor
         self._chunks = self.found.chunks
         self._content = self.found.content_bytes
-        self._rows = Rows(index, cache_bytes)
+        self._lookups = Lookups(index, self._fail)
+        self._rows = Rows(self._lookups, cache_bytes)
         self._planner = Planner(self._rows, self.space)
-        self._receipts = Receipts(index)
-        self._floors = Floors(index)
+        self._receipts = Receipts(self._lookups)
+        self._floors = Floors(self._lookups)
         self.pending = set(self.found.pending)  # chunks with a version that is not committed
         self._busy: set[bytes] = set()  # chunks with a job under way
         self._dirty: set[int] = set()  # handles written since the last checkpoint began
@@ -430,7 +431,7 @@ class ChunkEngine:
 
     def scan_blocks(self, first: bytes, last: bytes) -> Iterator[State]:
         """The committed content of the chunks with first <= id < last that are blocks of the KV cache."""
-        for _, value in self.index.scan(CHUNK + first, CHUNK + last):
+        for _, value in self._lookups.scan(CHUNK + first, CHUNK + last):
             state = decode_row(value).committed
             if state is not None and state.block:
                 yield state
@@ -567,9 +568,9 @@ class ChunkEngine:
         if self.failed:
             raise error(Status.TARGET_OFFLINE, f"the target is offline: {self.failed}")
 
-    def _fail(self, why: str) -> None:
-        self.failed = why
-        self._check()
+    def _fail(self, why: str) -> NoReturn:
+        self.failed = self.failed or why
+        raise error(Status.TARGET_OFFLINE, f"the target is offline: {self.failed}")
 
     def _write(self, changes: list[Change]) -> None:
         if not changes:

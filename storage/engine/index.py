@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 Change = tuple[bytes, bytes | None]  # key, value; None deletes
 
@@ -23,6 +23,36 @@ class Index(Protocol):
         """Pairs with begin <= key < end, in key order or backwards."""
 
     def close(self) -> None: ...
+
+
+class Lookups:
+    """An index as those have it who only look: where it cannot be read, for whatever reason (rocksdict raises bare Exceptions), `failed` is
+    told why, which raises. What lies there is not known any more, and "not there" would be a lie."""
+
+    def __init__(self, index: Index, failed: Callable[[str], NoReturn]) -> None:
+        self._index = index
+        self._failed = failed
+
+    def get(self, key: bytes) -> bytes | None:
+        try:
+            return self._index.get(key)
+        except Exception as broken:
+            self._fail(broken)
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        try:
+            return self._index.get_many(keys)
+        except Exception as broken:
+            self._fail(broken)
+
+    def scan(self, begin: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        try:
+            yield from self._index.scan(begin, end, reverse=reverse)
+        except Exception as broken:
+            self._fail(broken)
+
+    def _fail(self, broken: Exception) -> NoReturn:
+        self._failed(f"reading the index: {broken}")
 
 
 WRITE_BUFFER_BYTES = 8 << 20

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from ...proto.errors import Status, error
 from .cache import Cache
 from .checksum import CRC_TYPE, Crcs
-from .index import Change, Index
+from .index import Change, Lookups
 from .records import ChunkInfo, Receipt
 from .row import CHANNEL, CHUNK, FLOOR, INLINE_UNITS, PAGE_UNITS, Row, State, decode_row, free_copy, page_key
 
@@ -28,7 +28,7 @@ _FLOOR = struct.Struct("<I")
 class Rows:
     """Look-ups. A row that is found is the one object for its chunk until the index was written: changes are made in place."""
 
-    def __init__(self, index: Index, cache_bytes: int) -> None:
+    def __init__(self, index: Lookups, cache_bytes: int) -> None:
         self.index = index
         self.cached: Cache[Row] = Cache(cache_bytes)
 
@@ -131,7 +131,7 @@ def chunk_info(chunk: bytes, row: Row) -> ChunkInfo:
 class Receipts:
     """The last update of every client's channels."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Lookups) -> None:
         self._index = index
         self._cached: Cache[Receipt] = Cache(RECEIPTS_CACHED_BYTES)
 
@@ -170,7 +170,7 @@ class Receipts:
 class Floors:
     """Per file, the truncate version under which writes are refused."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Lookups) -> None:
         self._index = index
         self._cached: Cache[int] = Cache(FLOORS_CACHED_BYTES)
 

@@ -3,7 +3,9 @@ with neighbours it is in test_craq_neighbours.py."""
 
 from __future__ import annotations
 
-from emberfs.proto.errors import Status
+import pytest
+
+from emberfs.proto.errors import Status, error
 from emberfs.storage import craq
 from emberfs.storage.craq import Replica
 from emberfs.storage.events import (
@@ -152,6 +154,17 @@ def test_a_retry_is_not_recognised_by_what_was_never_written() -> None:
     rows.failed = True
     replies = machine.step(0, PersistDone(persist.batch, [Result(Status.TARGET_OFFLINE)], False))
     assert replies == [Reply(1, [Result(Status.TARGET_OFFLINE)]), Reply(2, [Result(Status.TARGET_OFFLINE)])]
+
+
+def test_nobody_waits_behind_an_update_whose_rows_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(key: bytes) -> None:
+        raise error(Status.TARGET_OFFLINE, "the index cannot be read")
+
+    machine, rows = replica()
+    monkeypatch.setattr(rows, "chunk", unreadable)
+    for sequence in (7, 8):
+        assert machine.step(0, request(write(sequence))) == [Reply("t", [Result(Status.TARGET_OFFLINE)])]
+    assert not machine.in_flight
 
 
 def test_a_late_write_does_not_revert_a_newer_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 
 from emberfs.proto.errors import Status
 from emberfs.proto.gen import storage_pb2
+from emberfs.proto.gen.cluster_pb2 import LOCAL_STATE_OFFLINE
 from emberfs.proto.ids import chunk_key
 from emberfs.proto.rpc import STORAGE
+from emberfs.storage import scrub
 from emberfs.storage.scrub import Scrubber
 
-from .world import CHUNK, World, memory, pattern
+from .world import CHUNK, SECONDS, World, memory, pattern
 
 
 @pytest.fixture
@@ -225,3 +228,39 @@ async def test_a_checkpoint_that_finds_no_thread_is_taken_when_there_is_one(worl
     reply = await world.call(STORAGE.Sync, request)
     assert list(reply.status) == [Status.OK]
     assert not target.engine.is_dirty
+
+
+async def test_an_index_that_cannot_be_read_holds_up_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target is out, as it is when its index cannot be written: whoever asks is told so, and nobody waits behind what failed."""
+    assert await world.write(b"here", sequence=1) is Status.OK
+    target = world.open[0]
+    target.engine._rows.cached.drop(chunk_key(5, 0))
+
+    def unreadable(*asked: object) -> None:
+        raise Exception("Corruption: block checksum mismatch")
+
+    monkeypatch.setattr(target.engine.index, "get", unreadable)
+    async with asyncio.timeout(SECONDS):
+        for sequence in (2, 3):
+            assert await world.write(b"more", sequence=sequence) is Status.TARGET_OFFLINE
+    reply, _ = await world.read_many([(5, 0, 0, 4)])
+    assert list(reply.status) == [Status.TARGET_OFFLINE]
+    assert target.entry().state == LOCAL_STATE_OFFLINE
+
+
+async def test_the_scrubber_of_a_target_that_goes_out_ends_quietly(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that fails takes the process down, and all other targets with it."""
+    assert await world.write(b"here") is Status.OK
+    target = world.open[0]
+    monkeypatch.setattr(scrub, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(scrub, "PAUSE_SECONDS", 0.0)
+
+    def unreadable(*asked: object, **more: object) -> None:
+        raise Exception("Corruption: block checksum mismatch")
+
+    monkeypatch.setattr(target.engine.index, "scan", unreadable)
+    async with asyncio.timeout(SECONDS):
+        await Scrubber(target, 1 << 40).run()
+    assert target.engine.failed

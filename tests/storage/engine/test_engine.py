@@ -313,6 +313,26 @@ def test_after_a_failed_sync_the_target_is_out_for_good() -> None:
     assert target.open().found.opened is Opened.KILLED
 
 
+@pytest.mark.parametrize("broken", ["get", "get_many", "scan"])
+def test_an_index_that_cannot_be_read_takes_the_target_out(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows what lies there; RocksDB raises bare Exceptions."""
+    engine: ChunkEngine = Target().open()
+    engine.apply([write(key(0), 0, b"x")])
+    engine.checkpoint()
+    engine._rows.cached.drop(key(0))
+
+    def unreadable(*asked: object, **more: object) -> None:
+        raise Exception("Corruption: block checksum mismatch")
+
+    looks = {"get": engine.info, "get_many": lambda chunk: engine.plan([(chunk, 0, 1)]), "scan": engine.query_last}
+    monkeypatch.setattr(engine.index, broken, unreadable)
+    assert status_of(looks[broken], key(0)) is Status.TARGET_OFFLINE
+    assert "block checksum mismatch" in engine.failed
+    monkeypatch.undo()
+    assert status_of(engine.prepare, write(key(1), 0, b"y")) is Status.TARGET_OFFLINE
+    engine.close()
+
+
 def test_whole_chunk_replace_takes_any_version() -> None:
     """In a resync the predecessor's state wins whole."""
     engine: ChunkEngine = Target().open()
