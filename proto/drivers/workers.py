@@ -61,7 +61,8 @@ class Workers:
         self._put(job)
 
     def beside(self, work: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-        """Begin it, for one who is in a thread himself; what this returns waits for its end, and gives or raises what came of it."""
+        """Begin it, for one who is in a thread himself; what this returns waits for its end, and gives or raises what came of it. What
+        nobody has begun by then he does himself."""
         outcome: list[tuple[Any, BaseException | None]] = []
         over = threading.Lock()
         over.acquire()
@@ -71,6 +72,10 @@ class Workers:
             over.release()
 
         def finished() -> Any:
+            # Nobody has come to it: all others are at work, or there are none and the system gives us no more. Then nobody may ever come.
+            with suppress(ValueError):
+                self._jobs.remove(job)
+                job()
             over.acquire()
             result, failure = outcome[0]
             if failure is not None:

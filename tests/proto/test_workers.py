@@ -105,3 +105,21 @@ async def test_what_no_thread_can_be_made_for_is_never_done(monkeypatch: pytest.
     assert done == [2, 3, 4]
     workers.close()
     assert await asyncio.to_thread(_ended, "none")
+
+
+async def test_who_has_nobody_to_work_beside_him_does_it_himself(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers(2, "alone")
+
+    def first() -> int:
+        return int(workers.beside(int, "3")())
+
+    await workers.run(int, "1")
+    with monkeypatch.context() as patch:
+
+        def no_start(self: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        patch.setattr(threading.Thread, "start", no_start)
+        assert await asyncio.wait_for(workers.run(first), WAIT_SECONDS) == 3  # there is one thread, and it waits
+    workers.close()
+    assert await asyncio.to_thread(_ended, "alone")
