@@ -14,16 +14,17 @@ from ..proto.env import Environment
 from ..proto.errors import Status, StatusError, error
 from ..proto.gen.common_pb2 import Chain
 from ..proto.gen.storage_pb2 import CommittedReply, CommittedRequest, ForwardReply, ForwardRequest
-from ..proto.ids import CHUNK_ID_BYTES
+from ..proto.ids import CHANNELS, CHUNK_ID_BYTES
 from ..proto.region import Region, Slice, joined
 from ..proto.rpc import STORAGE, Context
 from ..proto.settings import time_scale
+from .blocks.record import unpack_record
 from .columns import need_trust
 from .engine.disk import Disk
 from .engine.reads import ReadPlan, verify
 from .engine.row import State
-from .events import Forward, Kind, Result, Source, Update, Version
-from .exchange import forget_records
+from .events import ALWAYS, Forward, Kind, Result, Source, Update, Version
+from .exchange import CLIENT_BYTES, forget_records
 from .peers import Peers
 from .reach import Reach
 from .target import Target
@@ -37,6 +38,7 @@ PIECES_MAX = 64
 SHARED_BYTES_MIN = 64 << 10  # payloads from here on go through memory that a successor on the same machine shares
 
 _NO_CHUNK = bytes(CHUNK_ID_BYTES)
+_KINDS = frozenset(map(int, Kind))
 
 Learn = Callable[[Iterable[Chain]], None]  # takes the newer entries that come with refusals
 
@@ -394,7 +396,7 @@ class Forwarding:
 
 
 def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
-    """What was forwarded. Raises INVALID when the columns do not fit."""
+    """What was forwarded. Raises INVALID when the columns do not fit, BAD_FORMAT for a block that a newer emberfs put."""
     count = len(request.kind)
     columns: tuple[Sequence[Any], ...] = (
         request.offset[:],
@@ -412,6 +414,7 @@ def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
     columns_fit = columns_fit and len(request.units) in (0, count) and len(request.block) in (0, count)
     if not columns_fit or len(request.chunks) != count * CHUNK_ID_BYTES:
         raise error(Status.INVALID, "columns of different lengths in a forward")
+    _check_numbers(request)
     sources = _sources(request, count)
     updates: list[Update] = []
     position = 0
@@ -446,6 +449,28 @@ def _updates(request: ForwardRequest, data: memoryview) -> list[Update]:
     if position != len(data):
         raise error(Status.INVALID, f"{position} bytes announced, {len(data)} sent")
     return updates
+
+
+def _check_numbers(request: ForwardRequest) -> None:
+    """What no member sends: it must not reach the machine and the index, which rely on it. Raises INVALID."""
+    if not request.target:
+        raise error(Status.INVALID, "a forward that does not say which member it comes from")
+    if max(request.channel, default=0) >= CHANNELS or max(request.client, default=-1) >= len(request.clients):
+        raise error(Status.INVALID, f"channels are below {CHANNELS}, clients those that are named")
+    if any(client and len(client) != CLIENT_BYTES for client in request.clients):
+        raise error(Status.INVALID, f"a client has {CLIENT_BYTES} bytes")
+    for kind, truncate_version, number in zip(
+        request.kind, request.truncate_version, request.version_number, strict=True
+    ):
+        if kind not in _KINDS:
+            raise error(Status.INVALID, f"there is no update of kind {kind}")
+        if truncate_version > (ALWAYS if kind == Kind.REMOVE else ALWAYS - 1):
+            raise error(Status.INVALID, f"truncate version {truncate_version}: it has 32 bits")
+        if not number and kind != Kind.REMOVE:  # to remove what was never there has no number
+            raise error(Status.INVALID, "an update that the head has given no version")
+    for block in request.block:
+        if block:
+            unpack_record(block)
 
 
 def _sources(request: ForwardRequest, count: int) -> list[Source | None]:

@@ -23,6 +23,7 @@ from ..proto.routing import RoutingTable
 from ..proto.rpc import Context
 from .columns import OPERATIONS_MAX, check_columns, end_key, grouped, need_trust
 from .events import ALWAYS, Kind, Result, Update
+from .exchange import CLIENT_BYTES
 from .grants import refusals
 from .target import Target
 
@@ -106,6 +107,8 @@ class Writes:
         """Whose update it is: the connection's client, or the one that a server of the cluster forwards for."""
         if named and not context.peer.identity.trusted:
             raise error(Status.PERMISSION_DENIED, "only servers of the cluster may write for another client")
+        if named and len(named) != CLIENT_BYTES:
+            raise error(Status.INVALID, f"a client has {CLIENT_BYTES} bytes")
         return named or context.peer.client
 
     async def truncate(self, request: TruncateChunkRequest, context: Context) -> TruncateChunkReply:
@@ -122,6 +125,7 @@ class Writes:
             request.sequence,
             request.chunk_size,
         )
+        check_numbers(request)
         client, tenant = context.peer.client, request.tenant
         updates = [
             Update(
@@ -232,7 +236,7 @@ class Writes:
         return [Update(Kind.REMOVE, chunk, 0, 0, 0, b"", 0, 0, under, 0) for chunk in chunks], len(found) > limit
 
 
-def check_numbers(request: WriteRequest | CloneRequest) -> None:
+def check_numbers(request: WriteRequest | TruncateChunkRequest | CloneRequest) -> None:
     """What no layout has and no client counts: it must not reach the machine and the index, which rely on it. Raises INVALID."""
     for size in set(request.chunk_size):
         check_chunk_size(size)

@@ -17,7 +17,7 @@ from emberfs.proto.gen import storage_pb2
 from emberfs.proto.gen.common_pb2 import TARGET_STATE_LASTSRV, TARGET_STATE_WAITING
 from emberfs.proto.ids import channel_of, chunk_key
 from emberfs.proto.rpc import STORAGE, Identity
-from emberfs.storage.events import Kind, Update, Version
+from emberfs.storage.events import ALWAYS, Kind, Update, Version
 from emberfs.storage.forwarding import Forwarder
 
 from .members import CHUNK, OFFLINE, SECONDS, SERVING, SYNCING, Member, Members, holdings
@@ -289,6 +289,43 @@ async def test_only_servers_of_the_cluster_forward(chain: Members) -> None:
         with pytest.raises(StatusError) as refused:
             await chain.call(chain.members[1], method, request)
         assert refused.value.status is Status.PERMISSION_DENIED
+
+
+ABSURD: dict[str, list[Any]] = {
+    "target": [0],
+    "kind": [0, 77],
+    "client": [1],
+    "clients": [b"short"],
+    "channel": [1024, 1 << 16],
+    "truncate_version": [ALWAYS, 1 << 40],
+    "version_number": [0],
+    "block": [b"no record"],
+}
+
+
+@pytest.mark.parametrize(("column", "value"), [(name, value) for name, values in ABSURD.items() for value in values])
+async def test_what_no_member_forwards_is_refused_and_does_no_harm(chain: Members, column: str, value: Any) -> None:
+    assert await chain.write(0, b"good") is Status.OK
+    head, second = chain.members[0], chain.members[1]
+    session, number = head.target.replica._sending.next()
+    request = storage_pb2.ForwardRequest(
+        chain=1, chain_version=chain.version, target=1, session=session, number=number, kind=[Kind.WRITE],
+        chunks=chunk_key(5, 1), offset=[0], length=[4], checksum=[crc32c(b"bad!")], truncate_version=[0],
+        chunk_size=[CHUNK], version_chain=[chain.version], version_number=[1], clients=[b"c" * 16], client=[0],
+        channel=[1], sequence=[1], block=[b""],
+    )  # fmt: skip
+    if column == "target":
+        request.target = value
+    else:
+        getattr(request, column)[0] = value
+    with pytest.raises(StatusError) as refused:
+        await chain.call(second, STORAGE.Forward, request, source=[memory(b"bad!")])
+    assert refused.value.status in (Status.INVALID, Status.BAD_FORMAT)
+    assert not second.engine.failed
+    async with asyncio.timeout(SECONDS):
+        for index in (0, 1):
+            assert await chain.write(index, b"next") is Status.OK
+    await assert_equal(chain)
 
 
 async def test_a_bug_in_forwarding_is_tried_again(chain: Members) -> None:

@@ -224,14 +224,20 @@ ABSURD = {
     "sequence": [0],
     "chunk_size": [0, 1, 4097, (1 << 32) - 1],
     "index": [(1 << 32) - 1],
+    "client": [b"short", bytes(17)],
 }
 
 
 @pytest.mark.parametrize(("column", "value"), [(name, value) for name, values in ABSURD.items() for value in values])
-async def test_absurd_numbers_are_refused_and_nothing_waits_behind_them(world: World, column: str, value: int) -> None:
+async def test_absurd_numbers_are_refused_and_nothing_waits_behind_them(
+    world: World, column: str, value: int | bytes
+) -> None:
     assert await world.write(b"good", sequence=1) is Status.OK
     request = world.write_request([(5, 0, 0, b"bad!", 2, None)])
-    getattr(request, column)[0] = value
+    if isinstance(value, bytes):
+        request.client = value
+    else:
+        getattr(request, column)[0] = value
     try:
         reply = await world.call(STORAGE.Write, request, source=[memory(b"bad!")])
     except StatusError as failed:
@@ -394,6 +400,25 @@ async def test_truncate_cuts_extends_and_keeps_older_writes_out(world: World) ->
     assert await world.write(b"new", sequence=3, truncate_version=2) is Status.OK
     assert await truncate(world, 0, 3, 3) is Status.OK
     assert await query_last(world) == (False, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("channel", 1024), ("channel", 1 << 16), ("sequence", 0), ("chunk_size", 0), ("chunk_size", 4097)],
+)
+async def test_absurd_numbers_of_a_truncate_are_refused_and_nothing_waits_behind_them(
+    world: World, column: str, value: int
+) -> None:
+    assert await world.write(b"good", sequence=1) is Status.OK
+    request = storage_pb2.TruncateChunkRequest(
+        chain=[1], chain_version=[1], inode=[5], index=[0], length=[2], truncate_version=[1],
+        channel=[1], sequence=[1], chunk_size=[CHUNK],
+    )  # fmt: skip
+    getattr(request, column)[0] = value
+    with pytest.raises(StatusError) as refused:
+        await world.call(STORAGE.Truncate, request)
+    assert refused.value.status is Status.INVALID
+    assert await world.write(b"next", sequence=3) is Status.OK
 
 
 async def test_remove_in_steps_and_query_last(world: World) -> None:
