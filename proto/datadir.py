@@ -36,15 +36,18 @@ class DataDirectory:
         return dict(self._record.get("facts", {}))
 
     def remember(self, **facts: Any) -> None:
-        """Keep facts (JSON values); they survive power loss when this returns. Raises OSError."""
-        self._record = {**self._record, "facts": {**self._record.get("facts", {}), **facts}}
-        write_json(self.path / FORMAT_FILE, self._record)
+        """Keep facts (JSON values); they survive power loss when this returns. What could not be kept is not a fact here either. Raises
+        PERMISSION_DENIED, READ_ONLY, NO_SPACE, IO_ERROR."""
+        self._replace({**self._record, "facts": {**self._record.get("facts", {}), **facts}})
 
     def upgraded(self, format_version: int) -> None:
-        """The owner has brought what lies here to a newer format."""
-        self._record = {**self._record, "format": format_version}
-        write_json(self.path / FORMAT_FILE, self._record)
+        """The owner has brought what lies here to a newer format. Raises as `remember`."""
+        self._replace({**self._record, "format": format_version})
         self.format = format_version
+
+    def _replace(self, record: dict[str, Any]) -> None:
+        _write(self.path / FORMAT_FILE, record, self.path)
+        self._record = record
 
     def close(self) -> None:
         if self._lock_fd >= 0:

@@ -241,11 +241,11 @@ class Hosting:
             try:
                 await self._membership.register()
                 self._serve(self.targets)
+                self._remember(added=path)
             except BaseException:
                 self._serve([t for t in self.targets if t is not target])
                 await target.close()
                 raise
-            self._remember(added=path)
             self._keep(target)
             self._process.log.info("target added", target=target.id, path=path)
             return target
@@ -279,8 +279,8 @@ class Hosting:
             try:
                 await self._membership.register(dropped=[number])
             except BaseException:
-                self._remember(added=target.path)
                 self._serve([*self.targets, target])
+                self._remember(added=target.path)
                 raise
             await self._forget(target)
             self._process.log.info("target dropped", target=number, path=target.path)

@@ -1,6 +1,7 @@
 """Data directories: one process, one kind, one format; every refusal says which directory and what to do."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,24 @@ def test_a_new_directory_is_made_private_and_remembers(tmp_path: Path) -> None:
     opened.close()
     again = open_data_directory(path, "meta", 2)
     assert again.facts == {"node": 7, "cluster": "c"}
+    again.close()
+
+
+def test_what_could_not_be_kept_is_not_remembered_later_either(tmp_path: Path) -> None:
+    opened = open_data_directory(tmp_path, "meta", 2)
+    opened.remember(node=7)
+    in_the_way = tmp_path / f"{FORMAT_FILE}.{os.getpid()}.new"
+    in_the_way.mkdir()
+    with pytest.raises(OSError):
+        opened.remember(node=8)
+    with pytest.raises(OSError):
+        opened.upgraded(3)
+    assert opened.facts == {"node": 7}
+    in_the_way.rmdir()
+    opened.remember(cluster="c")
+    opened.close()
+    again = open_data_directory(tmp_path, "meta", 2)
+    assert (again.facts, again.format) == ({"node": 7, "cluster": "c"}, 2)
     again.close()
 
 

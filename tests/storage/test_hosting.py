@@ -109,6 +109,29 @@ def test_what_was_added_and_dropped_stays_so_after_a_crash(cluster: Cluster) -> 
     client.close()
 
 
+def test_what_the_data_directory_did_not_take_was_not_done(cluster: Cluster) -> None:
+    """Its disk is full, say. A target that was added and not remembered would be missing after the next start; one that was not dropped
+    and remembered with the next change would be, too."""
+    server = cluster.start_storage()
+    client = Client(cluster)
+    kept = add(client, "kept")
+    in_the_way = cluster.folder / "storage" / f"{FORMAT_FILE}.{server.report['pid']}.new"
+    in_the_way.mkdir()
+    for _ in range(2):
+        with pytest.raises(StatusError):
+            add(client, "late")
+    with pytest.raises(StatusError):
+        client.storage(STORAGE.DropTarget, storage_pb2.DropTargetRequest(target=kept.target))
+    in_the_way.rmdir()
+    late = add(client, "late")
+    assert server.end() == 0
+    cluster.start_storage()
+    client.learn()
+    space = client.storage(STORAGE.Space, storage_pb2.SpaceRequest())
+    assert {kept.target, late.target} <= set(space.target)
+    client.close()
+
+
 def test_a_target_that_an_administrator_took_out_serves_nothing_and_comes_back(cluster: Cluster) -> None:
     cluster.start_storage()
     client = Client(cluster)
