@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..proto.env import Environment
-from ..proto.errors import Status, StatusError, error
+from ..proto.errors import Status, StatusError, error, status_of
 from ..proto.gen.storage_pb2 import FinishSyncRequest, ListChunksRequest, PutRecordsRequest
 from ..proto.rpc import STORAGE
 from ..proto.settings import time_scale
@@ -64,6 +64,17 @@ class Share:
         return lanes[0]
 
 
+class Under(NamedTuple):
+    """What a sync is for. It ends with that: what it found says nothing of another chain version, or another successor."""
+
+    chain: int
+    version: int
+    successor: int  # target id
+
+
+NOTHING = Under(0, 0, 0)
+
+
 class Resyncer:
     """Of one target."""
 
@@ -74,7 +85,7 @@ class Resyncer:
         self._log = log
         self._share = share
         self._machine: resync.Resync | None = None
-        self._under = (0, 0, 0)  # chain, chain version, successor
+        self._under = NOTHING
         self._node = 0  # that has the successor
         target.chain_watchers.append(self.routing_changed)
 
@@ -82,19 +93,19 @@ class Resyncer:
         """After the target's machine has heard of it."""
         replica = self._target.replica
         chain = replica.chain
-        under = (0, 0, 0)
+        under = NOTHING
         if chain is not None and replica.tail and replica.successor:
-            under = (chain.id, chain.version, replica.successor)
+            under = Under(chain.id, chain.version, replica.successor)
             self._node = next(m.node for m in chain.members if m.target == replica.successor)
         if under == self._under:
             return
         self._under = under
-        self._machine = self._target.syncing = resync.Resync() if under[0] else None
+        self._machine = self._target.syncing = resync.Resync() if under.chain else None
         if self._machine is not None:
             self._spawn(self._sync(self._machine))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._env.spawn(lambda: work, f"sync of chain {self._under[0]}")
+        self._env.spawn(lambda: work, f"sync of chain {self._under.chain}")
 
     async def _sync(self, machine: resync.Resync) -> None:
         chain, version, successor = self._under
@@ -126,32 +137,40 @@ class Resyncer:
             if isinstance(effect, Complain):
                 self._log.warning("sync: will try again", target=self._target.id, error=effect.why)
             else:
-                self._spawn(self._perform(machine, effect))
+                self._spawn(self._perform(machine, self._under, effect))
 
-    async def _perform(self, machine: resync.Resync, effect: Effect) -> None:
-        if isinstance(effect, Copy):
-            self._tell(machine, Copied(effect.batch, await self._copy(effect)))
-            return
+    async def _perform(self, machine: resync.Resync, under: Under, effect: Effect) -> None:
+        """`under`: what the machine's sync is for, whatever the chain says by the time at which this begins."""
+        event: resync.Event
         try:
-            event = await self._ask(effect)
-        except StatusError as failed:
-            event = Failed(f"{type(effect).__name__}: {failed.strerror}")
+            event = await self._ask(under, effect)
+        except Exception as failed:
+            why = failed.strerror if isinstance(failed, StatusError) else repr(failed)
+            if not isinstance(failed, StatusError):
+                message = "a sync failed for a reason that nobody thought of"
+                self._log.error(message, target=self._target.id, exc_info=failed)
+            if isinstance(effect, Copy):
+                event = Copied(effect.batch, [Status.INTERNAL] * len(effect.chunks))
+            else:
+                event = Failed(f"{type(effect).__name__}: {why}")
         self._tell(machine, event)
 
-    async def _ask(self, effect: Effect) -> resync.Event:
+    async def _ask(self, under: Under, effect: Effect) -> resync.Event:
+        if isinstance(effect, Copy):
+            return Copied(effect.batch, await self._copy(under, effect))
         if isinstance(effect, List):
-            return await (self._list_ours(effect) if effect.side is Side.OURS else self._list_theirs(effect))
+            return await (self._list_ours(effect) if effect.side is Side.OURS else self._list_theirs(under, effect))
         if isinstance(effect, Finish):
-            chain, version, _ = self._under
-            await self._call(STORAGE.FinishSync, FinishSyncRequest(chain=chain, chain_version=version), FINISH_S)
+            request = FinishSyncRequest(chain=under.chain, chain_version=under.version)
+            await self._call(under, STORAGE.FinishSync, request, FINISH_S)
             return Finished()
         assert isinstance(effect, resync.PutRecords)
-        return RecordsPut(await self._put_records(effect.after))
+        return RecordsPut(await self._put_records(under, effect.after))
 
-    async def _copy(self, effect: Copy) -> list[int]:
+    async def _copy(self, under: Under, effect: Copy) -> list[int]:
         async with self._share.lane(self._node):
             ticket = self._env.promise()
-            self._target.submit(CopyChunks(ticket, self._under[1], effect.chunks))
+            self._target.submit(CopyChunks(ticket, under.version, effect.chunks))
             results = await ticket
         for chunk, result in zip(effect.chunks, results, strict=True):
             if result.status in (Status.CHECKSUM, Status.IO_ERROR):
@@ -162,15 +181,15 @@ class Resyncer:
         entries, more = await self._target.blocking(entries_here, self._target.engine, effect.first, effect.count)
         return Listed(Side.OURS, entries, more)
 
-    async def _list_theirs(self, effect: List) -> Listed:
-        chain, version, _ = self._under
-        request = ListChunksRequest(chain=chain, chain_version=version, first=effect.first, chunks_max=effect.count)
-        reply = await self._call(STORAGE.ListChunks, request, CALL_S)
+    async def _list_theirs(self, under: Under, effect: List) -> Listed:
+        request = ListChunksRequest(
+            chain=under.chain, chain_version=under.version, first=effect.first, chunks_max=effect.count
+        )
+        reply = await self._call(under, STORAGE.ListChunks, request, CALL_S)
         return Listed(Side.THEIRS, entries_of(reply), reply.more)
 
-    async def _put_records(self, after: bytes) -> bytes | None:
+    async def _put_records(self, under: Under, after: bytes) -> bytes | None:
         """Bring one page; where the next one begins."""
-        chain, version, _ = self._under
         engine = self._target.engine
         page = await self._target.blocking(engine.records, after, RECORDS_PAGE)
         # What is pending here has not reached the other side yet: its receipt would answer a retry with success there.
@@ -180,8 +199,8 @@ class Resyncer:
             for r in page.receipts
         ]
         request = PutRecordsRequest(
-            chain=chain,
-            chain_version=version,
+            chain=under.chain,
+            chain_version=under.version,
             clients=b"".join([receipt.client for receipt in receipts]),
             channel=[receipt.channel for receipt in receipts],
             sequence=[receipt.sequence for receipt in receipts],
@@ -191,12 +210,13 @@ class Resyncer:
             truncate_version=[floor for _, floor in page.floors],
             version_floor=engine.version_floor,
         )
-        await self._call(STORAGE.PutRecords, request, CALL_S)
+        await self._call(under, STORAGE.PutRecords, request, CALL_S)
         after_next: bytes | None = page.after
         return after_next
 
-    async def _call(self, method: Any, request: Any, seconds: float) -> Any:
-        reply = await self._peers.call(self._under[2], method, request, seconds * time_scale())
+    async def _call(self, under: Under, method: Any, request: Any, seconds: float) -> Any:
+        reply = await self._peers.call(under.successor, method, request, seconds * time_scale())
         if reply.status != Status.OK:
-            raise error(Status(reply.status), f"{method.name}: {Status(reply.status).name}")
+            status = status_of(reply.status)
+            raise error(status, f"{method.name}: {status.name}")
         return reply

@@ -258,7 +258,7 @@ def dedupe_forgotten_over_restart() -> Iterator[None]:
 def resync_without_receipts() -> Iterator[None]:
     """A member that was copied to does not know what clients have done."""
 
-    async def nothing(self: Resyncer, after: bytes) -> None:
+    async def nothing(self: Resyncer, under: Any, after: bytes) -> None:
         return None
 
     with replaced(Resyncer, "_put_records", nothing):

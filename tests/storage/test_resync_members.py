@@ -20,7 +20,8 @@ from emberfs.proto.gen import cluster_pb2, storage_pb2
 from emberfs.proto.ids import channel_of, chunk_key
 from emberfs.proto.rpc import STORAGE
 from emberfs.storage.engine.engine import Kind, Receipt, Update
-from emberfs.storage.resync import Phase
+from emberfs.storage.exchange import entries_here
+from emberfs.storage.resync import Finish, Phase, PutRecords, Resync
 from emberfs.storage.resyncer import LANES, Share
 
 from .members import CHUNK, OFFLINE, SECONDS, SERVING, SYNCING, Member, Members, holdings
@@ -60,6 +61,69 @@ async def test_an_empty_member_gets_everything(members: Members) -> None:
     assert_equal(members)
     members.announce(SERVING, SERVING)
     await members.churn(20, 2)
+    assert_equal(members)
+
+
+async def test_the_end_of_a_sync_is_not_taken_for_the_end_of_the_next_one(
+    members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chain changes when everything was compared, just before the other side is told so. What was on its way to it is committed without
+    it then, and comes with the next sync."""
+    members.announce(SERVING, OFFLINE)
+    assert await members.write(0, b"before") is Status.OK
+    head, second = members.members
+    perform, forward = head.resyncer._perform, head.target.forward
+    writing: list[asyncio.Task[Status]] = []
+    told = asyncio.Event()
+
+    async def unanswered(effect: Any) -> None:
+        return None
+
+    async def begins_late(machine: Resync, *what: Any) -> None:
+        effect = what[-1]
+        if isinstance(effect, PutRecords) and not writing:
+            head.target.forward = unanswered
+            writing.append(asyncio.create_task(members.write(1, b"on its way")))
+            while not head.engine.pending:
+                await asyncio.sleep(0.01)
+        if isinstance(effect, Finish) and not told.is_set():
+            members.announce(SERVING, SYNCING)
+            await perform(machine, *what)
+            told.set()
+        else:
+            await perform(machine, *what)
+
+    monkeypatch.setattr(head.resyncer, "_perform", begins_late)
+    members.announce(SERVING, SYNCING)
+    async with asyncio.timeout(SECONDS):
+        await told.wait()
+        assert await writing[0] is Status.OK
+    assert second.engine.info(chunk_key(5, 1)) is None
+    assert second.target.synced != members.version
+    head.target.forward = forward
+    await members.synced(2)
+    assert_equal(members)
+
+
+async def test_a_sync_survives_whatever_keeps_it_from_looking(
+    members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no thread for a moment, say: it is tried again, and not only when the chain changes."""
+    members.announce(SERVING, OFFLINE)
+    assert await members.write(0, b"here") is Status.OK
+    head = members.members[0]
+    blocking, refused = head.target.blocking, list[str]()
+
+    def exhausted(work: Callable[..., Any], *arguments: Any) -> Any:
+        if work is entries_here and not refused:
+            refused.append("once")
+            raise RuntimeError("can't start new thread")
+        return blocking(work, *arguments)
+
+    monkeypatch.setattr(head.target, "blocking", exhausted)
+    members.announce(SERVING, SYNCING)
+    await members.synced(2)
+    assert refused
     assert_equal(members)
 
 
