@@ -117,6 +117,7 @@ class Repairer:
     async def mend(self, chunk: bytes) -> None:
         """Look at the chunk, and bring it back if that is necessary. Its line is ours meanwhile. Raises StatusError."""
         target = self._target
+        chain = target.replica.chain
         info = target.engine.info(chunk)
         if info is not None and info.version and await inspect(target, chunk) and chunk not in target.damaged:
             return
@@ -128,7 +129,7 @@ class Repairer:
                 if entry is None:
                     continue  # it is nowhere: nobody misses it
                 data, unit = await self._content(source, entry)
-                await self._replace(entry, data, unit, info)
+                await self._replace(entry, data, unit, info, chain)
             except StatusError as failed:
                 failure = failed
                 self._log.warning("no repair from there", target=target.id, source=source, error=failed.strerror)
@@ -211,11 +212,14 @@ class Repairer:
             raise error(status, f"chunk {chunk_name(entry.chunk)} on target {source}: {status.name}")
         return data, reply.unit[0]
 
-    async def _replace(self, entry: Entry, data: bytearray, unit: int, before: Any) -> None:
+    async def _replace(self, entry: Entry, data: bytearray, unit: int, before: Any, chain: Any) -> None:
+        """`before` is what was here under the entry `chain`. Raises BUSY where that is not so any more: what belonged here then may have
+        been removed since, by a chain that we had left, and we have been made equal to it."""
         target = self._target
         engine = target.engine
-        if engine.info(entry.chunk) != before:
-            raise error(Status.BUSY, f"chunk {chunk_name(entry.chunk)} was changed meanwhile")  # we have left the chain
+        changed = error(Status.BUSY, f"chunk {chunk_name(entry.chunk)} or its chain was changed meanwhile")
+        if engine.info(entry.chunk) != before or target.replica.chain != chain:
+            raise changed
         size = 1 << 20 if unit == UNIT_SMALL else SLOT_BYTES_MAX
         same = (entry.truncate_version, entry.version_chain, entry.number)
         update = chunks.Update(
@@ -227,6 +231,9 @@ class Repairer:
         except BaseException:
             engine.abandon(job)
             raise
+        if target.replica.chain != chain:
+            engine.abandon(job)
+            raise changed
         engine.stage([job], commit=True)
 
 

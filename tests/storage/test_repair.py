@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -236,3 +237,33 @@ async def test_a_chunk_whose_remove_its_predecessor_has_not_heard_of_yet_does_no
     await repair
     assert_sound(members)
     assert (await members.read(3, 0))[0] is Status.CHUNK_NOT_FOUND
+
+
+async def test_a_repair_that_outlasts_its_chain_brings_nothing_back(
+    members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is slow: while the chunk is written the member leaves, the chunk is removed, and the member is made equal to the others."""
+    assert await members.write(0, b"x" * SIZE) is Status.OK
+    member = members.members[2]
+    member.engine.index.write([(ROW + chunk_key(5, 0), None)])
+    member.engine._rows.cached.drop(chunk_key(5, 0))
+    blocking, begun, go_on = member.target.blocking, asyncio.Event(), asyncio.Event()
+
+    async def slow(work: Callable[..., Any], *arguments: Any) -> Any:
+        if getattr(work, "__name__", "") == "run" and not begun.is_set():
+            begun.set()
+            await go_on.wait()
+        return await blocking(work, *arguments)
+
+    monkeypatch.setattr(member.target, "blocking", slow)
+    await report(members, 3, 0)
+    async with asyncio.timeout(SECONDS):
+        await begun.wait()
+    members.announce(SERVING, SERVING, OFFLINE)
+    await members.remove(0, 1)
+    members.announce(SERVING, SERVING, SYNCING)
+    await members.synced(3)
+    members.announce(SERVING, SERVING, SERVING)
+    go_on.set()
+    await settled(members)
+    assert_sound(members)
