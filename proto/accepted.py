@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 NOTICE_UNSENT_BYTES_MAX = 1 << 20  # of a connection: no further notice is handed to its socket
 BUSY_RETRY_MS = 20
+DESCRIPTORS_MAX = 1  # beside a hello
 RDMA_CONNECTIONS_MAX = 4096  # of a server, 384 KiB of pinned memory each; more stay on TCP
 
 _log = structlog.get_logger("emberfs.rpc")
@@ -88,6 +89,10 @@ class Connection(Stream):
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 whole = len(data) - len(data) % 4
                 self._descriptors += memoryview(data[:whole]).cast("i").tolist()
+        if len(self._descriptors) > DESCRIPTORS_MAX:
+            raise error(
+                Status.PROTOCOL, f"{self.peer.name} sent {len(self._descriptors)} descriptors: a region has one"
+            )
         return count
 
     def _hello_received(self, hello: ServerHello, frame: Frame) -> None:
@@ -453,7 +458,7 @@ class Connection(Stream):
 
     def _close_if_done(self) -> None:
         # Never earlier: the client takes the end of this connection as the promise that nothing moves into its memory any more.
-        if self._requests or self.closed:
+        if self._requests or self.closed or self.lingers:
             return
         if self._last:
             last, self._last = self._last, b""

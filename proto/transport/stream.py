@@ -51,6 +51,7 @@ class Stream:
         self._writing = False  # the loop tells when the socket takes more
         self._reading = False
         self._ended = False  # the peer sends no more
+        self.lingers = False  # the last frame is on its way, or the peer has not closed its end yet
 
     def begin(self) -> None:
         """Start reading."""
@@ -281,7 +282,7 @@ class Stream:
         if self.closed:
             return
         self._pause()
-        self._ended = True
+        self._ended = self.lingers = True
         self._out.append((last, self._half_close))
         self._out_bytes += len(last)
         if seconds is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -46,6 +47,26 @@ def test_another_cluster_is_refused(kind: str, both: Running, which: int) -> Non
     with face(kind, cluster="other", secret=SECRET) as client, pytest.raises(StatusError, match="c1") as raised:
         client.call(both.addresses[which], SPACE, SPACE_REQUEST)
     assert raised.value.status is Status.WRONG_CLUSTER
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_who_goes_on_sending_hears_why_he_is_sent_away(both: Running, which: int) -> None:
+    """Closing with bytes unread would reset the connection, and the reason be lost."""
+    raw = Raw(both.addresses[which]).hello(both.addresses[which])
+    raw.sock.sendall(b"this is no frame of ours" * 20_000)
+    assert raw.farewell().status is Status.PROTOCOL
+
+
+def test_descriptors_are_not_collected_before_the_hello(both: Running) -> None:
+    """A region comes with one. Who sends more would take them from the whole process, connections and block files included."""
+    address = both.addresses[0]
+    raw = Raw(address)
+    first = ClientHello(Credentials(secret=SECRET), address).first
+    with open(os.devnull, "rb") as null, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for position in range(len(first) // 2):
+            socket.send_fds(raw.sock, [first[position : position + 1]], [null.fileno()] * 3)
+    failure = raw.farewell()
+    assert failure.status is Status.PROTOCOL and "descriptors" in str(failure.strerror)
 
 
 @pytest.mark.parametrize("which", [0, 1])
