@@ -60,9 +60,11 @@ def read_format(path: str) -> Format | None:
             str(found["chunk_id"]),
             int(found.get("table", TABLE_OF_FILES)),
         )
+        if not (version > 0 and 0 < made.incarnation < 1 << 64 and 0 < made.capacity < 1 << 63):
+            raise ValueError("a number that nobody has written")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as bad:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as bad:
         raise error(
             Status.BAD_FORMAT, f"{file} is damaged: restore it, or empty the directory to begin a new target"
         ) from bad

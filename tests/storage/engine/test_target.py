@@ -83,6 +83,12 @@ def test_a_directory_with_other_things_is_left_alone(tmp_path: Path) -> None:
         ({"version": 3}, Status.BAD_FORMAT),
         ({"version": "x"}, Status.BAD_FORMAT),
         ({"chunk_id": "other"}, Status.BAD_FORMAT),
+        ({"version": 0}, Status.BAD_FORMAT),
+        ({"incarnation": 0}, Status.BAD_FORMAT),
+        ({"incarnation": 1 << 64}, Status.BAD_FORMAT),
+        ({"incarnation": float("inf")}, Status.BAD_FORMAT),
+        ({"capacity": -1}, Status.BAD_FORMAT),
+        ({"capacity": 1 << 64}, Status.BAD_FORMAT),
         ({"cluster": "c2"}, Status.WRONG_CLUSTER),
     ],
 )
@@ -95,8 +101,9 @@ def test_another_format_is_refused(tmp_path: Path, change: dict[str, object], st
 
 def test_a_damaged_format_file_is_refused(tmp_path: Path) -> None:
     opened(tmp_path).close()
-    (tmp_path / FORMAT_FILE).write_text("{")
-    refused(Status.BAD_FORMAT, tmp_path)
+    for content in ("{", "[]", "[" * 100_000):
+        (tmp_path / FORMAT_FILE).write_text(content)
+        refused(Status.BAD_FORMAT, tmp_path)
 
 
 def test_too_small_a_target_is_refused(tmp_path: Path) -> None:
