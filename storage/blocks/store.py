@@ -50,6 +50,7 @@ class Store:
         self.leases = Leases()
         self.evictor = Evictor(self, tenants, routing, env, log)
         self.tier = Tier(target.directory, target.engine)
+        self.describing = env.lock()  # held by whoever changes what rows say of blocks
         self._trimming = False
         target.damage_watchers.append(self.damaged)
         env.spawn(self.evictor.keep, "blocks")

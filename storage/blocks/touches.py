@@ -18,7 +18,7 @@ from ..engine.slots import SLOT_BYTES_MAX
 from ..events import Kind, Update
 from .leases import LEASE_MS_MAX
 from .puts import CHUNK_BYTES_SMALL
-from .record import moment, pack_record
+from .record import Record, moment, pack_record
 from .requests import Runs, keys_of
 from .store import Store
 
@@ -99,37 +99,48 @@ class Touches:
     async def _describe(
         store: Store, slots: Sequence[int], *, expiry: int | None = None, pin: int | None = None
     ) -> list[int]:
-        """Let the rows of these blocks say something else of them."""
-        directory, chain = store.directory, store.target.replica.chain
-        if chain is None:
-            return [int(Status.TARGET_OFFLINE)] * len(slots)
-        updates = []
-        for slot in slots:
-            record = directory.record(slot)
-            record = record._replace(
-                expiry=record.expiry if expiry is None else expiry, pin=record.pin if pin is None else pin
-            )
-            length = directory.length[slot]
-            updates.append(
-                Update(
-                    Kind.TRUNCATE,
-                    chunk_of(record.namespace, record.key),
-                    0,
-                    length,
-                    0,
-                    b"",
-                    0,
-                    0,
-                    0,
-                    CHUNK_BYTES_SMALL if length <= UNIT_SMALL else SLOT_BYTES_MAX,
-                    block=pack_record(*record),
+        """Let the rows of these blocks say something else of them. One change after the other: each says again what it does not change."""
+        directory = store.directory
+        blocks = [directory.record(slot) for slot in slots]
+        statuses = [int(Status.NOT_FOUND)] * len(slots)
+        async with store.describing:
+            chain = store.target.replica.chain
+            if chain is None:
+                return [int(Status.TARGET_OFFLINE)] * len(slots)
+            places, updates = [], []
+            for i, (slot, block) in enumerate(zip(slots, blocks, strict=True)):
+                record = directory.record(slot)
+                if not directory.is_here(slot) or _name(record) != _name(block):
+                    continue  # it went while others were waited for
+                record = record._replace(
+                    expiry=record.expiry if expiry is None else expiry, pin=record.pin if pin is None else pin
                 )
-            )
-        keys = [directory.keys[slot] for slot in slots]
-        numbers = [directory.namespace[slot] for slot in slots]
-        results = await store.target.start_update(chain.version, updates)
-        statuses = [int(Status.WOULD_BLOCK) if result.status == Status.BUSY else result.status for result in results]
-        for i, (number, key) in enumerate(zip(numbers, keys, strict=True)):
-            if not statuses[i] and key not in directory.shelf(number).slots:
-                statuses[i] = int(Status.NOT_FOUND)  # it was removed before its turn came
+                length = directory.length[slot]
+                places.append(i)
+                updates.append(
+                    Update(
+                        Kind.TRUNCATE,
+                        chunk_of(record.namespace, record.key),
+                        0,
+                        length,
+                        0,
+                        b"",
+                        0,
+                        0,
+                        0,
+                        CHUNK_BYTES_SMALL if length <= UNIT_SMALL else SLOT_BYTES_MAX,
+                        block=pack_record(*record),
+                    )
+                )
+            results = await store.target.start_update(chain.version, updates)
+        for i, result in zip(places, results, strict=True):
+            if result.status:
+                statuses[i] = int(Status.WOULD_BLOCK) if result.status == Status.BUSY else result.status
+            elif blocks[i].key in directory.shelf(blocks[i].namespace).slots:  # not removed before its turn came
+                statuses[i] = int(Status.OK)
         return statuses
+
+
+def _name(record: Record) -> tuple[int, bytes, int]:
+    """Of a block, as long as its bytes are the same."""
+    return record.namespace, record.key, record.generation

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from crc32c import crc32c as crc
 
-from emberfs.proto.blocks import KV_TENANT, TABLE_OF_FILES
+from emberfs.proto.blocks import HARD_PIN, KV_TENANT, TABLE_OF_FILES
 from emberfs.proto.errors import Status, StatusError
 from emberfs.proto.gen import cluster_pb2, kvcache_pb2
 from emberfs.proto.rpc import KVCACHE, STORAGE, Identity
@@ -414,6 +414,22 @@ def test_chains_of_files_take_no_blocks_and_blocks_are_no_files(tmp_path: Path) 
         assert refused.value.status is Status.INVALID
 
     run(test, tmp_path, targets=2)
+
+
+def test_a_pin_and_a_time_to_live_that_are_said_at_once_both_hold(tmp_path: Path) -> None:
+    async def test(world: Blocks) -> None:
+        keys = list(some(20))
+        await world.put_ok(some(20))
+        pinned, timed = await asyncio.gather(
+            world.touch(keys, "PIN", HARD_PIN), world.touch(list(reversed(keys)), "TTL", 1000)
+        )
+        assert pinned == timed == [OK] * 20
+        directory = world.store.directory
+        slots = directory.find(directory.shelf(NAMESPACE), keys, 0)
+        assert all(directory.pin[slot] == HARD_PIN for slot in slots)
+        assert all(directory.expiry[slot] for slot in slots)
+
+    run(test, tmp_path)
 
 
 def test_touches_of_all_kinds_that_mean_nothing(tmp_path: Path) -> None:
