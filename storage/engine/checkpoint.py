@@ -8,6 +8,7 @@ that is covered is trusted.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,6 +34,9 @@ class Checkpoint:
     index: Index
     before: int  # the last checkpoint that passed
     failed: str = ""
+    kept: bool = (
+        False  # the trims still have their disk space, or some do: to give it back took some, and there is none
+    )
 
     def run(self, beside: Beside | None = None) -> None:
         """Make it durable, with the index in another thread by `beside`. Blocking, in any thread. An error is kept for
@@ -68,7 +72,9 @@ class Checkpoint:
         try:
             self.space.punch(self.trims)
         except Exception as failed:
-            self._fail(failed)
+            self.kept = True
+            if not isinstance(failed, OSError) or failed.errno not in (errno.ENOSPC, errno.EDQUOT):
+                self._fail(failed)  # otherwise everything is durable all the same
 
     def _fail(self, failed: Exception) -> None:
         self.failed = self.failed or f"checkpoint {self.number}: {failed}"

@@ -531,7 +531,7 @@ class ChunkEngine:
         if checkpoint.failed:
             self._fail(checkpoint.failed)
         self.checkpointed = checkpoint.number
-        self.space.trimmed(checkpoint.trims)
+        self.space.trimmed(checkpoint.trims, kept=checkpoint.kept)
         self.space.checkpoint_passed(checkpoint.number)
 
     def checkpoint(self) -> None:

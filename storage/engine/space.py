@@ -402,10 +402,16 @@ class Space:
             for at in range(0, count * size, step):
                 self._disk.punch(handle, offset + at, min(step, count * size - at))
 
-    def trimmed(self, runs: list[tuple[int, int]]) -> None:
+    def trimmed(self, runs: list[tuple[int, int]], *, kept: bool = False) -> None:
+        """What was chosen is free again: cold, or where it `kept` its disk space as warm as before, to be chosen once more."""
         for slot, count in runs:
             file = self._files[slot >> 48][slot >> 16 & 0xFFFFFFFF]
-            file.cold |= ((1 << count) - 1) << (slot & 0xFFFF)
+            bits = ((1 << count) - 1) << (slot & 0xFFFF)
+            if kept:
+                file.warm |= bits
+                self.warm_bytes += count * file.size
+            else:
+                file.cold |= bits
             self._roomy[file.size_class][file.number] = file
 
     # --- what is where ---
