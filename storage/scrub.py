@@ -87,12 +87,20 @@ class Scrubber:
             last = page[-1].chunk + b"\0" if page else END
             await self._look_for_missing(first, last, page, report)
             if not page:
+                self._forget_removed()
                 return report
             for info in page:
                 await self._verify(info, report)
             await self._look_for_orphans(page, report)
             first = last
         return report
+
+    def _forget_removed(self) -> None:
+        """What was damaged and is not there any more is no damage: nobody comes by it to say that it is sound."""
+        target = self._target
+        for chunk in list(target.damaged):
+            if target.engine.info(chunk) is None:
+                del target.damaged[chunk]
 
     async def _look_for_missing(self, first: bytes, last: bytes, page: Sequence[ChunkInfo], report: Report) -> None:
         if self._repairer is None:

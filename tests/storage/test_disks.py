@@ -77,6 +77,16 @@ async def test_a_flipped_byte_is_found_by_readers_reports_and_the_scrubber(world
     assert not target.damaged
 
 
+async def test_a_damaged_chunk_that_was_removed_is_damaged_no_more(world: World) -> None:
+    assert await world.write(pattern(20_000)) is Status.OK
+    flip_byte(world, chunk_key(5, 0), 5000)
+    target = world.open[0]
+    assert (await Scrubber(target, 1 << 40).walk()).damaged == list(target.damaged) == [chunk_key(5, 0)]
+    assert await world.remove(0, 1) == (1, False)
+    await Scrubber(target, 1 << 40).walk()
+    assert not target.damaged
+
+
 async def test_the_idle_scrubber_folds_patches(world: World) -> None:
     model = bytearray(pattern(CHUNK))
     assert await world.write(bytes(model), sequence=1) is Status.OK
