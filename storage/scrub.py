@@ -63,6 +63,9 @@ class Scrubber:
                 self._tell(await self.walk())
             except StatusError as failed:  # the target went out under way: the process and its other targets go on
                 self._target.log.warning("scrubbing broke off", target=self._target.id, error=failed.strerror)
+            except Exception as bug:  # no thread for it, say: no reason to serve nobody
+                message = "scrubbing broke off for a reason that nobody thought of"
+                self._target.log.error(message, target=self._target.id, exc_info=bug)
             await self._target.env.sleep(PAUSE_SECONDS * scale)
 
     def _tell(self, report: Report) -> None:

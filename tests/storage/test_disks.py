@@ -274,3 +274,27 @@ async def test_the_scrubber_of_a_target_that_goes_out_ends_quietly(
     async with asyncio.timeout(SECONDS):
         await Scrubber(target, 1 << 40).run()
     assert target.engine.failed
+
+
+async def test_a_scrubber_that_finds_no_thread_comes_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await world.write(b"here") is Status.OK
+    target = world.open[0]
+    monkeypatch.setattr(scrub, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(scrub, "PAUSE_SECONDS", 0.0)
+    blocking, tries, walked = target.blocking, list[object](), asyncio.Event()
+
+    def exhausted(*asked: object) -> Any:
+        tries.append(asked)
+        if len(tries) == 1:
+            raise RuntimeError("can't start new thread")
+        if len(tries) > 4:  # each walk takes several
+            walked.set()
+        return blocking(*asked)
+
+    monkeypatch.setattr(target, "blocking", exhausted)
+    running = asyncio.create_task(Scrubber(target, 1 << 40).run())
+    async with asyncio.timeout(SECONDS):
+        await asyncio.wait((running, asyncio.create_task(walked.wait())), return_when=asyncio.FIRST_COMPLETED)
+    assert not running.done()
+    running.cancel()
+    await asyncio.wait((running,))
