@@ -541,11 +541,12 @@ class ChunkEngine:
         self.finish_checkpoint(checkpoint)
 
     def close(self) -> None:
-        """A last checkpoint and the mark of a clean end, unless the target is out; then everything is closed. Blocking."""
+        """A last checkpoint and the mark of a clean end, unless the target is out; then everything is closed. Blocking. Raises
+        TARGET_OFFLINE when the end was no clean one."""
         try:
             if not self.failed:
                 self.checkpoint()
-                self.index.write([session_record(self._boot, clean=True)], sync=True)
+                self._write([session_record(self._boot, clean=True)], sync=True)
         finally:
             self.failed = self.failed or "it was closed"
             for closer in self._closers:
@@ -572,12 +573,12 @@ class ChunkEngine:
         self.failed = self.failed or why
         raise error(Status.TARGET_OFFLINE, f"the target is offline: {self.failed}")
 
-    def _write(self, changes: list[Change]) -> None:
+    def _write(self, changes: list[Change], *, sync: bool = False) -> None:
         if not changes:
             return
         self._unsynced = True
         try:
-            self.index.write(changes)
+            self.index.write(changes, sync=sync)
         except Exception as failed:  # rocksdict raises bare Exceptions
             self._fail(f"writing the index: {failed}")
 

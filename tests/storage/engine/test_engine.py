@@ -359,6 +359,23 @@ def test_an_index_that_cannot_be_read_takes_the_target_out(broken: str, monkeypa
     engine.close()
 
 
+def test_a_target_whose_end_cannot_be_written_is_closed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so as every other failure of the disk: whoever closes several targets goes on with the next."""
+    engine: ChunkEngine = Target().open()
+    engine.apply([write(key(0), 0, b"x")])
+    engine.checkpoint()
+    closed: list[str] = []
+    engine.on_close(lambda: closed.append("lock"))
+
+    def full(*asked: object, **more: object) -> None:
+        raise Exception("IO error: No space left on device")
+
+    checkpoint = engine.checkpoint
+    monkeypatch.setattr(engine, "checkpoint", lambda: (checkpoint(), monkeypatch.setattr(engine.index, "write", full)))
+    assert status_of(engine.close) is Status.TARGET_OFFLINE
+    assert closed == ["lock"]
+
+
 def test_whole_chunk_replace_takes_any_version() -> None:
     """In a resync the predecessor's state wins whole."""
     engine: ChunkEngine = Target().open()
