@@ -238,10 +238,19 @@ class Handle(Reader):
         try:
             async with self.lock:  # a read in another thread still looks into the windows
                 self.stream.drop()
+            failure: StatusError | None = None
             if self.session:
-                await self._end_session(self.unwanted, answered=answered)
+                try:
+                    await self._end_session(self.unwanted, answered=answered)
+                except StatusError as lost:
+                    failure = lost  # of data: no reason to let others wait for the locks until this client is gone
             if self.file.locks or self.file.granted:
-                await locks.leave(self, last=self.file.handles == 1)
+                try:
+                    await locks.leave(self, last=self.file.handles == 1)
+                except StatusError as broken:
+                    failure = failure or broken
+            if failure is not None:
+                raise failure
         except Exception:
             await self._leave()
             raise

@@ -189,11 +189,20 @@ async def find(handle: Reader, span: Span, type_: int) -> LockInfo | None:
 
 async def leave(handle: Reader, *, last: bool) -> None:
     """Before a handle closes: its flock goes, and, as POSIX wants it, every byte-range lock of this process on the file, through whichever
-    handle it was taken. `last`: no other handle of the file is open here, so that nobody is left to give back the rest."""
+    handle it was taken. `last`: no other handle of the file is open here, so that nobody is left to give back the rest. Raises the first
+    error, after it has tried all, unless nobody answers."""
     file = handle.file
+    failure: StatusError | None = None
     for kind, owner in {**file.locks, **{(POSIX, owner): None for owner in file.granted}}:
         if last or (kind, owner) in ((FLOCK, handle.number), (POSIX, THIS_PROCESS)):
-            await give(handle, Span(kind, owner))
+            try:
+                await give(handle, Span(kind, owner))
+            except StatusError as broken:
+                failure = failure or broken
+                if broken.status is Status.DEADLINE:
+                    break
+    if failure is not None:
+        raise failure
 
 
 def _request(file: Inode, span: Span, type_: int, pid: int) -> LockRequest:

@@ -20,6 +20,7 @@ from emberfs.meta import keys
 from emberfs.meta.namespace import locks
 from emberfs.meta.namespace.check import check
 from emberfs.proto.drivers.aio import AioEnvironment
+from emberfs.proto.errors import Status, error
 
 from .world import World
 
@@ -104,6 +105,40 @@ def test_closing_gives_locks_back_as_posix_says(world: World) -> None:
         assert [held.owner for held in table(world, b.handle.file.id)] == [0]
         assert b.test_lock(0, 0) is None
     assert table(world, b.handle.file.id) == ()
+
+
+@pytest.mark.parametrize("kind", ["flock", "range"])
+def test_a_close_that_reports_lost_data_gives_locks_back(world: World, kind: str) -> None:
+    first, second = world.quiet(), world.client()
+    file = first.open("/f", "wb")
+    file.flock("exclusive") if kind == "flock" else file.lock()
+    file.write(b"a" * 5000)
+    world.storage.statuses.append(Status.NO_SPACE)
+    with pytest.raises(OSError, match="no space"):
+        file.close()
+    with second.open("/f", "r+b") as other:
+        other.flock("exclusive", blocking=False)
+        other.lock(blocking=False)
+
+
+def test_one_lock_that_cannot_be_given_back_keeps_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = world.quiet(), world.client()
+    file = first.open("/f", "wb")
+    file.flock("exclusive")
+    file.lock()
+    give, given = world.namespace.locking.lock, []
+
+    async def once(*args: Any) -> Any:
+        given.append(args)
+        if len(given) == 1:
+            raise error(Status.IO_ERROR, "its disk is broken")
+        return await give(*args)
+
+    monkeypatch.setattr(world.namespace.locking, "lock", once)
+    with pytest.raises(OSError, match="broken"):
+        file.close()
+    with second.open("/f", "r+b") as other:
+        other.lock(blocking=False)
 
 
 def test_a_deadlock_is_told(world: World) -> None:
