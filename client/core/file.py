@@ -232,7 +232,8 @@ class Handle(Reader):
             # Inherited over a fork, or from before the lease ran out: nothing of it is ours to settle any more.
             self.core.handles.discard(self)
             self.file.cluster.forget_lookahead(self.stream)
-            self._raise_error()
+            if self.can_write and (lost := self._take_failure()) is not None:
+                raise lost
             return
         self.unwanted = self.unwanted or discard
         try:
@@ -242,8 +243,8 @@ class Handle(Reader):
             if self.session:
                 try:
                     await self._end_session(self.unwanted, answered=answered)
-                except StatusError as lost:
-                    failure = lost  # of data: no reason to let others wait for the locks until this client is gone
+                except StatusError as broken:
+                    failure = broken  # of data: no reason to let others wait for the locks until this client is gone
             if self.file.locks or self.file.granted:
                 try:
                     await locks.leave(self, last=self.file.handles == 1)

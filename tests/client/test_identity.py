@@ -40,6 +40,20 @@ def test_dirty_data_is_lost_and_said_once_everything_else_goes_on(world: World) 
     assert client.read_bytes("/dirty") == b"settled!"
 
 
+def test_every_handle_hears_at_its_close_that_data_was_lost(world: World) -> None:
+    """Whoever of them is told first: the others wrote as well."""
+    client = world.quiet()
+    first, second, reader = client.open("/f", "wb"), client.open("/f", "r+b"), client.open("/f")
+    first.write(b"lost")
+    second.pwrite(b"as well", 100)
+    drive(client.core.lose_lease(client.core.lease))
+    reader.close()  # it has lost nothing
+    for file in (first, second):
+        with pytest.raises(StatusError) as ended:
+            file.close()
+        assert ended.value.status is Status.SESSION_ENDED
+
+
 def test_a_session_that_the_server_ended_is_noticed(world: World) -> None:
     client = world.quiet()
     file = client.open("/f", "wb")
