@@ -25,7 +25,8 @@ class EmberFile(AbstractBufferedFile):  # type: ignore[misc]
 
     It is an `AbstractBufferedFile` because consumers ask for that (`blocksize`, `loc`, `size`, `cache`, `_fetch_range`); a fsspec cache is
     used only where one is named (`cache_type="parts"` of `fsspec.parquet`). `flush` makes writes visible to others, `fsync` durable.
-    With `autocommit=False` the file has no name until `commit`; `discard`, an exception in its `with` block and garbage collection drop it.
+    With `autocommit=False` what mode "wb", "xb" or "ab" makes has no name until `commit`; `discard`, an exception in its `with` block and
+    garbage collection drop it. Modes "rb" and "r+b" are no part of that, as everywhere in fsspec.
     """
 
     def __init__(
@@ -43,7 +44,8 @@ class EmberFile(AbstractBufferedFile):  # type: ignore[misc]
         self.closed = True  # until the open below succeeded: __del__ closes
         self.fs, self.path, self.mode = fs, path, mode
         self.blocksize = self.DEFAULT_BLOCK_SIZE if block_size in ("default", None) else block_size
-        self.autocommit = autocommit or mode == "rb"
+        kind = parse_mode(mode).binary[0]
+        self.autocommit = autocommit or kind == "r"
         self.kwargs = options
         self._details: Any = None
         known = {name: options[name] for name in ("chunk_size", "stripe", "parents") if name in options}
@@ -51,9 +53,11 @@ class EmberFile(AbstractBufferedFile):  # type: ignore[misc]
         if self.autocommit:
             self.file = fs.client.open(path, mode, **known)
         else:
-            if mode[0] == "x" and fs.lexists(path):
+            if kind == "x" and fs.lexists(path):
                 raise FileExistsError(17, "the name exists", path)
             self.file = fs.client.open(fs._parent(path), "w+b", unnamed=True, **known)
+            if kind == "a":
+                self._begin_with(path)
         self.closed = False
         self._sought: dict[int, tuple[int, int]] = {}  # thread -> (where its next read begins, `_turns` then)
         self._turns = 0  # reads by a thread that had not sought: they end every thread's own place
@@ -63,6 +67,18 @@ class EmberFile(AbstractBufferedFile):  # type: ignore[misc]
 
             self.cache = caches[cache_type](self.blocksize, self._fetch_range, self.size, **(cache_options or {}))
             self._cached_loc = 0
+
+    def _begin_with(self, path: str) -> None:
+        """Go on behind what the name has now, if anything: the new file replaces it."""
+        try:
+            with self.fs.client.open(path) as old:
+                self.file.copy_from(old, 0, 0, old.size)
+                self.file.seek(0, 2)
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            self.file.discard()
+            raise
 
     # --- what it is -------------------------------------------------------------------------------------------------
 
@@ -205,7 +221,7 @@ class EmberFile(AbstractBufferedFile):  # type: ignore[misc]
         """Give the file its name, replacing what is there (mode "xb": failing with FileExistsError then)."""
         if not self.autocommit:
             self.closed = True
-            self.fs.client.publish([self.file], [self.path], exclusive=self.mode[0] == "x")
+            self.fs.client.publish([self.file], [self.path], exclusive="x" in self.mode)
 
     def discard(self) -> None:
         """Drop a file that was never committed."""
@@ -283,11 +299,12 @@ class EmberTransaction(Transaction):  # type: ignore[misc]
     """Files written inside `with fs.transaction:` appear together, in one transaction of the metadata server, or not at all."""
 
     def complete(self, commit: bool = True) -> None:
-        files: list[EmberFile] = list(self.files)
+        # Without those that were dropped on their own, as after an exception in their `with` blocks.
+        files: list[EmberFile] = [file for file in self.files if not file.file.closed]
         self.files.clear()
         try:
             if commit and files:
-                exclusive = any(file.mode[0] == "x" for file in files)
+                exclusive = any("x" in file.mode for file in files)
                 for file in files:
                     file.closed = True
                 self.fs.client.publish([f.file for f in files], [f.path for f in files], exclusive=exclusive)

@@ -248,6 +248,34 @@ class TestTransactions:
             assert fs.cat_file(f"{root}/a") == b"old"
         assert fs.cat_file(f"{root}/a") == b"new"
 
+    def test_appending_keeps_what_was_there(self, fs, root):
+        fs.pipe_file(f"{root}/a", b"old")
+        with fs.transaction:
+            for name in ("a", "b"):
+                with fs.open(f"{root}/{name}", "ab") as file:
+                    file.write(b"new")
+            assert fs.cat_file(f"{root}/a") == b"old"
+        assert fs.cat_file(f"{root}/a") == b"oldnew"
+        assert fs.cat_file(f"{root}/b") == b"new"
+
+    @pytest.mark.parametrize("mode", ["r+b", "rb+", "br"])
+    def test_what_exists_is_read_and_written_in_place(self, fs, root, mode):
+        """fsspec does not count these modes among a transaction's files: nobody would commit them."""
+        fs.pipe_file(f"{root}/a", b"old")
+        with fs.transaction, fs.open(f"{root}/a", mode) as file:
+            assert file.read() == b"old"
+            if "+" in mode:
+                file.write(b"new")
+        assert fs.cat_file(f"{root}/a") == (b"oldnew" if "+" in mode else b"old")
+
+    def test_a_file_that_was_dropped_keeps_no_other_from_its_name(self, fs, root):
+        with fs.transaction:
+            with pytest.raises(ZeroDivisionError), fs.open(f"{root}/a", "wb") as file:
+                raise ZeroDivisionError
+            with fs.open(f"{root}/b", "wb") as file:
+                file.write(b"1")
+        assert fs.ls(root, detail=False) == [f"{root}/b"]
+
     def test_one_file_that_cannot_be_named_names_none(self, fs, root):
         fs.mkdir(f"{root}/d")
         with pytest.raises(OSError), fs.transaction:
