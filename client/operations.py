@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ..proto.errors import Status, StatusError, error
@@ -165,14 +165,24 @@ async def rm_file(core: Core, path: str) -> None:
 
 
 async def rm(core: Core, paths: Sequence[str], recursive: bool) -> None:
-    """Remove each path; whole trees are one request each, freed by the server in the background."""
-    for path in paths:
+    """Remove each path; whole trees are one request each, freed by the server in the background. What lies in a tree that is named as well
+    (as by "**") goes with that."""
+    gone: set[str] = set()
+    for path in sorted(paths):  # what lies in a tree comes after it
         if path == "/":
             raise error(Status.NOT_PERMITTED, "the root directory cannot be removed")
         if recursive:
-            await core.remove_tree(path)
+            if not gone.intersection(_above(path)):
+                await core.remove_tree(path)
+                gone.add(path)
         else:
             await core.unlink(path)
+
+
+def _above(path: str) -> Iterator[str]:
+    """The directories on the way to a path."""
+    while path := path.rpartition("/")[0]:
+        yield path
 
 
 async def cp_file(core: Core, source: str, target: str, auto_mkdir: bool) -> None:

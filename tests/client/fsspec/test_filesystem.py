@@ -101,6 +101,15 @@ class TestTree:
         fs.rm(f"{root}/t", recursive=True)
         assert not fs.exists(f"{root}/t")
 
+    @pytest.mark.parametrize("named", ["/t/**", ["/t", "/t/d/e", "/t-", "/t/f"]])
+    def test_rm_of_trees_within_trees(self, fs, root, named):
+        fs.makedirs(f"{root}/t/d/e")
+        for name in ("t/f", "t/d/g", "t/d/e/h", "t-"):
+            fs.pipe_file(f"{root}/{name}", b"1")
+        fs.rm(root + named if isinstance(named, str) else [root + name for name in named], recursive=True)
+        assert fs.find(f"{root}/t") == []
+        assert fs.exists(f"{root}/t-") == isinstance(named, str)
+
     def test_the_root_is_not_removed(self, fs):
         with pytest.raises(PermissionError):
             fs.rm("/", recursive=True)
