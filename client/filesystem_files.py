@@ -236,8 +236,9 @@ class EmberFile(AbstractBufferedFile):  # type: ignore[misc]
             self.close()
 
     def __del__(self) -> None:
-        if not self.closed:
-            self.close() if self.autocommit else self.discard()
+        # No work here, as in the client's own `File`, which comes next and has the keeper close it.
+        if not self.closed and not self.autocommit:
+            self.file.handle.unwanted = True
 
     def __reduce__(self) -> Any:
         if self.mode != "rb":
@@ -292,7 +293,8 @@ class EmberAsyncFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
             await self.handle.close()
 
     def __del__(self) -> None:
-        """Closing needs the loop: a file that was never closed is settled when the client's session ends."""
+        if not self.closed:
+            self.handle.core.orphans.append(self.handle)  # the keeper closes it
 
 
 class EmberTransaction(Transaction):  # type: ignore[misc]
