@@ -50,6 +50,7 @@ async def _read_all(
     """The bytes or the error of each range of files that are open."""
     results: list[bytes | StatusError] = [b""] * len(ranges)
     wanted: list[tuple[int, Inode, int, int]] = []  # (result, file, offset, length)
+    limit = min(PLAN_BYTES_MAX, core.options.memory // 8)
     for i, (path, start, end) in enumerate(ranges):
         file = files[path]
         if isinstance(file, StatusError):
@@ -59,12 +60,14 @@ async def _read_all(
         small = await _small(file, path, first, last) if file.inlined else None
         if small is not None:
             results[i] = small
+        elif last - first > limit:
+            results[i] = await _read_long(core, file, first, last, limit)
         elif first < last:  # in chunks, perhaps only since it was opened
             wanted.append((i, file, first, last - first))
     plan: list[tuple[int, Inode, int, int]] = []
     size = 0
     for row in wanted:
-        if plan and size + row[3] > min(PLAN_BYTES_MAX, core.options.memory // 8):
+        if plan and size + row[3] > limit:
             await _read_plan(core, plan, results)
             plan, size = [], 0
         plan.append(row)
@@ -72,6 +75,18 @@ async def _read_all(
     if plan:
         await _read_plan(core, plan, results)
     return results
+
+
+async def _read_long(core: Core, file: Inode, first: int, last: int, limit: int) -> bytes | StatusError:
+    """The bytes of one range that is longer than a plan may be, or its error."""
+    output = io.BytesIO()
+    for offset in range(first, last, limit):
+        part: list[bytes | StatusError] = [b""]
+        await _read_plan(core, [(0, file, offset, min(limit, last - offset))], part)
+        if isinstance(part[0], StatusError):
+            return part[0]
+        output.write(part[0])
+    return output.getvalue()
 
 
 async def _small(file: Inode, path: PathLike, first: int, last: int) -> bytes | StatusError | None:

@@ -184,8 +184,10 @@ class Reader:
         await self._arrived(min(offsets), end)
         views: list[memoryview] = []
         position = begin = 0
-        for end in _cuts(lengths, min(BATCH_BYTES_MAX, self.core.options.memory // 8)):
-            position = await self._batch(offsets[begin:end], lengths[begin:end], view, position, views)
+        limit = min(BATCH_BYTES_MAX, self.core.options.memory // 8)
+        for end in _cuts(lengths, limit):
+            read = self._batch if max(lengths[begin:end]) <= limit else self._long
+            position = await read(offsets[begin:end], lengths[begin:end], view, position, views)
             begin = end
         return views
 
@@ -212,6 +214,17 @@ class Reader:
             pieces = [piece[: self._there(offset, length)] for piece, offset, length in places]
         views += pieces
         return end
+
+    async def _long(
+        self, offsets: list[int], lengths: list[int], view: memoryview, position: int, views: list[memoryview]
+    ) -> int:
+        """As `_batch`, of ranges that our buffers need not be able to hold: one after the other, a part at a time."""
+        for offset, length in zip(offsets, lengths, strict=True):
+            piece = view[position : position + length]
+            await self._pread(Into(piece), offset, length)
+            views.append(piece[: self._there(offset, length)])
+            position += length
+        return position
 
     async def _small_batch(
         self, offsets: list[int], lengths: list[int], view: memoryview, views: list[memoryview]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import threading
 
@@ -158,6 +159,16 @@ def test_ranges_of_many_files_in_one_plan(world: World) -> None:
     assert got[:-2] == [files[path][start:end] for path, start, end in asked]
     assert isinstance(got[-2], FileNotFoundError) and isinstance(got[-1], IsADirectoryError)
     assert world.storage.requests == ["read"]
+
+
+def test_ranges_that_are_longer_than_the_memory(world: World) -> None:
+    client = world.client(memory=16 << 20, timeout=10.0)
+    data = os.urandom(1 << 20) * 24
+    client.write_bytes("/f", data)
+    assert client.read_ranges([("/f", 5, None), ("/f", -3, None), ("/none", 0, 1)])[:2] == [data[5:], data[-3:]]
+    with client.open("/f") as file:
+        views = file.preadv_batch([(7, 0), (3, 20 << 20), ((24 << 20) - 1, 10), (0, 100)])
+        assert [bytes(view) for view in views] == [b"", data[3 : (20 << 20) + 3], data[-1:], data[:100]]
 
 
 def test_appends_of_handles_and_clients_follow_each_other(world: World) -> None:
