@@ -40,6 +40,11 @@ class ChunkUpdate:
     def chain(self) -> int:
         return self.file.chains[self.index % len(self.file.chains)]
 
+    @property
+    def extent(self) -> tuple[int, int]:
+        """The bytes of the file [begin, end) that it may change."""
+        return self.index * self.file.chunk_size, (self.index + 1) * self.file.chunk_size
+
     def __str__(self) -> str:
         return f"chunk {ChunkId(0, self.file.id, self.index)} (chain {self.chain})"
 
@@ -254,13 +259,13 @@ class UpdateBatch(Generic[_Update]):
             except StatusError as final:
                 if final.status is Status.SESSION_ENDED:
                     self.lease.end()
-                update.file.fail(final)
+                update.file.fail(final, update.extent)
         if wait is not None:
             try:
                 await patience.again(wait)
             except StatusError as final:
                 for update in again:
-                    update.file.fail(final)
+                    update.file.fail(final, update.extent)
                 return []
         return again
 

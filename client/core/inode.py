@@ -78,6 +78,7 @@ class Inode:
         "length_max",
         "lock",
         "locks",
+        "lost",
         "mtime_set",
         "only_times",
         "readers",
@@ -133,13 +134,13 @@ class Inode:
         self.unsettled_since = 0.0  # on the environment's clock
         # Of what is unsettled, by the wall clock: mtime is when the last write here was, whenever it is settled, or what it was set to
         # since.
-        self.written_ns = 0
+        self.written_ns = self.ctime_ns = 0
         self.mtime_set = False
         self.atime_set_ns: int | None = None  # what atime was set to
-        self.ctime_ns = 0
         self.only_times = False  # nothing was written
         self.synced = False  # nothing was written since the last fsync; before the first one nobody knows, the file was closed before
         self.error: StatusError | None = None  # of data written in the background, and nobody has been told yet
+        self.lost = (0, 0)  # from where to where such data was, at most
         self.failure: StatusError | None = None  # the same, the last one, for those who have the file open as well
         self.failures = 0  # how many there were
         self.stale_end = 0  # end of what was written after a truncate that this inode has not heard of yet,
@@ -292,16 +293,24 @@ class Inode:
         """Where the written data ends, as the server is told: only as far as it arrived, if some did not."""
         return self.arrived_end if self.failed else self.written_end
 
-    def fail(self, failure: StatusError) -> None:
-        """Note that data written in the background was lost; the first reason is the one that is reported."""
+    def fail(self, failure: StatusError, extent: tuple[int, int] | None = None) -> None:
+        """Note that data written in the background was lost, in this range if that is known; the first reason is the one that is
+        reported."""
         self.failed = True
+        if extent is not None:
+            begin, end = extent if self.error is None or not self.lost[1] else self.lost
+            self.lost = min(begin, extent[0]), max(end, extent[1])
         self.error = self.failure = self.error or failure
         self.failures += 1
 
     def take_error(self) -> StatusError | None:
         """The error of background writes, handed out once."""
-        failure, self.error = self.error, None
+        failure, self.error, self.lost = self.error, None, (0, 0)
         return failure
+
+    def lost_in(self, offset: int, end: int) -> StatusError | None:
+        """Why bytes of [offset, end) are not what was written here, as long as nobody has been told."""
+        return self.error if self.error is not None and offset < self.lost[1] and end > self.lost[0] else None
 
     def note_lock(self, kind: int, owner: int, start: int, end: int, type_: int | None) -> None:
         """What an owner holds in this range from now on; None: nothing."""

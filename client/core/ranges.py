@@ -57,6 +57,10 @@ async def _read_all(
             results[i] = file
             continue
         first, last, _ = slice(start, end).indices(file.length)
+        shared = core.inodes.get(file.id)
+        if shared is not None and (failure := shared.lost_in(first, last)) is not None:
+            results[i] = with_path(failure, path)
+            continue
         small = await _small(file, path, first, last) if file.inlined else None
         if small is not None:
             results[i] = small

@@ -151,6 +151,7 @@ class Reader:
         """Bytes that were written here and have not arrived, if they lie in one piece; otherwise they have to arrive first."""
         write_back = self.file.write_back
         if write_back is None or not write_back.overlaps(offset, offset + count):
+            await self._arrived(offset, offset + count)
             return False
         async with self.file.lock:
             view = write_back.covering(offset, offset + count) if self.file.error is None else None
@@ -319,6 +320,8 @@ class Reader:
                 await write_back.empty()
             if self.file.error is not None:
                 raise self.file.error
+        if (failure := self.file.lost_in(offset, end)) is not None:
+            raise failure
 
     async def data_from(self, offset: int) -> int:
         """Where data begins at or behind `offset`, as SEEK_DATA of lseek(2); the position stays. Raises NO_DEVICE (ENXIO)."""

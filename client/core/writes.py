@@ -33,6 +33,10 @@ class Update(ChunkUpdate):
         """Where it ends in the file, in bytes."""
         return self.index * self.file.chunk_size + self.offset + self.source.length
 
+    @property
+    def extent(self) -> tuple[int, int]:
+        return self.end - self.source.length, self.end
+
 
 class WriteBatch(UpdateBatch[Update]):
     """New bytes for several chunks."""

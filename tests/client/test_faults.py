@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from emberfs.client.blocking import Client
+from emberfs.proto.env import drive
 from emberfs.proto.errors import Status, StatusError, error
 from emberfs.proto.rpc import Identity, PeerInfo
 
@@ -121,6 +122,29 @@ def test_an_error_of_write_back_is_reported_once(world: World) -> None:
     file.flush()
     file.close()
     assert client.read_bytes("/f") == b"a" * 10, "the length says what arrived"
+
+
+def test_what_was_lost_in_the_background_is_not_read_as_it_was_before(world: World) -> None:
+    """Until somebody was told: whoever reads it would take the old bytes for those that were written."""
+    client = world.quiet()
+    client.write_bytes("/f", b"o" * 9000)
+    file = client.open("/f", "r+b")
+    file.pwrite(b"n" * 5000, 2000)
+    world.storage.statuses.append(Status.NO_SPACE)
+    drive(client.core.keeper._flush_old(client.core.env.now()))
+    assert not file.handle.file.unsettled
+    with client.open("/f") as other:
+        for read in (file, other):
+            with pytest.raises(OSError, match="no space"):
+                read.pread(10, 1995)
+            assert read.pread(2000, 0) == b"o" * 2000
+            assert read.preadv_batch([(7000, 10)]) == [b"o" * 10]
+    lost, fine = client.read_ranges([("/f", 6000, 8000), ("/f", 7000, 8000)])
+    assert isinstance(lost, StatusError) and lost.status is Status.NO_SPACE
+    assert fine == b"o" * 1000
+    with pytest.raises(OSError, match="no space"):
+        file.close()
+    assert client.read_bytes("/f") == b"o" * 9000
 
 
 def test_a_long_write_ends_with_the_first_error_of_what_it_wrote_before(world: World) -> None:
