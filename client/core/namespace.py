@@ -20,6 +20,7 @@ from ...proto.gen.meta_pb2 import (
     LinkRequest,
     ListXattrsRequest,
     NewEntry,
+    Place,
     ReadDirectoryReply,
     ReadDirectoryRequest,
     RemoveReply,
@@ -99,9 +100,7 @@ class Namespace(Keeping):
         return self.seen(found)
 
     async def stat_many(self, paths: Iterable[PathLike], *, follow: bool = True) -> list[Stat | StatusError]:
-        given = list(paths)
-        requests = [StatRequest(places=[place(p) for p in part], follow=follow) for part in batches(given)]
-        replies = await self._batches(META.Stat, requests, given)
+        replies = await self._batches(META.Stat, paths, lambda places: StatRequest(places=places, follow=follow))
         return [self.seen(stat_of(a)) if isinstance(a, Attributes) else a for a in replies]
 
     def seen(self, stat: Stat) -> Stat:
@@ -208,15 +207,13 @@ class Namespace(Keeping):
         return stat_of(reply.attributes[0])
 
     async def create_many(self, paths: Iterable[PathLike], mode: int = 0o666) -> list[Stat | StatusError]:
-        given, bits = list(paths), mode & 0o7777
-        requests = [
-            CreateRequest(
-                entries=[NewEntry(place=place(p), type=common_pb2.FILE_TYPE_REGULAR, mode=bits) for p in part],
-                umask=self.umask,
-            )
-            for part in batches(given)
-        ]
-        replies = await self._batches(META.Create, requests, given)
+        bits = mode & 0o7777
+
+        def build(places: Sequence[Place]) -> CreateRequest:
+            entries = [NewEntry(place=where, type=common_pb2.FILE_TYPE_REGULAR, mode=bits) for where in places]
+            return CreateRequest(entries=entries, umask=self.umask)
+
+        replies = await self._batches(META.Create, paths, build)
         return [stat_of(a) if isinstance(a, Attributes) else a for a in replies]
 
     async def rmdir(self, path: PathLike) -> Stat:
@@ -242,12 +239,10 @@ class Namespace(Keeping):
         return reply
 
     async def unlink_many(self, paths: Iterable[PathLike]) -> list[StatusError | None]:
-        given = list(paths)
-        requests = [RemoveRequest(places=[place(p) for p in part], kind=REMOVE_KIND_UNLINK) for part in batches(given)]
-        return [
-            found if isinstance(found, StatusError) else None
-            for found in await self._batches(META.Remove, requests, given)
-        ]
+        replies = await self._batches(
+            META.Remove, paths, lambda places: RemoveRequest(places=places, kind=REMOVE_KIND_UNLINK)
+        )
+        return [found if isinstance(found, StatusError) else None for found in replies]
 
     async def rename(self, source: PathLike, target: PathLike, *, replace: bool = True, exchange: bool = False) -> Stat:
         """Move a name; the attributes of what has moved."""
@@ -382,19 +377,28 @@ class Namespace(Keeping):
         except StatusError as failure:
             raise with_path(failure, path) from None
 
-    async def _batches(self, method: Any, requests: list[Any], paths: Sequence[PathLike]) -> list[Any]:
+    async def _batches(
+        self, method: Any, paths: Iterable[PathLike], build: Callable[[Sequence[Place]], Any]
+    ) -> list[Any]:
         """Send batches one after the other; per path its attributes (True where the reply has none) or its error."""
-        results: list[Any] = []
-        for request in requests:
+        given = list(paths)
+        results: list[Any] = [place_or_error(path) for path in given]
+        sent = [row for row, where in enumerate(results) if isinstance(where, Place)]
+        for rows in batches(sent):
+            request = build([results[row] for row in rows])
             reply = await (self._ask if method is META.Stat else self._change)(method, request)
-            first = len(results)
             found = reply.attributes if method is not META.Remove else None
-            for i, status in enumerate(reply.statuses):
-                if status:
-                    results.append(failed(status, paths[first + i]))
-                else:
-                    results.append(True if found is None else found[i])
+            for i, (row, status) in enumerate(zip(rows, reply.statuses, strict=True)):
+                results[row] = failed(status, given[row]) if status else True if found is None else found[i]
         return results
+
+
+def place_or_error(path: PathLike) -> Place | StatusError:
+    """Where a path is; of many, one that can be none must not keep the others from their answers."""
+    try:
+        return place(path)
+    except StatusError as failure:
+        return failure
 
 
 def batches(items: Sequence[Any]) -> list[Sequence[Any]]:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from ...proto.errors import Status, StatusError
 from ...proto.gen import common_pb2
-from ...proto.gen.meta_pb2 import OpenRequest
+from ...proto.gen.meta_pb2 import OpenRequest, Place
 from ...proto.rpc import META
 from .columns import Columns, columns_of
 from .holes import check_holes
 from .inode import Inode
-from .namespace import failed, with_path
+from .namespace import failed, place_or_error, with_path
 from .options import O_RDONLY
-from .paths import PathLike, place
+from .paths import PathLike
 from .reads import Fetch
 
 if TYPE_CHECKING:
@@ -105,9 +105,17 @@ async def _small(file: Inode, path: PathLike, first: int, last: int) -> bytes | 
 async def _open_all(core: Core, paths: list[PathLike]) -> dict[PathLike, Inode | StatusError]:
     """A readable inode per path, or why there is none."""
     found: dict[PathLike, Inode | StatusError] = {}
-    for begin in range(0, len(paths), OPENS_IN_FLIGHT_MAX):
-        part = paths[begin : begin + OPENS_IN_FLIGHT_MAX]
-        requests = [OpenRequest(place=place(path), flags=O_RDONLY) for path in part]
+    places: dict[PathLike, Place] = {}
+    for path in paths:
+        where = place_or_error(path)
+        if isinstance(where, StatusError):
+            found[path] = where
+        else:
+            places[path] = where
+    left = list(places)
+    for begin in range(0, len(left), OPENS_IN_FLIGHT_MAX):
+        part = left[begin : begin + OPENS_IN_FLIGHT_MAX]
+        requests = [OpenRequest(place=places[path], flags=O_RDONLY) for path in part]
         replies = await core.cluster.meta_many(META.Open, requests)
         for path, reply in zip(part, replies, strict=True):
             found[path] = await _opened(core, path, reply)

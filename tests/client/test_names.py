@@ -52,6 +52,20 @@ def test_batches_say_per_name_what_became_of_it(client: Client) -> None:
     assert gone[0] is None and isinstance(gone[1], FileNotFoundError) and gone[2] is None
 
 
+@pytest.mark.parametrize("bad", ["/a\0b", "relative", "/" + "d/" * 2048, "/\ud800"])
+def test_what_can_be_no_path_keeps_no_other_from_its_answer(client: Client, bad: str) -> None:
+    client.write_bytes("/f", b"12345")
+    for many in (client.stat_many, client.create_many, client.unlink_many):
+        first, wrong, last = many([f"/{many.__name__}", bad, "/f"])
+        assert isinstance(wrong, StatusError)
+        if many == client.stat_many:
+            assert isinstance(first, StatusError) and last.size == 5
+            assert client.read_ranges([("/f", 0, 2), (bad, 0, 1), ("/f", -2, None)])[::2] == [b"12", b"45"]
+        elif many == client.create_many:
+            assert first.size == 0 and isinstance(last, FileExistsError)
+    assert last is None and not client.exists("/f")
+
+
 def test_attributes_change(client: Client) -> None:
     client.write_bytes("/f", b"x" * 10)
     client.chmod("/f", 0o4711)
