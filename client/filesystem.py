@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
@@ -56,8 +55,6 @@ class EmberFileSystem(AsyncFileSystem):  # type: ignore[misc]
         super().__init__(**options)
         self.host = host
         self.auto_mkdir = auto_mkdir
-        self._lock = threading.Lock()
-        self._blocking: Client | None = None
         self._aio: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AioClient] = weakref.WeakKeyDictionary()
 
     # --- connections ------------------------------------------------------------------------------------------------
@@ -65,13 +62,16 @@ class EmberFileSystem(AsyncFileSystem):  # type: ignore[misc]
     @property
     def client(self) -> Client:
         """The blocking client behind this instance, connected on first use."""
-        if self._blocking is None:
+        found: Client | None = self.__dict__.get("_blocking")
+        if found is None:
             from .blocking import connect
 
-            with self._lock:
-                if self._blocking is None:
-                    self._blocking = connect(f"ember://{self.host}/")
-        return self._blocking
+            # Without a lock: connecting may take long, and a child that is forked meanwhile would wait for it for ever.
+            connected = connect(f"ember://{self.host}/")
+            found = self.__dict__.setdefault("_blocking", connected)
+            if found is not connected:
+                connected.close()  # another thread was faster
+        return found
 
     async def _core(self) -> Core:
         """The asyncio core of the running loop, connected on first use."""

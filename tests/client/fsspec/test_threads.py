@@ -2,11 +2,16 @@
 
 import os
 import random
+import signal
+import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
+
+from emberfs.client import blocking
+from emberfs.client.filesystem import EmberFileSystem
 
 
 @pytest.fixture
@@ -51,3 +56,37 @@ def test_a_thread_that_did_not_seek_reads_on(fs, root):
         assert file.tell() == 50 and file.read(5) == bytes(range(50, 55))
         file.seek(-5, 1)
         assert file.read(1) == bytes([50])
+
+
+class Connected:
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_child_that_is_forked_while_a_thread_connects(monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def connect(url):
+        begun.set()
+        assert go_on.wait(30)
+        return Connected()
+
+    monkeypatch.setattr(blocking, "connect", connect)
+    fs = EmberFileSystem(skip_instance_cache=True)
+    with ThreadPoolExecutor(2) as pool:
+        clients = [pool.submit(lambda: fs.client) for _ in range(2)]
+        assert begun.wait(30)
+        if (pid := os.fork()) == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(10)  # ends a child that waits for what only its parent's threads would do
+            blocking.connect = lambda url: Connected()
+            try:
+                os._exit(not isinstance(fs.client, Connected))
+            finally:
+                os._exit(2)
+        assert os.waitpid(pid, 0)[1] == 0
+        go_on.set()
+    assert {client.result() for client in clients} == {fs.client}
+    assert not fs.client.closed
