@@ -199,7 +199,7 @@ async def mv(core: Core, source: str, target: str, auto_mkdir: bool) -> None:
     """Rename a file or directory, atomically; onto an existing directory it moves into it, as `mv` does."""
     if source == target:
         return
-    if await type_is(core, target, "directory") and not await type_is(core, source, "directory"):
+    if await type_is(core, target, "directory"):
         target = posixpath.join(target, posixpath.basename(source))
     await with_parents(core, target, auto_mkdir, lambda: core.rename(source, target))
 

@@ -74,6 +74,16 @@ class TestTree:
         fs.mv(f"{root}/y", f"{root}/moved")  # onto a directory: into it
         assert fs.cat_file(f"{root}/moved/y") == b"new"
 
+    @pytest.mark.parametrize("empty", [True, False])
+    def test_mv_of_a_directory_onto_one_moves_into_it(self, fs, root, empty):
+        fs.makedirs(f"{root}/target")
+        if not empty:
+            fs.pipe_file(f"{root}/target/there", b"1")
+        fs.makedirs(f"{root}/tree/a")
+        fs.mv(f"{root}/tree", f"{root}/target", recursive=True)
+        assert fs.isdir(f"{root}/target/tree/a")
+        assert fs.exists(f"{root}/target/there") != empty
+
     def test_listings_are_never_stale(self, fs, root, cluster):
         other = fsspec.filesystem("ember", skip_instance_cache=True, **cluster.storage_options)
         assert fs.ls(root) == []
