@@ -168,6 +168,18 @@ class EmberFileSystem(AsyncFileSystem):  # type: ignore[misc]
         found = self._drive(ops.find, self._strip_protocol(path), maxdepth, withdirs)
         return found if detail else list(found)
 
+    # As os.walk: a symlink to a directory is listed, but only entered where the walk begins. Two that lead upwards would be entered
+    # 2**40 times. `below` reaches all calls that the base class makes of itself.
+
+    async def _walk(self, path: str, *args: Any, below: bool = False, **kwargs: Any) -> Any:
+        if not (below and await ops.type_is(await self._core(), self._strip_protocol(path), "symlink", follow=False)):
+            async for found in super()._walk(path, *args, below=True, **kwargs):
+                yield found
+
+    def walk(self, path: str, *args: Any, below: bool = False, **kwargs: Any) -> Any:
+        if not (below and self._drive(ops.type_is, self._strip_protocol(path), "symlink", follow=False)):
+            yield from super().walk(path, *args, below=True, **kwargs)
+
     async def _du(
         self, path: str, total: bool = True, maxdepth: int | None = None, withdirs: bool = False, **_: Any
     ) -> Any:

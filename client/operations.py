@@ -75,9 +75,9 @@ async def exists(core: Core, path: str, follow: bool = True) -> bool:
     return True
 
 
-async def type_is(core: Core, path: str, kind: str) -> bool:
+async def type_is(core: Core, path: str, kind: str, follow: bool = True) -> bool:
     try:
-        return bool((await core.stat(path)).type == kind)
+        return bool((await core.stat(path, follow=follow)).type == kind)
     except (FileNotFoundError, NotADirectoryError):
         return False
 

@@ -152,6 +152,16 @@ class TestTree:
         assert fs.info(f"{root}/dangling")["type"] == "link"
         assert fs.cat_file(f"{root}/soft") == b"12345"
 
+    def test_walk_lists_linked_directories_and_does_not_enter_them(self, fs, root):
+        fs.makedirs(f"{root}/d/e")
+        fs.pipe_file(f"{root}/d/e/file", b"1")
+        fs.symlink(f"{root}/d", f"{root}/d/e/up")
+        fs.symlink(root, f"{root}/d/e/top")
+        walked = [(path, sorted(dirs), files) for path, dirs, files in fs.walk(root)]
+        assert walked == [(root, ["d"], []), (f"{root}/d", ["e"], []), (f"{root}/d/e", ["top", "up"], ["file"])]
+        assert [path for path, _, _ in fs.walk(f"{root}/d/e/up", maxdepth=2)] == [f"{root}/d/e/up", f"{root}/d/e/up/e"]
+        assert [path for path, _, _ in fs.walk(root, topdown=False)] == [f"{root}/d/e", f"{root}/d", root]
+
     def test_times_and_keys(self, fs, root):
         fs.pipe_file(f"{root}/x", b"1")
         key = fs.ukey(f"{root}/x")
@@ -314,6 +324,9 @@ class TestAsynchronous:
         contents = await fs._cat_ranges([f"{root}/f{i}" for i in range(50)], 0, 2)
         assert contents == [bytes([i]) * 2 for i in range(50)]
         assert len(await fs._find(root)) == 50
+        await fs._makedirs(f"{root}/d/e")
+        await (await fs._core()).symlink(root, f"{root}/d/e/up")
+        assert [path async for path, _, _ in fs._walk(root)] == [root, f"{root}/d", f"{root}/d/e"]
         file = await fs.open_async(f"{root}/big", "wb")
         await file.write(b"x" * 3_000_000)
         await file.close()
