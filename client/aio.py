@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
+from ..proto.copying import bytes_of
 from ..proto.drivers.aio import AioEnvironment
 from ..proto.errors import StatusError
 from ..proto.gen.cluster_pb2 import StatusReply
@@ -238,7 +239,7 @@ class Client:
 
     async def read_many(self, ranges: Sequence[tuple[File, int, int]], buffer: Any = None) -> list[memoryview]:
         total = sum(length for _, _, length in ranges)
-        view = memoryview(bytearray(total) if buffer is None else buffer).cast("B")
+        view = bytes_of(bytearray(total) if buffer is None else buffer)
         return await read_many(self.core, [(file.handle, offset, length) for file, offset, length in ranges], view)
 
     async def shared_memory(self, size: int) -> SharedMemory:

@@ -16,6 +16,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+from ..proto.copying import bytes_of
 from ..proto.drivers.blocking import BlockingEnvironment
 from ..proto.env import drive
 from ..proto.errors import StatusError
@@ -297,7 +298,7 @@ class Client:
         Some are on their way while others are copied there; into `shared_memory` nothing is copied. Raises INVALID for a range that is
         not all there, REGION_DEAD for shared memory that is dead."""
         total = sum(length for _, _, length in ranges)
-        view = memoryview(bytearray(total) if buffer is None else buffer).cast("B")
+        view = bytes_of(bytearray(total) if buffer is None else buffer)
         return drive(read_many(self.core, [(file.handle, offset, length) for file, offset, length in ranges], view))
 
     def shared_memory(self, size: int) -> SharedMemory:

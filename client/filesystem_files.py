@@ -10,6 +10,7 @@ from fsspec.asyn import AbstractAsyncStreamedFile
 from fsspec.spec import AbstractBufferedFile
 from fsspec.transaction import Transaction
 
+from ..proto.copying import bytes_of
 from . import operations as ops
 from .core.options import parse_mode
 
@@ -174,7 +175,7 @@ class EmberFile(AbstractBufferedFile):  # type: ignore[misc]
             count = file.pread_into(b, place)
             self._move(place + count)
             return count
-        view = memoryview(b).cast("B")
+        view = bytes_of(b)
         data = self.read(view.nbytes)
         view[: len(data)] = data
         return len(data)

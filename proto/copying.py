@@ -1,9 +1,10 @@
-"""Copies of payload that let other threads work: one of some MiB takes a millisecond, and an assignment to a slice keeps the
-interpreter's lock for as long."""
+"""Payloads as bytes, and copies of them that let other threads work: one of some MiB takes a millisecond, and an assignment to a slice
+keeps the interpreter's lock for as long."""
 
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 ASIDE_BYTES_MIN = 1 << 20  # below, giving the lock away and getting it back may cost more than the copy
 
@@ -15,6 +16,13 @@ def copy(into: memoryview, data: memoryview | bytes) -> None:
         into[:] = data  # ctypes asks for memory that may be written, on both sides
     else:
         ctypes.memmove(address_of(into), address_of(data), len(data))
+
+
+def bytes_of(buffer: Any) -> memoryview:
+    """The bytes of any buffer in one row. Raises TypeError for what is none, or does not lie in one piece."""
+    view = memoryview(buffer)
+    # An array of no rows has several dimensions and cannot be cast.
+    return view.cast("B") if view.nbytes else memoryview(bytearray())
 
 
 def address_of(view: memoryview) -> int:

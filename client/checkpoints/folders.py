@@ -17,6 +17,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from ...proto.copying import bytes_of
 from ...proto.env import drive
 from ...proto.errors import Status, error
 from ..places import place_of
@@ -325,7 +326,7 @@ class LocalDraft:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def write(self, data: Any, offset: int) -> None:
-        view = memoryview(data).cast("B")
+        view = bytes_of(data)
         while len(view):  # the kernel takes at most 2 GiB at once
             count = os.pwrite(self._descriptor, view, offset)
             view, offset = view[count:], offset + count

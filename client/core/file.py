@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ...proto.copying import bytes_of
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.common_pb2 import Attributes
 from ...proto.gen.meta_pb2 import CloseReply, CloseRequest, Place, TruncateRequest
@@ -36,7 +37,7 @@ class Handle(Reader):
     async def write(self, data: Any) -> int:
         """Write at the position, or at the end in append mode; bytes written."""
         await self._ready(writing=True)
-        view = memoryview(data).cast("B")
+        view = bytes_of(data)
         async with self.lock:
             self.position = await self._write(view, self.position)
         return len(view)
@@ -44,14 +45,14 @@ class Handle(Reader):
     async def pwrite(self, data: Any, offset: int) -> int:
         """Write at `offset` (in append mode at the end); bytes written."""
         await self._ready(writing=True)
-        view = memoryview(data).cast("B")
+        view = bytes_of(data)
         await self._write(view, offset)
         return len(view)
 
     async def write_at(self, data: Any, offset: int, *, exact: bool = False) -> int:
         """Write at `offset`, or in append mode at the end unless it is to be `exact`; where it ended."""
         await self._ready(writing=True)
-        return await self._write(memoryview(data).cast("B"), offset, exact=exact)
+        return await self._write(bytes_of(data), offset, exact=exact)
 
     async def _write(self, view: memoryview, offset: int, *, exact: bool = False) -> int:
         """Write (`exact`: here, in append mode too); where it ended. Waits for buffers that other files hold."""

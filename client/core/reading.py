@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from operator import add
 from typing import TYPE_CHECKING, Any
 
+from ...proto.copying import bytes_of
 from ...proto.errors import Status, StatusError, error
 from ...proto.gen.meta_pb2 import OpenRequest, Place
 from ...proto.rpc import META
@@ -100,7 +101,7 @@ class Reader:
         """Fill `buffer` from the position on; bytes read."""
         await self._ready(reading=True)
         async with self.lock:
-            view = memoryview(buffer).cast("B")
+            view = bytes_of(buffer)
             count = self._available(self.position, len(view))
             await self._read_to(Into(view), self.position, count)
             count = self._there(self.position, count)
@@ -118,7 +119,7 @@ class Reader:
     async def pread_into(self, buffer: Any, offset: int) -> int:
         """Fill `buffer` from `offset` on; bytes read."""
         await self._ready(reading=True)
-        view = memoryview(buffer).cast("B")
+        view = bytes_of(buffer)
         count = self._available(offset, len(view))
         await self._pread(Into(view), offset, count)
         return self._there(offset, count)
@@ -179,7 +180,7 @@ class Reader:
         if min(offsets) < 0 or min(lengths) < 0 or end > self.file.length:
             lengths = [self._available(offset, length) for offset, length in ranges]
         total = sum(lengths)
-        view = memoryview(bytearray(total) if buffer is None else buffer).cast("B")
+        view = bytes_of(bytearray(total) if buffer is None else buffer)
         if view.readonly or len(view) < total:
             raise error(Status.INVALID, f"the buffer must be writable and hold {total} bytes; it has {len(view)}")
         await self._arrived(min(offsets), end)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ...proto.copying import bytes_of
 from .index import Table
 from .store import Store
 
@@ -53,7 +54,7 @@ def _read_header(store: Store, path: str) -> tuple[Any, Any, int]:
 
 def write_ffrecord(store: Store, path: str, payloads: Sequence[Any] | Iterable[Any]) -> int:
     """Write such a file, for programs that read nothing else; how many samples. All of them are held in memory."""
-    samples = [memoryview(payload).cast("B") for payload in payloads]
+    samples = [bytes_of(payload) for payload in payloads]
     count = len(samples)
     checksums = np.array([zlib.crc32(sample) for sample in samples], "<u4")
     lengths = np.array([0, *(len(sample) for sample in samples[:-1])][:count], "<i8")

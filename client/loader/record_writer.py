@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from crc32c import crc32c
 
+from ...proto.copying import bytes_of
 from ...proto.errors import Status, error
 from .records import (
     COMMIT,
@@ -116,7 +117,7 @@ class RecordWriter(_Writer):
     def write(self, payload: Any) -> int:
         """Add a sample: any buffer. Its number in the shard. Raises ValueError for one that is too large."""
         self._require_whole()
-        view = memoryview(payload).cast("B")
+        view = bytes_of(payload)
         if len(view) > SAMPLE_BYTES_MAX:
             raise ValueError(f"a sample of {len(view)} bytes: at most {SAMPLE_BYTES_MAX}")
         self._pad(begins_at(self._position, len(view), first=not self._entries))

@@ -7,6 +7,7 @@ import os
 import random
 import threading
 
+import numpy as np
 import pytest
 
 from emberfs.client.blocking import Client, Stat
@@ -104,6 +105,18 @@ def test_modes_are_those_of_open(client: Client) -> None:
     for bad in ("", "rw", "z", "rbt", "rr"):
         with pytest.raises(ValueError, match="mode"):
             client.open("/f", bad)
+
+
+def test_arrays_are_buffers_whatever_their_shape(client: Client) -> None:
+    arrays = [np.arange(6, dtype=">i4").reshape(2, 3), np.zeros((0, 3)), np.array(7.5), np.zeros((2, 0), complex)]
+    with client.open("/f", "w+b") as file:
+        assert [file.write(array) for array in arrays] == [array.nbytes for array in arrays]
+        assert file.pwrite(arrays[1], 0) == 0
+        file.seek(0)
+        read = [np.ones_like(array) for array in arrays]
+        assert [file.readinto(array) for array in read] == [array.nbytes for array in arrays]
+        assert all(map(np.array_equal, read, arrays))
+        assert file.preadv_batch([(0, 0)], np.zeros((0, 2))) == [b""]
 
 
 def test_text_modes_and_lines(client: Client) -> None:

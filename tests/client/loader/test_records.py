@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from emberfs.client.loader import record_writer, records
@@ -66,6 +67,13 @@ def test_large_samples_lie_on_the_units_of_the_checksums(store: Store) -> None:
     places = RecordIndex(store, ["a.records"]).look_up(__import__("numpy").arange(4)).finish()
     assert places.offset[1] % ALIGN == places.offset[3] % ALIGN == 0
     assert places.offset[2] == places.offset[1] + ALIGN_FROM  # small ones are packed
+
+
+def test_an_array_of_no_rows_is_an_empty_sample(store: Store) -> None:
+    boxes = [np.ones((2, 4)), np.ones((0, 4)), np.ones((1, 4))]  # of a picture with nothing in it, say
+    with ShardedWriter(store, "records") as writer:
+        writer.write_all(boxes)
+    assert read_all(store) == [array.tobytes() for array in boxes]
 
 
 def test_shards_grow(store: Store) -> None:
