@@ -237,7 +237,8 @@ class Client:
 
     def publish(self, files: Sequence[File], targets: Sequence[PathLike], *, exclusive: bool = False) -> None:
         """Give files that were opened with `unnamed=True` their names, all in one transaction, after their data was written out;
-        then close them. Existing targets are replaced, or with `exclusive` make the whole call fail (the files stay open)."""
+        then close them. Existing targets are replaced, or with `exclusive` make the whole call fail (the files stay open). A file that has
+        lost data fails however often it is tried: `discard` it, and write another one."""
         drive(self.core.publish([file.handle for file in files], targets, exclusive=exclusive))
 
     # --- files ----------------------------------------------------------------------------------------------------------------------

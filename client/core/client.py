@@ -388,10 +388,12 @@ class Core(Namespace):
         return self.seen(stat_of(reply.attributes))
 
     async def publish(self, handles: Sequence[Handle], targets: Sequence[PathLike], *, exclusive: bool = False) -> None:
+        """Give unnamed files their names, all of them or none. Raises what went wrong with their data, however often it is tried: a file
+        that lacks some of it has to be written anew."""
         if len(handles) != len(targets):
             raise error(Status.INVALID, f"{len(handles)} files for {len(targets)} names")
         for handle in handles:
-            await handle.flush()
+            await self._written_whole(handle)
         request = PublishRequest(
             inodes=[handle.file.id for handle in handles], targets=[place(t) for t in targets], exclusive=exclusive
         )
@@ -401,9 +403,19 @@ class Core(Namespace):
             await handle.close()
 
     async def link_open(self, handle: Handle, target: PathLike) -> None:
-        """Give an open file one name more, or an unnamed one its first, after its data was written out."""
-        await handle.flush()
+        """Give an open file one name more, or an unnamed one its first, after its data was written out. Raises as `publish` where it has no
+        name yet."""
+        if handle.unnamed:
+            await self._written_whole(handle)
+        else:
+            await handle.flush()
         await self.link(at(handle.file.id), target)
+
+    async def _written_whole(self, handle: Handle) -> None:
+        """Write out what a file is to have that gets its name now. Raises, too, what was told before of data that it lacks."""
+        await handle.flush()
+        if handle.file.failure is not None:
+            raise handle.file.failure
 
     # --- the whole ----------------------------------------------------------------------------------------------------------------
 

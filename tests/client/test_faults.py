@@ -124,6 +124,23 @@ def test_an_error_of_write_back_is_reported_once(world: World) -> None:
     assert client.read_bytes("/f") == b"a" * 10, "the length says what arrived"
 
 
+@pytest.mark.parametrize("name_it", ["publish", "link"])
+def test_a_file_that_has_lost_data_gets_no_name_at_a_second_try_either(world: World, name_it: str) -> None:
+    client = world.quiet()
+    file = client.open("/", "wb", unnamed=True)
+    file.write(b"lost" * 2000)
+    world.storage.statuses.append(Status.NO_SPACE)
+    for _ in range(2):
+        with pytest.raises(OSError, match="no space"):
+            client.publish([file], ["/f"]) if name_it == "publish" else client.link(file, "/f")
+        assert not client.exists("/f")
+    file.write(b"and more")
+    with pytest.raises(OSError, match="no space"):
+        client.publish([file], ["/f"])
+    file.discard()
+    assert client.listdir("/") == []
+
+
 def test_what_was_lost_in_the_background_is_not_read_as_it_was_before(world: World) -> None:
     """Until somebody was told: whoever reads it would take the old bytes for those that were written."""
     client = world.quiet()
