@@ -211,7 +211,8 @@ async def touch(core: Core, path: str, truncate: bool, auto_mkdir: bool) -> None
     try:
         await core.utime(path)
     except FileNotFoundError:
-        await pipe_file(core, path, b"", exclusive=True, auto_mkdir=auto_mkdir)
+        # Without O_EXCL: somebody else may be faster, or the name a symlink that dangles.
+        await (await core.open(path, parse_mode("ab"), parents=auto_mkdir)).close()
 
 
 async def get_file(core: Core, path: str, local: str, callback: Any) -> None:

@@ -152,6 +152,20 @@ class TestTree:
         assert fs.info(f"{root}/dangling")["type"] == "link"
         assert fs.cat_file(f"{root}/soft") == b"12345"
 
+    def test_touch_keeps_what_somebody_else_makes_meanwhile(self, fs, root, monkeypatch):
+        core = fs.client.core
+
+        async def late(path):
+            await core.create_many([path])
+            raise FileNotFoundError
+
+        monkeypatch.setattr(core, "utime", late)
+        fs.touch(f"{root}/file", truncate=False)
+        monkeypatch.undo()
+        fs.symlink(f"{root}/behind", f"{root}/soft")
+        fs.touch(f"{root}/soft", truncate=False)
+        assert fs.find(root) == [f"{root}/behind", f"{root}/file", f"{root}/soft"]
+
     def test_walk_lists_linked_directories_and_does_not_enter_them(self, fs, root):
         fs.makedirs(f"{root}/d/e")
         fs.pipe_file(f"{root}/d/e/file", b"1")
