@@ -106,6 +106,7 @@ class CloneBatch(UpdateBatch[ChunkClone]):
 
 async def run_clones(core: Core, file: Inode, updates: Sequence[ChunkClone]) -> None:
     """Carry out clones of chunks of one file. Under its lock. Raises why one failed; others may be done."""
+    before = file.failed, file.failure, file.failures
     flying: deque[CloneBatch] = deque()
     try:
         for part in _distinct(updates):
@@ -126,6 +127,8 @@ async def run_clones(core: Core, file: Inode, updates: Sequence[ChunkClone]) -> 
         file.generation += 1  # what was read ahead is old
         file.synced = False
     if (failure := file.take_error()) is not None:
+        if file.epoch == core.epoch:  # else all that this client wrote is lost, too
+            file.failed, file.failure, file.failures = before  # whoever asked hears of it now: no bytes that were written are lost
         raise failure
 
 

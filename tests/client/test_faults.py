@@ -141,6 +141,28 @@ def test_a_file_that_has_lost_data_gets_no_name_at_a_second_try_either(world: Wo
     assert client.listdir("/") == []
 
 
+def test_a_hole_that_cannot_be_made_is_told_once_and_loses_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = world.quiet()
+    file = client.open("/f", "w+b")
+    file.write(b"x" * (3 * MIB))
+    with monkeypatch.context() as patched:
+        patched.setattr(world.storage, "_clone", lambda *_: Status.NO_SPACE)
+        with pytest.raises(OSError, match="no space"):
+            file.punch(MIB, MIB)
+    file.pwrite(b"y" * 100, 3 * MIB)
+    file.close()
+    assert client.read_bytes("/f") == b"x" * (3 * MIB) + b"y" * 100
+
+
+def test_where_storage_knows_no_clones_a_file_is_copied(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = world.quiet()
+    client.write_bytes("/f", b"x" * (3 * MIB))
+    monkeypatch.setattr(world.storage, "_clone", lambda *_: Status.UNSUPPORTED)
+    client.clone("/f", "/g")
+    client.copy_file("/f", "/h")
+    assert client.read_bytes("/g") == client.read_bytes("/h") == b"x" * (3 * MIB)
+
+
 def test_what_was_lost_in_the_background_is_not_read_as_it_was_before(world: World) -> None:
     """Until somebody was told: whoever reads it would take the old bytes for those that were written."""
     client = world.quiet()
