@@ -34,6 +34,7 @@ async def allocate(handle: Handle, mode: int, offset: int, length: int) -> None:
     async with file.lock:
         await handle.core.flush_inode(file)
         handle._raise_error()
+        await file.hear()
         request = AllocateRequest(inode=file.id, session=handle.session, mode=mode, offset=offset, length=length)
         file.take_own((await handle.core.cluster.change(META.Allocate, request)).attributes)
         if mode & (PUNCH_HOLE | ZERO_RANGE):

@@ -375,7 +375,10 @@ class Core(Namespace):
             # As if through a handle: no write of another thread comes in between, half before the truncate and half after it.
             async with written.lock:
                 await self.flush_inode(written)
-                reply = await self._changed(META.Truncate, request, path)
+                try:
+                    reply = await written.cut(request)
+                except StatusError as failure:
+                    raise with_path(failure, path) from None
                 if reply.attributes.inode == written.id:
                     written.take(reply.attributes)
                     return stat_of(reply.attributes)

@@ -128,7 +128,9 @@ async def run_clones(core: Core, file: Inode, updates: Sequence[ChunkClone]) -> 
         file.synced = False
     if (failure := file.take_error()) is not None:
         if file.epoch == core.epoch:  # else all that this client wrote is lost, too
-            file.failed, file.failure, file.failures = before  # whoever asked hears of it now: no bytes that were written are lost
+            file.failed, file.failure, file.failures = (
+                before  # whoever asked hears of it now: no bytes that were written are lost
+            )
         raise failure
 
 
@@ -241,6 +243,7 @@ async def _share(
         await core.flush_inode(file)
         file.inline_max = 0  # chunks come to it
         target._raise_error()
+        await file.hear()
         if not await _agree(target, origin, any_layout):
             return None
         for begin in range(first, last, WINDOW_CHUNKS):

@@ -78,6 +78,7 @@ class Handle(Reader):
                 # Earlier bytes are lost, so these cannot make the file whole. `flush` or `close` takes the error away. Without this, a
                 # long copy would go on for hours, and wait in vain for each of its pieces.
                 raise file.error
+            await file.hear()
             if self.append and not exact:
                 if file.inline_max and file.write_back is not None:
                     await file.write_back.empty()
@@ -125,7 +126,7 @@ class Handle(Reader):
             if not self.session:
                 await self._renew_session()  # a flush came in between
             request = TruncateRequest(place=Place(parent=file.id), length=length, session=self.session)
-            reply = await self.core.cluster.change(META.Truncate, request)
+            reply = await file.cut(request)
             file.take_own(reply.attributes)
             file.generation += 1
         return stat_of(reply.attributes)

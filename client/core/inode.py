@@ -22,6 +22,8 @@ from ...proto.gen.meta_pb2 import (
     SyncFileReply,
     SyncFileRequest,
     TimesSet,
+    TruncateReply,
+    TruncateRequest,
 )
 from ...proto.layout import stripe_chains
 from ...proto.ranges import Piece, overlaid
@@ -93,6 +95,7 @@ class Inode:
         "taking",
         "token",
         "truncate_version",
+        "unheard",
         "unsettled",
         "unsettled_since",
         "write_back",
@@ -111,8 +114,7 @@ class Inode:
         self.length = self.settled_length = attributes.length
         self.length_max: int | None = None  # as far as quotas let it grow, as of the last open or settlement
         self.durable_length = -1  # that the namespace certainly keeps, with a name; -1: nobody has asked it to
-        self.written_end = 0
-        self.arrived_end = 0  # as far as what was written certainly reached storage
+        self.written_end = self.arrived_end = 0  # the latter: as far as what was written certainly reached storage
         self.failed = False  # some of it did not
         self.truncate_version = attributes.truncate_version
         self.sparse = attributes.sparse
@@ -145,6 +147,7 @@ class Inode:
         self.failures = 0  # how many there were
         self.stale_end = 0  # end of what was written after a truncate that this inode has not heard of yet,
         self.stale_version = 0  # and the truncate version that it was written under
+        self.unheard: TruncateRequest | None = None  # may still be carried out, and nobody waits for it
         self.write_back: WriteBack | None = None
         self.token: Token | None = None  # this client may append
         self.locks: dict[
@@ -438,6 +441,33 @@ class Inode:
         self.inlining = False
         self.take(attributes)
 
+    async def cut(self, request: TruncateRequest) -> TruncateReply:
+        """Truncate. Under the lock. If it fails without a clear answer, it may be carried out at any time later: `hear` before anything
+        that it must not cut."""
+        await self.hear()
+        try:
+            reply: TruncateReply = await self.cluster.change(META.Truncate, request)
+        except BaseException as failure:
+            if not _is_clear(failure):
+                self.unheard = request
+            raise
+        return reply
+
+    async def hear(self) -> None:
+        """Wait for the answer to a truncate that nobody has waited for. Under the lock. It is asked again under its old number: whatever
+        arrives later under that is a repetition. Raises DEADLINE."""
+        if self.unheard is None:
+            return
+        try:
+            await self.cluster.meta(META.Truncate, self.unheard, ids=self.cluster.requests)
+        except StatusError as failure:
+            if not _is_clear(failure):
+                raise
+        self.unheard = None
+        if self.cluster.leases is not None:
+            self.cluster.leases.forget((self.id,))
+        await self.fetch()
+
     async def renew_capability(self, *, writing: bool) -> None:
         """A fresh capability for a file that stays open longer than one is valid: the old one stands for the right to open it, which
         its mode may not give any more, or never gave to others than whoever made it. Raises what an open raises."""
@@ -450,6 +480,13 @@ class Inode:
             await self.cluster.change(META.Close, CloseRequest(inode=self.id, session=reply.session))
         else:
             self.capability_read = reply.capability
+
+
+def _is_clear(failure: BaseException) -> bool:
+    """Whether it says that what was asked for will not be carried out any more."""
+    if not isinstance(failure, StatusError) or failure.maybe_committed:
+        return False
+    return failure.status not in (Status.DEADLINE, Status.UNAVAILABLE)
 
 
 def _content_of(attributes: Attributes) -> bytes | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from typing import Any
 
 import pytest
 
 from emberfs.client.blocking import Client
 from emberfs.proto.env import drive
 from emberfs.proto.errors import Status, StatusError, error
-from emberfs.proto.rpc import Identity, PeerInfo
+from emberfs.proto.rpc import META, Identity, PeerInfo
 
 from .test_data_path import interrupt_after_next_call
 from .world import World
@@ -141,7 +143,9 @@ def test_a_file_that_has_lost_data_gets_no_name_at_a_second_try_either(world: Wo
     assert client.listdir("/") == []
 
 
-def test_a_hole_that_cannot_be_made_is_told_once_and_loses_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hole_that_cannot_be_made_is_told_once_and_loses_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = world.quiet()
     file = client.open("/f", "w+b")
     file.write(b"x" * (3 * MIB))
@@ -226,6 +230,41 @@ def test_a_truncate_by_another_client_comes_before_a_late_write(world: World) ->
     data = one.read_bytes("/f")
     assert len(data) == 2000
     assert data[:100] == b"1" * 100 and data[100:1000] == bytes(900) and data[1000:] == b"2" * 1000
+
+
+@pytest.mark.parametrize("by", ["handle", "path"])
+def test_a_truncate_that_was_given_up_cuts_nothing_that_is_written_later(
+    world: World, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    client, other = world.quiet(timeout=1.0), world.client()
+    change, go_on, late = world.namespace.change, threading.Event(), threading.Event()
+
+    async def first_is_late(method: Any, *args: Any) -> Any:
+        if method is not META.Truncate or late.is_set():
+            return await change(method, *args)
+        late.set()
+        while not go_on.is_set():
+            await asyncio.sleep(0.001)
+        late.clear()
+        try:
+            return await change(method, *args)
+        finally:
+            go_on.clear()
+
+    with client.open("/f", "w+b") as file:
+        file.write(b"a" * 10000)
+        file.flush()
+        monkeypatch.setattr(world.namespace, "change", first_is_late)
+        with pytest.raises(TimeoutError):
+            file.truncate(100) if by == "handle" else client.truncate("/f", 100)
+        file.pwrite(b"b" * 10000, 5000)
+        file.fsync()
+        synced = other.read_bytes("/f")
+        assert synced[5000:] == b"b" * 10000
+        go_on.set()
+        while go_on.is_set():
+            threading.Event().wait(0.001)
+        assert other.read_bytes("/f") == synced
 
 
 def test_deadline(world: World) -> None:
