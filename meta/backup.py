@@ -83,7 +83,9 @@ class Pieces(Protocol):
 
     async def write_piece(self, number: int, index: int, chain: int, data: bytes) -> None: ...
 
-    async def sync_chain(self, chain: int) -> None: ...
+    def losses(self, chain: int) -> int: ...
+
+    async def sync_chain(self, chain: int, since: int) -> None: ...
 
     async def remove_pieces(self, number: int, chain: int) -> None: ...
 
@@ -172,14 +174,15 @@ class Backups:
 
     async def _write(self, dumped: Path, number: int, chain: int) -> Manifest:
         checksum = index = total = 0
+        since = self._pieces.losses(chain)
         with await asyncio.to_thread(dumped.open, "rb") as source:
             while data := await asyncio.to_thread(source.read, PIECE_BYTES):
                 await self._pieces.write_piece(number, index, chain, data)
                 checksum, index, total = crc32c(data, checksum), index + 1, total + len(data)
         manifest = Manifest(number, chain, total, index, checksum, self._cluster)
-        await self._pieces.sync_chain(chain)
+        await self._pieces.sync_chain(chain, since)
         await self._pieces.write_piece(number, MANIFEST, chain, manifest.pack())
-        await self._pieces.sync_chain(chain)
+        await self._pieces.sync_chain(chain, since)
         return manifest
 
     async def _tidy(self) -> None:

@@ -268,8 +268,9 @@ class StorageChunks:
     async def write_first(self, inode: int, layout: Layout, data: bytes, truncate_version: int) -> None:
         """See the seam."""
         chain = self._chains(layout)[0]
+        since = self.losses(chain)
         await self._write_chunk(chain, inode, 0, data, layout.chunk_size, truncate_version)
-        await self.sync_chain(chain)
+        await self.sync_chain(chain, since)
 
     # Chunks that are no file's (meta/backup.py).
 
@@ -314,13 +315,20 @@ class StorageChunks:
         finally:
             self._env.pool.give(slice_)
 
-    async def sync_chain(self, chain: int) -> None:
-        """What was written to this chain survives power loss."""
+    def losses(self, chain: int) -> int:
+        """For `sync_chain`, before anything is written. Raises STALE_ROUTING."""
+        return self._table.route(chain).losses
+
+    async def sync_chain(self, chain: int, since: int) -> None:
+        """What was written to this chain since its `losses` were so many survives power loss. Raises UNAVAILABLE where some of it may have
+        been lost before: it has to be written again."""
 
         def build(_: Sequence[int], versions: Sequence[int]) -> Message:
             return SyncRequest(chain=[chain], chain_version=versions)
 
         _raise_first([a.failure for a in await self._run(STORAGE.Sync, [chain], build)])
+        if self.losses(chain) != since:
+            raise error(Status.UNAVAILABLE, f"chain {chain} lost power before what was written there had been synced")
 
     async def remove_pieces(self, number: int, chain: int) -> None:
         """All chunks that `write_piece` wrote under this number."""

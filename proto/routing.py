@@ -37,6 +37,7 @@ class Route(NamedTuple):
     serving: tuple[Replica, ...]  # in the order of forwarding: the first is the head, the last the tail
     receiving: tuple[Replica, ...]  # what a write runs through: SERVING, then the SYNCING one
     several: bool  # it has more members than one: another may take over what one does now
+    losses: int = 0  # see `Chain`: what was acknowledged under less and not synced may be missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def route_of(chain: Chain) -> Route:
     """Digest a chain entry."""
     serving = tuple(Replica(m.target, m.node) for m in chain.members if m.state == TARGET_STATE_SERVING)
     syncing = tuple(Replica(m.target, m.node) for m in chain.members if m.state == TARGET_STATE_SYNCING)
-    return Route(chain.id, chain.version, serving, serving + syncing[:1], len(chain.members) > 1)
+    return Route(chain.id, chain.version, serving, serving + syncing[:1], len(chain.members) > 1, chain.losses)
 
 
 def choose_replica(

@@ -541,7 +541,7 @@ class Target:
         """What the heartbeat says of this target."""
         entry = TargetEntry(id=self.id, incarnation=self.incarnation, path=self.path, table=self.table)
         entry.state = self._local_state()
-        entry.damaged = self.engine.lost
+        entry.damaged, entry.power_losses = self.engine.lost, self.engine.found.power_losses
         space = self.engine.space_info()
         entry.capacity, entry.used, entry.chunks = self.engine.space.capacity_now(), space.used, space.chunks
         entry.full = self.fullness.is_full

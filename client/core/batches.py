@@ -30,6 +30,7 @@ class ChunkUpdate:
     file: Inode
     index: int
     sequence: int = field(default=0, kw_only=True)
+    losses: int = field(default=-1, kw_only=True)  # of its chain, when it may have been taken first; -1: it never was
     truncate_version: int = field(default=0, kw_only=True)
 
     @property
@@ -58,12 +59,19 @@ class Part(Generic[_Update]):
 
     node: int
     updates: list[_Update]
+    losses: list[int] = field(default_factory=list)  # of the chain of each, under the version that is asked for
     ticket: Ticket | None = None
     failure: StatusError | None = None  # nothing was sent
 
     @property
     def chains(self) -> list[int]:
         return list({update.chain for update in self.updates})
+
+    def doubt(self) -> None:
+        """Nobody knows what became of it: what is answered later may have been taken now."""
+        for update, losses in zip(self.updates, self.losses, strict=True):
+            if update.losses < 0:
+                update.losses = losses
 
 
 class UpdateBatch(Generic[_Update]):
@@ -184,6 +192,7 @@ class UpdateBatch(Generic[_Update]):
     def _send_part(self, part: Part[_Update]) -> None:
         try:
             self.lease.check()
+            part.losses = [self.cluster.table.route(update.chain).losses for update in part.updates]
             part.ticket = self.cluster.env.start(self.call(part))
         except StatusError as failure:
             part.failure = failure
@@ -223,19 +232,25 @@ class UpdateBatch(Generic[_Update]):
                     Status.PROTOCOL, f"storage node {part.node} answered {len(part.updates)} updates with other columns"
                 )
         except StatusError as failure:
+            if part.ticket is not None:
+                part.doubt()
             part.ticket, part.failure = None, failure
             await self.cluster.recover(failure, part.node)
             return [(update, failure) for update in part.updates]
         except BaseException:
+            part.doubt()
             part.ticket = None  # cancelled with us
             raise
         part.ticket = None
         self.cluster.learn_chains(reply.chains)
         failed = []
         for row, (update, code) in enumerate(zip(part.updates, reply.status, strict=True)):
+            if code != Status.STALE_CHAIN_VERSION and update.losses < 0:
+                update.losses = part.losses[row]
             if code:
                 failed.append((update, _failure(update, code)))
             else:
+                update.file.arrived(update.chain, update.losses)
                 self.succeeded(update, reply, row)
         return failed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
@@ -75,6 +75,7 @@ class Core(Namespace):
         """All that belongs to one identity: its lease, its channels, the inodes that it holds, and the locks around them."""
         self.epoch += 1
         self.inodes: dict[int, Inode] = {}
+        self.unsynced: dict[int, int] = {}  # as an inode's, of those that were closed
         self.table_lock = self.env.lock()
         self.reopening = self.env.lock()
         self.channels = Channels(self.env)
@@ -329,6 +330,7 @@ class Core(Namespace):
             inode.readers -= reader
             if inode.handles <= 0 and self.inodes.get(inode.id) is inode:
                 del self.inodes[inode.id]
+                _add_unsynced(self.unsynced, inode.unsynced)
 
     async def close_orphan(self) -> None:
         """Close a file that was forgotten. An error of its data can only be a warning: whom else could it be told?"""
@@ -424,6 +426,27 @@ class Core(Namespace):
 
     async def sync(self) -> None:
         """Write out and make durable all that can be. Raises the first of what went wrong; at once where nobody answers."""
+        # What is synced here: of the files that are open, and of those that were.
+        taken: list[tuple[Inode | None, dict[int, int]]] = []
+        try:
+            failure = await self._sync(taken)
+        except BaseException:
+            async with self.table_lock:
+                for inode, unsynced in taken:
+                    _add_unsynced(self.unsynced if inode is None else inode.unsynced, unsynced)
+            raise
+        for inode, unsynced in taken:
+            if inode is not None:
+                inode.check_kept(unsynced)
+                failure = failure or inode.error
+            elif lost := self.cluster.lost_since(unsynced):
+                chains = f"chain {', '.join(map(str, lost))} lost power"
+                message = f"{chains}: what was written there and not synced may be missing"
+                failure = failure or error(Status.LOST_DATA, message)
+        if failure is not None:
+            raise failure
+
+    async def _sync(self, taken: list[tuple[Inode | None, dict[int, int]]]) -> StatusError | None:
         chains: set[int] = set()
         failure: StatusError | None = None
         for inode in list(self.inodes.values()):
@@ -437,12 +460,15 @@ class Core(Namespace):
                 failure = failure or inode.error
                 if not inode.synced:  # nor afterwards, for `fsync`: this may fail, or somebody write meanwhile
                     chains.update(inode.chains)
+                taken.append((inode, inode.take_unsynced()))
         # What was closed before lies on chains that we do not remember: all of those that files may use.
         chains.update(chains_of_files(self.cluster))
+        async with self.table_lock:
+            taken.append((None, self.unsynced))
+            self.unsynced = {}
         await sync_chains(self.cluster, sorted(chains))
         await self.sync_names()
-        if failure is not None:
-            raise failure
+        return failure
 
     async def status(self) -> StatusReply:
         return await self.cluster.meta(CLUSTER.Status, StatusRequest())  # type: ignore[no-any-return]
@@ -512,3 +538,9 @@ class Core(Namespace):
         self.cluster.after_fork_in_child()
         self.losing = self.env.lock()
         self._begin_epoch()
+
+
+def _add_unsynced(unsynced: dict[int, int], more: Mapping[int, int]) -> None:
+    """Of a chain, the lower number counts: the one of what it took first."""
+    for chain, losses in more.items():
+        unsynced[chain] = min(losses, unsynced.get(chain, losses))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -188,6 +188,11 @@ class Cluster:
             )  # there are several: begin with the one that is ours
         elif before in self._meta_addresses:
             self._meta_turn = self._meta_addresses.index(before)
+
+    def lost_since(self, taken: Mapping[int, int]) -> list[int]:
+        """The chains (-> their losses at some time) that may have lost since then what they had taken and not synced."""
+        known = self.table.chains
+        return [chain for chain, losses in taken.items() if chain in known and known[chain].losses != losses]
 
     def learn_chains(self, chains: Sequence[Chain]) -> None:
         """Take over newer chain entries that came with a refusal."""

@@ -187,6 +187,9 @@ class Handle(Reader):
             chains = [] if file.synced or file.inlined else [chain for chain in file.chains if chain not in durable]
             if chains:
                 told = await self._sync_chains(chains, with_times=not (told or grown)) or told
+            file.check_kept(file.take_unsynced())
+            if (failure := self._take_failure()) is not None:
+                raise failure
             if not told:
                 await file.settle(durable=True)
             file.synced = True

@@ -7,7 +7,7 @@ regrows a file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ...proto.errors import Status, StatusError, error
@@ -98,6 +98,7 @@ class Inode:
         "unheard",
         "unsettled",
         "unsettled_since",
+        "unsynced",
         "write_back",
         "written_end",
         "written_ns",
@@ -129,8 +130,7 @@ class Inode:
         self.capability_read = b""
         self.capability_write = b""
         self.sessions: list[int] = []  # of writers, the newest last
-        self.handles = 0
-        self.readers = 0  # of these handles; they have no session, the keeper reports them
+        self.handles = self.readers = 0  # the latter are some of these: they have no session, the keeper reports them
         self.generation = 0  # grows when written bytes arrive: what was read ahead before that is dropped
         self.unsettled = False  # something was written that the server's length and times do not know
         self.unsettled_since = 0.0  # on the environment's clock
@@ -141,6 +141,7 @@ class Inode:
         self.atime_set_ns: int | None = None  # what atime was set to
         self.only_times = False  # nothing was written
         self.synced = False  # nothing was written since the last fsync; before the first one nobody knows, the file was closed before
+        self.unsynced: dict[int, int] = {}  # chain that took what is not synced yet -> its losses then
         self.error: StatusError | None = None  # of data written in the background, and nobody has been told yet
         self.lost = (0, 0)  # from where to where such data was, at most
         self.failure: StatusError | None = None  # the same, the last one, for those who have the file open as well
@@ -305,6 +306,24 @@ class Inode:
             self.lost = min(begin, extent[0]), max(end, extent[1])
         self.error = self.failure = self.error or failure
         self.failures += 1
+
+    def arrived(self, chain: int, losses: int) -> None:
+        """A chain took what it was sent first when it had so many losses."""
+        if losses < self.unsynced.setdefault(chain, losses):
+            self.unsynced[chain] = losses
+
+    def take_unsynced(self) -> dict[int, int]:
+        """For `check_kept`, after a sync of everything that has arrived by now."""
+        taken, self.unsynced = self.unsynced, {}
+        return taken
+
+    def check_kept(self, taken: Mapping[int, int]) -> None:
+        """Its chains were synced: note that data was lost if one of them has lost power since it took what was synced only now."""
+        if lost := self.cluster.lost_since(taken):
+            message = (
+                "lost power before what was written there had been synced: some of it may be missing, write it again"
+            )
+            self.fail(error(Status.LOST_DATA, f"{name_of(self.id)}: chain {', '.join(map(str, lost))} {message}"))
 
     def take_error(self) -> StatusError | None:
         """The error of background writes, handed out once."""

@@ -105,7 +105,13 @@ def _require_apart(nodes: Sequence[int]) -> None:
 
 
 def _member(record: Target, state: TargetState) -> ChainMember:
-    return ChainMember(target=record.id, node=record.node, state=state, incarnation=record.incarnation)
+    return ChainMember(
+        target=record.id,
+        node=record.node,
+        state=state,
+        incarnation=record.incarnation,
+        power_losses=record.power_losses,
+    )
 
 
 def change_chain(book: Book, nodes: Nodes, request: ChangeChainRequest, now: float) -> tuple[Draft, bool]:
@@ -193,11 +199,13 @@ def _revived(book: Book, nodes: Nodes, chain: Chain, member: ChainMember, now: f
         raise error(Status.NOT_FOUND, f"there is no target {member.target} any more")
     said = _require_there(nodes, record, now)
     revived = _in_state(member, TARGET_STATE_SERVING)
-    revived.incarnation = said.incarnation or member.incarnation
+    revived.incarnation, revived.power_losses = said.incarnation or member.incarnation, said.power_losses
     others = [o for o in chain.members if o.target != member.target]
     lost = [_in_state(o, TARGET_STATE_OFFLINE) if o.state == TARGET_STATE_LASTSRV else o for o in others]
     waiting = [_in_state(o, TARGET_STATE_WAITING) if o.state == TARGET_STATE_SYNCING else o for o in lost]
-    return with_members(chain, [revived, *waiting])
+    after = with_members(chain, [revived, *waiting])
+    after.losses += 1  # whatever it has
+    return after
 
 
 def set_target(book: Book, target: int, *, disabled: bool) -> Draft:

@@ -33,6 +33,8 @@ Rules:
    link that is cut nobody copies, so it is WAITING as soon as it has reported under the new version. One member at a time, never the
    last one that serves, and nobody else takes SYNCING from a member that has not heard of it yet.
 9. For the same reason a chain in which such a member is left alone stays as it is until that one has heard, or its lease is over.
+10. When a chain goes on with a member that has lost power since it was known to hold everything, its `losses` grow: whoever has written
+    before, and syncs only now, must hear that some of it may be missing.
 """
 
 from __future__ import annotations
@@ -72,6 +74,7 @@ class Report(NamedTuple):
     chain_version: int = 0  # that the server had when it said so; 0: it said none, and so cannot have finished a sync
     lease: Lease = Lease.HELD
     opened_clean: bool = True  # nothing that the index should hold was missing or damaged when it was opened
+    power_losses: int | None = None  # of the target until now; None: not said
     cut: bool = (
         False  # SERVING: cut off from its predecessor; else: nobody who serves last can copy to it now (links.py)
     )
@@ -170,15 +173,15 @@ _FRESH = (Word.UPTODATE, Word.ONLINE, Word.NOTHING)
 HEARD_MAX = 65_536  # different things heard of chains whose outcome is remembered
 
 
-def new_chain(chain_id: int, target: int, node: int, incarnation: int) -> Chain:
+def new_chain(chain_id: int, target: int, node: int, incarnation: int, power_losses: int = 0) -> Chain:
     """A chain of one: its target serves from the start, there is nothing to copy."""
-    member = ChainMember(target=target, node=node, state=SERVING, incarnation=incarnation)
+    member = ChainMember(target=target, node=node, state=SERVING, incarnation=incarnation, power_losses=power_losses)
     return Chain(id=chain_id, version=1, members=[member])
 
 
 def with_members(chain: Chain, members: Sequence[ChainMember]) -> Chain:
     """The next version, with other members or other states of them, in the order that their states give."""
-    after = Chain(id=chain.id, version=chain.version + 1)
+    after = Chain(id=chain.id, version=chain.version + 1, losses=chain.losses)
     after.members.extend(sorted(members, key=lambda member: ORDER[member.state]))
     return after
 
@@ -201,11 +204,13 @@ def next_chain(chain: Chain, reports: Mapping[int, Report], nodes: Mapping[int, 
     owners = [nodes.get(m.target, m.node) for m in members] if nodes else before
     if states is None and owners == before:
         return chain
-    return _changed(chain, states or [state for state, _ in heard], owners)
+    after = _changed(chain, states or [state for state, _ in heard], owners)
+    _count_losses(after, {member.target: state for member, (state, _) in zip(members, heard, strict=True)}, reports)
+    return after
 
 
 def _word(member: ChainMember, report: Report, chain_version: int, replicated: bool) -> Word:
-    state, incarnation, restarted, reported_version, lease, opened_clean, cut = report
+    state, incarnation, restarted, reported_version, lease, opened_clean, _, cut = report
     if replicated and lease is not Lease.HELD:
         return Word.OVERDUE if lease is Lease.OVERDUE else Word.SILENT
     if incarnation != member.incarnation or state == LOCAL_STATE_OFFLINE:
@@ -273,7 +278,22 @@ def _changed(chain: Chain, states: Sequence[TargetState], owners: Sequence[int])
     """The next version. Members of one state keep their order, so a member that has been synced comes last of the SERVING ones, and
     the one that lost its place last is synced first of those that have: it lacks least."""
     places = sorted(range(len(states)), key=lambda i: ORDER[states[i]])
-    after = Chain(id=chain.id, version=chain.version + 1, members=[chain.members[i] for i in places])
+    after = Chain(
+        id=chain.id, version=chain.version + 1, members=[chain.members[i] for i in places], losses=chain.losses
+    )
     for member, i in zip(after.members, places, strict=True):
         member.state, member.node = states[i], owners[i]
     return after
+
+
+def _count_losses(after: Chain, before: Mapping[int, int], reports: Mapping[int, Report]) -> None:
+    """Rule 10; `before` is the state of each target."""
+    lost = False
+    for member in after.members:
+        report = reports.get(member.target)
+        if member.state != SERVING or report is None or report.power_losses in (None, member.power_losses):
+            continue
+        # What was copied to it as a SYNCING member is everything, whatever it had lost.
+        lost = lost or before[member.target] != SYNCING
+        member.power_losses = report.power_losses
+    after.losses += lost

@@ -120,8 +120,10 @@ class Nodes:
         usual = known.usual.get(target.id)
         if target.damaged or not target.incarnation:
             known.usual.pop(target.id, None)
-        elif usual is None or (usual.state, usual.incarnation) != (state_of(target), target.incarnation):
-            known.usual[target.id] = Report(state_of(target), target.incarnation)
+            return
+        made = Report(state_of(target), target.incarnation, power_losses=target.power_losses)
+        if usual is None or usual._replace(chain_version=0) != made:
+            known.usual[target.id] = made
 
     def unreached(self, book: Book, node: int, targets: Mapping[int, int], now: float) -> dict[int, int]:
         """What a node says of targets that do not answer it (target -> chain version), without what is of another version of the chain,
@@ -281,7 +283,8 @@ class Nodes:
         state = state_of(entry)
         if record is not None and record.disabled and member.state != TARGET_STATE_SERVING:
             state = LOCAL_STATE_OFFLINE  # one that serves must say itself that it has stopped
-        return Report(state, entry.incarnation or member.incarnation, False, version, lease, opened_clean)
+        incarnation = entry.incarnation or member.incarnation
+        return Report(state, incarnation, False, version, lease, opened_clean, entry.power_losses)
 
     def put_target(self, book: Book, draft: Draft, target: int) -> None:
         """Make durable what routing says of a target, where its last report says something else."""

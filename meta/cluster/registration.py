@@ -166,9 +166,12 @@ def _put_targets(
         owned.append(record)
         draft.put(Kind.TARGET, record, target_id)
         if known is not None:
-            reports[target_id] = Report(state, target.incarnation, fresh, opened_clean=not target.damaged)
+            reports[target_id] = Report(
+                state, target.incarnation, fresh, opened_clean=not target.damaged, power_losses=target.power_losses
+            )
         elif (table := table_of(target)) not in spare:
-            chain = new_chain(draft.new_id(Kind.CHAIN), target_id, node_id, target.incarnation)
+            made = draft.new_id(Kind.CHAIN)
+            chain = new_chain(made, target_id, node_id, target.incarnation, target.power_losses)
             draft.put(Kind.CHAIN, chain, chain.id)
             added[table].append(chain.id)
     for missing in book.targets.values():

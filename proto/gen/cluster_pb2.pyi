@@ -51,7 +51,7 @@ class Node(_message.Message):
     def __init__(self, id: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., addresses: _Optional[_Iterable[str]] = ..., host: _Optional[str] = ..., name: _Optional[str] = ..., process: _Optional[int] = ..., software: _Optional[str] = ..., draining: bool = ..., rack: _Optional[str] = ...) -> None: ...
 
 class Target(_message.Message):
-    __slots__ = ("id", "node", "incarnation", "capacity", "used", "state", "path", "damaged", "full", "disabled", "chunks", "sync_done", "sync_total", "disk", "table")
+    __slots__ = ("id", "node", "incarnation", "capacity", "used", "state", "path", "damaged", "full", "disabled", "chunks", "sync_done", "sync_total", "disk", "table", "power_losses")
     ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class Target(_message.Message):
     SYNC_TOTAL_FIELD_NUMBER: _ClassVar[int]
     DISK_FIELD_NUMBER: _ClassVar[int]
     TABLE_FIELD_NUMBER: _ClassVar[int]
+    POWER_LOSSES_FIELD_NUMBER: _ClassVar[int]
     id: int
     node: int
     incarnation: int
@@ -82,7 +83,8 @@ class Target(_message.Message):
     sync_total: int
     disk: int
     table: int
-    def __init__(self, id: _Optional[int] = ..., node: _Optional[int] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[int] = ..., used: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., path: _Optional[str] = ..., damaged: bool = ..., full: bool = ..., disabled: bool = ..., chunks: _Optional[int] = ..., sync_done: _Optional[int] = ..., sync_total: _Optional[int] = ..., disk: _Optional[int] = ..., table: _Optional[int] = ...) -> None: ...
+    power_losses: int
+    def __init__(self, id: _Optional[int] = ..., node: _Optional[int] = ..., incarnation: _Optional[int] = ..., capacity: _Optional[int] = ..., used: _Optional[int] = ..., state: _Optional[_Union[LocalState, str]] = ..., path: _Optional[str] = ..., damaged: bool = ..., full: bool = ..., disabled: bool = ..., chunks: _Optional[int] = ..., sync_done: _Optional[int] = ..., sync_total: _Optional[int] = ..., disk: _Optional[int] = ..., table: _Optional[int] = ..., power_losses: _Optional[int] = ...) -> None: ...
 
 class ChainTable(_message.Message):
     __slots__ = ("id", "version", "chains", "replicas")

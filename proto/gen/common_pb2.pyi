@@ -121,23 +121,27 @@ class Attributes(_message.Message):
     def __init__(self, inode: _Optional[int] = ..., type: _Optional[_Union[FileType, str]] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., nlink: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., birth_ns: _Optional[int] = ..., change: _Optional[int] = ..., truncate_version: _Optional[int] = ..., sparse: bool = ..., rdev: _Optional[int] = ..., parent: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., target: _Optional[bytes] = ..., extended: bool = ..., inlined: bool = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class ChainMember(_message.Message):
-    __slots__ = ("target", "node", "state", "incarnation")
+    __slots__ = ("target", "node", "state", "incarnation", "power_losses")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    POWER_LOSSES_FIELD_NUMBER: _ClassVar[int]
     target: int
     node: int
     state: TargetState
     incarnation: int
-    def __init__(self, target: _Optional[int] = ..., node: _Optional[int] = ..., state: _Optional[_Union[TargetState, str]] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    power_losses: int
+    def __init__(self, target: _Optional[int] = ..., node: _Optional[int] = ..., state: _Optional[_Union[TargetState, str]] = ..., incarnation: _Optional[int] = ..., power_losses: _Optional[int] = ...) -> None: ...
 
 class Chain(_message.Message):
-    __slots__ = ("id", "version", "members")
+    __slots__ = ("id", "version", "members", "losses")
     ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
     id: int
     version: int
     members: _containers.RepeatedCompositeFieldContainer[ChainMember]
-    def __init__(self, id: _Optional[int] = ..., version: _Optional[int] = ..., members: _Optional[_Iterable[_Union[ChainMember, _Mapping]]] = ...) -> None: ...
+    losses: int
+    def __init__(self, id: _Optional[int] = ..., version: _Optional[int] = ..., members: _Optional[_Iterable[_Union[ChainMember, _Mapping]]] = ..., losses: _Optional[int] = ...) -> None: ...

@@ -30,6 +30,7 @@ CHECKPOINT_KEY = TARGET + b"checkpoint"
 VERSION_KEY = TARGET + b"version"
 VERSIONS_SKIPPED = 1 << 32  # after a power loss: more than a chunk had between two checkpoints
 LOST_KEY = TARGET + b"lost"
+POWER_KEY = TARGET + b"power"  # how often it was lost
 _U64 = struct.Struct("<Q")
 
 
@@ -55,6 +56,7 @@ class Found:
     pending: list[bytes] = field(default_factory=list)  # chunks
     fell_back: list[bytes] = field(default_factory=list)  # chunks that lost their newest state, or are gone
     lost: bool = False  # the index is another one than before, and what it named is not here any more
+    power_losses: int = 0  # until now, this time included
 
 
 def number(value: bytes | None) -> int:
@@ -89,6 +91,10 @@ def recover(index: Index, disk: Disk, space: Space, boot: str, *, known: bool = 
     found.epoch = found.checkpoint
     found.lost = index.get(LOST_KEY) is not None or (known and found.opened is Opened.NEW)
     changes: list[Change] = [(LOST_KEY, b"1")] if found.lost else []
+    found.power_losses = number(index.get(POWER_KEY))
+    if found.opened is Opened.POWER_LOSS:
+        found.power_losses += 1
+        changes.append((POWER_KEY, pack_number(found.power_losses)))
     for key, value in index.scan(CHUNK, _after(CHUNK)):
         row = decode_row(value)
         found.epoch = max(found.epoch, *(state.epoch for state in row.states()), 0)

@@ -52,6 +52,9 @@ class MemoryStorage:
     def _check(self, request: Any, i: int) -> Status:
         if self.statuses:
             return self.statuses.popleft()
+        return self._check_version(request, i)
+
+    def _check_version(self, request: Any, i: int) -> Status:
         chain = self.chains.get(request.chain[i])
         if chain is None or chain.version != request.chain_version[i]:
             return Status.STALE_CHAIN_VERSION
@@ -262,7 +265,8 @@ class MemoryStorage:
 
     async def sync(self, request: pb.SyncRequest, context: Context) -> pb.SyncReply:
         await self._enter("sync")
-        return pb.SyncReply(status=[0] * len(request.chain))
+        statuses = [self._check_version(request, i) for i in range(len(request.chain))]
+        return pb.SyncReply(status=statuses, chains=self._newer(statuses))
 
     async def space(self, request: pb.SpaceRequest, context: Context) -> pb.SpaceReply:
         return pb.SpaceReply()

@@ -35,6 +35,55 @@ def test_a_repeated_write_counts_once(world: World) -> None:
     assert world.storage.requests.count("write") == 4
 
 
+def lose_power(world: World) -> None:
+    """Of the storage server, with all that was not synced: for the test all that was written to it."""
+    world.storage.chunks.clear()
+    world.run(world.restart_storage(power_losses=1))
+
+
+def test_a_sync_after_a_loss_of_power_tells_what_it_does_not_cover(world: World) -> None:
+    client = world.quiet()
+    file, synced, idle = client.open("/f", "wb"), client.open("/synced", "wb"), client.open("/idle", "wb")
+    closed = client.open("/closed", "wb")
+    for written in (file, synced, closed):
+        written.write(b"x" * 100_000)
+        written.flush()
+    synced.fsync()
+    closed.close()
+    lose_power(world)
+    with pytest.raises(StatusError, match="lost power") as lost:
+        file.fsync()
+    assert lost.value.status is Status.LOST_DATA
+    synced.fsync()
+    with pytest.raises(StatusError, match="lost power"):
+        client.sync()  # what was closed, as syncfs(2) tells it
+    client.sync()
+    for written in (file, synced, idle):
+        written.pwrite(b"y" * 100_000, 0)
+        written.fsync()
+        written.close()
+    assert client.read_bytes("/f") == client.read_bytes("/idle") == b"y" * 100_000
+
+
+def test_what_was_on_its_way_when_power_was_lost_is_not_called_durable(world: World) -> None:
+    """A server that remembers the number of a write may have lost what it wrote."""
+    client = world.quiet()
+    with client.open("/f", "wb") as file:
+        file.write(b"x" * 100_000)
+        world.storage.raises_after.append(broken())
+        apply = world.storage._write
+
+        def written(*arguments: Any) -> int:
+            status = apply(*arguments)
+            world.storage._write = apply  # type: ignore[method-assign]
+            world.loop.create_task(world.restart_storage(power_losses=1))
+            return status
+
+        world.storage._write = written  # type: ignore[method-assign]
+        with pytest.raises(StatusError, match="lost power"):
+            file.fsync()
+
+
 def test_reads_and_writes_outlive_unavailable_servers(world: World) -> None:
     client = world.client()
     world.storage.raises.extend(error(Status.UNAVAILABLE) for _ in range(3))

@@ -292,3 +292,30 @@ def test_connecting_loads_nothing_heavy(cluster: Any) -> None:
     )
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, check=False, cwd="/")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_sync_after_the_storage_server_lost_power(fresh_cluster: Any) -> None:
+    """As a machine that was reset would leave its target: whose session record is of another boot."""
+    from emberfs.storage.engine.index import RocksIndex
+    from emberfs.storage.engine.recovery import session_record
+
+    with emberfs.connect(fresh_cluster.url) as client:
+        late, synced = client.open("/late", "wb"), client.open("/synced", "wb")
+        for file in (late, synced):
+            file.write(bytes(MIB))
+            file.flush()
+        synced.fsync()
+        fresh_cluster.kill("storage-1")
+        for path in (fresh_cluster.data / "storage-1").glob("target-*/index"):
+            index = RocksIndex(str(path))
+            index.write([session_record("another boot", clean=False)], sync=True)
+            index.close()
+        fresh_cluster.start()
+        with pytest.raises(StatusError, match="lost power") as lost:
+            late.fsync()
+        assert lost.value.status is Status.LOST_DATA and lost.value.errno == 5
+        synced.fsync()
+        late.pwrite(bytes(MIB), 0)
+        late.fsync()
+        late.close()
+        synced.close()

@@ -78,7 +78,15 @@ class World:
         self.network.serve("meta", [cluster, MetaService(self.namespace)])
         self.network.serve("storage", [self.storage])
         await self._register(NODE_KIND_META, "local:meta", [])
-        targets = [Target(incarnation=new_u64(), capacity=1 << 40, state=LOCAL_STATE_UPTODATE) for _ in range(TARGETS)]
+        self._incarnations = [new_u64() for _ in range(TARGETS)]
+        await self.restart_storage()
+
+    async def restart_storage(self, power_losses: int = 0) -> None:
+        """A new process of the storage server, over what the last one has left."""
+        targets = [
+            Target(incarnation=number, capacity=1 << 40, state=LOCAL_STATE_UPTODATE, power_losses=power_losses)
+            for number in self._incarnations
+        ]
         await self._register(NODE_KIND_STORAGE, "local:storage", targets)
 
     async def _register(self, kind: Any, address: str, targets: list[Target]) -> None:

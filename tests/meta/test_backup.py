@@ -41,7 +41,10 @@ class Chains:
         self._check(chain)
         self.pieces.setdefault((number, chain), {})[index] = data
 
-    async def sync_chain(self, chain: int) -> None:
+    def losses(self, chain: int) -> int:
+        return 0
+
+    async def sync_chain(self, chain: int, since: int) -> None:
         self._check(chain)
 
     async def remove_pieces(self, number: int, chain: int) -> None:

@@ -209,6 +209,27 @@ async def test_what_grew_out_of_an_inode_survives_power_loss(network: Network, c
     )  # after the write, and before its other copy goes
 
 
+async def test_power_that_is_lost_before_the_sync_is_told(network: Network, chunks: StorageChunks) -> None:
+    """Or the other copy would go, the one that is durable."""
+    [server] = [s for s in network.servers.values() if s.chain.id == stripe_chains(CHAINS, 0, 1, 99)[0]]
+    write = server.write
+
+    def written(request: pb.WriteRequest) -> pb.WriteReply:
+        reply = write(request)
+        server.chunks.clear()
+        server.restarted()
+        server.chain.losses += 1
+        server.write = write  # type: ignore[method-assign]
+        return reply
+
+    server.write = written  # type: ignore[method-assign]
+    layout = Layout(0, CHUNK, 1, 1, 0, 1, 99)
+    with pytest.raises(StatusError, match="lost power"):
+        await chunks.write_first(FILE, layout, b"small", 2)
+    await chunks.write_first(FILE, layout, b"small", 2)
+    assert network.chunks(FILE) == {0: (5, 2)}
+
+
 async def test_truncate_cuts_one_chunk_and_removes_all_behind(network: Network, chunks: StorageChunks) -> None:
     network.write(FILE, range(8))
     network.write(FILE + 1, range(8))

@@ -259,7 +259,8 @@ class Teller:
         entry = self._cluster.chain(self._cluster.chains[0])
         names = {node.number: node.host.name for node in self._cluster.nodes}
         members = [f"{names[m.node]} {TargetState.Name(m.state).rpartition('_')[2]}" for m in entry.members]
-        return f"version {entry.version}: {', '.join(members)}"
+        losses = f", losses {entry.losses}" if entry.losses else ""
+        return f"version {entry.version}: {', '.join(members)}{losses}"
 
     async def do_held(self) -> str:
         lines = []

@@ -53,6 +53,32 @@ def test_next_state(state: int, report: Report, next_state: int, changed: bool) 
     assert after.members[0].incarnation == OURS  # only an administrator gives a place to another disk
 
 
+@pytest.mark.parametrize(
+    ("state", "report", "losses"),
+    [
+        (SERVING, Report(ONLINE, OURS, restarted=True, power_losses=2), 0),  # killed: nothing acknowledged is lost
+        (SERVING, Report(ONLINE, OURS, restarted=True, power_losses=3), 1),
+        (LASTSRV, Report(ONLINE, OURS, power_losses=2), 0),
+        (
+            LASTSRV,
+            Report(ONLINE, OURS, power_losses=3),
+            1,
+        ),  # not said by a new process: it had come while nobody could be revived
+        (LASTSRV, Report(OFFLINE, OURS, power_losses=3), 0),  # nobody goes on yet
+        (SERVING, Report(ONLINE, OURS, restarted=True), 0),
+    ],
+)
+def test_losses_are_counted_when_the_chain_goes_on(state: int, report: Report, losses: int) -> None:
+    before = chain(state)
+    before.losses, before.members[0].power_losses = 7, 2
+    after = next_chain(before, {7: report})
+    assert after.losses == 7 + losses
+    assert after.members[0].power_losses == 2 + losses
+    again = next_chain(after, {7: Report(ONLINE, OURS, restarted=True, power_losses=2 + losses)})
+    assert again.losses == 7 + losses, "one loss is told once"
+    assert next_chain(again, {7: Report(OFFLINE, OURS)}).losses == 7 + losses
+
+
 def test_without_a_report_nothing_changes() -> None:
     before = chain(SERVING)
     assert next_chain(before, {}) is before

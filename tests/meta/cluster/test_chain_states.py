@@ -293,6 +293,27 @@ def test_all_serve_again_when_all_are_there() -> None:
         assert next_chain(now, reports) is now
 
 
+def test_who_was_copied_to_has_lost_nothing() -> None:
+    """Only who goes on with what it has may lack something; whatever the others lost, they get it from there."""
+
+    def said(word: str, power_losses: int, version: int = VERSION) -> Report:
+        report = HEARD[word]
+        assert report is not None
+        return report._replace(power_losses=power_losses, chain_version=version if word == "u" else 0)
+
+    demoted = next_chain(chain("SS"), {1: said("r", 1), 2: said("u", 0)})
+    syncing = next_chain(demoted, {1: said("n", 1)})
+    assert (by_target(demoted), by_target(syncing)) == ("OS", "YS")
+    whole = next_chain(syncing, {1: said("u", 1, syncing.version), 2: said("u", 0, syncing.version)})
+    assert by_target(whole) == "SS" and not whole.losses
+    nobody = next_chain(whole, {1: said("x", 1), 2: said("x", 0)})
+    assert by_target(nobody) == "LL" and not nobody.losses
+    first = next_chain(nobody, {1: said("r", 1)})  # its loss of long ago was made good
+    assert by_target(first)[0] == "S" and not first.losses
+    second = next_chain(nobody, {1: said("x", 2), 2: said("r", 1)})
+    assert by_target(second)[1] == "S" and second.losses == 1
+
+
 def test_a_disk_may_move_while_others_serve() -> None:
     found = next_chain(chain("SSS"), {2: HEARD["r"]}, {2: 8})  # type: ignore[dict-item]
     assert [(m.target, m.node, LETTER[m.state]) for m in found.members] == [(1, 1, "S"), (3, 3, "S"), (2, 8, "O")]

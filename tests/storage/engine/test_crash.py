@@ -383,3 +383,22 @@ def test_what_was_synced_stays_where_the_disk_cannot_be_asked_after_a_power_loss
         engine = target.open()
     assert content(engine, key(1)) == b"x" * 5000
     assert content(engine, key(2)) is None
+
+
+def test_losses_of_power_are_counted() -> None:
+    """Whoever looks at the number later knows whether something that was not synced may be gone: also where the process that found it was
+    killed at once."""
+    target = Target()
+    choice = random.Random(1)
+    assert target.open().found.power_losses == 0
+    target.kill()
+    assert target.open().found.power_losses == 0
+    target.power_loss(choice)
+    assert target.open().found.power_losses == 1
+    target.kill()
+    assert target.open().found.power_losses == 1
+    target.power_loss(choice)
+    assert target.open().found.power_losses == 2
+    target.engine.close()
+    target.boot += 1  # the machine was shut down in peace
+    assert target.open().found.power_losses == 2
