@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -17,15 +16,6 @@ from emberfs.proto.drivers.aio import AioEnvironment
 from emberfs.proto.env import drive
 
 from ..world import World
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    made = World().start()
-    try:
-        yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture
