@@ -3,7 +3,8 @@
 Since the copy was made, versions and numbers went on and were told to storage servers. None of them may come a second time with
 another meaning: so all of them leap, far beyond what can have been given out. And nobody knows who has had to leave a chain
 meanwhile: so in a chain of several members nobody serves at first, each counts as one that served last, and the one that has the
-newest chunks comes first.
+newest chunks comes first. It may lack what was acknowledged and not synced: that the number of losses has leapt, too, tells whoever wrote
+before the copy was taken up.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .store import Store
 
 VERSIONS = 1 << 20  # versions that may have passed since the copy: of the routing, and of any chain
 EPOCHS = 1 << 10  # of capabilities
+LOSSES = 1 << 10  # of any chain
 INODES = 1 << 40  # given out since the copy
 IDS = 1 << 10  # of nodes, targets and chains
 
@@ -62,7 +64,7 @@ def _changed(chain: Chain, newest: Mapping[int, int]) -> Chain:
             key=lambda member: -newest.get(member.incarnation, 0),
         )
     after = with_members(chain, members)
-    after.version = chain.version + VERSIONS
+    after.version, after.losses = chain.version + VERSIONS, chain.losses + LOSSES
     return after
 
 
