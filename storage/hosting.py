@@ -240,15 +240,24 @@ class Hosting:
             self._serve([*self.targets, target])
             try:
                 await self._membership.register()
-                self._serve(self.targets)
+            except BaseException:
+                await self._take_back(target)
+                raise
+            self._serve(self.targets)
+            try:
                 self._remember(added=path)
             except BaseException:
-                self._serve([t for t in self.targets if t is not target])
-                await target.close()
+                await self._take_back(target)
+                # The manager has heard of it, and a chain that got it would wait for it.
+                await self._membership.register()
                 raise
             self._keep(target)
             self._process.log.info("target added", target=target.id, path=path)
             return target
+
+    async def _take_back(self, target: Target) -> None:
+        self._serve([t for t in self.targets if t is not target])
+        await target.close()
 
     def _place(self, wanted: str, table: int) -> str:
         """The directory that a request means; a new one if it does not say. Raises INVALID."""

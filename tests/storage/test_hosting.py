@@ -120,6 +120,11 @@ def test_what_the_data_directory_did_not_take_was_not_done(cluster: Cluster) -> 
     for _ in range(2):
         with pytest.raises(StatusError):
             add(client, "late")
+    ghost = next(number for number, path in shown(client).items() if path == str(cluster.folder / "storage" / "late"))
+    chains = [cluster_pb2.ChainMembers(targets=[ghost])]
+    with pytest.raises(StatusError) as refused:  # or else a chain would wait for what no process has
+        client.call(cluster.address, CLUSTER.CreateChains, cluster_pb2.CreateChainsRequest(chains=chains))
+    assert refused.value.status is Status.UNAVAILABLE
     with pytest.raises(StatusError):
         client.storage(STORAGE.DropTarget, storage_pb2.DropTargetRequest(target=kept.target))
     in_the_way.rmdir()
