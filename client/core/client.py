@@ -67,6 +67,7 @@ class Core(Namespace):
         self.losing = env.lock()
         self._predecessor = 0  # updates up to this number are those of a process that has died
         self.orphans: deque[Handle] = deque()  # open handles that nobody refers to any more
+        self.unsynced: dict[int, int] = {}  # as an inode's, of those that were closed, in all epochs
         self.together: Together | None = None  # where many read at once
         self.shared = SharedMemories(env)
         self._begin_epoch()
@@ -75,7 +76,6 @@ class Core(Namespace):
         """All that belongs to one identity: its lease, its channels, the inodes that it holds, and the locks around them."""
         self.epoch += 1
         self.inodes: dict[int, Inode] = {}
-        self.unsynced: dict[int, int] = {}  # as an inode's, of those that were closed
         self.table_lock = self.env.lock()
         self.reopening = self.env.lock()
         self.channels = Channels(self.env)
@@ -291,6 +291,7 @@ class Core(Namespace):
                 raise error(Status.STALE_HANDLE, f"{handle.name} was removed; open the path again") from None
             failure = handle._take_failure()
             handle.adopt(inode, reply.session)
+            _add_unsynced(inode.unsynced, old.take_unsynced())
             locked, handle.locked = handle.locked, False
         if failure is not None:
             raise failure
@@ -328,9 +329,10 @@ class Core(Namespace):
         async with self.table_lock:
             inode.handles -= 1
             inode.readers -= reader
-            if inode.handles <= 0 and self.inodes.get(inode.id) is inode:
-                del self.inodes[inode.id]
+            if inode.handles <= 0:
                 _add_unsynced(self.unsynced, inode.unsynced)
+                if self.inodes.get(inode.id) is inode:
+                    del self.inodes[inode.id]
 
     async def close_orphan(self) -> None:
         """Close a file that was forgotten. An error of its data can only be a warning: whom else could it be told?"""
@@ -461,6 +463,9 @@ class Core(Namespace):
                 if not inode.synced:  # nor afterwards, for `fsync`: this may fail, or somebody write meanwhile
                     chains.update(inode.chains)
                 taken.append((inode, inode.take_unsynced()))
+        # What arrived before a lease ended is with the handles that have not gone on since.
+        for before in {handle.file for handle in living(self.handles) if handle.epoch != self.epoch}:
+            taken.append((before, before.take_unsynced()))
         # What was closed before lies on chains that we do not remember: all of those that files may use.
         chains.update(chains_of_files(self.cluster))
         async with self.table_lock:
@@ -533,6 +538,8 @@ class Core(Namespace):
         for handle in living(self.handles):
             handle.locked = False  # the locks are the parent's
             handle.failures_told = handle.file.failures  # and so are the errors
+            handle.file.unsynced = {}  # and what it has not synced
+        self.unsynced = {}
         self.orphans.clear()
         self.shared.after_fork_in_child()
         self.cluster.after_fork_in_child()

@@ -235,8 +235,8 @@ class Handle(Reader):
         self.closed = True
         if self.epoch != self.core.epoch:
             # Inherited over a fork, or from before the lease ran out: nothing of it is ours to settle any more.
-            self.core.handles.discard(self)
             self.file.cluster.forget_lookahead(self.stream)
+            await self._leave()
             if self.can_write and (lost := self._take_failure()) is not None:
                 raise lost
             return

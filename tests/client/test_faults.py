@@ -65,6 +65,34 @@ def test_a_sync_after_a_loss_of_power_tells_what_it_does_not_cover(world: World)
     assert client.read_bytes("/f") == client.read_bytes("/idle") == b"y" * 100_000
 
 
+@pytest.mark.parametrize("fate", ["used", "unused", "closed", "closed later"])
+def test_a_loss_of_power_is_told_to_whoever_has_lost_the_lease_meanwhile(world: World, fate: str) -> None:
+    """As after an hour without any power: the client is silent for longer than its lease, too."""
+    client = world.quiet()
+    file, other = client.open("/f", "wb"), client.open("/f", "r+b")
+    file.write(b"x" * 100_000)
+    file.flush()
+    if fate == "closed":
+        file.close()
+        other.close()
+    lose_power(world)
+    drive(client.core.lose_lease(client.core.lease))
+    if fate == "closed later":
+        file.close()
+        other.close()
+    with pytest.raises(StatusError, match="lost power") as lost:
+        file.fsync() if fate == "used" else client.sync()
+    assert lost.value.status is Status.LOST_DATA
+    if fate == "used":
+        file.fsync()
+        other.fsync()
+    elif fate == "unused":
+        for each in (file, other):
+            with pytest.raises(StatusError, match="lost power"):
+                each.close()
+    client.sync()
+
+
 def test_what_was_on_its_way_when_power_was_lost_is_not_called_durable(world: World) -> None:
     """A server that remembers the number of a write may have lost what it wrote."""
     client = world.quiet()
