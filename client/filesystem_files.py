@@ -313,7 +313,8 @@ class EmberTransaction(Transaction):  # type: ignore[misc]
                 self.fs.client.publish([f.file for f in files], [f.path for f in files], exclusive=exclusive)
                 files = []
         finally:
-            for file in files:
-                file.discard()
+            # First of all: in a transaction that never ends, nothing that is written later would ever get its name.
             self.fs._intrans = False
             self.fs._transaction = None
+            for file in files:
+                file.discard()

@@ -233,14 +233,14 @@ class Handle(Reader):
         if self.closed:
             return
         self.closed = True
+        self.unwanted = self.unwanted or discard
         if self.epoch != self.core.epoch:
             # Inherited over a fork, or from before the lease ran out: nothing of it is ours to settle any more.
             self.file.cluster.forget_lookahead(self.stream)
             await self._leave()
-            if self.can_write and (lost := self._take_failure()) is not None:
+            if self.can_write and not self.unwanted and (lost := self._take_failure()) is not None:
                 raise lost
             return
-        self.unwanted = self.unwanted or discard
         try:
             async with self.lock:  # a read in another thread still looks into the windows
                 self.stream.drop()

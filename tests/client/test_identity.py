@@ -54,6 +54,18 @@ def test_every_handle_hears_at_its_close_that_data_was_lost(world: World) -> Non
         assert ended.value.status is Status.SESSION_ENDED
 
 
+def test_whoever_discards_a_file_is_not_told_what_it_lacks(world: World) -> None:
+    client = world.quiet()
+    named, unnamed, told = client.open("/f", "wb"), client.open("/", "wb", unnamed=True), client.open("/f", "r+b")
+    for file in (named, unnamed):
+        file.write(b"lost")
+    drive(client.core.lose_lease(client.core.lease))
+    for file in (named, unnamed):
+        file.discard()
+    with pytest.raises(StatusError, match="silent"):
+        told.close()
+
+
 def test_a_session_that_the_server_ended_is_noticed(world: World) -> None:
     client = world.quiet()
     file = client.open("/f", "wb")

@@ -9,6 +9,8 @@ import fsspec
 import pytest
 
 from emberfs.client.filesystem import EmberFileSystem
+from emberfs.proto.env import drive
+from emberfs.proto.errors import StatusError
 
 
 @pytest.fixture
@@ -318,6 +320,17 @@ class TestTransactions:
             with fs.open(f"{root}/b", "wb") as file:
                 file.write(b"1")
         assert fs.ls(root, detail=False) == [f"{root}/b"]
+
+    def test_a_transaction_whose_files_are_lost_ends(self, fs, root):
+        core = fs.client.core
+        with pytest.raises(StatusError, match="silent"), fs.transaction:
+            for name in "ab":
+                with fs.open(f"{root}/{name}", "wb") as file:
+                    file.write(b"1")
+            drive(core.lose_lease(core.lease))
+        with fs.open(f"{root}/c", "wb") as file:
+            file.write(b"1")
+        assert fs.ls(root, detail=False) == [f"{root}/c"]
 
     def test_one_file_that_cannot_be_named_names_none(self, fs, root):
         fs.mkdir(f"{root}/d")
