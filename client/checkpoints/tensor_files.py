@@ -116,7 +116,8 @@ def _outdated(folder: Folder) -> set[str]:
     entries = folder.entries()
     indexed: set[str] = set()
     if INDEX in entries:
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged
+        # One that is damaged, or cannot be read, is no reason not to save: it is replaced.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             indexed = set(json.loads(read_all(folder, INDEX))["weight_map"].values())
     named = {name for name in indexed.intersection(entries) if name.endswith(SUFFIX)}
     return named | {name for name in entries if OUTDATED.fullmatch(name) or name.endswith(PART_SUFFIX)}

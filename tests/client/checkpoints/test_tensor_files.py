@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from emberfs.client.checkpoints import tensor_files
-from emberfs.client.checkpoints.folders import Folder, folder_of
+from emberfs.client.checkpoints.folders import Folder, LocalFolder, Source, folder_of
 from emberfs.client.checkpoints.tensor_files import Part, TensorFile, load_file, load_folder, save_file, save_folder
 from emberfs.proto.errors import StatusError
 
@@ -165,6 +166,19 @@ def test_a_save_that_is_killed_leaves_the_old_or_the_new_files(where: str) -> No
     assert steps > 10 and seen_new
     save_folder(some(1), folder, shard_bytes=4000)
     assert set(folder.entries()) == {tensor_files.INDEX, *tensor_files.tensor_file_names(folder)}, "leftovers"
+
+
+def test_an_index_that_cannot_be_read_is_replaced(tmp_path: Path) -> None:
+    class Damaged(LocalFolder):
+        def open(self, name: str) -> Source:
+            if name == tensor_files.INDEX:
+                raise OSError(errno.EIO, "its bytes are lost")
+            return super().open(name)
+
+    save_folder(some(1), tmp_path, shard_bytes=4000)
+    save_folder(some(2), Damaged(str(tmp_path)))
+    same(load_folder(tmp_path), some(2))
+    assert len(LocalFolder(str(tmp_path)).entries()) == 2
 
 
 def test_files_beside_a_set_stay(where: str) -> None:
