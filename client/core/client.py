@@ -435,7 +435,8 @@ class Core(Namespace):
         except BaseException:
             async with self.table_lock:
                 for inode, unsynced in taken:
-                    _add_unsynced(self.unsynced if inode is None else inode.unsynced, unsynced)
+                    # One may have been closed meanwhile.
+                    _add_unsynced(inode.unsynced if inode is not None and inode.handles else self.unsynced, unsynced)
             raise
         for inode, unsynced in taken:
             if inode is not None:

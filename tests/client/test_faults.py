@@ -93,6 +93,26 @@ def test_a_loss_of_power_is_told_to_whoever_has_lost_the_lease_meanwhile(world: 
     client.sync()
 
 
+def test_what_is_closed_during_a_sync_that_fails_is_still_to_be_synced(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = world.quiet()
+    file = client.open("/f", "wb")
+    file.write(b"x" * 100_000)
+    file.flush()
+
+    async def close_and_fail() -> None:
+        await file.handle.close()
+        raise error(Status.DEADLINE, "nobody answers")
+
+    with monkeypatch.context() as patched, pytest.raises(TimeoutError):
+        patched.setattr(client.core, "sync_names", close_and_fail)
+        client.sync()
+    lose_power(world)
+    with pytest.raises(StatusError, match="lost power"):
+        client.sync()
+
+
 def test_what_was_on_its_way_when_power_was_lost_is_not_called_durable(world: World) -> None:
     """A server that remembers the number of a write may have lost what it wrote."""
     client = world.quiet()
