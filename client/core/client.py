@@ -438,6 +438,10 @@ class Core(Namespace):
                     # One may have been closed meanwhile.
                     _add_unsynced(inode.unsynced if inode is not None and inode.handles else self.unsynced, unsynced)
             raise
+        finally:
+            for inode, _ in taken:
+                if inode is not None:
+                    inode.syncing = {}
         for inode, unsynced in taken:
             if inode is not None:
                 inode.check_kept(unsynced)
@@ -464,6 +468,7 @@ class Core(Namespace):
                 if not inode.synced:  # nor afterwards, for `fsync`: this may fail, or somebody write meanwhile
                     chains.update(inode.chains)
                 taken.append((inode, inode.take_unsynced()))
+                inode.syncing = taken[-1][1]
         # What arrived before a lease ended is with the handles that have not gone on since.
         for before in {handle.file for handle in living(self.handles) if handle.epoch != self.epoch}:
             taken.append((before, before.take_unsynced()))

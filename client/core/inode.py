@@ -92,6 +92,7 @@ class Inode:
         "stale_end",
         "stale_version",
         "synced",
+        "syncing",
         "taking",
         "token",
         "truncate_version",
@@ -127,8 +128,7 @@ class Inode:
         self.inlining = False  # a settlement was sent that may have brought them there
         self.inline_max = 0  # up to which what is written here may be settled beside the inode
         self.atime_due = False  # the server wants to know when the file is read
-        self.capability_read = b""
-        self.capability_write = b""
+        self.capability_read = self.capability_write = b""
         self.sessions: list[int] = []  # of writers, the newest last
         self.handles = self.readers = 0  # the latter are some of these: they have no session, the keeper reports them
         self.generation = 0  # grows when written bytes arrive: what was read ahead before that is dropped
@@ -142,6 +142,7 @@ class Inode:
         self.only_times = False  # nothing was written
         self.synced = False  # nothing was written since the last fsync; before the first one nobody knows, the file was closed before
         self.unsynced: dict[int, int] = {}  # chain that took what is not synced yet -> its losses then
+        self.syncing: dict[int, int] = {}  # the same, of what a sync of all files has taken and not finished
         self.error: StatusError | None = None  # of data written in the background, and nobody has been told yet
         self.lost = (0, 0)  # from where to where such data was, at most
         self.failure: StatusError | None = None  # the same, the last one, for those who have the file open as well
@@ -313,13 +314,14 @@ class Inode:
             self.unsynced[chain] = losses
 
     def take_unsynced(self) -> dict[int, int]:
-        """For `check_kept`, after a sync of everything that has arrived by now."""
-        taken, self.unsynced = self.unsynced, {}
+        """For `check_kept`, after a sync of everything that has arrived by now: also of what another one has taken, which may end later."""
+        taken, self.unsynced = {**self.unsynced, **self.syncing}, {}
         return taken
 
     def check_kept(self, taken: Mapping[int, int]) -> None:
         """Its chains were synced: note that data was lost if one of them has lost power since it took what was synced only now."""
         if lost := self.cluster.lost_since(taken):
+            self.syncing.clear()  # it is told
             message = (
                 "lost power before what was written there had been synced: some of it may be missing, write it again"
             )

@@ -113,6 +113,24 @@ def test_what_is_closed_during_a_sync_that_fails_is_still_to_be_synced(
         client.sync()
 
 
+def test_an_fsync_beside_a_sync_tells_of_a_loss_of_power(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = world.quiet()
+    file = client.open("/f", "wb")
+    file.write(b"x" * 100_000)
+    file.flush()
+    sync_names = client.core.sync_names
+
+    async def fsync_first() -> None:
+        lose_power(world)
+        with pytest.raises(StatusError, match="lost power"):
+            await file.handle.fsync()
+        await sync_names()
+
+    monkeypatch.setattr(client.core, "sync_names", fsync_first)
+    client.sync()
+    file.fsync()
+
+
 def test_what_was_on_its_way_when_power_was_lost_is_not_called_durable(world: World) -> None:
     """A server that remembers the number of a write may have lost what it wrote."""
     client = world.quiet()
