@@ -241,10 +241,10 @@ class Handle(Reader):
             if self.can_write and not self.unwanted and (lost := self._take_failure()) is not None:
                 raise lost
             return
+        failure, self.untold = self.untold, None
         try:
             async with self.lock:  # a read in another thread still looks into the windows
                 self.stream.drop()
-            failure: StatusError | None = None
             if self.session:
                 try:
                     await self._end_session(self.unwanted, answered=answered)
@@ -262,7 +262,7 @@ class Handle(Reader):
             raise
         except BaseException:
             # Interrupted or cancelled: what is still here is not lost. Whoever comes next closes the file, the keeper at last.
-            self.closed = False
+            self.closed, self.untold = False, failure
             raise
         await self._leave()
 

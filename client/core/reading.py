@@ -59,6 +59,7 @@ class Reader:
         self.unwanted = False  # what is not sent yet is to be discarded
         self.epoch = file.epoch  # of the client; a lease may have ended since
         self.failures_told = file.failures  # of the inode's
+        self.untold: StatusError | None = None  # what a close had to tell that was interrupted
         self.number = next(core.numbers)  # as the owner of its flock
         self.locked = False  # took a lock under this identity of the client
         self.lock = core.env.lock()

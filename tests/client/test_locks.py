@@ -121,6 +121,39 @@ def test_a_close_that_reports_lost_data_gives_locks_back(world: World, kind: str
         other.lock(blocking=False)
 
 
+def test_a_close_that_is_cancelled_while_it_gives_locks_back_tells_later_what_was_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        env = AioEnvironment(local=world.network)
+        client = AioClient(Core(env, ["local:meta"], Options.of({"timeout": 60.0}), 0o022))
+        await client.core.connect()
+        file = await client.open("/f", "wb")
+        await file.flock("exclusive")
+        await file.write(b"a" * 5000)
+        world.storage.statuses.append(Status.NO_SPACE)
+        unlocking = asyncio.Event()
+
+        async def never(*_: Any) -> None:
+            unlocking.set()
+            await asyncio.Event().wait()
+
+        with monkeypatch.context() as patched:
+            patched.setattr("emberfs.client.core.locks.give", never)
+            closing = asyncio.create_task(file.close())
+            await unlocking.wait()
+            closing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+        with pytest.raises(OSError, match="no space"):
+            await file.close()
+        await client.close()
+
+    asyncio.run(work())
+    with world.client().open("/f", "r+b") as other:
+        other.flock("exclusive", blocking=False)
+
+
 def test_one_lock_that_cannot_be_given_back_keeps_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = world.quiet(), world.client()
     file = first.open("/f", "wb")
