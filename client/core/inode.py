@@ -466,10 +466,14 @@ class Inode:
         """Truncate. Under the lock. If it fails without a clear answer, it may be carried out at any time later: `hear` before anything
         that it must not cut."""
         await self.hear()
+        patience = self.cluster.patience()
         try:
-            reply: TruncateReply = await self.cluster.change(META.Truncate, request)
+            reply: TruncateReply = await self.cluster.change(META.Truncate, request, patience)
         except BaseException as failure:
-            if not _is_clear(failure):
+            reached_nobody = (
+                isinstance(failure, StatusError) and failure.status is Status.DEADLINE and not patience.uncertain
+            )
+            if not (reached_nobody or _is_clear(failure)):
                 self.unheard = request
             raise
         return reply

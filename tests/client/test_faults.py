@@ -382,6 +382,24 @@ def test_a_truncate_that_was_given_up_cuts_nothing_that_is_written_later(
         assert other.read_bytes("/f") == synced
 
 
+def test_a_truncate_that_reached_nobody_is_not_carried_out_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = world.quiet(timeout=1.0)
+    env, call = client.core.env, client.core.env.call
+
+    async def nobody_cuts(request: Any) -> Any:
+        if request.method is META.Truncate:
+            raise error(Status.UNAVAILABLE, "nobody listens there")
+        return await call(request)
+
+    with client.open("/f", "w+b") as file:
+        file.write(b"a" * 10000)
+        with monkeypatch.context() as patched, pytest.raises(TimeoutError):
+            patched.setattr(env, "call", nobody_cuts)
+            file.truncate(100)
+        file.pwrite(b"b", 9999)
+    assert client.read_bytes("/f") == b"a" * 9999 + b"b"
+
+
 def test_deadline(world: World) -> None:
     usual = world.client()
     usual.write_bytes("/f", b"x")
