@@ -232,7 +232,7 @@ class UpdateBatch(Generic[_Update]):
                     Status.PROTOCOL, f"storage node {part.node} answered {len(part.updates)} updates with other columns"
                 )
         except StatusError as failure:
-            if part.ticket is not None:
+            if part.ticket is not None and failure.maybe_committed:
                 part.doubt()
             part.ticket, part.failure = None, failure
             await self.cluster.recover(failure, part.node)
@@ -245,10 +245,11 @@ class UpdateBatch(Generic[_Update]):
         self.cluster.learn_chains(reply.chains)
         failed = []
         for row, (update, code) in enumerate(zip(part.updates, reply.status, strict=True)):
-            if code != Status.STALE_CHAIN_VERSION and update.losses < 0:
+            refusal = _failure(update, code) if code else None
+            if update.losses < 0 and (refusal is None or refusal.maybe_committed):
                 update.losses = part.losses[row]
-            if code:
-                failed.append((update, _failure(update, code)))
+            if refusal is not None:
+                failed.append((update, refusal))
             else:
                 update.file.arrived(update.chain, update.losses)
                 self.succeeded(update, reply, row)

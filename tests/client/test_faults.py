@@ -150,6 +150,30 @@ def test_what_was_on_its_way_when_power_was_lost_is_not_called_durable(world: Wo
             file.fsync()
 
 
+@pytest.mark.parametrize("refusal", ["unreachable", "refused"])
+def test_what_was_taken_only_after_a_loss_of_power_is_durable(
+    world: World, monkeypatch: pytest.MonkeyPatch, refusal: str
+) -> None:
+    """Whoever writes on while there is no power has lost nothing, and is not to be told so."""
+    client = world.quiet()
+    enter = world.storage._enter
+
+    async def without_power(method: str) -> None:
+        await enter(method)
+        if method == "write":
+            monkeypatch.undo()
+            await world.restart_storage(power_losses=1)
+            if refusal == "unreachable":
+                raise error(Status.UNAVAILABLE, "nobody listens there")
+            world.storage.statuses.append(Status.TARGET_OFFLINE)
+
+    with client.open("/f", "wb") as file:
+        file.write(b"x" * 100_000)
+        monkeypatch.setattr(world.storage, "_enter", without_power)
+        file.fsync()
+    client.sync()
+
+
 def test_reads_and_writes_outlive_unavailable_servers(world: World) -> None:
     client = world.client()
     world.storage.raises.extend(error(Status.UNAVAILABLE) for _ in range(3))
