@@ -50,6 +50,7 @@ from .writeback import WriteBack
 from .writes import sync_chains
 
 END_SECONDS = 2.0  # for the farewell of a closing client
+UNSYNCED_FILES_MAX = 4096  # closed ones of which it is known each by itself that they were not synced
 
 
 class Core(Namespace):
@@ -67,7 +68,9 @@ class Core(Namespace):
         self.losing = env.lock()
         self._predecessor = 0  # updates up to this number are those of a process that has died
         self.orphans: deque[Handle] = deque()  # open handles that nobody refers to any more
-        self.unsynced: dict[int, int] = {}  # as an inode's, of those that were closed, in all epochs
+        # As an inode's, of those that were closed, in all epochs: by inode, and of those that there are too many of.
+        self.unsynced_files: dict[int, dict[int, int]] = {}
+        self.unsynced: dict[int, int] = {}
         self.together: Together | None = None  # where many read at once
         self.shared = SharedMemories(env)
         self._begin_epoch()
@@ -253,6 +256,7 @@ class Core(Namespace):
             inode = self.inodes.get(attributes.inode)
             if inode is None:
                 inode = self.inodes[attributes.inode] = Inode(self.cluster, attributes, epoch)
+                inode.unsynced = self.unsynced_files.pop(inode.id, inode.unsynced)
             truncated = attributes.truncate_version != inode.truncate_version
             inode.take_open(reply, flags)
             inode.handles += 1
@@ -330,9 +334,17 @@ class Core(Namespace):
             inode.handles -= 1
             inode.readers -= reader
             if inode.handles <= 0:
-                _add_unsynced(self.unsynced, inode.unsynced)
+                self._keep_unsynced(inode)
                 if self.inodes.get(inode.id) is inode:
                     del self.inodes[inode.id]
+
+    def _keep_unsynced(self, inode: Inode) -> None:
+        """For who opens it again and syncs it, or syncs everything."""
+        if inode.unsynced:
+            kept = self.unsynced_files
+            _add_unsynced(kept.setdefault(inode.id, {}), inode.unsynced)
+            if len(kept) > UNSYNCED_FILES_MAX:
+                _add_unsynced(self.unsynced, kept.pop(next(iter(kept))))
 
     async def close_orphan(self) -> None:
         """Close a file that was forgotten. An error of its data can only be a warning: whom else could it be told?"""
@@ -475,8 +487,10 @@ class Core(Namespace):
         # What was closed before lies on chains that we do not remember: all of those that files may use.
         chains.update(chains_of_files(self.cluster))
         async with self.table_lock:
+            for unsynced in self.unsynced_files.values():
+                _add_unsynced(self.unsynced, unsynced)
             taken.append((None, self.unsynced))
-            self.unsynced = {}
+            self.unsynced_files, self.unsynced = {}, {}
         await sync_chains(self.cluster, sorted(chains))
         await self.sync_names()
         return failure
@@ -545,7 +559,7 @@ class Core(Namespace):
             handle.locked = False  # the locks are the parent's
             handle.failures_told = handle.file.failures  # and so are the errors
             handle.file.unsynced = {}  # and what it has not synced
-        self.unsynced = {}
+        self.unsynced_files, self.unsynced = {}, {}
         self.orphans.clear()
         self.shared.after_fork_in_child()
         self.cluster.after_fork_in_child()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from emberfs.client.blocking import Client
+from emberfs.client.core import client as core_client
 from emberfs.proto.env import drive
 from emberfs.proto.errors import Status, StatusError, error
 from emberfs.proto.rpc import META, Identity, PeerInfo
@@ -91,6 +92,26 @@ def test_a_loss_of_power_is_told_to_whoever_has_lost_the_lease_meanwhile(world: 
             with pytest.raises(StatusError, match="lost power"):
                 each.close()
     client.sync()
+
+
+def test_an_fsync_covers_what_was_written_before_the_file_was_opened_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As fsync(2) does: who writes files and who makes them durable may be two."""
+    monkeypatch.setattr(core_client, "UNSYNCED_FILES_MAX", 2)
+    client = world.quiet()
+    for name in ("/first", "/f", "/last"):
+        client.write_bytes(name, b"x" * 100_000)
+    assert client.read_bytes("/f") == b"x" * 100_000
+    lose_power(world)
+    with client.open("/f", "r+b") as file:
+        with pytest.raises(StatusError, match="lost power"):
+            file.fsync()
+        file.fsync()
+    with pytest.raises(StatusError, match="lost power"):
+        client.sync()
+    client.sync()
+    assert not client.core.unsynced and not client.core.unsynced_files
 
 
 def test_what_is_closed_during_a_sync_that_fails_is_still_to_be_synced(
