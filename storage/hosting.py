@@ -152,7 +152,8 @@ class Hosting:
             workers.close()
             raise error(Status.IO_ERROR, f"target {path} cannot be opened: {failed.strerror or failed}") from failed
         if engine.found.opened is Opened.POWER_LOSS:
-            process.log.warning("power was lost", path=path, fell_back=len(engine.found.fell_back))
+            why = "power was lost, or a sync had failed"
+            process.log.warning(why, path=path, fell_back=len(engine.found.fell_back))
         if engine.lost:
             process.log.error("the index is not the one from before: what it named is lost here", path=path)
         process.log.info("target opened", path=path, how=engine.found.opened.value, chunks=engine.found.chunks)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from .disk import Disk
 from .index import Index
-from .recovery import CHECKPOINT_KEY, pack_number
+from .recovery import CHECKPOINT_KEY, doubted, pack_number
 from .space import Space
 
 # Begins work in another thread; what it returns waits for the end of that.
@@ -60,6 +60,7 @@ class Checkpoint:
                 self.disk.sync_names()
         except Exception as failed:
             self._fail(failed)
+            doubted(self.index)
 
     def _sync_index(self, passed: int) -> None:
         """Make the rows durable, and that this checkpoint has `passed`: the one before, while nobody knows what becomes of the bytes."""
@@ -67,6 +68,7 @@ class Checkpoint:
             self.index.write([(CHECKPOINT_KEY, pack_number(passed))], sync=True)
         except Exception as failed:  # rocksdict raises bare Exceptions
             self._fail(failed)
+            doubted(self.index)
 
     def _punch(self) -> None:
         try:

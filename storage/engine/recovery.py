@@ -3,7 +3,8 @@
 The session record says which boot of the machine wrote last, and whether it closed cleanly.
 - Closed cleanly: every row is covered by a checkpoint.
 - Same boot, not closed: the process was killed. The page cache has every byte that was written; all rows hold.
-- Another boot, not closed: power was lost. The index is a beginning of what was written, and contains at least what the last checkpoint
+- Another boot, not closed: power was lost; or none at all, because a sync had failed (`doubted`), after which the page cache shows bytes
+  that the disk does not have and no later sync would fail: it is emptied first. The index is a beginning of what was written, and contains at least what the last checkpoint
   contained; the block files hold any part of what was written since. A state of a later epoch is compared with its checksum; where
   its bytes are missing the chunk falls back to what it was at the last checkpoint that it has a trusted state of, or is gone if it
   has none.
@@ -13,6 +14,7 @@ killed in the middle of opening, the next open decides the same again.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import struct
 from dataclasses import dataclass, field
@@ -40,7 +42,7 @@ class Opened(enum.Enum):
     NEW = "new"
     CLEAN = "clean"
     KILLED = "killed"  # nothing acknowledged is lost
-    POWER_LOSS = "power loss"  # what was not synced may be lost
+    POWER_LOSS = "power loss"  # or a sync that failed: what was not synced may be lost
 
 
 @dataclass
@@ -71,6 +73,12 @@ def session_record(boot: str, *, clean: bool) -> Change:
     return SESSION_KEY, bytes((SESSION_VERSION, clean)) + boot.encode()
 
 
+def doubted(index: Index) -> None:
+    """A sync failed: let the next process take what was not synced before for lost. As far as the disk still takes that."""
+    with contextlib.suppress(Exception):  # rocksdict raises bare ones, and the failure itself has been told
+        index.write([session_record("", clean=False)], sync=True)
+
+
 def how_opened(index: Index, boot: str) -> Opened:
     record = index.get(SESSION_KEY)
     if record is None:
@@ -95,6 +103,8 @@ def recover(index: Index, disk: Disk, space: Space, boot: str, *, known: bool = 
     if found.opened is Opened.POWER_LOSS:
         found.power_losses += 1
         changes.append((POWER_KEY, pack_number(found.power_losses)))
+        for handle in space.handles():
+            disk.advise(handle, 0, 0, False)  # what is compared below is what the disk has
     for key, value in index.scan(CHUNK, _after(CHUNK)):
         row = decode_row(value)
         found.epoch = max(found.epoch, *(state.epoch for state in row.states()), 0)
@@ -108,9 +118,13 @@ def recover(index: Index, disk: Disk, space: Space, boot: str, *, known: bool = 
         found.version_floor += VERSIONS_SKIPPED
         changes.append((VERSION_KEY, pack_number(found.version_floor)))
     if found.opened not in (Opened.NEW, Opened.CLEAN):
-        for handle in space.handles():
-            disk.fdatasync(handle)
-        disk.sync_names()
+        try:
+            for handle in space.handles():
+                disk.fdatasync(handle)
+            disk.sync_names()
+        except OSError:
+            doubted(index)
+            raise
         found.epoch += 1
         found.checkpoint = found.epoch
         changes.append((CHECKPOINT_KEY, pack_number(found.checkpoint)))

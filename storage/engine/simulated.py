@@ -117,7 +117,14 @@ class SimulatedDisk:
         )
 
     def advise(self, handle: int, offset: int, length: int, needed: bool) -> None:
-        """Memory has no page cache."""
+        """Of the page cache only this matters: without it the disk shows what it has."""
+        if not needed:
+            file = self._handles[handle]
+            data = bytearray(file.durable)
+            for at, content in file.log:
+                _apply(data, at, content)
+            data.extend(bytes(len(file.data) - len(data)))
+            file.data = data
 
     def preadv(self, handle: int, buffers: Sequence[Any], offset: int, wait: bool, cold: bool = False) -> int:
         if self.cold and not wait:
@@ -149,7 +156,11 @@ class SimulatedDisk:
                 _apply(file.durable, offset, content)
             file.log.clear()
 
-        self.faults.effect("fdatasync", act)
+        try:
+            self.faults.effect("fdatasync", act)
+        except OSError:
+            self._handles[handle].log.clear()  # the next one would succeed, and the bytes stay in memory alone
+            raise
 
     def sync_names(self) -> None:
         def act() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from emberfs.proto.errors import Status, StatusError
 from emberfs.storage.engine.engine import ChunkEngine, Kind, Receipt, Update
+from emberfs.storage.engine.recovery import Opened
 from emberfs.storage.engine.simulated import Crash, Faults
 
 from .harness import CHUNK_SIZE, Target, check_invariants, clone, content, key, small_pages, write, written
@@ -336,8 +337,9 @@ def test_many_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("seed", [3, 4])
 def test_every_effect_may_fail(seed: int, code: int) -> None:
-    """An error fails the update that met it or takes the target out; what was acknowledged before is there when it is opened again."""
-    offline = 0
+    """An error fails the update that met it or takes the target out; what was acknowledged before is there when it is opened again. After
+    a sync that failed only what was synced is."""
+    offline = doubted = 0
     for at in range(2, effects(seed) + 1):
         faults = Faults(at, code)
         run = Run(seed, faults)
@@ -352,10 +354,15 @@ def test_every_effect_may_fail(seed: int, code: int) -> None:
             assert caught.value.status is Status.TARGET_OFFLINE
         elif run.engine is not None:
             check_invariants(run.engine)
+        is_out = run.engine is not None and run.engine.failed
         run.target.kill()
         faults.at = 0
-        run.look(False)
+        failed_sync = bool(is_out and faults.seen[at - 1] in ("fdatasync", "sync_names", "index sync"))
+        doubted += failed_sync
+        run.look(failed_sync)
+        assert (run.engine.found.opened is Opened.POWER_LOSS) is failed_sync
     assert offline > 10
+    assert doubted > 5
 
 
 def test_what_was_synced_stays_where_the_disk_cannot_be_asked_after_a_power_loss() -> None:

@@ -336,7 +336,39 @@ def test_after_a_failed_sync_the_target_is_out_for_good() -> None:
     for call in (engine.checkpoint, lambda: engine.plan([]), lambda: engine.prepare(write(key(0), 0, b"y"))):
         assert status_of(call) is Status.TARGET_OFFLINE
     engine.close()
+    found = target.open().found
+    assert found.opened is Opened.POWER_LOSS
+    assert (found.power_losses, found.fell_back) == (1, [key(0)])
+    assert content(target.engine, key(0)) is None
+
+
+def test_what_memory_alone_has_after_a_failed_sync_is_not_taken_for_durable() -> None:
+    """A later fdatasync succeeds, and the page cache shows the bytes until it needs the room."""
+    target = Target()
+    engine = target.open()
+    engine.apply([write(key(0), 0, b"old" * 3000)])
+    engine.checkpoint()
+    engine.apply([write(key(0), 0, b"new" * 3000)])
+    target.faults.at, target.faults.kind = target.faults.count + 1, 5
+    assert status_of(engine.checkpoint) is Status.TARGET_OFFLINE
+    engine.close()
+    assert content(target.open(), key(0)) == b"old" * 3000
+    target.kill()
     assert target.open().found.opened is Opened.KILLED
+    target.power_loss(random.Random(1))
+    assert content(target.open(), key(0)) == b"old" * 3000
+
+
+def test_a_sync_that_fails_while_a_target_is_opened_is_remembered() -> None:
+    target = Target()
+    target.open().apply([write(key(0), 0, b"x" * 9000)])
+    target.kill()
+    target.faults.at, target.faults.kind = target.faults.count + 1, 5
+    with pytest.raises(OSError, match="Input/output"):
+        target.open()
+    target.kill()
+    assert target.open().found.opened is Opened.POWER_LOSS
+    assert content(target.engine, key(0)) is None
 
 
 @pytest.mark.parametrize("broken", ["get", "get_many", "scan"])
