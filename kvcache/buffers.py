@@ -125,7 +125,7 @@ class Registry:
     def __init__(self, unregister: Any) -> None:
         self._unregister = unregister  # of the environment: no server may use a region any more
         self._lock = threading.Lock()
-        # By address: where each begins, where the last of those up to it ends, and they themselves. Replaced, never changed.
+        # By address, the longest first: where each begins, where the last of those up to it ends, they themselves. Replaced, never changed.
         self._index: tuple[tuple[int, ...], tuple[int, ...], tuple[Buffer, ...]] = ((), (), ())
         self._files: dict[
             tuple[int, int], Region
@@ -184,7 +184,8 @@ class Registry:
             self._unregister(region)
 
     def find(self, address: int, length: int) -> Buffer | None:
-        """The registered memory that holds all of these bytes; of several the one that begins last, be it a part of another."""
+        """The registered memory that holds all of these bytes; of several the one that begins last, of those the shortest: a part of
+        another."""
         starts, reaches, buffers = self._index
         end = address + length
         at = bisect_right(starts, address) - 1
@@ -223,15 +224,16 @@ class Registry:
         return region, backing.offset
 
     def _add(self, buffer: Buffer) -> None:
-        """Of two over the same address the newer counts. What was dead is let go then: servers know only so many regions of a client."""
-        older = [known.region for known in self.buffers if known.address == buffer.address]
-        self._set([*(known for known in self.buffers if known.address != buffer.address), buffer])
-        for region in older:
-            if region.dead:
-                self._let_go(region)
+        """It replaces what begins where it does and reaches no further; of what reaches further it may be a part. What was dead is let go
+        then: servers know only so many regions of a client."""
+        older = [known for known in self.buffers if known.address == buffer.address and known.nbytes <= buffer.nbytes]
+        self._set([*(known for known in self.buffers if known not in older), buffer])
+        for known in older:
+            if known.region.dead:
+                self._let_go(known.region)
 
     def _set(self, buffers: list[Buffer]) -> None:
-        buffers.sort(key=lambda buffer: buffer.address)
+        buffers.sort(key=lambda buffer: (buffer.address, -buffer.nbytes))  # parts behind what they are parts of
         reaches = accumulate([buffer.address + buffer.nbytes for buffer in buffers], max)
         self._index = tuple(buffer.address for buffer in buffers), tuple(reaches), tuple(buffers)
 

@@ -253,6 +253,28 @@ def test_a_part_that_is_registered_hides_nothing_of_the_whole(registry: Registry
     assert registry.find(whole.address + PAGE, PAGE) is part
 
 
+@pytest.mark.parametrize("part_first", [False, True])
+def test_nor_does_the_part_that_it_begins_with(registry: Registry, part_first: bool) -> None:
+    """The first layer of a pool lies where the pool does."""
+    descriptor, memory = memfd(4 * PAGE)
+    part_of = memoryview(memory)[:PAGE]
+    if part_first:
+        part, whole = registry.register(part_of), registry.register(memory)
+    else:
+        whole, part = registry.register(memory), registry.register(part_of)
+    assert registry.find(whole.address + PAGE, PAGE) is whole
+    assert registry.find(whole.address, 2 * PAGE) is whole
+    assert registry.find(whole.address, PAGE) is (whole if part_first else part), "the newer one"
+    whole.region.dead = True
+    places = places_of([memoryview(memory)[2 * PAGE :]], 1, registry, writable=True)
+    assert places.dead_rows([0]) == [0]
+    region = whole.region
+    registry.unregister(part)
+    registry.unregister(whole)
+    assert region.fd < 0, "nobody holds it any more"
+    os.close(descriptor)
+
+
 @pytest.mark.parametrize(
     ("memory", "failure"),
     [
