@@ -9,7 +9,7 @@ import typer
 
 from ...proto.errors import StatusError
 from .output import Failed, complain, name_out, say, told
-from .paths import cluster_of, destination, expand, is_directory
+from .paths import cluster_of, destination, expand, is_directory, once
 
 
 def mkdir(
@@ -50,7 +50,7 @@ def mv(
 ) -> None:
     """Rename or move. Each move is atomic: others see the old name or the new one."""
     with cluster_of([*sources, target]) as (client, [*typed, goal]):
-        wanted = expand(client, typed)
+        wanted = once(expand(client, typed))
         goals = [goal] if exchange else destination(wanted, goal, is_directory(client, goal))
         if exchange and len(wanted) > 1:
             raise Failed("--exchange takes one source and one target", 2)

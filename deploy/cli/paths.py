@@ -71,6 +71,11 @@ def expand(client: Client, paths: Sequence[str]) -> list[str]:
     return found
 
 
+def once(paths: Sequence[str]) -> list[str]:
+    """Each path once, in order: what several patterns match is still one source."""
+    return list(dict.fromkeys(paths))
+
+
 def glob(client: Client, pattern: str) -> Iterator[str]:
     """Paths that match; "*", "?", "[...]" within a component, "**" for any number of directories. Names with a leading dot only match
     a pattern that has one."""

@@ -13,7 +13,7 @@ import typer
 from ...proto.errors import StatusError
 from .. import copying
 from .output import Failed, complain, counted, progress, told, write_json
-from .paths import cluster_of, destination, expand, is_directory
+from .paths import cluster_of, destination, expand, is_directory, once
 
 _Recursive = Annotated[bool, typer.Option("-r", "--recursive", help="Directories with all that is below them.")]
 _Preserve = Annotated[bool, typer.Option("-p", "--preserve", help="Keep modes and times.")]
@@ -58,7 +58,7 @@ def put(
             with copying.whole_or_gone(client, goal, lambda: client.open(goal, "xb" if keep else "wb")) as file:
                 shutil.copyfileobj(sys.stdin.buffer, file, STREAM_BYTES)
             return
-        local = [os.path.abspath(source) if source.rstrip("/") in {".", "..", ""} else source for source in sources]
+        local = once([os.path.abspath(path) if path.rstrip("/") in {".", "..", ""} else path for path in sources])
         goals = destination(local, goal, is_directory(client, goal))
         plan = copying.Plan()
         for source, path in zip(local, goals, strict=True):
@@ -79,7 +79,7 @@ def get(
         cat(sources)
         return
     with cluster_of(sources) as (client, wanted):
-        found = expand(client, wanted)
+        found = once(expand(client, wanted))
         goals = destination(found, target, os.path.isdir(target))
         plan = copying.Plan()
         for source, path in zip(found, goals, strict=True):
@@ -99,7 +99,7 @@ def cp(
 ) -> None:
     """Copy within the cluster. ('put' and 'get' copy between this machine and the cluster.)"""
     with cluster_of([*sources, target]) as (client, [*typed, goal]):
-        wanted = expand(client, typed)
+        wanted = once(expand(client, typed))
         goals = destination(wanted, goal, is_directory(client, goal))
         _refuse_into_itself(wanted, goals)
         plan = copying.Plan()
@@ -128,7 +128,7 @@ def clone(
     A clone has the chunk size and stripe of its source. An existing file is replaced when the clone is complete.
     """
     with cluster_of([*sources, target]) as (client, [*typed, goal]):
-        wanted = expand(client, typed)
+        wanted = once(expand(client, typed))
         goals = destination(wanted, goal, is_directory(client, goal))
         _refuse_into_itself(wanted, goals)
         plan = copying.Plan()

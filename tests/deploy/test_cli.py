@@ -144,6 +144,21 @@ class TestCopying:
         assert run("cat", *sources).out == b"oneother"
         assert run("ls", f"{home}/all").lines == []
 
+    def test_a_file_that_several_patterns_match_is_one_source(self, run: Command, home: str, tmp_path: Path) -> None:
+        local = [str(tmp_path / name) for name in ("a.txt", "b.txt")]
+        for path in local:
+            Path(path).write_text("content")
+        run("mkdir", *(f"{home}/{name}" for name in ("in", "copy", "clone", "moved")))
+        run("put", "-n", *local, local[0], f"{home}/in")
+        patterns = [f"{home}/in/*.txt", f"{home}/in/a*"]
+        (tmp_path / "out").mkdir()
+        run("get", "-n", *patterns, str(tmp_path / "out"))
+        assert sorted(os.listdir(tmp_path / "out")) == ["a.txt", "b.txt"]
+        assert run("cat", *patterns).out == b"content" * 3, "what is said twice is shown twice"
+        for command, target in (("cp", "copy"), ("clone", "clone"), ("mv", "moved")):
+            run(command, "-n", *patterns, f"{home}/{target}")
+            assert run("ls", f"{home}/{target}").lines == ["a.txt", "b.txt"]
+
     def test_clones(self, run: Command, home: str, tree: Path, tmp_path: Path) -> None:
         run("put", "-r", str(tree), home)
         told = json.loads(run("clone", "-r", "--json", f"{home}/tree", f"{home}/copy").out)
