@@ -213,13 +213,26 @@ def _while_filled(item: Item) -> int:
     return item.mode & 0o777 | 0o700
 
 
-def _is_special(path: str) -> bool:
-    """Whether a device, a pipe or a socket is there, as /dev/null or /dev/stdout."""
+def _in_place(path: str) -> int:
+    """How to open what stays what it is and is written to: a device, a pipe, a socket, and, behind what is in it, the file of an open
+    descriptor, as /dev/stdout may be. 0: what is there is replaced."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
-        return False
-    return not (bits.S_ISREG(mode) or bits.S_ISDIR(mode))
+        return 0
+    if bits.S_ISREG(mode):
+        return os.O_WRONLY | os.O_APPEND if _is_descriptor(path) else 0
+    return 0 if bits.S_ISDIR(mode) else os.O_WRONLY
+
+
+def _is_descriptor(path: str) -> bool:
+    """Whether a path leads to a descriptor of a process. (To a file, so that symlinks do not go in circles.)"""
+    while os.path.islink(path):
+        folder = os.path.dirname(path)
+        if os.path.realpath(folder).startswith("/proc/"):
+            return True
+        path = os.path.join(folder, os.readlink(path))
+    return False
 
 
 def _same_file() -> StatusError:
@@ -342,8 +355,8 @@ class Clone(_IntoCluster):
 
 
 class Get(Way):
-    """From the cluster to this machine. A file is written beside its target and renamed when it is complete; a device or a pipe that is
-    there stays what it is, and is written to."""
+    """From the cluster to this machine. A file is written beside its target and renamed when it is complete; a device, a pipe or an
+    open descriptor that is there stays what it is, and is written to."""
 
     title = "get"
 
@@ -353,8 +366,8 @@ class Get(Way):
     def file(self, item: Item, progress: Progress) -> None:
         if self.exclusive and os.path.lexists(item.target):
             raise FileExistsError(17, "the file exists", item.target)
-        if _is_special(item.target):
-            self._fill(item, os.open(item.target, os.O_WRONLY | os.O_CLOEXEC), progress)
+        if flags := _in_place(item.target):
+            self._fill(item, os.open(item.target, flags | os.O_CLOEXEC), progress)
             return
         folder, name = os.path.split(item.target)
         temporary = os.path.join(folder, f".{name[:TEMPORARY_CHARACTERS_MAX]}.{os.getpid()}.{threading.get_ident()}")

@@ -215,6 +215,19 @@ class TestCopying:
         assert (tmp_path / "link").is_symlink()
         assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
 
+    def test_get_writes_to_a_descriptor(self, run: Command, home: str, tmp_path: Path) -> None:
+        """/dev/stdout is a symlink to one, also while it is a file: by root it would be gone."""
+        run("put", "-", f"{home}/file", data=b"content")
+        with open(tmp_path / "file", "w+b") as file:
+            file.write(b"before ")
+            file.flush()
+            (tmp_path / "stdout").symlink_to(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+            run("get", "-p", f"{home}/file", str(tmp_path / "stdout"))
+            run("get", f"{home}/file", f"/proc/{os.getpid()}/fd/{file.fileno()}")
+        assert (tmp_path / "stdout").is_symlink()
+        assert (tmp_path / "file").read_bytes() == b"before contentcontent"
+        assert sorted(os.listdir(tmp_path)) == ["file", "stdout"]
+
     def test_get_of_the_longest_names(self, run: Command, home: str, tmp_path: Path) -> None:
         for name in ("字" * 85, "n" * 255):  # 255 bytes
             run("put", "-", f"{home}/{name}", data=b"content")
