@@ -142,12 +142,15 @@ def plan_remote(plan: Plan, client: Client, source: str, target: str, recursive:
     def denied(name: str) -> None:
         plan.failures.append(f"{posixpath.join(source, name)}: permission denied: what is in it was left out")
 
-    for name, found in client.find(source, denied=denied):
-        paths = posixpath.join(source, name), posixpath.join(target, name)
-        if found.is_dir:
-            plan.directories.append(_remote_item(*paths, found))
-        else:
-            _plan_remote_entry(plan, *paths, found)
+    try:
+        for name, found in client.find(source, denied=denied):
+            paths = posixpath.join(source, name), posixpath.join(target, name)
+            if found.is_dir:
+                plan.directories.append(_remote_item(*paths, found))
+            else:
+                _plan_remote_entry(plan, *paths, found)
+    except OSError as failed:
+        plan.failures.append(f"{source}: {failed.strerror}")
 
 
 def _remote_item(source: str, target: str, found: Any) -> Item:

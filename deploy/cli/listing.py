@@ -53,7 +53,7 @@ def ls(
         listed: list[dict[str, Any]] = []
         for path in shown:
             try:
-                entries = _entries(client, path, recursive, directory, denied.below(path))
+                entries = list(_entries(client, path, recursive, directory, denied.below(path)))
             except StatusError as failed:
                 complain(told(path, failed))
                 failures += 1

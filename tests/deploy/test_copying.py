@@ -15,7 +15,8 @@ import emberfs
 from emberfs.client.blocking import Client
 from emberfs.client.core.client import Core
 from emberfs.client.core.options import Options
-from emberfs.deploy.cli.listing import _usage
+from emberfs.deploy.cli import listing
+from emberfs.deploy.cli.output import Failed
 from emberfs.deploy.copying import (
     IN_VAIN_MAX,
     Copy,
@@ -189,7 +190,7 @@ def test_a_directory_that_may_not_be_read_is_not_left_out_in_silence(cluster: Lo
         [failure] = plan.failures
         assert failure.startswith("/mixed/private: permission denied")
         denied: list[str] = []
-        assert _usage(client, "/mixed", denied.append)[""] == (7, 1)
+        assert listing._usage(client, "/mixed", denied.append)[""] == (7, 1)
         assert denied == ["private"]
 
 
@@ -203,3 +204,31 @@ def test_a_time_that_the_cluster_cannot_keep_costs_no_other_file(cluster: LocalC
         assert "/future" in failure and "2262" in failure
         with client.open("/present") as file:
             assert file.read() == b"present"
+
+
+def test_what_may_not_be_read_at_all_does_not_keep_the_rest_from_being_copied_and_shown(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with emberfs.connect(cluster.url) as client:
+        for name in ("/beside/1", "/beside/2", "/beside/3"):
+            client.mkdir(name, parents=True)
+            client.write_bytes(f"{name}/file", b"content")
+        client.chmod("/beside/2", 0o700)
+    with somebody(cluster) as client:
+        plan = Plan()
+        for name in ("1", "2", "3"):
+            plan_remote(plan, client, f"/beside/{name}", f"/there/{name}", True)
+        assert [item.source for item in plan.files] == ["/beside/1/file", "/beside/3/file"]
+        [failure] = plan.failures
+        assert failure.startswith("/beside/2: ")
+
+        @contextmanager
+        def theirs(paths: list[str]) -> Iterator[tuple[Client, list[str]]]:
+            yield client, paths
+
+        monkeypatch.setattr(listing, "cluster_of", theirs)
+        with pytest.raises(Failed):
+            listing.ls(["/beside/1", "/beside/2", "/beside/3"], recursive=False)
+        shown = capsys.readouterr()
+        assert shown.out.splitlines() == ["/beside/1:", "file", "/beside/3:", "file"]
+        assert "/beside/2" in shown.err
