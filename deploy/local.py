@@ -268,16 +268,18 @@ class LocalCluster:
                 left.unlink(missing_ok=True)
             # In one step: what takes a while may be interrupted, and a directory that is there belongs to a server that is to be started.
             self._remove_forgotten()
+            removed = self.data / f"{role}{REMOVED_SUFFIX}"
             with contextlib.suppress(FileNotFoundError):
-                (self.data / role).rename(self.data / f"{role}{REMOVED_SUFFIX}")
+                (self.data / role).rename(removed)
             record["servers"].pop(role, None)
             write_json(self.data / CLUSTER_FILE, record)
-            self._remove_forgotten()
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(removed)
 
     def _remove_forgotten(self) -> None:
-        """The directories of servers that the cluster does without."""
+        """The directories of servers that the cluster does without, as far as they can be deleted: it serves with what is left, too."""
         for left in self.data.glob(f"storage-*{REMOVED_SUFFIX}"):
-            shutil.rmtree(left)
+            shutil.rmtree(left, ignore_errors=True)
 
     def _launch(self, role: str, options: ClusterOptions, record: dict[str, Any]) -> None:
         path = socket_dir(self.data, self.roles) / f"{role}.sock"

@@ -42,6 +42,14 @@ class TestLife:
         with emberfs.connect(fresh_cluster.url) as client:
             client.write_bytes("/x", b"y")
 
+    def test_what_cannot_be_deleted_of_a_removed_server_is_in_nobodys_way(
+        self, fresh_cluster: LocalCluster, tmp_path: Path
+    ) -> None:
+        """As where it lies on a disk that fails, or was put on another one by a symlink."""
+        fresh_cluster.stop()
+        (fresh_cluster.data / "storage-2.removed").symlink_to(tmp_path)
+        assert LocalCluster(fresh_cluster.data).start() is True
+
     def test_down_cleans_up_and_keeps_the_data(self, fresh_cluster: LocalCluster) -> None:
         with emberfs.connect(fresh_cluster.url) as client:
             client.write_bytes("/kept", b"k" * 3_000_000)
