@@ -152,8 +152,8 @@ class Hosting:
             workers.close()
             raise error(Status.IO_ERROR, f"target {path} cannot be opened: {failed.strerror or failed}") from failed
         if engine.found.opened is Opened.POWER_LOSS:
-            why = "power was lost, or a sync had failed"
-            process.log.warning(why, path=path, fell_back=len(engine.found.fell_back))
+            fell_back = len(engine.found.fell_back)
+            process.log.warning("power was lost, or a sync had failed", path=path, fell_back=fell_back)
         if engine.lost:
             process.log.error("the index is not the one from before: what it named is lost here", path=path)
         process.log.info("target opened", path=path, how=engine.found.opened.value, chunks=engine.found.chunks)
@@ -301,14 +301,15 @@ class Hosting:
         entry = self._routing.targets.get(number)
         if entry is None or entry.node != self._membership.node.id:
             raise error(Status.NOT_FOUND, f"this process has no target {number}")
+        self._remember(dropped=entry.path)
         left_out = self._left_out.pop(entry.path, None)
         try:
             await self._membership.register(dropped=[number])
         except BaseException:
             if left_out is not None:
                 self._left_out[entry.path] = left_out
+            self._remember(added=entry.path)
             raise
-        self._remember(dropped=entry.path)
         self._process.log.info("target dropped, which could not be opened", target=number, path=entry.path)
 
     async def _forget(self, target: Target) -> None:

@@ -21,6 +21,7 @@ from .memory import Bytes, Memories, lent
 from .pinned import pin
 
 FILES_OPEN_MAX = 512  # of one store in one process; the one that was used longest ago is closed
+LOST_AND_FOUND = "lost+found"  # in the root of a local disk: root's alone, and no data set's
 
 
 class Pending(Protocol):
@@ -42,6 +43,9 @@ class Store(Protocol):
     def find(self, suffix: str = "") -> list[tuple[str, int]]:
         """Path and size in bytes of all files whose name ends so, in order. Raises PermissionError for a directory that may not be read:
         without what is in it, it would be a smaller data set."""
+
+    def names(self, folder: str = "") -> list[str]:
+        """What lies in this one directory. Raises FileNotFoundError, NotADirectoryError, PermissionError."""
 
     def read(
         self, paths: Sequence[str], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
@@ -135,6 +139,9 @@ class ClusterStore:
         if denied:
             raise error(Status.PERMISSION_DENIED, f"{self.url}: the directory {denied[0]} may not be read")
         return sorted((path, size) for path, size in found if path.endswith(suffix))
+
+    def names(self, folder: str = "") -> list[str]:
+        return self.client.listdir(self.path(folder))
 
     def read(
         self, paths: Sequence[str], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
@@ -308,6 +315,9 @@ class DirectoryStore:
             (os.path.relpath(path, self.root), os.stat(path).st_size) for path in paths if os.path.isfile(path)
         )
 
+    def names(self, folder: str = "") -> list[str]:
+        return os.listdir(self.path(folder))
+
     def read(
         self, paths: Sequence[str], file: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
     ) -> Pending:
@@ -366,7 +376,8 @@ class DirectoryStore:
 
 
 def _raise(failure: OSError) -> None:
-    raise failure
+    if os.path.basename(failure.filename) != LOST_AND_FOUND:
+        raise failure
 
 
 def _identity(descriptor: int) -> tuple[int, int]:

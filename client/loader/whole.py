@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -114,7 +115,7 @@ def convert(
     where files of these names are: they may be the source, and what is left of longer ones would be read as part of the data set."""
     samples.verify = True
     ours = r"\.ffr" if to == "ffrecord" else rf"-\d{{5,}}{re.escape(SUFFIX)}"
-    if left := _in_the_way(store, re.compile(re.escape(name) + ours)):
+    if left := _in_the_way(store, name, re.compile(re.escape(posixpath.basename(name)) + ours)):
         raise error(
             Status.EXISTS,
             f"{store.url}: {left} is there already: remove the files of that name first, or choose another directory or name",
@@ -129,13 +130,13 @@ def convert(
     return writer.paths
 
 
-def _in_the_way(store: Store, ours: re.Pattern[str]) -> str:
+def _in_the_way(store: Store, name: str, ours: re.Pattern[str]) -> str:
     """A file that one of these names would replace, or stand beside; "" where there is none."""
     try:
-        there = [path for path, _ in store.find()]
-    except FileNotFoundError:
+        there = store.names(posixpath.dirname(name))
+    except (FileNotFoundError, NotADirectoryError):
         return ""  # not even the directory
-    return next((path for path in there if ours.fullmatch(path)), "")
+    return next((found for found in sorted(there) if ours.fullmatch(found)), "")
 
 
 def _checked(samples: Samples, progress: Progress) -> Iterator[Batch]:

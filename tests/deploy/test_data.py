@@ -89,5 +89,8 @@ def test_shards_of_another_conversion_do_not_stay_among_the_new_ones(run: Comman
             "damaged": [],
         }
     run("data", "convert", source, target, "--name", "other")
+    (tmp_path / "out" / "sub").mkdir()
+    run("data", "convert", source, target, "--name", "sub/other")
+    assert "is there already" in run.fail(1, "data", "convert", source, target, "--name", "sub/other")
     run("data", "convert", source, target, "--to", "ffrecord")
     assert "is there already" in run.fail(1, "data", "convert", source, target, "--to", "ffrecord")

@@ -225,6 +225,12 @@ def test_a_damaged_spare_target_can_be_dropped(cluster: Cluster) -> None:
     server = cluster.start_storage(*options)
     client = Client(cluster)
     damaged = next(target for target, path in shown(client).items() if path == str(folders[1]))
+    in_the_way = cluster.folder / "storage" / f"{FORMAT_FILE}.{server.report['pid']}.new"
+    in_the_way.mkdir()
+    with pytest.raises(StatusError):
+        client.storage(STORAGE.DropTarget, storage_pb2.DropTargetRequest(target=damaged))
+    in_the_way.rmdir()
+    assert damaged in shown(client), "what the data directory did not take was not done"
     client.storage(STORAGE.DropTarget, storage_pb2.DropTargetRequest(target=damaged))
     assert list(shown(client).values()) == [str(folders[0])]
     assert folders[1].joinpath("format.json").exists()  # somebody may want to look at it

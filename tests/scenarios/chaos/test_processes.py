@@ -56,9 +56,11 @@ def test_killed_and_stopped_at_random(
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 def test_killed_and_stopped_for_as_long_as_asked(
-    make_cluster: MakeCluster, load_of: Callable[[Local, int], Load]
+    make_cluster: MakeCluster, load_of: Callable[[Local, int], Load], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the leases that clusters have, and stops of up to half a minute."""
+    """With the leases that storage processes have, and stops of up to half a minute. Clients have longer ones: the metadata server may be
+    killed again as soon as it is back, and none of them is to lose its own."""
+    monkeypatch.setenv("EMBERFS_CLIENT_LEASE", "600")
     seed = seed_of_this_run()
     chance = random.Random(seed)
     cluster = Local(make_cluster(nodes=3, replicas=3, targets=TARGETS, kv_capacity=0))
