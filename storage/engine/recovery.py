@@ -6,10 +6,10 @@ The session record says which boot of the machine wrote last, and whether it clo
 - Another boot, not closed: power was lost; or no boot, because a sync had failed (`doubted`), after which the page cache shows bytes that
   the disk does not have and no later sync fails: it is emptied first. The index is a beginning of what was written, and contains at least
   what the last checkpoint contained; the block files hold any part of what was written since. A state of a later epoch is compared with its
-  checksum; where its bytes are missing the chunk falls back to what it was at the last checkpoint that it has a trusted state of, or is gone
-  if it has none.
-In the last two cases a checkpoint is taken before anything is allocated: until then nothing that a fallback needs may be overwritten, and
-killed in the middle of opening, the next open decides the same again.
+  checksum; where its bytes are missing the chunk falls back to what it was at the last checkpoint that it has a trusted state of, or is
+  gone if it has none.
+In the last two cases a checkpoint is taken before anything is allocated: until then nothing that a fallback needs may be overwritten,
+and killed in the middle of opening, the next open decides the same again.
 """
 
 from __future__ import annotations
