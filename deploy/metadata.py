@@ -41,6 +41,7 @@ CHUNKS_PER_PAGE = 1000
 CHECKS = 3  # of a store that changes meanwhile
 
 _Result = TypeVar("_Result")
+LeftOut = Callable[[Path, OSError], None]  # is told of a target, and why it cannot be read
 
 
 def run(work: Coroutine[Any, Any, _Result]) -> _Result:
@@ -198,10 +199,15 @@ class Copy(NamedTuple):
     target: Path
 
 
-def copies_in(data: Path) -> list[Copy]:
-    """The copies that the targets of a stopped cluster hold, newest first. Raises BUSY_RESOURCE while its servers run."""
+def _unreadable(target: Path, why: OSError) -> None:
+    raise why
+
+
+def copies_in(data: Path, left_out: LeftOut = _unreadable) -> list[Copy]:
+    """The copies that the targets of a stopped cluster hold, newest first. `left_out` is told of targets that cannot be read. Raises
+    BUSY_RESOURCE while its servers run."""
     _require_stopped(LocalCluster(data))
-    return find_copies(targets_of(data))
+    return find_copies(targets_of(data), left_out)
 
 
 def targets_of(data: Path) -> list[Path]:
@@ -209,22 +215,35 @@ def targets_of(data: Path) -> list[Path]:
     found = []
     for name in storage_names(data):
         found += [place.parent for place in sorted((data / name).glob("*/format.json"))]
-    return [place for place in found if read_format(str(place)) is not None]
+    return found
 
 
-def find_copies(targets: Sequence[Path]) -> list[Copy]:
+def find_copies(targets: Sequence[Path], left_out: LeftOut = _unreadable) -> list[Copy]:
     """The copies that targets hold, newest first, one of each. Nobody may serve the targets. Raises BUSY_RESOURCE, BAD_FORMAT."""
     found: dict[int, Copy] = {}
-    for copy in _every_copy(targets):
-        found.setdefault(copy.manifest.number, copy)
+    for copies in _of_each(targets, _copies, left_out):
+        for copy in copies:
+            found.setdefault(copy.manifest.number, copy)
     return [found[number] for number in sorted(found, reverse=True)]
 
 
-def _every_copy(targets: Sequence[Path]) -> Iterator[Copy]:
-    """Of each as many as there are members of its chain among the targets."""
+def _of_each(targets: Sequence[Path], look: Callable[[Path, ChunkEngine], _Result], left_out: LeftOut) -> list[_Result]:
+    """What each target says that can be read: another one may have all that is needed."""
+    found = []
     for target in targets:
-        with _chunks_of(target) as chunks:
-            yield from [Copy(manifest, target) for manifest in _manifests(chunks)]
+        try:
+            with _chunks_of(target) as chunks:
+                said = look(target, chunks)
+            found.append(said)
+        except OSError as broken:
+            if isinstance(broken, StatusError) and broken.status is Status.BUSY_RESOURCE:
+                raise
+            left_out(target, broken)
+    return found
+
+
+def _copies(target: Path, chunks: ChunkEngine) -> list[Copy]:
+    return [Copy(manifest, target) for manifest in _manifests(chunks)]
 
 
 @contextlib.contextmanager
@@ -266,8 +285,9 @@ def backup_name(number: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(number))
 
 
-def restore(data: Path, number: int = 0, progress: Progress | None = None) -> Manifest:
+def restore(data: Path, number: int = 0, progress: Progress | None = None, left_out: LeftOut = _unreadable) -> Manifest:
     """Make the metadata of a cluster anew from the newest copy (or the one of this number) that its targets on this machine hold.
+    `left_out` is told of targets that cannot be read.
 
     Raises BUSY_RESOURCE while its servers run, EXISTS where metadata lies, NOT_FOUND without a copy, or where no target has all
     of it, CHECKSUM where it is damaged in every one.
@@ -280,13 +300,14 @@ def restore(data: Path, number: int = 0, progress: Progress | None = None) -> Ma
         if place.exists():
             raise error(Status.EXISTS, f"there is metadata in {place}: move it away first, if it is of no use any more")
         targets = targets_of(data)
-        copies = [copy for copy in _every_copy(targets) if number in (0, copy.manifest.number)]
+        looked = _of_each(targets, lambda *opened: (_copies(*opened), _newest_chunk(*opened)), left_out)
+        copies = [copy for held, _ in looked for copy in held if number in (0, copy.manifest.number)]
         newest = max((copy.manifest.number for copy in copies), default=0)
         if not copies:
             wanted = f"copy {number}" if number else "a copy of the metadata"
             raise error(Status.NOT_FOUND, f"none of {len(targets)} targets in {data} holds {wanted}")
         copies = [copy for copy in copies if copy.manifest.number == newest]
-        return _restore(copies, place, _newest_chunks(targets), progress)
+        return _restore(copies, place, dict(chunk for _, chunk in looked), progress)
 
 
 def _require_stopped(cluster: LocalCluster) -> None:
@@ -328,15 +349,11 @@ def _extract_whole(copies: Sequence[Copy], packed: Path) -> Manifest:
     raise failures[0]
 
 
-def _newest_chunks(targets: Sequence[Path]) -> dict[int, int]:
-    """Incarnation of a target -> the highest chain version under which one of its chunks was written."""
-    found: dict[int, int] = {}
-    for target in targets:
-        form = read_format(str(target))
-        assert form is not None
-        with _chunks_of(target) as chunks:
-            found[form.incarnation] = max(_chain_versions(chunks), default=0)
-    return found
+def _newest_chunk(target: Path, chunks: ChunkEngine) -> tuple[int, int]:
+    """The incarnation of a target, and the highest chain version under which one of its chunks was written."""
+    form = read_format(str(target))
+    assert form is not None
+    return form.incarnation, max(_chain_versions(chunks), default=0)
 
 
 def _chain_versions(chunks: ChunkEngine) -> Iterator[int]:

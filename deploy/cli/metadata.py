@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .moving import administration
-from .output import Failed, console, counted, human, name_out, say, write_json
+from .output import Failed, complain, console, counted, human, name_out, say, write_json
 
 PROGRESS_ROWS = 10_000  # between two looks at the bar
 EXIT_DAMAGED = 4
@@ -75,12 +75,16 @@ def backup(as_json: Json = False) -> None:
     _done(found, f"copy {made.number} ({backup_name(made.number)}): {human(made.bytes)} in chain {made.chain}", as_json)
 
 
+def _left_out(target: Path, why: OSError) -> None:
+    complain(f"target {target} cannot be read, and is left out: {why.strerror or why}")
+
+
 @meta.command("backups")
 def backups(as_json: Json = False) -> None:
     """List the copies of the metadata that the targets of this machine hold. The cluster must be stopped."""
     from ..metadata import backup_name, copies_in
 
-    found = copies_in(_data())
+    found = copies_in(_data(), _left_out)
     rows: list[dict[str, Any]] = [
         {"number": copy.manifest.number, "bytes": copy.manifest.length, "target": str(copy.target)} for copy in found
     ]
@@ -107,7 +111,7 @@ def restore(
     from ..metadata import restore as restored
 
     with _counted("restoring") as progress:
-        manifest = restored(_data(), number, progress)
+        manifest = restored(_data(), number, progress, _left_out)
     text = f"restored as of {backup_name(manifest.number)}; start the cluster with 'emberfs up'"
     _done({"number": manifest.number, "bytes": manifest.length}, text, as_json)
 

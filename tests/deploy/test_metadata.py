@@ -68,7 +68,19 @@ def test_metadata_comes_back_from_the_chunks(
         with _chunks_of(find_copies(targets_of(cluster.data))[0].target) as chunks:
             assert chunks.remove_range(*(chunk_key(number, index, SYSTEM_TENANT) for index in (0, 1)), 1)[0] == 1
 
-    assert run("meta", "restore", "--json").json["number"] == number
+    if shape:  # nor does one that cannot be opened
+        broken = targets_of(cluster.data)[1] / "format.json"
+        form = broken.read_bytes()
+        broken.write_bytes(b"{")
+        with pytest.raises(StatusError) as damaged:
+            restore(cluster.data)
+        assert damaged.value.status is Status.BAD_FORMAT
+        done = run.any("meta", "restore", "--json")
+        assert (done.code, done.json["number"]) == (0, number)
+        assert f"{broken} is damaged" in done.err
+        broken.write_bytes(form)
+    else:
+        assert run("meta", "restore", "--json").json["number"] == number
     assert run("fsck").lines == ["no problems"]
     cluster.start()
     assert run("cat", "/kept").out == content
