@@ -18,6 +18,7 @@ from emberfs.proto.rpc import CLUSTER
 from emberfs.storage.target import Target
 
 from .clients import Seen
+from .disks import Platters
 from .environment import Simulation
 from .history import Event, Histories, What
 from .knobs import Knobs, Trouble
@@ -60,7 +61,7 @@ class ChainCluster:
         for manager in self.managers:
             manager.told = self._told
         for node in self.nodes:
-            node.answered = self._answered
+            node.answered, node.fell_back = self._answered, self._fell_back
         self.chains: list[int] = []
         self._complete: dict[int, set[int]] = {}  # chain -> who served beside a disk that was replaced
 
@@ -338,10 +339,13 @@ class ChainCluster:
             platters.replace()
 
     def power_loss(self, node: StorageNode) -> None:
-        self.watch.power_lost(node.platters)
         for platters in node.platters:
-            self.versions.forget(platters.incarnation)
+            self._fell_back(platters)
         node.power_loss()
+
+    def _fell_back(self, platters: Platters) -> None:
+        self.watch.fell_back(platters)
+        self.versions.forget(platters.incarnation)
 
     async def _look(self) -> None:
         while True:

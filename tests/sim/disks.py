@@ -80,6 +80,7 @@ class Platters:
         self.cold = cold
         self.capacity = capacity
         self.faults = ProcessFaults(die)
+        self.dark = False  # power was lost, and no process has opened it since
         self._format()
 
     def _format(self) -> None:
@@ -94,6 +95,7 @@ class Platters:
         self.disk.close()
 
     def power_loss(self) -> None:
+        self.dark = True
         self.faults.disarm()
         self.disk.power_loss(self.chance)
         self.index.power_loss(self.chance)

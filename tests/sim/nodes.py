@@ -20,7 +20,7 @@ from emberfs.proto.gen.cluster_pb2 import NODE_KIND_STORAGE, RenewClientReply, R
 from emberfs.proto.gen.storage_pb2 import ReadReply, ReadRequest
 from emberfs.proto.routing import Change, RoutingTable
 from emberfs.proto.rpc import Context
-from emberfs.storage.engine.engine import ChunkEngine
+from emberfs.storage.engine.engine import ChunkEngine, Opened
 from emberfs.storage.lease import Lease
 from emberfs.storage.membership import Membership, Reported
 from emberfs.storage.peers import Peers
@@ -90,6 +90,9 @@ class StorageNode:
         self.stall = knobs.stall  # share of them that take longer
         self.stall_seconds = knobs.stall_seconds
         self.answered: Callable[[Target], None] = lambda _: None  # told of each answer to a client's read
+        self.fell_back: Callable[[Platters], None] = lambda _: (
+            None
+        )  # told of a target that lost what it had not synced, with its power on
         self.when_died: Callable[[], None] = lambda: None  # called once, when the process ended at an effect of a disk
         self.targets: list[Target] = []  # of the process that runs
         self.scrubbers: list[Scrubber] = []
@@ -203,6 +206,9 @@ class StorageNode:
         engine = ChunkEngine(disk, index, capacity=platters.capacity, boot=boot, cache_bytes=CACHE_BYTES)
         found = engine.found
         log.info("target opened", how=found.opened.value, chunks=found.chunks, pending=len(found.pending))
+        if found.opened is Opened.POWER_LOSS and not platters.dark:
+            self.fell_back(platters)
+        platters.dark = False
         target = Target(engine, self.host.name, platters.incarnation, self._blocking(env), env, log, lease)
         target.beside = self._beside
         return target

@@ -25,13 +25,12 @@ class ChainWatch:
         self.entries: dict[tuple[int, int], bytes] = {}  # (chain, version) -> the entry
         self._newest: dict[int, Chain] = {}
         self._members: dict[int, frozenset[int]] = {}
-        self._incomplete: set[int] = (
-            set()
-        )  # incarnations of targets that have lost their power, and were not copied to since
+        self._incomplete: set[int] = set()  # incarnations of targets that fell back, and were not copied to since
         self._lost = lost
 
-    def power_lost(self, platters: Iterable[Platters]) -> None:
-        self._incomplete.update(one.incarnation for one in platters)
+    def fell_back(self, platters: Platters) -> None:
+        """Power was lost, or a sync has failed."""
+        self._incomplete.add(platters.incarnation)
 
     def see(self, chains: Iterable[Chain], who: str) -> None:
         for chain in chains:
