@@ -332,10 +332,9 @@ class Copy(_IntoCluster):
         ]
         if len(set(both)) < len(both):  # perhaps under another name: to create the target would cut the source
             raise _same_file()
+        # The source is opened before the target is cut: what may not be read, or is gone, replaces nothing.
         with (
-            self.client.open(
-                item.source
-            ),  # before the target is cut: what may not be read, or is gone, replaces nothing
+            self.client.open(item.source),
             whole_or_gone(self.client, item.target, lambda: self.create(item)) as made,
         ):
             made.close()  # with the source's mode; copy_file alone would give the default one

@@ -194,11 +194,7 @@ class AsyncKVCache:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             stop.wanted = True
-            while not task.done():
-                with suppress(asyncio.CancelledError):  # again, as by a time-out and by whoever set it
-                    await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # seen
+            await until_done(task)
             raise
 
     async def __aenter__(self) -> AsyncKVCache:
@@ -208,3 +204,13 @@ class AsyncKVCache:
         self, kind: type[BaseException] | None, failure: BaseException | None, where: TracebackType | None
     ) -> None:
         await self.close()
+
+
+async def until_done(work: asyncio.Future[Any]) -> None:
+    """Wait for its end for one who was cancelled, and may be again, as by a time-out and by whoever set it. What came of it counts as
+    seen."""
+    while not work.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([work])
+    if not work.cancelled():
+        work.exception()

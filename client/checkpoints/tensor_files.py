@@ -117,8 +117,8 @@ def _outdated(folder: Folder) -> set[str]:
     indexed: set[str] = set()
     if INDEX in entries:
         # One that is damaged, or cannot be read, is no reason not to save: it is replaced.
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            indexed = set(json.loads(read_all(folder, INDEX))["weight_map"].values())
+        with contextlib.suppress(OSError):
+            indexed = _indexed(folder)
     named = {name for name in indexed.intersection(entries) if name.endswith(SUFFIX)}
     return named | {name for name in entries if OUTDATED.fullmatch(name) or name.endswith(PART_SUFFIX)}
 
@@ -245,15 +245,20 @@ def _opened(folder: Folder, names: Iterable[str], stack: ExitStack) -> list[tupl
     return [(source, read_header(source, path)) for source, path in sources]
 
 
+def _indexed(folder: Folder) -> set[Any]:
+    """What the index names, whatever that is. Raises BAD_FORMAT for a damaged one, OSError."""
+    try:
+        return set(json.loads(read_all(folder, INDEX))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as bad:
+        raise error(Status.BAD_FORMAT, f"{folder.url}/{INDEX} is damaged: {bad}") from bad
+
+
 def tensor_file_names(folder: Folder) -> list[str]:
     """The files of a directory that count: those that the index names, or all where nobody has written one, but for those of a save that
     has not ended. Raises NOT_FOUND if there are none, BAD_FORMAT for a broken index."""
     entries = folder.entries()
     if INDEX in entries:
-        try:
-            names = set(json.loads(read_all(folder, INDEX))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as bad:
-            raise error(Status.BAD_FORMAT, f"{folder.url}/{INDEX} is damaged: {bad}") from bad
+        names = _indexed(folder)
         if not all(isinstance(name, str) and name == posixpath.basename(name) for name in names):
             raise error(Status.BAD_FORMAT, f"{folder.url}/{INDEX} names files outside its directory")
         return sorted(names)

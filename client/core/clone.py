@@ -128,9 +128,8 @@ async def run_clones(core: Core, file: Inode, updates: Sequence[ChunkClone]) -> 
         file.synced = False
     if (failure := file.take_error()) is not None:
         if file.epoch == core.epoch:  # else all that this client wrote is lost, too
-            file.failed, file.failure, file.failures = (
-                before  # whoever asked hears of it now: no bytes that were written are lost
-            )
+            # Whoever asked hears of it now: no bytes that were written are lost.
+            file.failed, file.failure, file.failures = before
         raise failure
 
 

@@ -153,7 +153,7 @@ class Reader:
         """Bytes that were written here and have not arrived, if they lie in one piece; otherwise they have to arrive first."""
         write_back = self.file.write_back
         if write_back is None or not write_back.overlaps(offset, offset + count):
-            await self._arrived(offset, offset + count)
+            self._require_kept(offset, offset + count)
             return False
         async with self.file.lock:
             view = write_back.covering(offset, offset + count) if self.file.error is None else None
@@ -322,6 +322,10 @@ class Reader:
                 await write_back.empty()
             if self.file.error is not None:
                 raise self.file.error
+        self._require_kept(offset, end)
+
+    def _require_kept(self, offset: int, end: int) -> None:
+        """Raises why bytes of the range are not what was written here, as long as nobody has been told."""
         if (failure := self.file.lost_in(offset, end)) is not None:
             raise failure
 

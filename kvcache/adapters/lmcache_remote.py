@@ -13,7 +13,6 @@ import asyncio
 import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 from lmcache.utils import CacheEngineKey
@@ -21,6 +20,7 @@ from lmcache.v1.memory_management import MemoryObj
 from lmcache.v1.protocol import RemoteMetadata
 from lmcache.v1.storage_backend.connector.base_connector import RemoteConnector
 
+from ..aio import until_done
 from ..blocking import KVCache
 from ..namespace import NamespaceSpec
 from .settings import AdapterSettings, key_of, logger, succeeded
@@ -212,11 +212,7 @@ class EmberConnector(RemoteConnector):
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            while not running.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([running])
-            if not running.cancelled():
-                running.exception()  # seen
+            await until_done(running)
             raise
 
     def remove_sync(self, key: CacheEngineKey) -> bool:

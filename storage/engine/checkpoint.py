@@ -34,9 +34,7 @@ class Checkpoint:
     index: Index
     before: int  # the last checkpoint that passed
     failed: str = ""
-    kept: bool = (
-        False  # the trims still have their disk space, or some do: to give it back took some, and there is none
-    )
+    kept: bool = False  # the trims still have disk space, or some do: to give it back took some, and there was none
 
     def run(self, beside: Beside | None = None) -> None:
         """Make it durable, with the index in another thread by `beside`. Blocking, in any thread. An error is kept for

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +34,8 @@ from emberfs.proto.drivers.blocking import BlockingEnvironment
 from emberfs.proto.env import drive
 from emberfs.proto.errors import Status, error
 from emberfs.proto.settings import parse_url
+
+from .room import at_most
 
 FILES = 100
 
@@ -126,17 +127,6 @@ def test_half_a_file_is_removed_where_a_symlink_led_to_it(cluster: LocalCluster)
             _ = 1 // 0
         assert client.listdir("/behind") == ["second"]
         assert client.stat("/first", follow=False).is_symlink
-
-
-@contextmanager
-def at_most(size: int) -> Iterator[None]:
-    """A file of this process takes so many bytes, as on a disk that is nearly full: a write gets a part of it done, the next one fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_is_full_before_the_end_gets_nothing(cluster: LocalCluster, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import select
 import signal
 import subprocess
@@ -21,6 +20,8 @@ from emberfs.deploy.sorting import external, generator, parallel, places  # noqa
 from emberfs.deploy.sorting.parallel import File, Kind, Workers  # noqa: E402
 from emberfs.deploy.sorting.workplace import LOCK, workplace  # noqa: E402
 from emberfs.proto.errors import Status, StatusError  # noqa: E402
+
+from ..room import at_most  # noqa: E402
 
 if TYPE_CHECKING:
     from emberfs_cluster import MakeCluster
@@ -95,12 +96,8 @@ def test_output_that_cannot_be(source: File, pool: Workers, tmp_path: Path) -> N
 @pytest.fixture
 def little_room() -> Iterator[None]:
     """A limit on the size of files does to a write what a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (DISK_BYTES, before[1]))
-    try:
+    with at_most(DISK_BYTES):
         yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk(source: File, pool: Workers, little_room: None, tmp_path: Path) -> None:
